@@ -1,4 +1,4 @@
-"""`accelerate launch launch/train.py ...`: `posters train ...` in every process of the launch."""
+"""`accelerate launch launch/train.py ...` runs `posters train ...` in every process of the launch."""
 
 import sys
 

@@ -16,7 +16,7 @@ __all__ = ["Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs torch only when it is asked for: `posters --help` takes no seconds."""
+    """Import modules that need torch only on first use, so that `posters --help` starts quickly."""
     if name in __all__:
         from toolkit.prediction import api as predictor
 

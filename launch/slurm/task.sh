@@ -1,15 +1,15 @@
 #!/bin/bash
-# One task of an srun step becomes one process of a training: torch is told what Slurm knows, and the job what became of
-# the process: its exit status is the task's, and the last part of the name of an empty file in $POSTERS_STATUSES.
+# Run one task of an srun step as one process of a training. Slurm's variables become torch's. The process's exit status
+# is the status of the task, and the suffix of the name of an empty file in $POSTERS_STATUSES.
 #   srun ... launch/slurm/task.sh python launch/train.py ...      (MASTER_ADDR and MASTER_PORT are set by the job)
 set -euo pipefail
 export RANK="$SLURM_PROCID" WORLD_SIZE="$SLURM_STEP_NUM_TASKS"
 export LOCAL_RANK="$SLURM_LOCALID" LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as torchrun does: else every process would take all cores
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as in torchrun; otherwise every process would use all cores
 
-# Whether Slurm signals this shell alone or all processes of the step depends on how the cluster tracks processes. So
-# the shell hands on what it gets, always as SIGTERM: a second one changes nothing, a second SIGINT would end the
-# training at once. After SIGINT with a pause, so that the training has its own first, if it was sent one.
+# Slurm signals only this shell or all processes of the step, depending on how the cluster tracks processes. So the
+# shell forwards each signal, always as SIGTERM: a second SIGTERM has no effect, but a second SIGINT would end the
+# training at once. It waits after SIGINT, so that the training gets Slurm's own signal first, if there is one.
 child='' signalled=''
 # shellcheck disable=SC2317 # the traps call it
 hand_on() {
@@ -25,16 +25,16 @@ trap 'sleep 1; hand_on' INT
   exec "$@"
 ) <&0 &
 child=$!
-[[ -z $signalled ]] || hand_on # it came before there was anybody to hand it on to
+[[ -z $signalled ]] || hand_on # the signal arrived before the child existed
 
 status=0
 while :; do
   signalled='' status=0
   wait "$child" || status=$?
-  [[ -n $signalled ]] || break # else it may be the signal that ended the waiting; the shell remembers a child's status
+  [[ -n $signalled ]] || break # else a signal may have ended the wait; the next wait returns the child's status
 done
 
-# Nothing is in a file that a full disk could lose, and once the job has ended nobody asks.
+# The file is empty, so that a full disk cannot truncate it. A failure is ignored: the job may have ended already.
 if [[ -d ${POSTERS_STATUSES-} ]]; then
   : >"$POSTERS_STATUSES/$SLURM_PROCID.$status" || true
 fi

@@ -72,7 +72,7 @@ def _nan(rank: int, sample_id: str) -> None:
     losses = TrainStep.losses
 
     def poisoned(self: Any, model: nn.Module, batch: Any, epoch: int) -> Any:
-        ids = [self.setup.train.sample_id(i) for i in batch.share.indices]
+        ids = [self.setup.train.sample_id(i) for i in batch.micro_batch.indices]
         rows = [row for row, found in enumerate(ids) if sample_id in (found, "all")]
 
         def spoil(module: nn.Module, inputs: Any) -> Any:

@@ -47,7 +47,7 @@ def test_killed_between_model_and_checkpoint(
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
     score = f"loss {model(killed_between)[1]['score']:.6g}"
-    assert f"is of epoch 1 with {score}, the checkpoint knows of none: the model's figure is" in resumed.said[0]
+    assert f"is of epoch 1 with {score}, the checkpoint has none: later epochs must be better" in resumed.said[0]
     assert_same_run(tmp_path / "run", unharmed[1])
     ours, theirs = last_progress(tmp_path / "run"), last_progress(unharmed[1])
     assert ours == theirs and ours["best_sha256"] == model(tmp_path / "run")[1]["weights_sha256"]
@@ -95,7 +95,7 @@ def test_the_newest_checkpoint_is_damaged_and_the_best_model_is_of_its_epoch(
     (newest / "state.json").unlink()
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, SPOILT, "--resume")
     resumed = ended(options, tmp_path / "said")
-    assert resumed.statuses == [0] and "is damaged and passed over: " in resumed.said[0]
+    assert resumed.statuses == [0] and "is damaged and skipped: " in resumed.said[0]
     assert "is of epoch 2 with loss" in resumed.said[0]
     assert model(tmp_path / "run") == before
     progress = last_progress(tmp_path / "run")
@@ -113,4 +113,4 @@ def test_a_lost_model_is_made_by_the_next_epoch(drawn_set: Path, two_checkpoints
     refused = ended(options, tmp_path / "again")
     assert refused.statuses == [2]
     (line,) = refused.errors
-    assert "but none follows: set --train.epochs to more than 2" in line
+    assert "but no epoch is left: set --train.epochs to more than 2" in line

@@ -25,7 +25,7 @@ def test_one_of_two_ranks_is_killed(victim: int, drawn_set: Path, unharmed: dict
     killed = ended(options, tmp_path / "first", 2, f"kill {victim} 9")
     assert killed.statuses[victim] == -9 and killed.statuses[1 - victim] == 69
     (line,) = killed.errors
-    assert "lost another process of this run" in line and "--resume goes on from its newest checkpoint" in line
+    assert "lost another process of this run" in line and "--resume continues from its newest checkpoint" in line
     assert newest(tmp_path / "run") == "step-00000008"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0], resumed.said
@@ -86,7 +86,7 @@ def test_one_of_two_ranks_is_told_to_stop(drawn_set: Path, unharmed: dict[int, P
     options = train_options(drawn_set, tmp_path / "run", "--train.epochs=2", "--train.checkpoint_steps=2")
     stopped = ended(options, tmp_path / "first", 2, "term 1 9")
     assert stopped.statuses == [75, 75] and stopped.errors == []
-    assert "stopped by a signal; checkpoint saved: the same command with --resume goes on" in stopped.said[0]
+    assert "stopped by a signal; checkpoint saved: the same command with --resume continues" in stopped.said[0]
     assert newest(tmp_path / "run") == "step-00000010"
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0] and "epoch 2, step 3" in resumed.said[0]
@@ -116,7 +116,7 @@ def test_the_newest_checkpoint_is_damaged(
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
-    assert "step-00000008 is damaged and passed over" in resumed.said[0]
+    assert "step-00000008 is damaged and skipped" in resumed.said[0]
     assert "resumed from" in resumed.said[0] and "step-00000007: epoch 2, step 0" in resumed.said[0]
     assert_same_run(tmp_path / "run", unharmed[1])
 
@@ -129,7 +129,7 @@ def test_all_checkpoints_are_damaged(drawn_set: Path, two_checkpoints: Path, tmp
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, "--resume")
     refused = ended(options, tmp_path / "said")
     assert refused.statuses == [2]
-    assert "none of the 2 checkpoints in" in refused.errors[0] and "is whole" in refused.errors[0]
+    assert "none of the 2 checkpoints in" in refused.errors[0] and "is valid" in refused.errors[0]
     assert contents(tmp_path / "run") == before
 
 

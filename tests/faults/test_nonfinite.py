@@ -134,7 +134,7 @@ def test_too_many_stop_the_run_with_the_list(
     run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'};most-skipped {most}")
     assert run.statuses == [2]
     (line,) = run.errors
-    assert f"{count} of the epoch's 7 updates were not finite and skipped, where {most} are the limit: " in line
+    assert f"{count} of the epoch's 7" + " updates were not finite and skipped (limit " + f"{most}): " in line
     assert line.count("at epoch 1, step ") == count and (sample == "all" or spoilt in line)
     assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "model").exists()
 
@@ -144,7 +144,7 @@ def test_too_many_stop_the_run_with_the_list(
 def test_a_gradient_that_is_not_finite(skip: bool, ranks: int, drawn_set: Path, tmp_path: Path):
     options = train_options(drawn_set, tmp_path / "run", *APART, *([SKIP] if skip else []))
     run = ended(options, tmp_path, ranks, f"nan-gradient {STEP} {ranks - 1}")
-    words = f"the gradient is not finite at epoch 1, step {STEP + 1}, though the loss of every sample is"
+    words = f"the gradient is not finite at epoch 1, step {STEP + 1}, but the loss of every sample is"
     assert run.statuses == [0 if skip else 2] * ranks
     assert f"update skipped: {words}" in run.said[0] if skip else words in run.errors[0]
     if skip:
@@ -155,7 +155,7 @@ def test_weights_that_burst(drawn_set: Path, tmp_path: Path):
     """Nothing is wrong with the samples, and nobody is told to look at them alone."""
     options = train_options(drawn_set, tmp_path / "run", *APART, "--optim.name=momentum", "--optim.lr=1e30")
     (line,) = ended(options, tmp_path / "said").errors
-    assert "step 2 for none of 8 samples, so the weights or the rate are at fault" in line
+    assert "step 2 for all 8 samples, so the weights or the rate are wrong" in line
     options = train_options(
         drawn_set, tmp_path / "second", *APART, "--optim.name=momentum", "--optim.lr=3e38",
         "--loss.name=weighted", "--train.checkpoint_steps=1",

@@ -80,7 +80,7 @@ def test_in_training(ranks: int, drawn_set: Path, tmp_path: Path):
         f"a micro-batch of {rows} at 32 pixels does not fit",
         f"(global batch 8 = {ranks} process(es) x 1 accumulation x up to {rows})",
         "set --train.auto_batch true, --train.accumulation 2, --model.checkpointing true or a smaller --data.image",
-        "with --resume the run goes on from its newest checkpoint",
+        "with --resume the run continues from its newest checkpoint",
     ):
         assert words in failed.errors[0]
     for remedy in ("--train.auto_batch=true", "--train.accumulation=2"):

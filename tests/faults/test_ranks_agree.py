@@ -38,7 +38,7 @@ def _damage(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-LACKS = "rank 1 has not the checkpoint that the first process goes on from, step-00000008 (on "
+LACKS = "rank 1 does not have the checkpoint that the first process resumes from, step-00000008 (on "
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ LACKS = "rank 1 has not the checkpoint that the first process goes on from, step
         (
             0,
             lambda run: shutil.rmtree(run / "checkpoints"),
-            ["rank 1 sees checkpoints where the first process sees none (on ", NEWEST],
+            ["rank 1 sees checkpoints, but the first process sees none (on ", NEWEST],
         ),
     ],
     ids=["older", "nothing", "damaged", "another", "first has none"],
@@ -67,7 +67,7 @@ def test_ranks_that_see_other_checkpoints(
     options = train_options(drawn_set, tmp_path / "run-{rank}", *TWO_EPOCHS, "--resume")
     said = tmp_path.with_name(f"{tmp_path.name}-said")
     line = one_line_of_both(ended(options, said, 2))
-    assert "put --out on a file system that all nodes see, under one name there" in line
+    assert "put --out on a file system that all nodes see, under the same path" in line
     for word in words:
         assert word in line
     assert contents(tmp_path) == before

@@ -41,7 +41,7 @@ def test_a_shard_that_one_of_two_ranks_cannot_read(
     for line in stopped.errors:
         assert f"rank {victim}: shard {drawn_set / TAR} cannot be read on " in line
         assert "[Errno 5] Input/output error (tried for 1 s)" in line
-        assert line.endswith("; checkpoint saved: the same command with --resume goes on")
+        assert line.endswith("; checkpoint saved: the same command with --resume continues")
     assert len(checkpoints(tmp_path / "run")) == 1
     resumed = ended([*options, "--resume"], tmp_path / "second", 2)
     assert resumed.statuses == [0, 0], resumed.said

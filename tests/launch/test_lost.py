@@ -46,7 +46,7 @@ def test_what_a_launcher_told(told: dict[str, str], processes: int | str):
     if isinstance(processes, int):
         assert processes_of(told) == processes
         return
-    with pytest.raises(UserError, match="start by a launcher") as caught:
+    with pytest.raises(UserError, match="start with a launcher") as caught:
         processes_of(told)
     assert processes in str(caught.value) and "\n" not in str(caught.value)
 
@@ -58,8 +58,8 @@ def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):
     _, said = alone.communicate(timeout=60)
     assert alone.returncode == 69 and "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
-    assert f"did not meet at 127.0.0.1:{env['MASTER_PORT']}" in line and "they wait 2 s" in line
-    assert "is every node started" in line and "docs/scale/nodes-and-slurm.md" in line
+    assert f"did not connect at 127.0.0.1:{env['MASTER_PORT']}" in line and "they wait 2 s" in line
+    assert "check that every node is started" in line and "docs/scale/nodes-and-slurm.md" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -84,7 +84,7 @@ def test_every_process_is_told_what_the_main_one_met(launch_set: Path, tmp_path:
     ]  # fmt: skip
     for job in both:
         _, said = job.communicate(timeout=60)
-        assert job.returncode == 2 and "already holds a run: pass --resume" in said and "Traceback" not in said
+        assert job.returncode == 2 and "already contains a run: pass --resume" in said and "Traceback" not in said
         assert said.endswith("the group is left\n")
 
 

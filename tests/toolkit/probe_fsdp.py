@@ -78,7 +78,7 @@ def spied(run: Run) -> tuple[type[Trainer], dict[str, Any]]:
 
             def watched() -> Any:
                 for batch in batches:
-                    used.extend(self.setup.train.key(i) for i in batch.share.indices[batch.share.valid])
+                    used.extend(self.setup.train.key(i) for i in batch.micro_batch.indices[batch.micro_batch.valid])
                     yield batch
 
             with contextlib.ExitStack() as spoilt:

@@ -27,7 +27,7 @@ def main() -> None:
 
         def watched() -> Any:
             for batch in batches:
-                used.extend(self.setup.train.key(i) for i in batch.share.indices[batch.share.valid])
+                used.extend(self.setup.train.key(i) for i in batch.micro_batch.indices[batch.micro_batch.valid])
                 yield batch
 
         record = {"epoch": state.epoch, "step": state.step, "rank": rank, "world": self.accelerator.num_processes}

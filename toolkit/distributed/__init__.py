@@ -1,1 +1,1 @@
-"""Processes of a launch: how they meet, agree, gather, vote, share work and weights."""
+"""Processes of a launch: start-up, comparison, gathering, voting, and shared work and weights."""

@@ -1,11 +1,11 @@
-"""What all processes of a launch must have in common: one record of each, compared before anything else is done.
+"""Facts that must be equal in all processes of a launch. They are compared before any work starts.
 
-Processes exchange gradients, logits and counters, none of which says what it was made by. With another model, option,
-configuration or shard set on one of them, the result would be a mixture, and nothing would tell. So each process writes
-down what decides its work, and the first one compares (launch.py has the channel). Devices, threads and places may
-differ: of files, content is compared. Versions of libraries are compared too, and only warned of.
+Processes exchange gradients, logits and counters. If one process had another model, option, configuration or shard set,
+the result would be a mixture, and no error would appear. So each process makes a record of what decides its results,
+and the first process compares the records (launch.py has the channel). Devices, threads and paths may differ. Files are
+compared by content. Other versions of libraries only cause a warning.
 
-This module needs no torch, and touches no network.
+This module uses neither torch nor the network.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Manifest
     from toolkit.model_folder.folder import ModelFolder
 
-#: By key: what a process has, as text, and where it has it from, which is shown and not compared.
+#: Key → (value as text, its source). The source is shown, but not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options that name places of one machine. Whether they are given is compared, and by others what lies there.
+#: Options with paths on one machine. Only "given or not" is compared; other facts compare the content at these paths.
 PLACES = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
-#: Of these, the one where every process of a prediction writes: the processes of one machine must name one folder.
+#: The path where every process of a prediction writes. The processes of one machine must name the same folder.
 OUTPUT_OPTION = "out"
-#: Options and configuration that change no result.
+#: Options and configuration keys that do not change results.
 RANK_LOCAL_OPTIONS = ("threads", "cache", "data.workers", "data.prefetch")
-#: Variables that change numbers, with their usual values. Accelerate's are refused by each process: environment.py.
+#: Variables that change results, with their usual values. Each process rejects accelerate's variables: environment.py.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
     "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
 }
-#: Packages whose versions decide pixels, weights or numbers.
+#: Packages whose versions influence pixels, weights or results.
 PACKAGES = ("poster-toolkit", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg")
 
-#: Characters of a value that are shown.
+#: Maximum number of characters shown of a value.
 WIDTH = 60
 NOTHING = "nothing"
 _PLAIN = re.compile(r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What one process is about to do."""
+    """Everything that decides the results of one process."""
 
     facts: Facts = {}
     versions: dict[str, str] = {}
@@ -64,17 +64,17 @@ class Record(msgspec.Struct, frozen=True):
     device: str = ""
     """Identity of its GPU; empty on a CPU."""
     processes: int = 0
-    """Of the launch, as its launcher says; 0 if unknown."""
+    """Number of processes of the launch, as its launcher sets it; 0 if unknown."""
     problem: str = ""
-    """Why it cannot begin, if it cannot."""
+    """Why the process cannot start; empty if it can."""
     code: Code = "ranks-differ"
-    """Code of the error that ends the launch, if this process cannot begin or differs from the first one."""
+    """Code of the error that ends the launch if this process cannot start or differs from the first one."""
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """This process's record: ``facts`` of its command, and what it has from its environment.
+    """Return this process's record: ``facts`` of its command, plus facts of its environment.
 
-    precision: as an option asks for it; else the launcher's. device: identity of its GPU.
+    precision: value of the option; None for the launcher's. device: identity of its GPU; empty on a CPU.
     """
     all_facts = facts | {
         "processes": (env.get("WORLD_SIZE", "1"), ""),
@@ -90,17 +90,17 @@ def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = N
 
 
 def problem_record(problem: str, code: Code) -> Record:
-    """Of a process that cannot begin."""
+    """Return the record of a process that cannot start."""
     return Record(host=_sendable(socket.gethostname()), problem=_sendable(problem), code=code)
 
 
 def _sendable(text: str) -> str:
-    """Names that are not UTF-8 hold lone surrogates, which JSON has not."""
+    """Escape lone surrogates (from names that are not UTF-8), because JSON cannot contain them."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of packages that decide pixels, weights or numbers."""
+    """Return the versions of Python and of PACKAGES, by name."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in PACKAGES:
         try:
@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
 
 
 def command_facts(command: str, options: Any) -> Facts:
-    """The command and its options (a dataclass, or by name), under their names on the command line."""
+    """Return facts of the command and its options (a dataclass or a dict), by their names on the command line."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
@@ -122,7 +122,7 @@ def command_facts(command: str, options: Any) -> Facts:
 
 
 def _named(options: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of the options that are compared, those within a group under their own names."""
+    """Yield (name, value) of the options that are compared. Options of a group keep their own names."""
     named = vars(options) if is_dataclass(options) else options
     for name, value in named.items():
         if name not in RANK_LOCAL_OPTIONS:
@@ -130,7 +130,7 @@ def _named(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def config_facts(config: Config) -> Facts:
-    """A resolved configuration, by its dotted keys; of a file of weights its content."""
+    """Return facts of a resolved configuration, by dotted keys. A weights file is represented by its content."""
     facts: Facts = {}
     for section, values in asdict(config).items():
         facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
@@ -142,7 +142,7 @@ def config_facts(config: Config) -> Facts:
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
-    """All of a model folder that decides what it says of an image."""
+    """Return facts of everything in a model folder that influences its predictions."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
     facts: dict[str, object] = {
         "weights": folder.fingerprint[:16],
@@ -158,7 +158,7 @@ def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
-    """A shard set: what its shards, tables and indexes hold, by the digests in its manifest."""
+    """Return facts of a shard set: digests of its shards, tables and indexes, from its manifest."""
     place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without a URL's password
     facts: Facts = {"shard set": (manifest.fingerprint, place)}
     for split, table in manifest.tables.items():
@@ -168,36 +168,36 @@ def set_facts(manifest: Manifest, where: object) -> Facts:
 
 
 def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
-    """Images of a folder: their names below it, and their sizes."""
+    """Return facts of the images in a folder: relative names and file sizes."""
     found = [(path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths]
     return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
 
 def file_fact(path: Path) -> tuple[str, str]:
-    """A file's content."""
+    """Return (start of the file's sha256, or "no such file"; path)."""
     return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
 
 
 def _text(value: object) -> str | None:
-    """One text for one value; None for none."""
+    """Return ``value`` as text; equal values give equal texts. None stays None."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_record(data: bytes, rank: int) -> Record:
-    """What a process sent. Raises UserError if it is no record, as one of another version may send."""
+    """Parse a record that a process sent. Raises UserError if it is not valid, for example from another version."""
     remedy = "install the same version of this toolkit everywhere"
-    return parse_as(data, Record, f"what rank {rank} says of itself", "record", remedy)
+    return parse_as(data, Record, f"the record of rank {rank}", "record", remedy)
 
 
 def disagreement(before: Sequence[Record], other: Record) -> str:
-    """One line about what ``other``, the record of the next rank, has otherwise than the first one; empty if nothing.
+    """Return one line that says how ``other``, the record of the next rank, differs from the first; empty if equal.
 
-    before: the records of all ranks below its own, which agree.
+    before: the records of all lower ranks, which agree.
     """
     first, rank = before[0], len(before)
     who = _who(first, other, rank)
     if other.problem:
-        return f"{who} cannot begin: {one_line(other.problem)}"
+        return f"{who} cannot start: {one_line(other.problem)}"
     if other.device and other.device in (devices := [record.device for record in before]):
         return (
             f"{who} would share a GPU with rank {devices.index(other.device)}: start as many processes on a machine as "
@@ -212,14 +212,14 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
     remedy = "start all processes with the same command, files and configuration"
     if keys[0] == "shard set":
         remedy = (
-            "the processes see different shard sets: nodes have other copies, or it is being replaced; give all nodes "
-            "the same set, whole"
+            "the processes have different shard sets: a node has another copy, or the set is being replaced; give all "
+            "nodes the same complete set"
         )
     return f"{who} has {_told(keys, first.facts, other.facts)}: {remedy}"
 
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
-    """One line about libraries that ``other`` has in other versions; empty if there are none."""
+    """Return one line about libraries whose versions differ in ``other``; empty if all are equal."""
     ours: Facts = {name: (value, "") for name, value in first.versions.items()}
     theirs: Facts = {name: (value, "") for name, value in other.versions.items()}
     keys = _differing(ours, theirs)
@@ -230,7 +230,7 @@ def other_versions(first: Record, other: Record, rank: int) -> str:
 
 
 def _told(keys: Sequence[str], first: Facts, other: Facts) -> str:
-    """What is different under the first of ``keys``, and the names of some others."""
+    """Describe the difference of the first of ``keys``, and name up to three others."""
     (own, place), (firsts, other_place) = (facts.get(keys[0], (None, "")) for facts in (other, first))
     here, there = told_apart(own, firsts)
     others = f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
@@ -238,7 +238,7 @@ def _told(keys: Sequence[str], first: Facts, other: Facts) -> str:
 
 
 def told_apart(one: str | None, other: str | None) -> tuple[str, str]:
-    """Two different values as short, printable texts that differ too: long ones around their first difference.
+    """Return two different values as short, printable, different texts. Long values are cut near the first difference.
 
     >>> told_apart("0.1", None)
     ('0.1', 'nothing')
@@ -259,14 +259,14 @@ def _excerpt(value: str | None, start: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As it is where that cannot be misread; else as JSON."""
+    """Return ``text`` unchanged if it is unambiguous, else as JSON."""
     if _PLAIN.fullmatch(text) and text.isprintable() and text != NOTHING:
         return text
     return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _differing(first: Facts, other: Facts) -> list[str]:
-    """Keys in the first one's order. Under another command all else is another thing."""
+    """Return the keys whose values differ, in the order of ``first``. For another command return only "command"."""
     keys = [key for key in {**first, **other} if first.get(key, (None,))[0] != other.get(key, (None,))[0]]
     return keys[:1] if keys[:1] == ["command"] else keys
 

@@ -1,4 +1,4 @@
-"""What processes say to each other: gather by sample, share decisions, hand out work. launch.py: how they meet."""
+"""Collective calls: gather by sample, share decisions, distribute work. launch.py forms the process group."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: A process may work on its last piece for hours while the others wait; one that dies ends the launch.
+#: Timeout of WorkQueue. One process may work for hours while the others wait; a process that dies ends the launch.
 LONGEST_WORK = timedelta(days=30)
 
 
 class LostData(UserError):
-    """A rank cannot read its samples. Every rank raises it at the same place, with that rank's reason and status."""
+    """A rank cannot read its samples. Every rank raises this at the same step, with that rank's reason and status."""
 
     def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
         super().__init__(code, message)
@@ -42,14 +42,14 @@ class LostData(UserError):
 
 
 def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
-    """An Accelerator for this process of a launch.
+    """Return an Accelerator for this process of a launch.
 
-    facts: what decides the work of this process (agreement.py), to be the same on all; compared by the first call.
-    Raises UserError if the processes do not find each other, differ in facts, were to have GPUs that are not there, or
-    if the environment asks accelerate for something else than what we do (environment.py).
+    facts: what decides this process's results (agreement.py). The first call compares them over all processes.
+    Raises UserError if the processes do not connect, if their facts differ, if requested GPUs are missing, or if the
+    environment asks accelerate for something that this toolkit does not do (environment.py).
 
-    On a machine without a GPU accelerate must be told so: started by torchrun it would otherwise take each process
-    for a run of its own, and all of them would write into the same folder.
+    Without a GPU, ``cpu`` must be set: otherwise accelerate under torchrun treats each process as a separate run, and
+    all of them would write into the same folder.
     """
     require_plain(os.environ)
     wanted = processes_of(os.environ)
@@ -66,59 +66,59 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision,
-            # Given, or the environment's would count.
+            # Set here, because otherwise accelerate reads the environment.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
             **options,
         )
-    except (ValueError, NotImplementedError, ImportError) as error:  # what it wants of machine and environment
-        raise UserError("environment", f"accelerate cannot begin here: {one_line(error)}") from error
+    except (ValueError, NotImplementedError, ImportError) as error:  # accelerate's checks of machine and environment
+        raise UserError("environment", f"accelerate cannot start here: {one_line(error)}") from error
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
             "environment",
-            f"accelerate was told to use {accelerator.distributed_type.value}; this version trains with data "
+            f"accelerate is configured to use {accelerator.distributed_type.value}; this version trains with data "
             f"parallelism only (see launch/accelerate/)",
         )
     if accelerator.num_processes != wanted:
         raise UserError(
             "environment",
-            f"the launcher started {wanted} processes, accelerate sees {accelerator.num_processes}; "
+            f"the launcher started {wanted} processes, but accelerate has {accelerator.num_processes}; "
             f"see launch/accelerate/ for configs that work",
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         log.warning(
-            "accelerate was asked for several CPU processes and started one (it wants mpirun for more); "
-            "launch/accelerate/cpu_2.yaml starts two"
+            "accelerate was started with several CPU processes but runs one (more need mpirun); use "
+            "launch/accelerate/cpu_2.yaml for two processes"
         )
     return accelerator
 
 
 def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
-    """Raise UserError if accelerate was told to start a process per GPU. For machines on which torch finds none.
+    """Raise UserError if accelerate's launcher started a process per GPU. Called if torch finds no GPU.
 
-    Its launcher says so by what it sets: for GPUs it starts processes by torchrun's means, for CPUs it sets
-    ACCELERATE_USE_CPU. launch/accelerate/cpu_2.yaml takes torchrun's way too, and hides all GPUs.
+    The launcher's variables show this: it starts GPU processes through torchrun, and sets ACCELERATE_USE_CPU for CPU
+    processes. launch/accelerate/cpu_2.yaml uses torchrun as well, and hides all GPUs.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
-    told = on(env, "ACCELERATE_USE_CPU")
+    cpu_requested = on(env, "ACCELERATE_USE_CPU")
     hidden = env.get("CUDA_VISIBLE_DEVICES", "").startswith("-1")
-    if by_accelerate and not (told or hidden):
+    if by_accelerate and not (cpu_requested or hidden):
         raise UserError(
             "device",
-            f"accelerate was told to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU on "
-            f"{socket.gethostname()} (does nvidia-smi show any?): on CPUs take --config_file "
-            f"launch/accelerate/cpu_2.yaml, or set ACCELERATE_USE_CPU=true",
+            f"accelerate is configured to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU "
+            f"on {socket.gethostname()} (check nvidia-smi): on CPUs use --config_file launch/accelerate/cpu_2.yaml, or "
+            f"set ACCELERATE_USE_CPU=true",
         )
 
 
 def _gpu() -> str:
-    """Identity of the GPU that accelerate will give this process."""
+    """Return the identity of the GPU that accelerate will use in this process."""
     index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     return f"GPU {torch.cuda.get_device_properties(index).uuid}"
 
 
 def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> None:
-    """Raise UserError, on every rank, if one of them has another ``value`` than the first. A collective call."""
+    """Raise UserError, on every rank, if ``value`` differs between ranks. A collective call."""
     if accelerator.num_processes > 1:
         own = Record({key: (value, "")}, host=socket.gethostname())
         records: list[Record] = gather_object([own])
@@ -128,10 +128,10 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
 
 
 def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Collect rows of all ranks on every rank, in sample order.
+    """Return the rows of all ranks, (count, ...) in sample order, on every rank.
 
-    ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows; padding must be left out before.
-    Raises RuntimeError unless each of the ``count`` samples came once: metrics of doubled ones would look fine.
+    ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows, both without padding. Raises
+    RuntimeError unless each of the ``count`` samples came exactly once: duplicates would silently change the metrics.
     """
     pairs = [(indices, values)]
     if accelerator.num_processes > 1:
@@ -139,7 +139,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
     everyone = np.concatenate([part for part, _ in pairs])
     seen = np.bincount(everyone, minlength=count)
     if len(seen) != count or (seen != 1).any():
-        raise RuntimeError(f"{int((seen != 1).sum())} of {count} samples did not come exactly once over all ranks")
+        raise RuntimeError(f"{int((seen != 1).sum())} of {count} samples were not received exactly once over all ranks")
     ordered = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for part, rows in pairs:
         ordered[part] = rows
@@ -147,7 +147,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
 
 
 def from_main(accelerator: Accelerator, value: Any) -> Any:
-    """The main process's value, on every rank: a decision taken once cannot be taken differently elsewhere."""
+    """Return the main process's value on every rank, so that all ranks use the same decision."""
     if accelerator.num_processes == 1:
         return value
     box = [value]
@@ -156,10 +156,10 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
 
 
 def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
-    """What ``do`` returns on the main process, which alone calls it, on every rank.
+    """Call ``do`` on the main process only, and return its result on every rank.
 
-    Its UserError or OSError is raised on every rank, as a UserError on the others: they would otherwise wait for a
-    process that has ended, and say that it was lost.
+    If it raises UserError or OSError, the other ranks raise UserError, too: otherwise they would wait for a process
+    that has ended, and report it as lost.
     """
     value: Any = None
     if accelerator.is_main_process:
@@ -180,7 +180,7 @@ def require_read(
 ) -> None:
     """Raise LostData, on every rank, if one of them has a ``failure``. A collective call.
 
-    owed: how often the others make the collective ``call`` that a rank with a failure has not come to make.
+    owed: how often the other ranks still make the collective ``call``. A rank with a failure makes the same calls here.
     """
     if failure is not None:
         for _ in range(owed):
@@ -192,20 +192,20 @@ def require_read(
     if failed:
         rank, code, reason, status = failed[0]
         who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
-        more = f" (and {len(failed) - 1} other ranks could not)" if len(failed) > 1 else ""
+        more = f" (and {len(failed) - 1} other ranks failed)" if len(failed) > 1 else ""
         raise LostData(code, f"{who}{reason}{more}", status)
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
-    """Sum of a tensor over all ranks."""
+    """Return the sum of a tensor over all ranks."""
     return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
 
 
 def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every rank the main process's buffers.
+    """Copy the main process's buffers to every rank.
 
-    BatchNorm statistics drift apart between DDP's broadcasts, which come before a forward pass: without this, each
-    rank would validate a slightly different model after the last step of an epoch.
+    DDP broadcasts BatchNorm statistics only before a forward pass. Without this call, each rank would validate a
+    slightly different model after the last step of an epoch.
     """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
@@ -213,10 +213,10 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 class WorkQueue:
-    """Numbers 0 to count - 1, each for exactly one process. Made, and ended, by every process.
+    """Distribute the numbers 0 to count - 1, each to exactly one process. Every process creates and ends it.
 
-    The counter lives in a store of torch.distributed's own (TCPStore), whose ``add`` is atomic. The process group is
-    not asked: its collective calls would make the processes wait for each other, and time out on long work.
+    The counter is in a TCPStore of torch.distributed, whose ``add`` is atomic. Collective calls of the process group
+    are not used: processes would wait for each other, and time out on long work.
     """
 
     def __init__(self, accelerator: Accelerator, count: int) -> None:
@@ -233,21 +233,21 @@ class WorkQueue:
                 self._store = opened(port, self.world)
 
     def take(self) -> Iterator[int]:
-        """What this process gets, a number each time it asks, until all are given."""
+        """Yield the numbers of this process, one at a time, until all numbers are distributed."""
         while (number := self._store.add("next", 1) - 1) < self.count:
             yield number
 
     def report(self, samples: int) -> int:
-        """Say that ``samples`` more are done; returns how many all processes together have done."""
+        """Report that ``samples`` more are done. Return the number that all processes have done together."""
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process has come here; all of them get the (JSON) results of all, in order of rank."""
+        """Wait until every process calls this. Return the (JSON) results of all processes, in order of rank."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)
         results = [json.loads(self._store.get(key)) for key in keys]
-        # The main process holds the store: it stays until the others have read it.
+        # The main process serves the store, so it waits until the others have read it.
         self._store.set(f"read/{self.rank}", "")
         if self.rank == 0:
             self._store.wait([f"read/{rank}" for rank in range(self.world)], LONGEST_WORK)
@@ -255,6 +255,6 @@ class WorkQueue:
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch's generators from the step itself: dropout is the same after a resume, with no state to save."""
+    """Seed torch's generators from the step. Dropout is then the same after a resume, without saved state."""
     text = f"{seed}/{epoch}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))

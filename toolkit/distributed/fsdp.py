@@ -1,11 +1,11 @@
-"""Weights, gradients and optimiser state spread over processes (torch's fully_shard): for models that do not fit one.
+"""Weights, gradients and optimiser state sharded over processes (torch's fully_shard), for models too big for one GPU.
 
-whole model, on every process → `spread`, a unit at a time → the optimiser is made of the parts
-forward, backward: a unit's weights are gathered, used and let go; its gradients are averaged and spread again
-checkpoints, RUN/model ← `gathered`: whole tensors, so that they know nothing of the number of processes
+whole model, on every process → `shard_model`, one unit at a time → optimiser over the sharded parameters
+forward, backward: a unit's weights are gathered, used and freed; its gradients are averaged and sharded again
+checkpoints, RUN/model ← `full_state`: whole tensors, so that they do not depend on the number of processes
 
-accelerate wraps torch's FSDP too, but on GPUs only; this is the same on CPUs, where the tests are. Buffers (BatchNorm's
-statistics) are not spread: each process has its own, and the main one's count, as with DistributedDataParallel.
+accelerate wraps torch's FSDP on GPUs only. This module works on CPUs as well, where the tests run. Buffers (BatchNorm
+statistics) are not sharded: each process has its own, and the main process's are used, as with DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from toolkit.config.schema import Config
 
 log = logging.getLogger(__name__)
 
-#: A block is gathered by itself if it has at least this share of the model's weights: so there are at most a hundred
-#: units, and what lies whole in memory is hardly more than the largest block and what is outside of all.
+#: A block is a unit if it has at least this share of the model's weights. So there are at most a hundred units, and
+#: memory contains little more whole weights than the largest block plus the weights outside of all units.
 MIN_UNIT_SHARE = 0.01
 
 
 def uses_fsdp(accelerator: Accelerator, config: Config) -> bool:
-    """Whether this run's weights are spread: asked for, and over more than one process.
+    """Return whether this run shards its weights: train.fsdp is true, and there are several processes.
 
-    Raises UserError under fp16, whose gradient scaler nobody has tested with spread gradients.
+    Raises UserError for fp16: its gradient scaler is not tested with sharded gradients.
     """
     if config.train.fsdp and accelerator.mixed_precision == "fp16":
         raise UserError(
             "option-conflict",
-            "train.fsdp does not go with precision fp16, which scales gradients: use --train.precision bf16 or no",
+            "train.fsdp does not work with precision fp16, which scales gradients: use --train.precision bf16 or no",
         )
     return config.train.fsdp and accelerator.num_processes > 1
 
 
 def is_sharded(model: object) -> bool:
-    """Whether ``model`` went through `spread`: then each of its forward passes is a collective call."""
+    """Return whether `shard_model` was applied to ``model``. Each forward pass is then a collective call."""
     return isinstance(model, FSDPModule)
 
 
 def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
-    """Leave this process its part of every parameter of ``model``, in place, on its device. Called by every rank.
+    """Keep only this process's part of every parameter of ``model``, in place, on its device. Called by every rank.
 
-    The main process's weights and buffers are everybody's, as with DistributedDataParallel. Parameters are other
-    objects afterwards, cut along their first dimension. Raises UserError for weights that cannot be cut.
+    All ranks start from the main process's weights and buffers, as with DistributedDataParallel. Parameters are new
+    objects afterwards, split along their first dimension. Raises UserError if the model has scalar weights.
     """
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise UserError(
             "model-unfit",
-            f"train.fsdp cannot cut weights that are single numbers, and {type(model).__name__} has some "
+            f"train.fsdp cannot shard weights that are single numbers, and {type(model).__name__} has some "
             f"({', '.join(scalars[:3])}): set it to false, or choose another model",
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -69,20 +69,21 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
     blocks = units(model)
     for unit in [*blocks, model]:
         _bring(unit, accelerator.device)
-        # The root too: between updates its parameters are then the spread ones, as all others'. No mixed precision of
-        # FSDP's own: weights and sums of gradients are float32, autocast takes what it always does.
+        # The root, too: its parameters are then sharded between updates like all others. FSDP's own mixed precision is
+        # off: weights and sums of gradients are float32, and autocast works as without FSDP.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     if accelerator.is_main_process:
         here = sum(local(parameter).numel() for parameter in model.parameters())
         counts = (accelerator.num_processes, len(blocks) + 1, here / 1e6, whole / 1e6)
-        log.info("weights are spread over %d processes in %d units: %.2f of %.2f M here", *counts)
+        log.info("weights are sharded over %d processes in %d units: %.2f of %.2f M here", *counts)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """What is gathered at a time besides the rest, innermost first: large enough elements of a series, and their like.
+    """Return the modules that are gathered one at a time, innermost first; the root gathers all other weights.
 
-    In timm's models these are the blocks, and what of a stage is outside of its large blocks. Lists and sequences are
-    none: timm may call their elements one by one, so that nobody would gather what is theirs.
+    Units are large elements of a series, and large modules of the same classes. In timm's models these are blocks, and
+    stages without their large blocks. ModuleList and Sequential are never units: timm may call their elements one by
+    one, and then their own weights would not be gathered.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
@@ -101,29 +102,29 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_series(module: nn.Module) -> bool:
-    """Whether its children are called one after the other: a list, a sequence, or several blocks of one class."""
+    """Return whether the children are called in order: a ModuleList, a Sequential, or several blocks of one class."""
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return isinstance(module, (nn.ModuleList, nn.Sequential)) or (alike and any(children[0].children()))
 
 
 def _bring(unit: nn.Module, device: torch.device) -> None:
-    """The main process's tensors of ``unit``, of those that are not spread yet, to every process's device."""
+    """Copy the main process's tensors of ``unit`` to every process's device, except those already sharded."""
     for tensor in chain(unit.parameters(), unit.buffers()):
         if not isinstance(tensor, DTensor):
-            tensor.data = tensor.data.to(device).contiguous()  # channels_last cannot be cut
+            tensor.data = tensor.data.to(device).contiguous()  # channels_last cannot be sharded
             dist.broadcast(tensor.data, src=0)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What of ``tensor`` this process holds."""
+    """Return this process's part of ``tensor``."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_state(tree: Any, keep: bool) -> Any:
-    """A state dict with whole tensors, on the CPU, where spread ones were.
+    """Return a copy of the state dict ``tree`` with whole tensors, on the CPU, in place of sharded ones.
 
-    Called by every rank, with the same tree. Without ``keep`` tensors become None, so that at most one is whole.
+    Called by every rank with the same tree. Without ``keep`` tensors become None, so at most one is whole at a time.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree
@@ -136,9 +137,9 @@ def full_state(tree: Any, keep: bool) -> Any:
 
 
 def shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """This rank's part of a whole optimiser state, for ``optimizer``'s parameters. Called by every rank.
+    """Return this rank's part of a whole optimiser state, for ``optimizer``'s parameters. Called by every rank.
 
-    A state of other parameters is returned as it is: loading it says what is wrong.
+    A state of other parameters is returned unchanged: loading it raises the error.
     """
     parameters = list(_flat(optimizer.param_groups))
     numbers = list(_flat(state["param_groups"]))
@@ -157,7 +158,7 @@ def _flat(groups: Iterable[dict[str, Any]]) -> Iterable[Any]:
 
 
 def _part(value: Any, parameter: torch.Tensor) -> Any:
-    """``value`` cut as ``parameter`` is, if it has its shape; a count of updates has not."""
+    """Return ``value`` sharded like ``parameter`` if both have the same shape, else unchanged (a count of updates)."""
     if not isinstance(value, torch.Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,11 +1,11 @@
-"""How the processes of a launch meet, and what is said where they do not, or where one is lost later.
+"""Connect the processes of a launch, and report failed connections and lost processes.
 
-    every process connects to a store, which the first one (or torchrun) serves
-      ─→ its record (agreement.py) goes there ─→ the first process compares ─→ its verdict comes back
+    every process connects to a store, which the first process (or torchrun) serves
+      ─→ it writes its record (agreement.py) ─→ the first process compares them and writes the result
       ─→ if all agree, they form the process group, and collective calls begin
 
-A store is asked by one process at a time. So nothing hangs where processes would make different collective calls, and
-a process that fails before all have met can still tell the others.
+A store needs no collective calls. So nothing hangs if processes would make different collective calls, and a process
+that fails before all have connected can still report its error to the others.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 #: Exit status of a run that lost another process, or the network between them (sysexits.h's EX_UNAVAILABLE).
 LOST = 69
 
-#: How long a process that ends before all have met stays, so that the others hear of it.
+#: How long a process that fails before all have connected stays alive, so that the others can read its error.
 FAREWELL = timedelta(seconds=30)
 
-#: Seconds for which a process waits for the others on GPUs and on CPUs, unless POSTERS_TIMEOUT says otherwise; torch's
-#: own numbers. Longer than what one does alone meanwhile: fetching weights, judging an epoch, writing a model.
+#: Seconds that a process waits for the others, on GPUs and on CPUs, unless POSTERS_TIMEOUT is set; torch's defaults.
+#: Longer than any work of a single process: downloading weights, validating an epoch, writing a model.
 WAIT_SECONDS = {"gpu": 600, "cpu": 1800}
 
 
 def wait_seconds() -> timedelta:
-    """How long a process waits for the others before it takes them for lost. Raises UserError."""
+    """Return how long a process waits before it treats others as lost. Raises UserError for a bad POSTERS_TIMEOUT."""
     usual = WAIT_SECONDS["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
@@ -54,75 +54,75 @@ def wait_seconds() -> timedelta:
 
 
 class LostPeer(UserError):
-    """Another process, or the network between processes, is gone. The rest of the run cannot go on without it."""
+    """Another process, or the network between processes, is lost. The run cannot continue."""
 
     status = LOST
 
 
 class Disagreement(UserError):
-    """The processes of a launch do not do the same, or one of them cannot begin. Every one of them raises it."""
+    """The processes of a launch differ, or one of them cannot start. Every process raises this error."""
 
 
 def lost_peer(error: RuntimeError) -> LostPeer | None:
-    """In one line what a collective's failure is about, if it is that another process is gone."""
+    """Return the error to raise if a failed collective call means that a process is lost; else None."""
     if not _is_lost_peer(error):
         return None
     return LostPeer(
         "rank-lost",
-        f"lost another process of this run, or the network to it ({_cause(error)}): look at what that process said; "
-        f"then start all of them again. A training with --resume goes on from its newest checkpoint",
+        f"lost another process of this run, or the network to it ({_cause(error)}): read the error of that process, "
+        f"then start all processes again. A training with --resume continues from its newest checkpoint",
     )
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """torch has a class for NCCL's and the store's failures; gloo's are told by their text alone."""
+    """Return whether ``error`` means a lost process. NCCL and the store have an error class; gloo only has its text."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _cause(error: RuntimeError) -> str:
-    """The first sentence of torch's message, without places in its sources."""
+    """Return the first sentence of torch's message, without positions in torch's source files."""
     return re.sub(r"\[/[^]]*\] *", "", one_line(error)).split(". ")[0][:200]
 
 
-#: What a launcher tells each of several processes; all numbers but the address.
+#: Variables that a launcher sets for each of several processes. All are numbers except the address.
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
 
 
 def processes_of(env: Mapping[str, str]) -> int:
-    """How many processes the launcher of this one started, by the variables that it set; 1 without a launcher.
+    """Return the number of processes of this launch, from the launcher's variables; 1 without a launcher.
 
-    Raises UserError for variables with which no processes could meet.
+    Raises UserError if a variable is missing or not valid.
     """
-    told = {"LOCAL_WORLD_SIZE": "1"} | {name: env[name] for name in LAUNCHER_VARIABLES if name in env}
-    if told.get("WORLD_SIZE", "1") == "1":
+    values = {"LOCAL_WORLD_SIZE": "1"} | {name: env[name] for name in LAUNCHER_VARIABLES if name in env}
+    if values.get("WORLD_SIZE", "1") == "1":
         return 1
     for name in LAUNCHER_VARIABLES:
-        text = told.get(name, "")
+        text = values.get(name, "")
         good = bool(text) if name == "MASTER_ADDR" else text.isdecimal() and int(text) < 2**16
-        if not good or (name == "RANK" and int(text) >= int(told["WORLD_SIZE"])):
+        if not good or (name == "RANK" and int(text) >= int(values["WORLD_SIZE"])):
             raise UserError(
                 "environment",
-                f"the environment's WORLD_SIZE {told['WORLD_SIZE']!r} asks for a launch, but its {name} is "
-                f"{text!r}: start by a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see "
-                f"docs/scale/nodes-and-slurm.md), or unset WORLD_SIZE for one process alone",
+                f"the environment's WORLD_SIZE {values['WORLD_SIZE']!r} requests several processes, but its {name} is "
+                f"{text!r}: start with a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see "
+                f"docs/scale/nodes-and-slurm.md), or unset WORLD_SIZE for a single process",
             )
-    return int(told["WORLD_SIZE"])
+    return int(values["WORLD_SIZE"])
 
 
 def join(wanted: int, cpu: bool, record: Record) -> None:
-    """Meet the other processes, if all are about to do the same.
+    """Connect to the other processes and compare records.
 
-    Raises Disagreement if they are not, LostPeer if they do not come in time.
-    By PartialState: accelerate's own handler passes a timeout on only where it is not NCCL's usual one.
+    Raises Disagreement if the records differ, LostPeer if a process does not connect in time.
+    Uses PartialState, because accelerate's own handler ignores a timeout that equals NCCL's default.
     """
     limit, env = wait_seconds(), os.environ
     if env.get("RANK") == "0" and restarts_share_a_store(env):
         log.warning(
-            "torchrun will start lost processes again, but those may then read addresses of the lost ones: set "
+            "torchrun will restart lost processes, but they may then read the addresses of the lost processes: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see docs/scale/nodes-and-slurm.md)"
         )
     if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):
-        # gloo listens where this host's name leads, which many hosts' own tables say is 127.0.0.1.
+        # gloo listens on the address of this host's name, which is 127.0.0.1 in the hosts file of many machines.
         env.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
         store = open_store(wanted, limit)
@@ -134,14 +134,15 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
             raise
         raise LostPeer(
             "rank-lost",
-            f"the {wanted} processes did not meet at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
-            f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): is every node started, is the "
-            f"address that of the first node, does a firewall stand between them? See docs/scale/nodes-and-slurm.md",
+            f"the {wanted} processes did not connect at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
+            f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): check that every node is "
+            f"started, that the address is that of the first node, and that no firewall blocks the port (see "
+            f"docs/scale/nodes-and-slurm.md)",
         ) from None
 
 
 def open_store(wanted: int, limit: timedelta) -> dist.Store:
-    """The store where processes meet, as torch opens it, but the first process does not wait for the others.
+    """Open the store where processes connect, as torch does, but without waiting for all processes.
 
     limit: how long a call waits for the first process, or for a key.
     """
@@ -152,9 +153,9 @@ def open_store(wanted: int, limit: timedelta) -> dist.Store:
 
 
 def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagreement | None:
-    """The first process's verdict on the records of all, the same on each of them; None if they agree.
+    """Return the first process's result of comparing all records, on every process; None if they agree.
 
-    Every key is deleted by the process that reads it: those of processes that are started again may meet in this store.
+    The process that reads a key deletes it, because restarted processes may use the same store.
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
@@ -167,14 +168,14 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagr
         store.set(key, f"{verdict}\n{verdict.code}" if verdict else "")
     end = time.monotonic() + FAREWELL.total_seconds()
     while verdict and time.monotonic() < end and any(store.check([key]) for key in verdicts):
-        time.sleep(0.01)  # this process may serve the store: it does not end before the others have read
+        time.sleep(0.01)  # this process may serve the store, so it waits until the others have read
     return verdict
 
 
 def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
-    """The verdict, and how many processes there are to hear it."""
+    """Return the result of comparing all records, and the number of processes that read it."""
     if record.problem:
-        return Disagreement(record.code, f"the first process cannot begin: {record.problem}"), wanted
+        return Disagreement(record.code, f"the first process cannot start: {record.problem}"), wanted
     records, warning = [record], ""
     for rank in range(1, wanted):
         try:
@@ -197,20 +198,20 @@ def _taken(store: dist.Store, key: str) -> bytes:
 
 
 def code_of(error: Exception) -> Code:
-    """The code of the error that the other processes end with where one ends with this."""
+    """Return the code of the error that the other processes raise if this process ends with ``error``."""
     if isinstance(error, OSError):
         return "disk-full" if error.errno == errno.ENOSPC else "path-unwritable"
     return error.code if isinstance(error, UserError) else "rank-lost"
 
 
 def report_failure(error: Exception) -> None:
-    """Tell the other processes of a launch why this one ends, if it has not met them yet. Says nothing itself."""
+    """Send the reason why this process ends to the others, if the process group does not exist yet. Prints nothing."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
-        return  # they know, or will hear by a collective call
+        return  # the others have this error already, or get one from a collective call
     problem = one_line(error)
     if not isinstance(error, (UserError, OSError)):
-        problem = f"a bug, whose traceback is in what it said ({type(error).__name__}: {problem})"
-    # Without a launch, or if the others do not come, it ends alone.
+        problem = f"a bug, whose traceback is in its output ({type(error).__name__}: {problem})"
+    # Without a launch, or if the others do not connect, only this process ends.
     with contextlib.suppress(UserError, dist.DistError):
         if (wanted := processes_of(os.environ)) > 1:
             store = open_store(wanted, FAREWELL)
@@ -218,30 +219,30 @@ def report_failure(error: Exception) -> None:
 
 
 def leave() -> None:
-    """Take down what this process met the others by, if it did: for a process that ends before its command does.
+    """Destroy a gloo process group, for a process that ends before its command does.
 
-    gloo's threads hold tensors of the last collectives, which Python owns: one that lets go of them while the
-    interpreter ends aborts the process, and the launcher reports that instead of what we said. NCCL's group is left
-    to the end of the process, because taking it down may wait for others, who may be gone.
+    gloo's threads own tensors of the last collectives. If a thread frees them while the interpreter ends, the process
+    aborts, and the launcher reports that instead of our message. An NCCL group is not destroyed here, because that may
+    wait for lost processes.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
-    """Whether a group that torchrun starts again would meet in the store of the one before (pytorch issue 135712)."""
+    """Return whether a group restarted by torchrun would use the store of the previous one (pytorch issue 135712)."""
     return env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def interface_toward(host: str) -> str | None:
-    """Name of the network interface by which this machine reaches ``host``, itself included.
+    """Return the name of the network interface that reaches ``host``, which may be this machine.
 
-    None where that cannot be told, or is the loopback.
+    None if it is unknown, or is the loopback interface.
     """
     try:
         family, kind, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as asking:
-            asking.connect(address)  # a datagram socket sends nothing for that
+            asking.connect(address)  # a datagram socket sends no packet here
             own = asking.getsockname()[0]
     except OSError:
         return None

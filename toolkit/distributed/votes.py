@@ -1,6 +1,6 @@
-"""Votes of all processes, each a word over gloo: is one of them to stop, or has one lost its samples?
+"""Votes of all processes over gloo: whether any process must stop, or cannot read its samples.
 
-A vote is asked, and its answer is read some work later: it has come in by then, and no process waits for another.
+A vote starts early, and its result is read after some work. It has usually arrived by then, so no process waits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from accelerate import Accelerator
 
 from toolkit.distributed.launch import wait_seconds
 
-#: How long a process that ends waits for a vote that others have yet to give: they were hardly behind.
+#: How long a process that ends waits for the votes of the others, which are at most a few steps behind.
 LAST_VOTE = timedelta(seconds=10)
 
-#: Exit status of a run that was told to stop and saved first (sysexits.h's EX_TEMPFAIL: "try again").
+#: Exit status of a run that a signal stopped after saving (sysexits.h's EX_TEMPFAIL: "try again").
 STOPPED = 75
 
 
 class Stopped(Exception):
-    """The run was told to stop. Every rank raises it at the same place; the message says what became of the work."""
+    """A signal stopped the run. Every rank raises this at the same step. The message says what happened to the work."""
 
 
 class Vote:
-    """Whether any rank says yes. Each asks, works on, and then waits for the answer, which has mostly come by then."""
+    """A vote on whether any rank says yes: ``ask`` starts it, ``answer`` returns the result after some other work."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """A collective call, as ``ask`` and ``answer`` are."""
-        # A CPU group of its own: asking over NCCL would wait for the GPU.
+        """Create the vote. A collective call, like ``ask`` and ``answer``."""
+        # A separate CPU group, because a vote over NCCL would wait for the GPU.
         self.several = accelerator.num_processes > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=wait_seconds()) if self.several else None
         self._flag = np.zeros(1, dtype=np.int64)
@@ -47,7 +47,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Whether any rank said yes when it was last asked; False before that. Waits for so long at most."""
+        """Return whether any rank said yes in the last ``ask``; False before the first. Waits at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)
@@ -55,10 +55,10 @@ class Vote:
 
 
 class StopSignal:
-    """SIGTERM or SIGINT, noticed by any rank, honoured by all after the same step.
+    """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
-    The first signal asks for a stop; a second SIGINT interrupts at once. Alone, a process stops after the current step.
-    Several vote after each step, and read a vote after the next one: it had that long to come in without a wait.
+    The first signal requests a stop; a second SIGINT interrupts at once. A single process stops after the current step.
+    Several processes vote after each step and read the result one step later, so that no process waits.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -72,24 +72,24 @@ class StopSignal:
         self.received = number
 
     def agreed(self, now: bool = False) -> bool:
-        """Whether any rank had been told to stop by the call before; with ``now`` by this call, which then waits.
+        """Return whether any rank had a stop signal at the previous call. With ``now``, wait for the current state.
 
         A collective call: every rank makes it at the same step.
         """
-        told = self.vote.answer()
-        if not told:
+        stop = self.vote.answer()
+        if not stop:
             self.vote.ask(bool(self.received))
-            told = (now or not self.vote.several) and self.vote.answer()
-        return told
+            stop = (now or not self.vote.several) and self.vote.answer()
+        return stop
 
     def check(self, outcome: str = "", now: bool = False) -> None:
-        """Raise Stopped with ``outcome`` on every rank if any was told to stop. A collective call, as ``agreed``."""
+        """Raise Stopped with ``outcome`` on every rank if any has a stop signal. A collective call, like ``agreed``."""
         if self.agreed(now):
             raise Stopped(outcome)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them, and leave no vote under way."""
-        # Its answer is of no use any more. It fails where another rank was lost, which is said elsewhere.
+        """Restore the previous signal handlers, and finish a vote that is still running."""
+        # The result is not needed. The call fails if another rank is lost, which is reported elsewhere.
         with contextlib.suppress(RuntimeError):
             self.vote.answer(LAST_VOTE)
         for number, handler in self._previous.items():

@@ -1,1 +1,1 @@
-"""Forward passes without gradients: of PyTorch or ONNX, over images or whole splits."""
+"""Forward passes without gradients, with PyTorch or ONNX, over images or whole splits."""

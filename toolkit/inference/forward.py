@@ -1,10 +1,10 @@
-"""A model's forward pass as predictions and evaluation run it: pixels in, logits (and features) out.
+"""The forward pass of prediction and evaluation: pixels in, logits (and embeddings) out.
 
-    (n, S, S, 3) grey levels ─ normalise ─→ network under autocast, channels_last, perhaps compiled ─→ logits, embedding
-                             └ mirrored ──→ once more with --tta flip; both answers are averaged
+    (n, S, S, 3) uint8 pixels ─ normalise ─→ network (autocast, channels_last, compiled if set) ─→ logits, embedding
+                              └ mirrored ──→ again with --tta flip; the two outputs are averaged
 
-On a GPU nothing here waits: results are copied to the host behind the kernels, and ``Answer.arrays`` waits for them
-when the next batch is already queued.
+On a GPU nothing here waits. Results are copied to the host after the kernels, and ``ForwardOutputs.arrays`` waits for
+them while the next batch is already queued.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.fsdp import is_sharded
 from toolkit.models.heads import logits_and_features
 
-#: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) what the classifier was given; None where not asked for.
+#: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) inputs of the classifier (None if not requested).
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass
 class ForwardOutputs:
-    """What came out for one batch, perhaps still on its way to the host."""
+    """Outputs for one batch; the copy to the host may still be running."""
 
     outputs: list[torch.Tensor]
-    """(n, G) logits and, if asked for, (n, F) embeddings; float32 on the host."""
+    """(n, G) logits and, if requested, (n, F) embeddings; float32 on the host."""
     _ready: Any = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Wait if need be, and give logits and embeddings as numpy arrays."""
+        """Return logits and embeddings (None if not requested) as numpy arrays. Waits for the copy to the host."""
         if self._ready is not None:
             self._ready.synchronize()
         logits, *embeddings = (values.numpy() for values in self.outputs)
@@ -44,7 +44,7 @@ class ForwardOutputs:
 
 
 class TorchNetwork(nn.Module):
-    """A timm model (with our heads or its own) as a Network."""
+    """A Network made of a timm model, with our heads or its own."""
 
     def __init__(self, model: nn.Module, embeddings: bool) -> None:
         super().__init__()
@@ -65,12 +65,12 @@ class Forward:
         options: ForwardOptions = ForwardOptions(),
         full_batch: int = 0,
     ) -> None:
-        """``network``: a timm model, already on its device and in evaluation mode, or something that answers alike.
-        ``dtype``: what autocast lets matrix products and convolutions take; float32 turns it off.
+        """``network``: a timm model on its device and in evaluation mode, or another Network.
+        ``dtype``: autocast's type for matrix products and convolutions; float32 disables autocast.
 
-        With ``options.compile`` shorter batches are filled up to ``full_batch`` rows: each shape is compiled anew.
+        With ``options.compile`` shorter batches are padded to ``full_batch`` rows, because each shape is compiled anew.
         """
-        # What is gathered in inference mode could not be trained with afterwards.
+        # Weights that FSDP gathers in inference mode cannot be trained afterwards.
         self.grad_mode = torch.no_grad if is_sharded(network) else torch.inference_mode
         module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
         self.network: Network = torch.compile(module) if options.compile else module
@@ -79,7 +79,7 @@ class Forward:
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
 
     def __call__(self, images: torch.Tensor) -> ForwardOutputs:
-        """(n, S, S, 3) whole grey levels on the device → the answer. ``images`` may be overwritten then."""
+        """Return the outputs for ``images`` (n, S, S, 3), uint8 on the device. May overwrite ``images``."""
         with self.grad_mode():
             rows = len(images)
             pixels = self.preprocessing.normalize(images, self.dtype)
@@ -92,26 +92,26 @@ class Forward:
             outputs = [values[:rows] for values in outputs]
             if not outputs[0].is_cuda:
                 return ForwardOutputs(outputs)
-            # To pinned memory, which torch allocates here: the copy runs while the next batch is queued.
+            # torch allocates pinned memory here, so the copy runs while the next batch is queued.
             host = [values.to("cpu", non_blocking=True) for values in outputs]
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(images.device))
             return ForwardOutputs(host, ready)
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
-        """(n, G) float32 of n (S, S, 3) uint8 pictures of the host, ``rows`` at a time."""
+        """Return (n, G) float32 logits of ``squares`` (n, S, S, 3) uint8 on the host, ``rows`` images at a time."""
         parts = [squares[start : start + rows] for start in range(0, len(squares), rows)]
         return np.concatenate([self(torch.from_numpy(part).to(device)).arrays()[0] for part in parts])
 
     @property
     def reduced(self) -> bool:
-        """Whether it runs in fp16 or bf16."""
+        """Whether the forward pass uses fp16 or bf16."""
         return self.dtype is not torch.float32
 
     def _run(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         with torch.autocast(pixels.device.type, self.dtype, enabled=self.reduced):
             logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
-        if embeddings is None or not self.options.embeddings:  # an exported file gives them in any case
+        if embeddings is None or not self.options.embeddings:  # an exported file always returns embeddings
             return [logits.float()]
         return [logits.float(), embeddings.float()]
 
@@ -119,9 +119,9 @@ class Forward:
 def require_finite_outputs(
     outputs: Sequence[np.ndarray | None], names: Callable[[int], str], reduced: bool = False
 ) -> None:
-    """Raise UserError that names the images whose rows in ``outputs`` ((n, k) each) hold NaN or infinity.
+    """Raise UserError with the names of the images whose rows in ``outputs`` ((n, k) each) contain NaN or infinity.
 
-    names: of a row; reduced: whether the pass ran in fp16 or bf16, whose range may have been too small.
+    names: row → image name; reduced: whether the pass used fp16 or bf16, whose range may be too small.
     """
     good = [np.isfinite(values).all(axis=1) for values in outputs if values is not None]
     bad = np.flatnonzero(~np.logical_and.reduce(good))

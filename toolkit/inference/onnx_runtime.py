@@ -1,4 +1,4 @@
-"""An exported ONNX file in place of the network, run by onnxruntime, once it is sure to be of the same model."""
+"""Run an exported ONNX file in onnxruntime in place of the network. The file must be an export of the same model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FACTS_KEY = OWN_KEY
 
 
 class OnnxModel:
-    """``model(images)`` → (logits, embedding) of a file of `posters export` without --preprocess."""
+    """A Network from a file of `posters export` without --preprocess: images → (logits, embedding)."""
 
     def __init__(self, path: Path, folder: ModelFolder, device: torch.device) -> None:
-        """On the GPU where ``device`` is one and onnxruntime has its CUDA provider, else on torch's number of threads.
+        """Use the GPU if ``device`` is one and onnxruntime has its CUDA provider, else torch's number of CPU threads.
 
-        Raises UserError if onnxruntime or the file lacks, or if it is not an export of ``folder``.
+        Raises UserError if onnxruntime or the file is missing, or if the file is not an export of ``folder``.
         """
         require_extra("export", "a model in ONNX", "onnxruntime")
         again = f"run `posters export --model {folder.path}`"
@@ -35,22 +35,22 @@ class OnnxModel:
         self.session = open_exported(path, device)
         stated = read_facts(self.session, path)
         if stated.get("preprocess"):
-            raise UserError("model-other", f"{path} has its preprocessing within: {again} without --preprocess")
+            raise UserError("model-other", f"{path} includes its preprocessing: {again} without --preprocess")
         own = {"weights_sha256": folder.fingerprint, "labels_fingerprint": folder.labels.fingerprint}
         if other := [key for key in own if stated.get(key) != own[key]]:
             what = "weights" if other[0] == "weights_sha256" else "genres"
             raise UserError(
                 "model-other",
-                f"{path} was exported from another model: its {what} are not those of {folder.path}; {again} again",
+                f"{path} was exported from another model: its {what} differ from those of {folder.path}; {again} again",
             )
         self.facts, self.path, self.genres = stated, path, len(folder.labels)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, 3, S, S) normalised → (n, G) logits, (n, F) embedding; float32, on the images' device."""
+        """Return (n, G) logits and (n, F) embeddings of normalised images (n, 3, S, S); float32, on their device."""
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
         try:
             logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
-        except Exception as error:  # onnxruntime has a class for each status, none of them public
+        except Exception as error:  # onnxruntime has a class for each status, but none is public
             raise UserError("model-damaged", f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
         if logits.shape != (len(array), self.genres) or embedding.shape[:1] != logits.shape[:1]:
             raise UserError(
@@ -62,13 +62,13 @@ class OnnxModel:
 
 
 def open_exported(source: Path | bytes, device: torch.device) -> Any:
-    """An onnxruntime session on a file of `posters export`, or its bytes. Raises UserError."""
+    """Open an onnxruntime session on a file of `posters export`, or its bytes. Raises UserError if that fails."""
     where = "auto" if device.type == "cuda" else "cpu"
     return open_session(source, "exported model", "export", threads=torch.get_num_threads(), device=where)
 
 
 def read_facts(session: Any, path: Path) -> dict[str, Any]:
-    """What a file of `posters export` says of itself. Raises UserError for other ONNX files."""
+    """Return the facts in the metadata of a file of `posters export`. Raises UserError for other ONNX files."""
     try:
         found = json.loads(session.get_modelmeta().custom_metadata_map[FACTS_KEY])
         if not isinstance(found, dict):
@@ -81,6 +81,6 @@ def read_facts(session: Any, path: Path) -> dict[str, Any]:
 
 
 def run_session(session: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Every output by name."""
+    """Run ``session`` on ``images`` and return every output by name."""
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {INPUT: images}), strict=True))

@@ -1,4 +1,4 @@
-"""Rows of predictions and the genres that they name: what files, the Python interface and the app are made from."""
+"""Rows of predictions and their named genres, the input of prediction files, the Python API and the app."""
 
 from __future__ import annotations
 
@@ -18,63 +18,63 @@ if TYPE_CHECKING:
     from toolkit.inference.scoring import Scored
     from toolkit.model_folder.folder import ModelFolder
 
-#: Our own columns. Databases do not tell Error from error.
+#: Our own columns. Databases do not distinguish Error from error.
 OWN = ("id", "genres", "error", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamingOptions(Checked):
-    """Which genres are named. An option is a field here, with its part of ``named``."""
+    """Options that decide which genres are named. A new option needs a field here and its rule in ``named``."""
 
     threshold: FromZeroToOne | None = option(None, "-t")
-    """Calibrated probability from which a genre is named (default: the model's own per genre)."""
+    """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
 
     def thresholds(self, own: FloatArray) -> FloatArray:
-        """(G,) thresholds that count, of a model with its ``own``."""
+        """Return the (G,) thresholds to use: the option's, else the model's ``own``."""
         return own if self.threshold is None else np.full(len(own), self.threshold)
 
     def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
-        """(..., G): which genres are named, from calibrated probabilities (..., G) and the (G,) thresholds."""
-        return probabilities >= thresholds  # not where it is NaN
+        """Return which genres are named, (..., G), from calibrated probabilities (..., G) and thresholds (G,)."""
+        return probabilities >= thresholds  # False for NaN
 
     def facts(self) -> dict[str, Any]:
-        """The options beside the thresholds that are not at their default: files of predictions state them."""
-        mine = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
-        return {name: now for name, (plain, now) in mine.items() if name != "threshold" and now != plain}
+        """Return the options, except ``threshold``, that differ from their defaults. Prediction files contain them."""
+        pairs = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
+        return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
 
 
-#: What the app and the demo have.
+#: Options of the app and the demo.
 PLAIN = NamingOptions()
 
 
 @dataclass(frozen=True)
 class Line:
-    """One genre of one picture."""
+    """One genre of one image."""
 
     genre: str
     probability: float
     """Calibrated, 0 to 1."""
     threshold: float
-    """Calibrated probability from which the genre is named."""
+    """Least calibrated probability at which the genre is named."""
     named: bool
 
     @property
     def ratio(self) -> float:
-        """Probability over threshold; a threshold of 0 counts as a millionth."""
+        """Probability divided by threshold; a threshold of 0 counts as 1e-6."""
         return self.probability / max(self.threshold, 1e-6)
 
 
 def ranked(
     probabilities: FloatArray, labels: LabelSet, thresholds: FloatArray, naming: NamingOptions = PLAIN
 ) -> list[Line]:
-    """All genres of one picture, most probable first; probabilities and thresholds (G,)."""
+    """Return all genres of one image, most probable first; probabilities and thresholds (G,)."""
     order, named = np.argsort(-probabilities, kind="stable"), naming.named(probabilities, thresholds)
     return [Line(labels.genres[k], float(probabilities[k]), float(thresholds[k]), bool(named[k])) for k in order]
 
 
 @dataclass
 class Rows:
-    """The rows of some images; those with an error hold no numbers."""
+    """Predictions of some images. Rows with an error contain no numbers."""
 
     ids: list[str]
     probabilities: np.ndarray
@@ -82,16 +82,16 @@ class Rows:
     errors: list[str | None]
     labels: LabelSet
     thresholds: np.ndarray
-    """(G,) calibrated probabilities from which a genre is named."""
+    """(G,) least calibrated probability of a named genre."""
     embeddings: np.ndarray | None = None
     """(n, F) float32, NaN in rows with an error."""
     naming: NamingOptions = PLAIN
     key: str = "id"
-    """Column of ``ids``: ``image`` of files and pictures that a user gave one by one."""
+    """Name of the column of ``ids``; ``image`` for single image files."""
 
     @classmethod
     def of(cls, ids: list[str], scored: Scored, folder: ModelFolder, naming: NamingOptions, key: str = "id") -> Rows:
-        """The outcome for all of ``ids``, whose samples are numbered as they stand there."""
+        """Return the rows of all ``ids``. Sample numbers in ``scored`` are positions in ``ids``."""
 
         def spread(values: np.ndarray) -> np.ndarray:
             full = np.full((len(ids), values.shape[1]), np.nan, values.dtype)
@@ -102,7 +102,7 @@ class Rows:
         return cls(
             ids,
             spread(folder.decisions.probabilities(scored.logits)),
-            # One line that any file can hold: it may name a file.
+            # Printable and on one line, because the text may contain any file name.
             [None if error is None else printable_line(error) for error in errors],
             folder.labels,
             naming.thresholds(folder.thresholds),
@@ -113,16 +113,16 @@ class Rows:
 
     @property
     def columns(self) -> list[str]:
-        """Of the genres' probabilities, in the model's order."""
+        """Names of the genres' probability columns, in the model's order."""
         return list(genre_columns(self.labels.genres, (*OWN, self.key)).values())
 
     def names(self) -> list[list[str]]:
-        """The genres that are named, in the model's order."""
+        """Return the named genres of each row, in the model's order."""
         named = self.naming.named(self.probabilities, self.thresholds)
         return [[self.labels.genres[column] for column in np.flatnonzero(row)] for row in named]
 
     def ranked(self) -> list[list[Line]]:
-        """All genres of each row, most probable first; none of a row with an error."""
+        """Return all genres of each row, most probable first; an empty list for a row with an error."""
         return [
             [] if error is not None else ranked(row, self.labels, self.thresholds, self.naming)
             for row, error in zip(self.probabilities, self.errors, strict=True)
@@ -130,9 +130,9 @@ class Rows:
 
 
 def genre_columns(genres: Sequence[str], reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Genre → its column, all different: its own name, or ``genre:NAME`` where that is a ``reserved`` one.
+    """Return genre → column, all different: the genre's name, or ``genre:NAME`` if the name is ``reserved``.
 
-    Where a genre has that very name, the prefix is repeated. Reserved names are compared without regard to case.
+    If another genre is called ``genre:NAME``, the prefix is repeated. Reserved names are compared case-insensitively.
 
     >>> genre_columns(["Drama", "ID", "id", "genre:id"], ["id"])
     {'Drama': 'Drama', 'ID': 'genre:ID', 'id': 'genre:genre:id', 'genre:id': 'genre:id'}

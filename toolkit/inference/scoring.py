@@ -1,4 +1,4 @@
-"""Logits of every sample of a source, once, at any number of processes."""
+"""Compute the logits of every sample of a source exactly once, with any number of processes."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ OnBatch: TypeAlias = Callable[[int], object] | None
 
 @dataclass
 class Scored:
-    """The outcome for one batch, padding left out."""
+    """The results of one batch, without padding."""
 
     indices: np.ndarray
     """(n,) int64 samples that could be decoded."""
     logits: np.ndarray
     """(n, G) float32."""
     embeddings: np.ndarray | None
-    """(n, F) float32, if asked for."""
+    """(n, F) float32; None if not requested."""
     errors: dict[int, str]
-    """Sample → why it could not be decoded."""
+    """Sample → reason why it could not be decoded."""
 
     @property
     def first(self) -> int:
-        """One of its samples."""
+        """One sample of the batch."""
         return int(self.indices[0]) if len(self.indices) else next(iter(self.errors))
 
     @property
     def count(self) -> int:
-        """Samples of the split that this batch settles."""
+        """Number of samples in this batch, decoded or not."""
         return len(self.indices) + len(self.errors)
 
 
@@ -57,10 +57,10 @@ def score(
     *,
     finite: bool = True,
 ) -> Iterator[Scored]:
-    """Batches in order, each told when the one after it is already queued on the device.
+    """Yield the results of the batches in order, each when the next batch is already queued on the device.
 
-    Raises UserError that names the images whose outputs are not finite, unless ``finite`` is off: where ranks gather
-    them first, all ranks look.
+    Raises UserError with the names of images whose outputs are not finite. ``finite`` False skips this check, for
+    callers that check on all ranks after gathering.
     """
 
     def where(scored: Scored, row: int) -> str:
@@ -81,7 +81,7 @@ def score(
 def inference_loader(
     source: Source, device: torch.device, workers: int = 0, policy: FaultPolicy | None = None
 ) -> Loader:
-    """A Loader whose batches go through a forward pass alone; ``workers``: decoding threads, 0 for what suits."""
+    """Return a Loader for forward passes without training; ``workers``: decoding threads, 0 for automatic."""
     threads = decode_threads(workers, device)
     return Loader(source, threads, ahead_for(device), device=device, policy=policy)
 
@@ -94,14 +94,14 @@ def infer_here(
     batch_size: int = 0,
     workers: int = 0,
 ) -> Scored:
-    """All samples of a source, in this process alone; those that cannot be decoded carry their error."""
+    """Return the results of all samples of a source, in this process only, with errors of samples not decoded."""
     micro_batches = EvalPlan(len(source), rows_for(batch_size, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
         return joined(list(score(loader, micro_batches, transforms, forward)))
 
 
 def joined(parts: Sequence[Scored]) -> Scored:
-    """The outcomes for several batches as one."""
+    """Join the results of several batches."""
     embeddings = [part.embeddings for part in parts if part.embeddings is not None]
     return Scored(
         np.concatenate([part.indices for part in parts]),
@@ -119,11 +119,11 @@ def infer_all(
     accelerator: Accelerator,
     on_batch: OnBatch,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(logits (n, G) float32, decoded (n,) bool) of the loader's samples, the same on every rank and at any world size.
+    """Return (logits (n, G) float32, decoded (n,) bool) of all samples, equal on every rank and at any world size.
 
-    The model of ``forward`` is unwrapped. ``on_batch`` is told the samples of each batch. Rows that are not decoded are
-    zero; a loader whose fault policy stops never leaves one. Raises LostData, on every rank, if one of them cannot read
-    its samples.
+    The model of ``forward`` must be unwrapped. ``on_batch`` gets the number of samples of each batch. Rows that were
+    not decoded are zero; with the fault policy "stop" there are none. Raises LostData, on every rank, if one rank
+    cannot read its samples.
     """
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
@@ -139,7 +139,7 @@ def infer_all(
         failure = error
     require_read(accelerator, failure, plan.steps(world) - len(parts), lambda: tell(0))
     scored = joined(parts)
-    # A last column says which rows are real; each sample comes exactly once, damaged or not.
+    # The last column marks decoded rows. Each sample is sent exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)
     outputs = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)

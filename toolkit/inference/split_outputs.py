@@ -1,8 +1,8 @@
-"""A model's logits on a split, and the file that keeps them: predictions-SPLIT.npz.
+"""A model's logits on a split, and their file predictions-SPLIT.npz.
 
-Whatever is asked of a model later (other thresholds, another run to compare with) needs no second look at the
-pictures. The file holds, as arrays without pickle: ids (N,) str, logits (N, G) float32 as the model gives them,
-targets (N, G) uint8, genres (G,) str, split, and the fingerprints of the weights and the shard set.
+With this file, other thresholds or a comparison with another run need no second forward pass. It contains arrays
+without pickle: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str, split,
+and the fingerprints of the weights and the shard set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from toolkit.model_folder.folder import ModelFolder
 
 @dataclass(frozen=True, eq=False)
 class SplitLogits:
-    """In the order of the split's samples."""
+    """A model's logits and the targets, in the order of the split's samples."""
 
     split: str
     ids: list[str]
@@ -45,7 +45,7 @@ class SplitLogits:
     """Fingerprint of the shard set."""
 
     def save(self, path: Path) -> None:
-        """Write the .npz, atomically."""
+        """Write the .npz file atomically."""
         with atomic_write(path) as stream:
             order = ("ids", "logits", "targets", "genres", "split", "weights", "shard_set")
             types = {"logits": np.float32, "targets": np.uint8}
@@ -62,13 +62,13 @@ def infer_split(
     batch_size: int = 0,
     workers: int = 0,
 ) -> SplitLogits:
-    """The model's logits on a split, on every rank; each sample counts once at any number of processes.
+    """Return the model's logits on a split, on every rank. Each sample counts once with any number of processes.
 
-    Raises UserError if the labels of set and model differ, there is no such split, or an output is not finite.
+    Raises UserError if the labels of shard set and model differ, the split is missing, or an output is not finite.
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
-    ids = reader.sample_ids()  # an index that is not the manifest's is found before the work
+    ids = reader.sample_ids()  # finds an index that does not match the manifest before the forward passes
     forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
     transforms = eval_transforms(reader, folder.preprocessing, "auto", accelerator.device)
     with (

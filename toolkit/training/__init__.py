@@ -1,1 +1,1 @@
-"""``posters train``: setup.py makes all parts, trainer.py has the loop, train_step.py one update."""
+"""``posters train``: setup.py creates all parts, trainer.py runs the epochs, train_step.py makes one update."""

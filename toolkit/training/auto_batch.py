@@ -1,9 +1,9 @@
-"""Automatic batch size: into how many parts a process must cut its share of a global batch so that each fits.
+"""Automatic batch size: the number of micro-batches per update (accumulation) with which each one fits the memory.
 
-Before training every rank tries its largest micro-batch: forward, loss and backward pass on made-up images, in the
-run's precision, memory format and checkpointing, with everything trained that will ever be, and with as much memory
-set aside as the rest of a run will take. Out of memory, it doubles accumulation and tries again. The ranks then agree
-on the largest need. The global batch stays the same.
+Before training every rank tries its largest micro-batch: forward pass, loss and backward pass on random images, in the
+run's precision and memory format. All weights that the run ever trains are unfrozen, and the memory that the rest of
+the run needs is reserved. If memory runs out, the rank doubles accumulation and tries again. All ranks then use the
+largest accumulation of any rank. The global batch stays the same.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 
 
 def fit_accumulation(setup: TrainingSetup) -> int:
-    """The accumulation with which an update fits the memory of every rank; at least the configured one.
+    """Return the accumulation with which an update fits the memory of every rank; at least the configured one.
 
-    Called by every rank. Weights, statistics, gradients and random generators are afterwards as they were. Raises
-    UserError, on every rank, if not even the smallest micro-batch fits one of them.
+    Called by every rank. Weights, statistics and random generators do not change. Raises UserError, on every rank, if
+    the smallest micro-batch does not fit the memory of one rank.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
-    needs = [_own_need(setup, configured)]  # no collective call inside: ranks try unequally often
+    needs = [_own_need(setup, configured)]  # without collective calls, because ranks need different numbers of tries
     if accelerator.num_processes > 1:
         needs = gather_object(needs)
     fitting = [need for need in needs if need is not None]
     if len(fitting) < len(needs):
         raise UserError(
             "out-of-memory",
-            f"the memory does not hold {setup.config.model.name} with {setup.config.data.image_size} pixels even at "
+            f"{setup.config.model.name} with {setup.config.data.image_size} pixels does not fit the memory even at "
             f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
         )
     agreed = max(fitting)
@@ -56,7 +56,7 @@ def fit_accumulation(setup: TrainingSetup) -> int:
 
 
 def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
-    """This rank's largest micro-batch of an epoch."""
+    """Return this rank's largest micro-batch of an epoch."""
     accelerator, plan = setup.accelerator, setup.plan
     rank, world_size = accelerator.process_index, accelerator.num_processes
     micro_batches = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
@@ -64,7 +64,7 @@ def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
 
 
 def _own_need(setup: TrainingSetup, configured: int) -> int | None:
-    """The least power-of-two multiple of ``configured`` that fits this rank; None if none does."""
+    """Return the least power-of-two multiple of ``configured`` that fits this rank; None if none fits."""
     accumulation, rows = configured, len(_largest(setup, configured).indices)
     with _untouched(setup):
         while True:
@@ -82,13 +82,13 @@ def _own_need(setup: TrainingSetup, configured: int) -> int | None:
 
 
 def _try(setup: TrainingSetup) -> None:
-    """Forward and backward pass of this rank's largest micro-batch. Raises what the allocator raises."""
+    """Run the forward and backward pass of this rank's largest micro-batch. Raises the allocator's error."""
     train_step, accelerator = TrainStep(setup), setup.accelerator
     model, micro_batch, device = train_step.plain_model, _largest(setup, setup.accumulation), accelerator.device
     side = setup.config.data.image_size
     model.zero_grad()
     reserve = torch.empty(_rest_of_a_run(setup, micro_batch), dtype=torch.uint8, device=device)
-    for _ in range(2):  # the second pass has the first one's gradients beside it, as with accumulation
+    for _ in range(2):  # in the second pass the first one's gradients are in memory, as with accumulation
         images = torch.randint(0, 256, (len(micro_batch.indices), side, side, 3), dtype=torch.uint8, device=device)
         losses, valid = train_step.losses(model, Batch(images, micro_batch, {}), 0)
         accelerator.backward((losses * valid).sum())
@@ -96,10 +96,10 @@ def _try(setup: TrainingSetup) -> None:
 
 
 def _rest_of_a_run(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
-    """Bytes that a run takes besides what is there and what a forward and backward pass takes.
+    """Return the bytes that a run allocates later, in addition to a forward and backward pass.
 
-    The optimiser's state, if it has none yet; DDP's buckets of what is yet to thaw (at most all of it); the loader's
-    slots on a GPU. The moving average is there already.
+    These are the optimiser's state (unless it exists), DDP's buckets of frozen parts that train later (at most of all
+    weights), and the loader's buffers on a GPU. The moving average exists already.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])
@@ -115,7 +115,7 @@ def _rest_of_a_run(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
 
 @contextlib.contextmanager
 def _untouched(setup: TrainingSetup) -> Iterator[None]:
-    """Train everything that will ever be trained, and afterwards be as if nothing had been."""
+    """Unfreeze everything that the run ever trains. On exit restore buffers, requires_grad and random generators."""
     model = plain(setup.model)
     kept = [buffer.clone() for buffer in model.buffers()]
     flowing = [p.requires_grad for p in model.parameters()]

@@ -1,11 +1,11 @@
-"""BatchNorm over few rows: when its statistics are held, and what a run says of it at its start.
+"""BatchNorm over few rows: which updates keep its statistics fixed, and the warning at the start of a run.
 
-In training a BatchNorm normalises by the mean and deviation over the rows of a forward pass (a process's micro-batch;
-of a SyncBatchNorm all processes' together), and moves its running statistics toward them. Over a few rows both are
-mostly noise (tests/bench/last_update.py measures what that does to a settled network). So where a micro-batch of an
-update has under LEAST_ROWS rows, that update normalises by the running statistics and leaves them as they are, as parts
-do that model.freeze holds. Which updates do is the plan's arithmetic: all ranks hold the same ones, and a resumed run
-does.
+In training, a BatchNorm normalises by mean and deviation over the rows of a forward pass, and moves its running
+statistics toward them. The rows are those of a process's micro-batch; for SyncBatchNorm those of all processes. Over a
+few rows both values are mostly noise (tests/bench/last_update.py measures the effect on a trained network). So if a
+micro-batch of an update has fewer than LEAST_ROWS rows, that update normalises by the running statistics and does not
+change them, like parts in model.freeze. The plan decides which updates these are: they are the same on all ranks and
+after a resume.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from shards.errors import UserError
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.device.compat import BatchNorm
 
-#: Statistics over fewer rows are held.
+#: Statistics over fewer rows stay fixed.
 LEAST_ROWS = 8
-#: Statistics over fewer rows are warned of. On ImageNet a ResNet50's error is 23.6% with 32 images a GPU, 24.8 with 8
-#: and 34.7 with 2 (Wu, He 2018, "Group normalization", table 2).
+#: Statistics over fewer rows cause a warning. On ImageNet a ResNet50's error is 23.6% with 32 images per GPU, 24.8%
+#: with 8 and 34.7% with 2 (Wu, He 2018, "Group normalization", table 2).
 FEW_ROWS = 32
 
 
@@ -31,17 +31,17 @@ FEW_ROWS = 32
 def held_over_few_rows(
     model: nn.Module, plan: TrainPlan, step: int, world_size: int, accumulation: int
 ) -> Iterator[None]:
-    """Within it, statistics of ``model`` are held if a micro-batch of update ``step`` has too few rows for them.
+    """Keep BatchNorm statistics of ``model`` fixed in this context if a micro-batch of update ``step`` has few rows.
 
     ``model`` is in training mode and may be wrapped.
     """
     held = []
-    if plan.sizes == "even":  # a run of before goes on as it began
+    if plan.sizes == "even":  # runs of earlier versions ("tail") continue unchanged
         rows = plan.rows(step, world_size, accumulation)
         if rows.min() < LEAST_ROWS:
             held = [module for module in _learning(model) if _least(rows, module) < LEAST_ROWS]
     for module in held:
-        module.training = False  # not eval(), which would reach modules within: timm puts activation and dropout there
+        module.training = False  # eval() would also change inner modules, where timm has activation and dropout
     try:
         yield
     finally:
@@ -50,16 +50,16 @@ def held_over_few_rows(
 
 
 def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
-    """One line for the log if BatchNorm of ``model`` (in training mode) would have few rows to learn from; else None.
+    """Return a log line if BatchNorm of ``model`` (in training mode) computes statistics over few rows; else None.
 
-    ``trained``: its weights, and so its statistics, were learnt before. Raises UserError where random ones would be
-    held in every update: nothing would be normalised.
+    ``trained``: the weights, and so the statistics, are already trained. Raises UserError if initial statistics would
+    stay fixed in every update, because nothing would be normalised.
     """
     learning = _learning(model)
     if not learning:
         return None
     counts = [plan.count(step) for step in range(plan.steps_per_epoch)]
-    # Updates of one size are dealt alike.
+    # Updates of the same size are divided in the same way.
     rows = {count: plan.rows(counts.index(count), world_size, accumulation) for count in set(counts)}
     least = {count: min(_least(part, module) for module in learning) for count, part in rows.items()}
     short = sum(least[count] < LEAST_ROWS for count in counts) if plan.sizes == "even" else 0
@@ -68,33 +68,33 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
     if accumulation > 1:
         ways.append("lower --train.accumulation")
     if world_size > 1:
-        ways += ["take fewer processes", "set --train.sync_batchnorm true"]
+        ways += ["use fewer processes", "set --train.sync_batchnorm true"]
     remedy = f"{', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else ways[0]
     if short == plan.steps_per_epoch:
         if not trained:
             raise UserError(
                 "option-value",
-                f"BatchNorm cannot learn its statistics from micro-batches of {min(least.values())} rows (it wants "
-                f"{LEAST_ROWS}), and random weights bring none: {remedy}, or start from trained weights with "
+                f"BatchNorm cannot compute its statistics from micro-batches of {min(least.values())} rows (it needs "
+                f"{LEAST_ROWS}), and random weights have none: {remedy}, or start from trained weights with "
                 f"--model.weights FILE",
             )
         return (
-            f"micro-batches have {min(least.values())} rows, under {LEAST_ROWS}: BatchNorm keeps the statistics that "
-            f"came with the weights; to have it learn, {remedy}"
+            f"micro-batches have {min(least.values())} rows, fewer than {LEAST_ROWS}: BatchNorm keeps the "
+            f"statistics of the loaded weights; to update them, {remedy}"
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in learning)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
-    if not short and (asked >= FEW_ROWS or not unsynced):  # a row less by even sizes is no news
+    if not short and (asked >= FEW_ROWS or not unsynced):  # one row fewer from even sizes needs no warning
         return None
-    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, where it has under {LEAST_ROWS}"
+    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, which have fewer than {LEAST_ROWS}"
     return (
-        f"BatchNorm learns its statistics from up to {most} rows a process{held * bool(short)}: under {FEW_ROWS} they "
-        f"are noisy; {remedy}"
+        f"BatchNorm computes its statistics over up to {most} rows per process{held * bool(short)}: under {FEW_ROWS} "
+        f"rows they are noisy; {remedy}"
     )
 
 
 def _learning(model: nn.Module) -> list[nn.Module]:
-    """BatchNorms of ``model`` that would learn running statistics in a forward pass."""
+    """Return the BatchNorms of ``model`` that update running statistics in a forward pass."""
     return [
         module
         for module in model.modules()
@@ -103,5 +103,5 @@ def _learning(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Rows from which ``module`` takes its statistics, in the smallest pass of (world_size, accumulation) ``rows``."""
+    """Return how many rows ``module`` uses in its smallest pass, from ``rows`` (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

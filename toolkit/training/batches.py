@@ -1,6 +1,6 @@
-"""What feeds a training run: orders, loaders, and the account of what they did.
+"""The input of a training run: orders, loaders and their timing.
 
-shards ─ reader ─ order, plan ─→ shares ─ cutter, loader ─→ batches on the device ─→ trainer, validation
+shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader ─→ batches on the device ─→ trainer, validation
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from toolkit.training.cached.probe import FeatureFeed
     from toolkit.training.setup import TrainingSetup
 
-#: Samples whose repeat factors are computed at a time.
+#: Number of samples whose repeat factors are computed at a time.
 FACTORS = 1 << 20
 
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
-    """The plan that a configuration asks for. Its num_samples is the epoch's length, repeats included."""
-    deal = 2 if config.augment.mixes else 1  # partners must meet in a micro-batch at any world size
+    """Return the plan of a configuration. Its num_samples is the epoch's length, including repeats."""
+    deal = 2 if config.augment.mixes else 1  # mixup partners must be in one micro-batch at any world size
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 
@@ -50,7 +50,7 @@ def _order(config: Config, reader: ShardReader) -> Order:
     data, seed = config.data, config.train.seed
     sizes = reader.shard_sizes if data.order == "window" else None
     if data.sampling == "genre":
-        # Some samples at a time: all targets at once would be the largest thing in memory.
+        # In chunks, because all targets at once would be the largest array in memory.
         starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
         parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
         factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
@@ -59,9 +59,9 @@ def _order(config: Config, reader: ShardReader) -> Order:
 
 
 class Pixels:
-    """What a run learns from and what it trains: pixels, and a whole model. Cached features and a head: probe.Probe.
+    """Input and trained module of a run: pixels and a whole model. For cached features and a head: probe.Probe.
 
-    ``trained`` learns: its state is what checkpoints hold. ``frozen`` names parts of it that are held (model.freeze).
+    ``trained`` is the module that is trained and saved in checkpoints; ``frozen`` names frozen parts (model.freeze).
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Pixels:
         self.dtype = autocast_dtype(accelerator)
 
     def feed(self, setup: TrainingSetup) -> Feed:
-        """What gives a run its batches."""
+        """Return the source of the run's batches."""
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(inputs of ``trained``, (n, G) targets) for training on a batch of ``feed`` with its (n, G) targets.
+        """Return (inputs of ``trained``, targets (n, G)) for training on a batch of ``feed`` with targets (n, G).
 
         Images are augmented, then normalised, (n, 3, S, S).
         """
@@ -84,16 +84,16 @@ class Pixels:
         return self.normal(images), targets
 
     def normal(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, S, S, 3) grey levels as the model takes them, (n, 3, S, S)."""
+        """Normalise pixels (n, S, S, 3) for the model: (n, 3, S, S)."""
         return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """The model that is saved, of a trained copy of ``trained``."""
+        """Return the model to save, from a trained copy of ``trained``."""
         return trained
 
 
 def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
-    """What decodes a split for a run; ``substitutes``: whether another sample may take a damaged one's place."""
+    """Return the loader of a split; ``substitutes``: whether another sample may replace a damaged one."""
     data = config.data
     on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
     policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
@@ -107,7 +107,7 @@ class Feed:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
         data, device = setup.config.data, setup.accelerator.device
         self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
-        # A substitute would count twice in a metric: validation leaves a damaged sample out.
+        # A substitute would count twice in a metric, so validation leaves a damaged sample out.
         self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
         self.val_cutter: TransformFactory = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
         self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
@@ -117,12 +117,12 @@ class Feed:
             check_room(store, setup.train.shards, window, self.plan.global_batch * (data.prefetch + 1))
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches of ``epoch`` from update ``step`` on."""
+        """Yield this rank's micro-batches of ``epoch``, starting at update ``step``."""
         accelerator, config = self.accelerator, self.setup.config
         rank, world = accelerator.process_index, accelerator.num_processes
         micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
         transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards come in the plan's order, the next epoch's first ones before this one ends.
+        # Remote shards are fetched in the plan's order, the next epoch's first shards before this epoch ends.
         order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
@@ -132,10 +132,10 @@ class Feed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(logits (n, G) float32, decoded (n,) bool) of the validation split, the same on every rank.
+        """Return (logits (n, G) float32, decoded (n,) bool) of the validation split, equal on every rank.
 
         ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` equally often, with the number of
-        samples done since; it may raise.
+        samples since the last call. ``on_batch`` may raise.
         """
         with self.setup.val.in_order(self.accelerator.is_local_main_process):
             train = self.setup.config.train
@@ -145,9 +145,9 @@ class Feed:
             )
 
     def errors(self) -> int:
-        """Undecodable samples met so far, over all ranks and both splits. Called by every rank.
+        """Return the number of undecodable samples so far, over all ranks and both splits. Called by every rank.
 
-        Raises UserError, on every rank, if they are more than the configuration bears.
+        Raises UserError, on every rank, if there are more than data.max_errors allows.
         """
         total = 0
         for loader in (self.train_loader, self.val_loader):
@@ -168,7 +168,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Speed, waiting share and verdict since it was started, after ``images`` of the epoch."""
+    """Speed and waiting time since its start, when ``images`` images of the epoch were done."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -179,8 +179,8 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Speed since, with ``images`` of the epoch done now; this rank's shares of the time: waiting for data, copying
-        to the device; and cores busy decoding."""
+        """Return speed and timing since the start; ``images``: images of the epoch done now. data_wait and copy are
+        this rank's shares of the time (0 to 1), decode_cores is the mean number of decoding cores."""
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {
             "images_per_s": (images - self.images) / seconds,
@@ -190,7 +190,7 @@ class Stopwatch:
         }
 
     def verdict(self) -> str:
-        """What limited this rank."""
+        """Return a line that says what limited this rank's speed."""
         times = self.feed.timer.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
         return verdict(times, self.seconds, self.feed.threads, own_cores(), name)

@@ -1,10 +1,10 @@
-"""``posters train --find-lr``: which learning rate? A range test, one curve, two suggestions.
+"""``posters train --find-lr``: a learning-rate range test, which writes one curve with two suggestions.
 
-The rate rises exponentially from update to update, from LOW to HIGH, and the training loss is watched: it falls where
-rates are useful, flattens, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks",
-section 3.3). The updates are those of a training, on the real feed at any number of processes, with the factors of
-layers and head but without warm-up and schedule. Nothing of them is kept but OUT/find-lr.csv and OUT/find-lr.png; a
-cache of features stays too, since the training that follows would compute the same.
+The rate rises exponentially from update to update, from LOW to HIGH. The training loss falls at useful rates, flattens,
+and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The updates are
+those of a training, on the same input with any number of processes. They use the rate factors of layers and head, but
+neither warm-up nor schedule. The test keeps only OUT/find-lr.csv, OUT/find-lr.png and cached features, which a later
+training uses.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from toolkit.training.train_step import TrainStep
 log = logging.getLogger(__name__)
 
 LOW, HIGH = 1e-6, 10.0
-#: Updates of a test: one epoch, but not fewer than show seven decades nor more than they need.
+#: Updates of a test: one epoch, but at least 40 to resolve seven decades, and at most 100.
 MIN_UPDATES, MAX_UPDATES = 40, 100
-#: The test ends once the loss, smoothed with this decay, is so many times its lowest value. (fastai waits for four
-#: times, but a loss over many genres starts near its floor: it hardly halves in a hundred updates.)
+#: The test ends when the loss, smoothed with DECAY, is DIVERGED times its lowest value. (fastai uses four times, but a
+#: loss over many labels starts near its minimum and hardly halves in a hundred updates.)
 DECAY, DIVERGED = 0.8, 2.0
-#: Width of the curve's smoothing in decades and, at least, in updates; centred, since a trailing mean would suggest
-#: rates that are too high.
+#: Width of the curve's smoothing in decades, and the least width in updates. It is centred, because a trailing mean
+#: would suggest rates that are too high.
 BLUR, BLUR_UPDATES = 0.2, 2.0
 
 
 @dataclass(frozen=True)
 class LrCurve:
-    """What a range test saw."""
+    """Result of a range test."""
 
     rates: FloatArray
     """(n,) rising rates."""
     losses: FloatArray
-    """(n,) training loss (mean over genres) of the update that was made at each rate, before it was made."""
+    """(n,) training loss (mean over genres) just before the update at each rate."""
     smoothed: FloatArray
-    """(n,) the same, smoothed."""
+    """(n,) smoothed losses."""
 
     @property
     def lowest(self) -> float:
@@ -65,36 +65,33 @@ class LrCurve:
 
     @classmethod
     def of(cls, rates: FloatArray, losses: FloatArray) -> LrCurve:
-        """Raises UserError if the loss did not fall: there is nothing to suggest then."""
+        """Return the curve of ``rates`` and ``losses``. Raises UserError if the loss did not fall."""
         if len(losses) < 3:
-            raise UserError(
-                "not-finite", "the loss diverged at once, at the lowest rate: look at the data and the weights first"
-            )
+            raise UserError("not-finite", "the loss diverged at the lowest rate: check the data and the weights")
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
-        capped = np.minimum(losses, DIVERGED * losses[0])  # the last points would pull the curve up before them
+        capped = np.minimum(losses, DIVERGED * losses[0])  # otherwise the last points would raise the curve before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
-            raise UserError(
-                "nothing-to-train", f"the loss fell at no rate from {rates[0]:g} to {rates[-1]:g}: is anything trained?"
-            )
+            tried = f"rate from {rates[0]:g} to {rates[-1]:g}"
+            raise UserError("nothing-to-train", f"the loss did not fall at any {tried}: check that weights are trained")
         return curve
 
 
 def find_lr(setup: TrainingSetup) -> None:
-    """Run the test and leave its curve in ``parts.out``. Called by every rank; the weights are spoilt afterwards."""
+    """Run the test and write its curve to ``setup.out``. Called by every rank. Afterwards the weights are unusable."""
     rates, losses = _run(setup)
     by_main(setup.accelerator, lambda: _suggest(LrCurve.of(rates, losses), setup))
 
 
 def _suggest(curve: LrCurve, setup: TrainingSetup) -> None:
     save_curve(curve, setup.out)
-    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate where it was lowest; "
-    log.info(text + "look at %s", curve.steepest, curve.lowest / 10, setup.out / "find-lr.png")
+    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate with the lowest loss; "
+    log.info(text + "see %s", curve.steepest, curve.lowest / 10, setup.out / "find-lr.png")
 
 
 def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
-    """(rates, losses) of the updates until the loss diverged, the same on every rank."""
+    """Return (rates, losses) of the updates until the loss diverged, equal on every rank."""
     accelerator, feed = setup.accelerator, setup.inputs.feed(setup)
     train_step = TrainStep(setup, lost=Vote(accelerator))
     steps = setup.plan.steps_per_epoch
@@ -113,11 +110,10 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
-                            "too-many-bad",
-                            "a whole update was of samples that could not be decoded: look at the shards' images",
+                            "too-many-bad", "no sample of an update could be decoded: check the shards' images"
                         )
                     if not made and np.isfinite(loss):
-                        continue  # fp16's gradient scale is being found: the same rate with the next samples
+                        continue  # the fp16 gradient scale is still too high: try the same rate with the next samples
                     losses.append(loss / rows)
                     bar.update(1)
                     if diverged(losses):
@@ -128,7 +124,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
 
 
 def diverged(losses: list[float]) -> bool:
-    """Whether the last of these losses, smoothed, is DIVERGED times the lowest before, or no number."""
+    """Return whether the last loss is not finite or, smoothed, more than DIVERGED times the lowest."""
     if not np.isfinite(losses[-1]):
         return True
     smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()
@@ -151,7 +147,7 @@ def _draw(curve: LrCurve) -> Figure:
     axes.set_xscale("log")
     axes.plot(curve.rates, curve.losses, color="#9aa5b1", linewidth=1, label="loss of each update")
     axes.plot(curve.rates, curve.smoothed, color="#1f4e79", linewidth=2.2, label="smoothed")
-    useful = slice(0, int(np.argmin(curve.smoothed)) + 1)  # what comes after the lowest point may rise out of sight
+    useful = slice(0, int(np.argmin(curve.smoothed)) + 1)  # later losses may be too high for the plot
     high = max(np.quantile(curve.losses[useful], 0.95), curve.smoothed[useful].max())
     low = min(np.quantile(curve.losses, 0.05), curve.smoothed.min())
     axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))

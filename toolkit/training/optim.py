@@ -1,6 +1,6 @@
-"""Optimiser and learning-rate schedule: who moves, how fast, and whose weights decay.
+"""Optimiser, learning-rate schedule and parameter groups with their weight decay.
 
-rate of a parameter = optim.lr x lr_factor(update) x the factor of its layer x (head_lr if it is the head's)
+rate of a parameter = optim.lr x lr_factor(update) x factor of its layer x (head_lr for the head)
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from shards.errors import UserError, one_line
 from toolkit.config.schema import OptimConfig
 from toolkit.models.heads import head_prefixes
 
-#: Options of a parameter group that are the configuration's, not the checkpoint's.
+#: Options of a parameter group that come from the configuration, not from the checkpoint.
 OWN = ("weight_decay", "momentum", "lr_scale")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """timm's optimiser of that name over the parameters that require gradients.
+    """Return timm's optimiser ``config.name`` over the parameters that require gradients.
 
-    timm's ``sgd`` is Nesterov's, its ``momentum`` the classical one. A parameter without a gradient (frozen for now)
-    is passed over by every optimiser of timm: it is neither moved nor decayed.
+    timm's ``sgd`` uses Nesterov momentum, its ``momentum`` the classical one. Every optimiser of timm skips a parameter
+    without a gradient (frozen now): neither the update nor the decay changes it.
 
-    Raises UserError for an optimiser that cannot be made here.
+    Raises UserError if the optimiser cannot be created on this machine.
     """
     groups = parameter_groups(model, config)
     try:
@@ -39,18 +39,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups with params, weight_decay and lr_scale: the factor on the rate, ``layer_decay`` to the power of the
-    layers above (timm's layers: the model's ``group_matcher``), times ``head_lr`` for the classifier.
+    """Return groups with params, weight_decay and lr_scale, the group's factor on the rate.
 
-    Weight decay spares vectors (biases, normalisation) and what the model's ``no_weight_decay`` names. Groups do not
-    depend on the value of the decay, so that a resumed run may change it.
+    lr_scale is ``layer_decay`` to the power of the number of layers above (by timm's ``group_matcher``), times
+    ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the model's ``no_weight_decay``
+    do not decay. Groups do not depend on the value of the decay, so a resumed run may change it.
     """
     spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
         groups = param_groups_layer_decay(model, 1.0, spared, layer_decay=config.layer_decay)
     else:
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
-        groups.reverse()  # decayed ones first, as in checkpoints of old
+        groups.reverse()  # groups with decay first, as in earlier checkpoints
     apart = head_prefixes(model) if config.head_lr != 1 else ()
     head = {id(p) for name, p in model.named_parameters() if name.startswith(apart)}
     result = []
@@ -63,7 +63,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _cosine(progress: float, least: float) -> float:
-    """From 1 to ``least`` (Loshchilov, Hutter 2017, without restarts)."""
+    """Return the factor, which falls from 1 to ``least`` (Loshchilov, Hutter 2017, without restarts)."""
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -72,7 +72,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 
 
 
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Update number → factor on the peak learning rate. Counted in updates, never in processes."""
+    """Return a function: update number → factor on the peak learning rate, independent of the number of processes."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
@@ -84,7 +84,7 @@ def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group: ``lr`` times the group's own factor. No scheduler, so no scheduler's state."""
+    """Set the rate of every group: ``lr`` times its lr_scale. Used in place of a scheduler, which would have state."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -92,7 +92,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load a checkpoint's state, but keep the configuration's decay, momentum and factors.
 
-    Raises UserError if the state is of other groups of parameters.
+    Raises UserError if the state has other parameter groups.
     """
     own = [{name: group[name] for name in OWN if name in group} for group in optimizer.param_groups]
     try:
@@ -108,7 +108,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def state_per_weight(config: OptimConfig) -> float:
-    """Bytes that the optimiser keeps for one float32 weight, measured on a small matrix."""
+    """Return the bytes of optimiser state per float32 weight, measured on a small matrix."""
     weight = nn.Parameter(torch.zeros(64, 64))
     optimizer = create_optimizer_v2([weight], config.name, lr=config.lr, momentum=config.momentum)
     weight.grad = torch.zeros_like(weight)

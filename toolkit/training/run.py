@@ -3,12 +3,12 @@
     posters train --config configs/poster_resnet50.yaml --shards SHARDS --out RUN
     accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
 
-Leaves RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
-With --find-lr it does not train, and leaves RUN/find-lr.png and RUN/find-lr.csv only; with train.feature_views also
-the cached features, which a training in the same RUN then finds (or one with the same train.feature_cache).
-Exit status: 0 trained, 2 bad input (one line says what), 75 stopped by SIGTERM or SIGINT after saving a checkpoint:
-the same command with --resume goes on; 69 another process or the network to it was lost: so it does, from the newest
-checkpoint.
+Writes RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
+With --find-lr it does not train, and writes only RUN/find-lr.png and RUN/find-lr.csv. With train.feature_views it also
+writes cached features, which a training in the same RUN (or with the same train.feature_cache) uses.
+Exit status: 0 trained; 2 bad input (explained in one line); 75 stopped by SIGTERM or SIGINT after saving a checkpoint;
+69 another process or the network to it was lost. After 75 and 69 the same command with --resume continues from the
+newest checkpoint.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False) -> int:
-    """Train on ``shards`` into ``out``. Called by every process of a launch. Returns the exit status.
+    """Train on ``shards`` and write to ``out``. Called by every process of a launch. Returns the exit status.
 
-    ``search_lr`` makes a learning-rate range test there instead (lr_finder.py).
+    ``search_lr`` runs a learning-rate range test instead (lr_finder.py).
     """
     check_config(config)
     config = with_own_size(config)
@@ -67,9 +67,9 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
         status = 0
         try:
             if search_lr:
-                from toolkit.training.lr_finder import find_lr  # loads matplotlib, which trainings do without
+                from toolkit.training.lr_finder import find_lr  # imports matplotlib, which a training does not need
 
-                config = replace(config, train=replace(config.train, ema=0.0))  # the raw weights' loss is watched
+                config = replace(config, train=replace(config.train, ema=0.0))  # the test uses the raw weights' loss
                 find_lr(_prepared(accelerator, config, manifest, readers, out, None))
             else:
                 checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
@@ -77,7 +77,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
                 _train(_prepared(accelerator, config, manifest, readers, out, checkpoint), checkpoint)
         except Stopped as stop:
             if accelerator.is_main_process:
-                log.warning("stopped by a signal; %s: the same command with --resume goes on", stop)
+                log.warning("stopped by a signal; %s: the same command with --resume continues", stop)
             status = STOPPED
         accelerator.wait_for_everyone()
         accelerator.end_training()
@@ -85,9 +85,9 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
 
 def with_own_size(config: Config) -> Config:
-    """``config`` with a number of pixels where data.image_size 0 asks for the backbone's own.
+    """Return ``config`` with the backbone's own image size in place of data.image_size 0.
 
-    Before anything else of a run, so that a saved config, a checkpoint and a resume never see the 0.
+    Called first in a run, so that saved configs, checkpoints and a resume never contain the 0.
     """
     if config.data.image_size:
         return config
@@ -97,10 +97,10 @@ def with_own_size(config: Config) -> Config:
 
 
 def own_size(name: str) -> int:
-    """The side at which timm's model ``name`` (its architecture, with a tag its weights) was trained.
+    """Return the image side in pixels at which timm's model ``name`` (architecture, optionally .TAG) was trained.
 
-    Our inputs are square: where the model's are not, the larger side, which loses no detail the weights know.
-    Raises UserError if timm says no size.
+    Our inputs are square, so return the larger side of a model with other inputs, which loses no detail.
+    Raises UserError if timm has no size for ``name``.
     """
     try:
         cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -111,20 +111,20 @@ def own_size(name: str) -> int:
         hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
             "option-value",
-            f"data.image_size 0 takes the backbone's own size, but timm names none for {name!r}: "
+            f"data.image_size 0 means the backbone's own size, but timm has none for {name!r}: "
             f"give it in pixels, e.g. --data.image_size 224{hint}",
         )
     return max(cfg.input_size[1:])
 
 
 def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
-    """To the end of the run. Raises Stopped, on every rank, where a signal asks for it."""
+    """Train to the end of the run. Raises Stopped, on every rank, if a signal requests it."""
     accelerator, out = setup.accelerator, setup.out
     by_main(accelerator, lambda: start_trackers(accelerator, setup.config.train.trackers, out))
     if not Trainer(setup, checkpoint).run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
-        log.info("trained: model in %s, course in %s", out / "model", out / "epochs.csv")
+        log.info("trained: model in %s, metrics of all epochs in %s", out / "model", out / "epochs.csv")
 
 
 def _prepared(
@@ -135,9 +135,9 @@ def _prepared(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """The parts of a run, with an accumulation that fits. Says what runs, and warns of what may not go well.
+    """Build the parts of a run, with an accumulation that fits the memory. Logs the parts, and warns of problems.
 
-    Raises UserError, on every rank, if BatchNorm could not learn.
+    Raises UserError, on every rank, if BatchNorm could not be trained.
     """
     setup = build_setup(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
@@ -145,7 +145,7 @@ def _prepared(
     if accelerator.is_main_process:
         _say_what_runs(setup, checkpoint)
     trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
-    setup.freezing.training_mode(setup.model, None)  # of all that will learn; each epoch begins with its own
+    setup.freezing.training_mode(setup.model, None)  # all parts that the run ever trains; each epoch sets its own mode
     warning = check_rows(setup.model, setup.plan, accelerator.num_processes, setup.accumulation, trained=trained)
     if warning and accelerator.is_main_process:
         log.warning("%s", warning)
@@ -160,19 +160,19 @@ def _accelerator(config: Config, facts: Facts) -> Accelerator:
 
 
 def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
-    """Make the run folder and lock it for as long as ``held`` is open. Raises UserError if it cannot be.
+    """Create the run folder and lock it while ``held`` is open. Raises UserError if that fails.
 
-    Refuses to overwrite a run, unless ``beside`` says that nothing will be.
+    Raises UserError, too, if the folder contains a run, unless ``beside`` is set because nothing is overwritten.
     """
     held.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            "path-exists", f"{folder} is no folder, where checkpoints are to be: move it, or choose another --out"
+            "path-exists", f"{folder} is not a folder, but checkpoints need it: move it, or choose another --out"
         )
     if not beside and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(
-            "run-exists", f"{out} already holds a run: pass --resume to go on with it, or choose another --out"
+            "run-exists", f"{out} already contains a run: pass --resume to continue it, or choose another --out"
         )
     remove_partial_checkpoints(folder)
     recover_model_folder(out / "model")

@@ -26,10 +26,10 @@ EPOCH_FIELDS = (
 
 
 class RunLog:
-    """Writes on the main process, whose OSError every rank raises: every rank makes the same calls.
+    """Write the logs on the main process. Every rank makes the same calls, and raises the main process's OSError.
 
-    A resumed run first cuts off the rows of what it is about to do again: updates after ``updates``, and epochs from
-    ``epoch`` on, the last of which may have been validated and not yet saved.
+    A resumed run first removes the rows of work that it repeats: updates after ``updates``, and epochs from ``epoch``
+    on (the last epoch may have been validated but not saved).
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
@@ -40,12 +40,12 @@ class RunLog:
         by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
-        """One row of log.csv."""
+        """Write one row of log.csv."""
         self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
                                       "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """One row of epochs.csv."""
+        """Write one row of epochs.csv."""
         names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
         self._write(self.epochs, row, names)
 
@@ -64,7 +64,7 @@ class RunLog:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file or folder it was about: a full disk does not."""
+    """Add ``path`` to an OSError without a file name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -74,7 +74,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
-    """Keep the rows whose ``counter`` is at most ``last``. Raises UserError for a file that is no log of ours."""
+    """Keep the rows whose ``counter`` is at most ``last``. Raises UserError if the file is not one of our logs."""
     kept: list[dict[str, str]] = []
     if path.exists():
         try:
@@ -82,12 +82,12 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
                 reader = csv.DictReader(stream)
                 if foreign := set(reader.fieldnames or ()) - set(fields):
                     raise ValueError(f"its columns are not a log's: {', '.join(sorted(foreign))}")
-                # the last row of a killed run may be half a row
+                # the last row of a killed run may be incomplete
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(
                 "path-unreadable",
-                f"{path} cannot be gone on with ({one_line(error)}): mend it, or move it away to begin another",
+                f"{path} cannot be continued ({one_line(error)}): repair it, or move it away to start a new one",
             ) from None
     with atomic_write(path, "w") as stream:
         writer = csv.DictWriter(stream, fields)

@@ -1,4 +1,4 @@
-"""What a training run is made of, and how it is put together: fresh, from weights, or from a checkpoint."""
+"""Build the parts of a training run: new, from weights, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from toolkit.training.optim import build_optimizer, restore_optimizer
 
 log = logging.getLogger(__name__)
 
-#: Of weights in memory: faster for convolutions, on GPUs and CPUs.
+#: Memory layout of weights: faster for convolutions, on GPUs and CPUs.
 LAYOUT = torch.channels_last
 
 
 @dataclass
 class TrainingSetup:
-    """What a run is made of, ready to go."""
+    """All parts of a training run."""
 
     accelerator: Accelerator
     config: Config
@@ -56,9 +56,9 @@ class TrainingSetup:
     val: ShardReader
     plan: TrainPlan
     accumulation: int
-    """Parts of a process's share of an update: the configuration's, or what was found to fit (auto_batch.py)."""
+    """Micro-batches per process in an update: the configured number, or one that fits the memory (auto_batch.py)."""
     model: nn.Module
-    """Wrapped for several processes (wrapping.py) or spread over them (fsdp.py), on its device."""
+    """Wrapped for several processes (wrapping.py) or sharded over them (fsdp.py), on its device."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
@@ -67,11 +67,11 @@ class TrainingSetup:
     preprocessing: Preprocessing
     out: Path
     inputs: Pixels | Probe
-    """Pixels, or cached features: what the model that learns is given."""
+    """Input of the trained module: pixels or cached features."""
 
     @property
     def fsdp(self) -> bool:
-        """Whether model, optimiser and ema hold this process's part of each tensor only."""
+        """Whether model, optimiser and ema contain only this process's part of each tensor."""
         return is_sharded(self.model)
 
 
@@ -83,12 +83,12 @@ def build_setup(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Everything of a run but its loaders; ``readers`` are of train and val. Called by every process."""
+    """Build everything of a run except its loaders; ``readers``: of train and val. Called by every process."""
     train, val = readers
     fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
-    set_seed(config.train.seed)  # the head's initial weights; everything later is seeded by its step
+    set_seed(config.train.seed)  # for the head's initial weights; later random numbers are seeded by the step
     cached = config.train.feature_views > 0
-    # A checkpoint of a head on cached features holds the head alone: the backbone is the weights' at every start.
+    # A checkpoint of a head on cached features contains only the head, so every start loads the backbone's weights.
     model, learnt = _model(
         accelerator, config, manifest.labels, train.positives / len(train), checkpoint is None or cached
     )
@@ -107,17 +107,17 @@ def build_setup(
     else:
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
-    if over_processes:  # not the average, which is what is saved
-        # timm's conversion, for torch's own would lose the activations that timm puts into some of the layers.
+    if over_processes:  # not the moving average, which is saved
+        # timm's conversion, because torch's would lose the activations inside timm's layers.
         model = convert_sync_batchnorm(model)
     if fsdp:
         shard_model(accelerator, model)
         if ema is not None:
             shard_model(accelerator, ema.module)
-            ema.foreach = False  # torch's lists do not take spread and whole tensors together
+            ema.foreach = False  # torch's foreach functions reject a mix of sharded and whole tensors
     if config.model.checkpointing:
         enable_checkpointing(model)
-    freezing = Freezing(model, inputs.frozen)  # of the parameters as they are from here on
+    freezing = Freezing(model, inputs.frozen)  # after the steps above, which replace parameters
     model, optimizer = _optimised(accelerator, config, model, freezing, checkpoint)
     if ema is not None and not fsdp:
         ema.to(accelerator.device)
@@ -132,7 +132,7 @@ def build_setup(
 def _restored(
     model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, ModelEmaV3 | None]:
-    """What learns and its moving average, where one is kept, with the checkpoint's weights."""
+    """Return ``model`` and its moving average (None if off), with the checkpoint's weights."""
     if checkpoint is not None:
         with restoring(checkpoint):
             model.load_state_dict(checkpoint.tensors["model"])
@@ -147,12 +147,12 @@ def _restored(
 def _optimised(
     accelerator: Accelerator, config: Config, model: nn.Module, freezing: Freezing, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Any]:
-    """The model, wrapped unless it is spread, and its optimiser with the checkpoint's state."""
-    # The optimiser holds what will ever be trained; what is frozen for now has no gradient and is passed over.
+    """Return the model, wrapped unless it is sharded, and its optimiser with the checkpoint's state."""
+    # The optimiser contains all weights that are ever trained. It skips frozen ones, which have no gradient.
     freezing.apply(None)
     optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
-    # The loader is not prepared: it shards by rank itself. Nor is a scheduler: the rate is a function of the step.
+    # accelerate prepares neither the loader, which shards by rank itself, nor a scheduler, which is not used.
     fsdp = is_sharded(model)
     if not fsdp:
         model = wrap(accelerator, model, config.train)
@@ -169,10 +169,9 @@ def _optimised(
 def _model(
     accelerator: Accelerator, config: Config, labels: LabelSet, prevalence: np.ndarray, first: bool
 ) -> tuple[nn.Module, bool]:
-    """The network, with its first weights if ``first``: a local file's, the hub's or random ones.
+    """Return (network, whether its head is trained already). ``first``: load initial weights, from a file or the hub.
 
-    And whether its head is among those that were read, rather than one that was drawn.
-    ``prevalence`` (G,) is training's: a head that comes with none of these weights may start at it.
+    ``prevalence`` (G,) is that of the training split; a new head may start from it (model.prior).
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
@@ -182,20 +181,20 @@ def _model(
             wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch
         )
     cfg: Any = model.pretrained_cfg
-    # timm keeps a classifier of the hub that has the wanted size.
+    # timm keeps the hub's classifier if it has the requested size.
     learnt = not first or (hub and wanted.head == "linear" and cfg.get("num_classes") == num_genres)
-    # Before weights are loaded: a head that comes with them keeps its own biases.
+    # Before weights are loaded, so that a loaded head keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)
-    said = None
+    loaded = None
     if first and wanted.weights is not None:
-        said, learnt = load_weights(model, Path(wanted.weights), labels)
-    if accelerator.num_processes > 1 and (hub or said):
-        # Each node has its own cache of the hub, or copy of the file, and not every kind of run takes the first one's.
+        loaded, learnt = load_weights(model, Path(wanted.weights), labels)
+    if accelerator.num_processes > 1 and (hub or loaded):
+        # Each node may have its own hub cache or copy of the file, and not all runs broadcast the first one's weights.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
     if accelerator.is_main_process:
-        if said:
-            log.info("%s", said)
+        if loaded:
+            log.info("%s", loaded)
         if (wanted.pretrained or wanted.weights is not None) and (warning := other_size(model, size)):
             log.warning("%s", warning)
     return model, learnt

@@ -1,7 +1,7 @@
 """One update: this rank's micro-batches, their loss and gradient, the optimiser's step, the moving average.
 
-grey levels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
-(cached features go straight into the model)              └──── nonfinite.py looks at both ────┘
+pixels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
+(cached features are the model's input)          └──── nonfinite.py checks both ────┘
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from toolkit.training.setup import TrainingSetup
 
 
 class TrainStep:
-    """Makes updates, each a function of the weights and (epoch, step); but for ``overflows`` nothing is remembered."""
+    """Make updates, each a function of the weights and (epoch, step). ``overflows`` is the only state."""
 
     def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
-        """``guard`` looks for losses and gradients that are not finite; without one they are made like any other.
+        """``guard`` checks for losses and gradients that are not finite; without it such updates are made.
 
-        ``lost`` has all ranks know if one of them cannot read its samples; without it that rank ends alone.
+        ``lost`` stops all ranks if one of them cannot read its samples; without it only that rank ends.
         """
         self.accelerator, self.setup = setup.accelerator, setup
         self.plan, self.accumulation = setup.plan, setup.accumulation
         self.guard, self.lost = guard, lost
         self.overflows = 0
-        """Updates that the gradient scaler (fp16) left out, the last ones in a row: 0 after any other."""
+        """Number of last updates in a row that the gradient scaler (fp16) skipped; 0 after any other update."""
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
     ) -> tuple[torch.Tensor, int]:
-        """Update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
+        """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
 
-        Returns ((2,) float32 of this rank: the sum over its rows that count of their loss, mean over genres, and how
-        many rows those are; samples of the update over all ranks, masked ones included). The second is 0 for an update
-        that was not made, because the guard did not allow it or its gradient overflowed in fp16: it leaves weights,
-        buffers, optimiser and moving average as they were. The gradient, and with it optim.clip_norm, is of the sum
-        over genres and the mean over samples. Raises UserError where the memory does not hold a micro-batch, or where
-        every gradient overflows; LostData, on every rank, where one of them cannot read its samples: the update is not
-        made, and all is as it was before.
+        Returns (sums, samples). ``sums`` (2,) float32: this rank's sum of losses (mean over genres) over its valid
+        rows, and the number of these rows. ``samples``: samples of the update over all ranks, masked ones included; 0
+        if the update was skipped, because the guard did not allow it or its gradient overflowed in fp16. A skipped
+        update does not change weights, buffers, optimiser and moving average. The gradient, and so optim.clip_norm,
+        refers to the sum over genres and the mean over samples.
+
+        Raises UserError if a micro-batch does not fit the memory, or if every gradient overflows. Raises LostData, on
+        every rank, if one rank cannot read its samples; this update then changes nothing.
         """
         hold = held_over_few_rows(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
         with explain_out_of_memory(self._memory_line), hold:
@@ -73,18 +74,18 @@ class TrainStep:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if last and self.lost is not None:  # answered while this rank computes, and looked at before the step
+            if last and self.lost is not None:  # the vote runs while this rank computes, and is read before the step
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
                 loss = (losses * valid).sum()
                 if self.guard is not None:
                     self.guard.note(losses, batch.micro_batch)
-                # DDP averages gradients over ranks; the mean over the update's samples is wanted. Masked ones are among
-                # them: how many there are on other ranks is not known here, and asking would cost a wait.
+                # DDP averages gradients over ranks, but the mean over the update's samples is needed. Masked samples
+                # are included, because counting them on other ranks would cost a wait.
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total[0] += loss.detach() / len(setup.manifest.genres)
-            total[1] += int(batch.micro_batch.valid.sum())  # known on the host: nothing is copied
+            total[1] += int(batch.micro_batch.valid.sum())  # on the host, so nothing is copied
         if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
             restore()
@@ -97,7 +98,7 @@ class TrainStep:
             self.overflows = 0
             return torch.zeros_like(total), 0
         if config.optim.clip_norm:
-            if accelerator.scaler is not None:  # the norm is that of the gradient, not of the scaled one
+            if accelerator.scaler is not None:  # clip by the norm of the unscaled gradient
                 accelerator.scaler.unscale_(optimizer.optimizer)
             clip_grad_norm_(model.parameters(), config.optim.clip_norm)
         optimizer.step()
@@ -114,9 +115,9 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """The next micro-batch; one that weighs nothing, with the reason, if this rank cannot have its samples.
+        """Return the next micro-batch; a masked one with the reason if this rank cannot read its samples.
 
-        The others are in the middle of an update that ends only if this rank takes part in it.
+        The other ranks can finish their update only if this rank takes part in it.
         """
         try:
             if failure is None:
@@ -133,7 +134,7 @@ class TrainStep:
         return Batch(images, micro_batch, {}), failure
 
     def _memory_line(self) -> str:
-        """What did not fit, and the ways out."""
+        """Return a message with the size that did not fit the memory, and remedies."""
         config, processes, accumulation = self.setup.config, self.accelerator.num_processes, self.accumulation
         rows = -(-config.train.batch_size // (processes * accumulation))
         ways = [] if config.train.auto_batch else ["--train.auto_batch true"]
@@ -141,20 +142,20 @@ class TrainStep:
             ways.append(f"--train.accumulation {2 * accumulation}")
         if not config.model.checkpointing:
             ways.append("--model.checkpointing true")
-        said = f"set {', '.join(ways)} or" if ways else "set"
+        remedy = f"set {', '.join(ways)} or" if ways else "set"
         return (
             f"a micro-batch of {rows} at {config.data.image_size} pixels does not fit (global batch "
             f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
-            f"{said} a smaller --data.image_size; with --resume the run goes on from its newest checkpoint"
+            f"{remedy} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
         )
 
     @property
     def plain_model(self) -> nn.Module:
-        """The model without DDP and compile wrappers, sharing their weights."""
+        """The model without DDP and compile wrappers, with the same weights."""
         return plain(self.setup.model)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """((n,) float32 losses of a micro-batch's rows, summed over genres; (n,) bool which of them count)."""
+        """Return (losses (n,) float32 of a micro-batch's rows, summed over genres; which rows are valid, (n,) bool)."""
         device = self.accelerator.device
         targets = to_device(targets_of(batch.micro_batch, self.setup.train), device)
         valid = to_device(batch.micro_batch.valid, device)
@@ -166,7 +167,7 @@ class TrainStep:
 
 
 def _kept_buffers(model: nn.Module) -> Callable[[], None]:
-    """Copy a model's buffers (BatchNorm's statistics), all of a type at once; call the result to have them back."""
+    """Copy a model's buffers (BatchNorm statistics), one tensor per type. Return a function that restores them."""
     buffers: dict[torch.dtype, list[torch.Tensor]] = {}
     for buffer in model.buffers():
         buffers.setdefault(buffer.dtype, []).append(buffer)

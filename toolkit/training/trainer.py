@@ -1,7 +1,7 @@
-"""One training run: epochs of updates, a validation after each, checkpoints between.
+"""One training run: epochs of updates, validation after each epoch, and checkpoints.
 
-plan → feed: decoded, cut, on the device → update (augment, normalise, model, loss, step, moving average)
-                                             ↘ every epoch: thaw? … validation → best? → RUN/model
+plan → feed: decoded, cropped, on the device → update (augment, normalise, model, loss, step, moving average)
+                                                 ↘ every epoch: unfreeze … validation → RUN/model if it is the best
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Runs epochs from ``state`` on. Every rank makes the same calls in the same order."""
+    """Run the epochs of a run, starting at ``state``. Every rank makes the same calls in the same order."""
 
     def __init__(self, setup: TrainingSetup, resumed: Checkpoint | None = None) -> None:
         accelerator = setup.accelerator
@@ -55,14 +55,14 @@ class Trainer:
 
     @property
     def validated_model(self) -> nn.Module:
-        """What is validated and saved: the moving average where there is one, else the model itself."""
+        """The model to validate and save: the moving average if there is one, else the trained model."""
         ema = self.setup.ema
         return self.train_step.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
-        """Train to the end. True if it got there, False if a signal asked for a stop (a checkpoint was saved).
+        """Train to the end. Return True at the end, False if a signal stopped the run after saving a checkpoint.
 
-        Raises LostData, on every rank, where one of them cannot read its samples; a checkpoint was saved then, too.
+        Raises LostData, on every rank, if one rank cannot read its samples; a checkpoint is saved before, too.
         """
         began = self.state.updates
         try:
@@ -76,7 +76,7 @@ class Trainer:
                 log.info(
                     "early stopping: %d epochs without a better %s", self.state.bad_epochs, self.config.train.monitor
                 )
-            if not self.state.made:  # too few to find a scale, or too broken
+            if not self.state.made:  # too few updates to find a scale, or a broken model
                 raise UserError(
                     "not-finite",
                     f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
@@ -86,7 +86,7 @@ class Trainer:
         except LostData as lost:
             if self.state.updates > began:
                 self._save()
-                lost.args = (f"{lost}; checkpoint saved: the same command with --resume goes on",)
+                lost.args = (f"{lost}; checkpoint saved: the same command with --resume continues",)
             raise
         finally:
             self.feed.close()
@@ -97,10 +97,10 @@ class Trainer:
         return self.state.epoch >= self.config.train.epochs or 0 < patience <= self.state.bad_epochs
 
     def _epoch(self) -> bool:
-        """The rest of the current epoch and its validation. False if stopped between two updates, or validating."""
+        """Run the rest of the current epoch and its validation. Return False if a signal stopped either."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
-        own_loss = torch.zeros(2, device=accelerator.device)  # this rank's, since the start or a checkpoint
+        own_loss = torch.zeros(2, device=accelerator.device)  # of this rank, since the start or a checkpoint
         self._thaw()
         self.setup.freezing.training_mode(self.setup.model, state.epoch)
         recent = Stopwatch(self.feed)
@@ -133,7 +133,7 @@ class Trainer:
         if not state.loss_rows and state.skipped < self.plan.steps_per_epoch:
             raise UserError(
                 "too-many-bad",
-                f"not one of the training samples of epoch {state.epoch + 1} could be decoded: look at the shards' "
+                f"none of the training samples of epoch {state.epoch + 1} could be decoded: check the shards' "
                 f"images, and lower --data.max_errors",
             )
         seconds, account = watch.seconds, watch.account(images)
@@ -147,30 +147,30 @@ class Trainer:
         }
         try:
             self._validate(row)
-        except Stopped:  # the state is still that of the last update: a resumed run validates again
+        except Stopped:  # the state is that of the last update, so a resumed run validates again
             return False
         return True
 
     def _warn_of_skipped(self) -> None:
-        """Warn of the updates of the epoch that were skipped."""
+        """Log a warning about the epoch's skipped updates."""
         state, scaler = self.state, self.accelerator.scaler
         line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
         if scaler is not None:
             line += (
-                f", {state.overflowed} of them for gradients that overflowed in fp16: some are normal while the "
-                f"gradient scale is found, which is {scaler.get_scale():g} now"
+                f", {state.overflowed} of them because gradients overflowed in fp16: some are normal while the "
+                f"gradient scale is searched (now {scaler.get_scale():g})"
             )
         log.warning("epoch %d: %s", state.epoch + 1, line)
 
     def _note_loss(self, own: torch.Tensor) -> None:
-        """Add this rank's (2,) sums to those of the epoch, over all ranks, and set them to 0. Collective; waits."""
+        """Add the sums ``own`` (2,) of all ranks to the epoch's sums, and reset ``own`` to 0. Collective; waits."""
         loss, rows = sum_over_ranks(self.accelerator, own).tolist()
         self.state.loss_sum += loss
         self.state.loss_rows = (self.state.loss_rows or 0) + round(rows)
         own.zero_()
 
     def _thaw(self) -> None:
-        """Let gradients flow into what this epoch trains; the optimiser holds it already."""
+        """Enable gradients of the parts that this epoch trains. The optimiser contains them already."""
         epoch, setup = self.state.epoch, self.setup
         if not setup.freezing.apply(epoch):
             return
@@ -178,10 +178,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             trainable = sum(p.numel() for p in setup.model.parameters() if p.requires_grad)
             names = ", ".join(setup.freezing.thawing(epoch))
-            log.info("epoch %d: %s thawed, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
+            log.info("epoch %d: %s unfrozen, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """One update. Returns what the updater does; all of it is 0 if the update was skipped."""
+        """Make one update. Return the result of TrainStep; all its values are 0 if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.made)
         loss, counted = self.train_step(batches, state.epoch, state.step, state.made + 1, lr)
@@ -198,7 +198,7 @@ class Trainer:
         return loss, counted
 
     def _rate(self) -> float:
-        """The learning rate of the last update that was made."""
+        """Return the learning rate of the last update that was made."""
         return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
 
     def _bar(self) -> Any:
@@ -207,9 +207,9 @@ class Trainer:
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
-        """``sums`` (2,) over all ranks: of losses, and of the rows that they are of; none where it was skipped.
+        """Write a row of log.csv. ``sums`` (2,) over all ranks: the sum of losses and the number of rows; 0 if skipped.
 
-        Returns the stopwatch for the next row, whose time holds the writing of this one.
+        Returns the stopwatch for the next row. Its time includes writing this row.
         """
         state = self.state
         self.guard.check()
@@ -237,7 +237,7 @@ class Trainer:
         return following
 
     def _validate(self, row: dict[str, Any]) -> None:
-        """Validation metrics; the best model so far goes to RUN/model. Then the epoch's checkpoint."""
+        """Validate, write RUN/model if the model is the best so far, and save the epoch's checkpoint."""
         state, accelerator, setup = self.state, self.accelerator, self.setup
         model = self.validated_model
         broadcast_buffers(accelerator, self.train_step.plain_model)
@@ -253,7 +253,7 @@ class Trainer:
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
-        elif state.epoch > state.best_epoch:  # else it is trained again, and RUN/model is of a later one
+        elif state.epoch > state.best_epoch:  # else the epoch is repeated, and RUN/model is of a later epoch
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -263,9 +263,9 @@ class Trainer:
     def _measure(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
     ) -> tuple[dict[str, Any], float, str]:
-        """On the main process: (row of epochs.csv, monitored figure, sha256 of RUN/model if it is the best, else "").
+        """Return (row of epochs.csv, monitored metric, sha256 of RUN/model if it is the best, else "").
 
-        ``whole`` is the judged model's state where it is spread over processes.
+        Called on the main process. ``whole`` is the validated model's state if it is sharded over processes.
         """
         state, setup = self.state, self.setup
         units = setup.manifest.units_of("val")
@@ -276,19 +276,19 @@ class Trainer:
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(result.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
-        # Of an epoch that is trained again, RUN/model may be there already: made again unless that would be worse.
+        # RUN/model may exist already if the epoch is repeated. It is written again if the score is equal.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
             sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
-        train_loss = "of no update" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
+        train_loss = "undefined" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
         log.info(text, state.epoch + 1, train_loss, result, row["images_per_s"], 100 * row["data_wait"])
         return {**row, **result.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:
         accelerator, setup = self.accelerator, self.setup
-        self.guard.check_weights(self.train_step.plain_model)  # a broken one would drive good ones out
+        self.guard.check_weights(self.train_step.plain_model)  # a bad checkpoint would displace good ones
         scaler = accelerator.scaler
         tensors = {
             "model": self.train_step.plain_model.state_dict(),

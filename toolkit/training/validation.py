@@ -1,4 +1,4 @@
-"""From the validation logits of an epoch to its verdict: metrics, decisions, and the model folder of the best."""
+"""Validation of an epoch: from logits to metrics and decisions, and the model folder of the best epoch."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """An epoch, judged on the validation split."""
+    """Result of an epoch on the validation split."""
 
     evaluation: Evaluation
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """The decisions' metrics of the table: of decisions that are chosen without the fold they are
-    measured on. What the others have on this split, on which they were fitted, would flatter them."""
+    """Metrics of decisions by cross-fitting: each fold is measured with decisions chosen on the other folds.
+    ``decisions`` was fitted on the whole split, so its metrics on this split would be too high."""
 
     def row(self) -> dict[str, Any]:
-        """Its columns of epochs.csv."""
+        """Return the validation columns of epochs.csv."""
         known = self.evaluation.ranking | self.held_out
         figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
         return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold}
@@ -62,10 +62,11 @@ def validate(
     decide: DecideConfig | None = None,
     groups: np.ndarray | None = None,
 ) -> ValidationResult:
-    """Verdict on (n, G) validation logits against (n, G) targets of 0 and 1; ``decide`` is DecideConfig() by default.
+    """Return the result of validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    groups (n,): equal numbers for near-duplicates; None: there are none. The evaluation's loss is that of the logits
-    as they are: it picks the best epoch, whatever calibration changes.
+    decide: None for DecideConfig(). groups (n,): equal numbers for near-duplicates; None if there are none. The
+    evaluation's loss is computed from uncalibrated logits, so calibration does not influence the best epoch by loss.
+    Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -80,9 +81,9 @@ def validate(
 
 
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
-    """Measure a run's best model again where its score does not compare with those to come. Called by every rank.
+    """Measure a run's best model again if its score is not comparable with later scores. Called by every rank.
 
-    A model that cannot be read any more is no longer the best.
+    A model that cannot be read is no longer the best.
     """
     config, before, rule = setup.config, state.best_score, scoring_rule(setup.config)
     outdated, state.scored = state.scored != rule, rule
@@ -92,22 +93,22 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score = monitored(_validate_folder(setup).row(), config.train.monitor)
         result = f"{state.best_score:.4f}"
     except UserError as error:
-        state.best_score, result = None, f"not possible, so the next epoch is the best ({error})"
+        state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured in another way (by an earlier version, or with other "
+            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or other "
             "decide options); measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
 
 def _validate_folder(setup: TrainingSetup) -> ValidationResult:
-    """Verdict on RUN/model, by a pass over the validation split. Raises UserError if it cannot be read."""
+    """Validate RUN/model by a pass over the validation split. Raises UserError if the model cannot be read."""
     accelerator, config, manifest = setup.accelerator, setup.config, setup.manifest
     folder = load_model_folder(setup.out / "model")
     rows, workers = config.train.eval_batch_size, config.data.workers
     outputs = infer_split(accelerator, folder, setup.val.store, manifest, "val", rows, workers)
-    folder.model.to("cpu")  # its memory is the trained model's again
+    folder.model.to("cpu")  # frees device memory for the trained model
     return by_main(
         accelerator,
         lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
@@ -115,20 +116,20 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
 
 
 def scoring_rule(config: Config) -> str:
-    """How the figure that train.monitor names is measured; figures of other rules do not compare.
+    """Return the rule by which the metric train.monitor is measured. Scores of different rules are not comparable.
 
-    Empty for what needs no decisions. Of the others it was empty, too, when decisions were fitted on the samples that
-    they were scored on.
+    Empty for metrics without decisions. Earlier versions, which scored decisions on the samples that they were fitted
+    on, used an empty rule for all metrics.
     """
     if METRICS[config.train.monitor].group != "decisions":
         return ""
     decide = asdict(config.decide)
-    decide["slack"] = decide.pop("max_micro_f_loss")  # the name that earlier versions took the digest of
+    decide["slack"] = decide.pop("max_micro_f_loss")  # earlier versions made the digest with this name
     return f"cross-fit {fingerprint(decide)[:16]}"
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:
-    """The figure of an epoch's row that ``train.monitor`` names. Raises UserError if this split does not define it."""
+    """Return the metric ``monitor`` of an epoch's row. Raises UserError if it is not defined on this split."""
     name = f"val_{monitor}"
     if row[name] is None:
         raise UserError(
@@ -140,7 +141,7 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
 
 
 def better(score: float, best: float | None, monitor: str) -> bool:
-    """Whether ``score`` beats the best so far."""
+    """Return whether ``score`` is better than the best so far (None if there is none)."""
     return best is None or (score < best if METRICS[monitor].better == "lower" else score > best)
 
 
@@ -155,9 +156,9 @@ def export_model(
 ) -> str:
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
-    ``trained`` is the unwrapped model of inputs.trained, or its moving average; ``epoch`` counts from 1; ``score`` is
-    the figure of train.monitor, by which a resume compares what lies there with what its checkpoint knows. ``state`` is
-    its whole state where ``trained`` holds a part of each tensor only.
+    ``trained`` is the unwrapped model of inputs.trained, or its moving average. ``epoch`` counts from 1. ``score`` is
+    the value of train.monitor; a resume compares it with the checkpoint. ``state`` is the whole state if ``trained``
+    contains only a part of each tensor, else None.
     """
     config, manifest = setup.config, setup.manifest
     model, head, metrics = setup.inputs.whole(trained), HeadSpec.of(config.model), result.evaluation.to_dict()

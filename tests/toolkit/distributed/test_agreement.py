@@ -117,7 +117,7 @@ def test_two_ranks_on_one_gpu():
 
 @pytest.mark.parametrize("sent", [b"", b"[]", b'{"facts": {"a": 1}}', b'{"facts": {"a": ["b"]}}', b"[" * 10**6])
 def test_what_another_version_may_send_is_one_line(sent: bytes):
-    with pytest.raises(UserError, match=r"what rank 3 says of itself .* same version of this toolkit") as caught:
+    with pytest.raises(UserError, match=r"the record of rank 3 .* same version of this toolkit") as caught:
         parse_record(sent, 3)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -212,7 +212,7 @@ def test_names_that_are_no_text_can_be_sent(tmp_path: Path):
         (UserError("set-missing", "no set"), "set-missing", "no set"),
         (OSError(28, "No space left on device"), "disk-full", "No space left"),
         (OSError(13, "Permission denied"), "path-unwritable", "Permission denied"),
-        (ValueError("oh"), "rank-lost", "a bug, whose traceback is in what it said (ValueError: oh)"),
+        (ValueError("oh"), "rank-lost", "a bug, whose traceback is in its output (ValueError: oh)"),
     ],
 )
 def test_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: str, monkeypatch: pytest.MonkeyPatch):

@@ -198,27 +198,27 @@ def test_two_processes_that_differ(
             ["labels.json"],
             [],
             ["--model", models["damaged"]],
-            own=("error: rank 1 cannot begin: ", "error: [rank 1] the model folder "),
+            own=("error: rank 1 cannot start: ", "error: [rank 1] the model folder "),
         ),
         pair(
             evaluate,
             ["labels.json"],
             ["--model", models["damaged"]],
             [],
-            own=("error: the model folder ", "error: [rank 1] the first process cannot begin: the model folder "),
+            own=("error: the model folder ", "error: [rank 1] the first process cannot start: the model folder "),
         ),
         one_cannot_parse := pair(
             train,
             ["unknown key 'optim.lrate'"],
             ["--optim.lrate=1"],
             [],
-            own=("error: unknown key", "error: [rank 1] the first process cannot begin: unknown key"),
+            own=("error: unknown key", "error: [rank 1] the first process cannot start: unknown key"),
         ),
         replace(
             one_cannot_parse,
             first=one_cannot_parse.other,
             other=one_cannot_parse.first,
-            own=("error: rank 1 cannot begin: unknown key", "error: [rank 1] unknown key"),
+            own=("error: rank 1 cannot start: unknown key", "error: [rank 1] unknown key"),
         ),
         pair(
             evaluate,
@@ -226,7 +226,7 @@ def test_two_processes_that_differ(
             [],
             ["--split=BUG"],
             bug=True,
-            own=("error: rank 1 cannot begin: a bug, whose traceback is in what it said (ZeroDivisionError", ""),
+            own=("error: rank 1 cannot start: a bug, whose traceback is in its output (ZeroDivisionError", ""),
         ),
         # What may differ: this one ends well, and says of another version.
         pair(

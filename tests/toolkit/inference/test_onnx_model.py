@@ -84,7 +84,7 @@ def test_an_onnx_file_of_another_tool(copy: Path, value: str | None):
 def test_a_file_of_other_weights_or_genres(exported: Path, tmp_path: Path):
     torch.manual_seed(1)
     other = make_model_folder(tmp_path / "weights", LABELS, HeadSpec("linear", (), 0.0))
-    with pytest.raises(UserError, match=r"its weights are not those of .*posters export.* again"):
+    with pytest.raises(UserError, match=r"its weights differ from those of .*posters export.* again"):
         OnnxModel(exported / "model.onnx", load_model_folder(other), CPU)
     folder = load_model_folder(exported)
     folder.labels = LabelSet(("a", "c", "b"))

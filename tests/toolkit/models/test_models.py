@@ -197,7 +197,7 @@ def test_the_head_of_a_checkpoint_is_taken_for_the_same_genres_only(tmp_path: Pa
 def test_a_head_whose_genres_cannot_be_read_is_refused(tmp_path: Path):
     folder = make_model_folder(tmp_path / "m", GENRES, LINEAR, name="resnet10t", size=64)
     (folder / "labels.json").write_text("{}")
-    with pytest.raises(UserError, match=r"which genres the head of .* gives cannot be read: .*labels\.json"):
+    with pytest.raises(UserError, match=r"the genres of the head of .* cannot be read: .*labels\.json"):
         load_weights(build_model("resnet10t", 5, LINEAR, 64), folder / "model.safetensors", GENRES)
     model = build_model("resnet10t", 4, LINEAR, 64)  # a head of another size is dropped in any case
     assert "dropped" in load_weights(model, folder / "model.safetensors", LabelSet(tuple("abcd")))[0]

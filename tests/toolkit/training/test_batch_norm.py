@@ -112,11 +112,11 @@ def test_what_lies_within_a_norm_is_left_alone():
         (640, 64, 2, 1, None),
         (3203, 64, 2, 1, None),  # 31 or 32 rows
         (3203, 32, 1, 1, None),  # 31 or 32
-        (20, 64, 1, 1, ["up to 20 rows a process: "]),
-        (640, 64, 4, 1, ["up to 16 rows a process:", "--train.sync_batchnorm true", "fewer processes"]),
-        (640, 64, 1, 4, ["up to 16 rows a process:", "lower --train.accumulation"]),
-        (31, 16, 2, 1, ["up to 8 rows a process, and keeps them in 1 of 2 updates an epoch"]),
-        (3203, 64, 8, 1, ["micro-batches have 7 rows, under 8: BatchNorm keeps the statistics"]),
+        (20, 64, 1, 1, ["up to 20 rows per process: "]),
+        (640, 64, 4, 1, ["up to 16 rows per process:", "--train.sync_batchnorm true", "fewer processes"]),
+        (640, 64, 1, 4, ["up to 16 rows per process:", "lower --train.accumulation"]),
+        (31, 16, 2, 1, ["up to 8 rows per process, and keeps them in 1 of 2 updates an epoch"]),
+        (3203, 64, 8, 1, ["micro-batches have 7 rows, fewer than 8: BatchNorm keeps the statistics"]),
         (20, 64, 4, 2, ["micro-batches have 2 rows"]),
     ],
 )
@@ -153,7 +153,7 @@ def test_two_processes_hold_the_statistics_of_their_weights(shard_set: Path, tmp
     assert moved(first, {name: trained[name] for name in first}) == (False, True)
     refused = launch_2("launch/train.py", *options, "--out", tmp_path / "refused")
     assert refused.returncode == 2 and not (tmp_path / "refused" / "checkpoints").exists()
-    assert "BatchNorm cannot learn its statistics from micro-batches of 7 rows" in error_lines(refused)[0]
+    assert "BatchNorm cannot compute its statistics from micro-batches of 7 rows" in error_lines(refused)[0]
 
 
 def test_a_transformer_is_not_concerned(shard_set: Path, tmp_path: Path):

@@ -145,8 +145,8 @@ def test_wrong_shapes(kind, logits, targets, message):
 @pytest.mark.parametrize(
     ("positives", "num_samples", "message"),
     [
-        (np.zeros((2, 2)), 10, "one count per genre"),
-        (np.zeros(0), 10, "one count per genre"),
+        (np.zeros((2, 2)), 10, "one count per label"),
+        (np.zeros(0), 10, "one count per label"),
         (np.array([1, 11]), 10, "must lie in"),
         (np.array([-1, 1]), 10, "must lie in"),
         (np.array([np.nan, 1]), 10, "must lie in"),

@@ -204,7 +204,7 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(shard_set: Path, 
     options = ["--shards", shard_set, "--out", tmp_path / "run", *TINY, "--train.epochs=1"]
     stopped = run_script(PROBE, tmp_path / "spy", "term 2", *options)
     assert stopped.returncode == 75, stopped.stderr
-    assert "--resume goes on" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert "--resume continues" in stopped.stderr and "Traceback" not in stopped.stderr
     assert len((tmp_path / "spy" / "rank0.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "run" / "checkpoints" / "step-00000002").is_dir()
     again = posters_command("train", *options)
@@ -333,7 +333,7 @@ def file_for_checkpoints(run: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(foreign_log, "cannot be gone on with"), (file_for_checkpoints, "is no folder, where checkpoints")],
+    [(foreign_log, "cannot be continued"), (file_for_checkpoints, "is not a folder, but checkpoints")],
 )
 def test_what_is_not_ours_in_a_run_folder_is_left_alone(
     whole: Path, shard_set: Path, tmp_path: Path, change: Callable[[Path], Path], words: str

@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(shard_set: Path, runs: Path) -> Path:
     run = posters_command("train", "--shards", shard_set, "--out", runs / "one", *RECIPE, *CHOSEN)
     assert run.returncode == 0, run.stderr
-    assert "epoch 2: stem, blocks.0 thawed" in run.stderr
+    assert "epoch 2: stem, blocks.0 unfrozen" in run.stderr
     return runs / "one"
 
 
@@ -195,7 +195,7 @@ def test_killed_and_resumed_to_the_bit(noisy: Path, shard_set: Path, tmp_path: P
     assert run_script(PROBE, tmp_path / "spy", f"kill {update}", *options).returncode == -9
     resumed = posters_command("train", *options, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert ("thawed" in resumed.stderr) == (update <= 3)
+    assert ("unfrozen" in resumed.stderr) == (update <= 3)
     assert same(tensors(tmp_path / "run", -1), tensors(noisy, -1))
     ours, theirs = tmp_path / "run/model/model.safetensors", noisy / "model/model.safetensors"
     assert ours.read_bytes() == theirs.read_bytes()

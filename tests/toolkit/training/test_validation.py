@@ -112,7 +112,7 @@ def test_a_resumed_run_compares_figures_of_one_kind(
         (run / "model" / "model.safetensors").unlink()
     with caplog.at_level("INFO"):
         assert main([*train, *options]) == 0
-    said = [r.getMessage() for r in caplog.records if "was measured in another way" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "was measured with another rule" in r.getMessage()]
     after = last_progress(run)
     if other == "a lost model":
         assert not said and any("the run's best model is lost" in r.getMessage() for r in caplog.records)

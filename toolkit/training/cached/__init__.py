@@ -1,1 +1,1 @@
-"""Training on features of a frozen backbone, computed once and kept."""
+"""Training on features of a frozen backbone, which are computed once and saved."""

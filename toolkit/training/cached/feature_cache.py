@@ -1,11 +1,11 @@
-"""Features of a frozen backbone, computed once and kept: a head then trains in minutes without a GPU.
+"""Features of a frozen backbone, computed once and saved. A head then trains in minutes without a GPU.
 
 samples of a split ─ view v of the training augmentation, or the evaluation view ─→ backbone ─→ (n, F) float32, on disk
 
-A backbone that does not learn gives the same features for the same pixels in every epoch. So a few augmented views per
-sample are taken once (view v has the crops of epoch v), and epoch e trains on view e mod views. Files are named by all
-that decides their content, so that runs which share it share them. While they are computed, memory holds the features
-of some thousand samples; afterwards the processes of a node map one file (feature_files.py).
+A frozen backbone gives the same features for the same pixels in every epoch. So a few augmented views per sample are
+computed once (view v has the crops of epoch v), and epoch e trains on view e mod views. A file's name is a hash of
+everything that decides its content, so runs with equal content share files. During the computation memory contains the
+features of a few thousand samples; afterwards the processes of a node map one file (feature_files.py).
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ from toolkit.training.cached.feature_files import Features, FeatureWriter, file_
 
 log = logging.getLogger(__name__)
 
-#: Samples whose features all ranks send to the main process together.
+#: Number of samples, over all ranks, after which the features are gathered and written.
 SAMPLES_PER_GATHER = 4096
-#: Options of augmentation that are part of every file's name.
+#: Augmentation options that are part of every file's name.
 NAMED_OPTIONS = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
-#: Options of augmentation in earlier versions: they stay part of the names, so that files of then are found.
+#: Augmentation options of earlier versions. They stay part of the names, so that earlier files are found.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
-#: To be raised when the same facts give other features: files of an older version are then left alone.
+#: Raise this number if the same facts give other features, so that older files are not used.
 VERSION = 2
 
 
 class View(NamedTuple):
-    """A split as the backbone is shown it."""
+    """A split and its transforms, the input of the backbone."""
 
     reader: ShardReader
     title: str
     transforms: TransformFactory
     pixels: Callable[[Batch], torch.Tensor]
-    """(n, 3, S, S) what the backbone takes of a batch."""
+    """Batch → (n, 3, S, S) input of the backbone."""
 
 
 class FeatureBank:
-    """Computes features of splits or maps what is there. Every rank makes the same calls and gets the same arrays."""
+    """Compute features of splits, or map existing files. Every rank makes the same calls and gets the same arrays."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model`` is a whole timm model, whose backbone gives the features; it goes to the accelerator's device."""
+        """``model``: a timm model, whose backbone computes the features; it is moved to the accelerator's device."""
         model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
@@ -82,7 +82,7 @@ class FeatureBank:
         self._pixels = Pixels(config, model, preprocessing, accelerator)
 
     def training_view(self, reader: ShardReader, view: int) -> Features:
-        """Features of the training split's crops, flips and other augmentation of epoch ``view``."""
+        """Return features of the training split, augmented as in epoch ``view``."""
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
@@ -91,7 +91,7 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
-            # An option that is not in FIRST and is off changes no feature: the name stays as it was.
+            # An option that is off and not in NAMED_OPTIONS is left out, so that earlier names stay the same.
             "augment": CONSTANT
             | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }
@@ -103,7 +103,7 @@ class FeatureBank:
         return self._features("train", facts, View(reader, f"features of train, view {view + 1}", transforms, pixels))
 
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
-        """Features of a split as evaluation sees it."""
+        """Return features of a split with the transforms of evaluation."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
         transforms = eval_transforms(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
         view = View(
@@ -138,7 +138,7 @@ class FeatureBank:
         return features
 
     def _fill(self, path: Path, view: View) -> None:
-        """Compute the features of a view into a file of the main process."""
+        """Compute the features of a view. The main process writes them to ``path``."""
         accelerator, rows = self.accelerator, self.config.train.eval_batch_size
         stop = StopSignal(accelerator)
         try:
@@ -149,7 +149,7 @@ class FeatureBank:
                     self._compute(
                         view,
                         lambda rows: by_main(accelerator, lambda: writer.add(rows)),
-                        lambda: stop.check(f"{view.title}, are to be computed anew"),
+                        lambda: stop.check(f"{view.title}, must be computed again"),
                     )
                 by_main(accelerator, kept.close)
             stop.check(f"{view.title}, are kept", now=True)
@@ -157,7 +157,7 @@ class FeatureBank:
             stop.restore()
 
     def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
-        """Give ``add`` the rows of a view, some at a time and in order, on every rank."""
+        """Compute the rows of a view in order, and pass them to ``add`` in chunks, on every rank."""
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
@@ -199,11 +199,11 @@ class FeatureBank:
     def _own_rows(
         self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """(samples (k,), their (k, F + 1) float32 rows as in a file) of each of this rank's batches."""
+        """Yield (samples (k,), their rows (k, F + 1) float32 as in a file) for each batch of this rank."""
         accelerator = self.accelerator
         self.model.eval()
         with (
-            # Never replaced: a substitute's features would stand under the damaged sample's labels.
+            # No substitutes: their features would get the damaged sample's labels.
             run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
@@ -222,7 +222,7 @@ class FeatureBank:
 
 
 def backbone_hash(model: Any) -> str:
-    """SHA-256 of all tensors but the classifier's: two models that agree in it give the same features."""
+    """Return the SHA-256 of all tensors except the classifier's. Models with equal hashes give equal features."""
     head = head_prefixes(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,10 +1,10 @@
-"""Files of cached features: one per view and split, which the processes of a node map, so that memory holds it once.
+"""Files of cached features: one per view and split. The processes of a node map it, so memory contains it once.
 
-    SPLIT-KEY.npy   (n, F + 1) float32: a row per sample, its features and then 1, or 0s for one that was not decoded
-    SPLIT-KEY.npz   those of earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, stored as they are
+    SPLIT-KEY.npy   (n, F + 1) float32: a row per sample, its features and then 1, or only 0s if it was not decoded
+    SPLIT-KEY.npz   of earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, without compression
 
-float32, because half precision would lose what is over 65504 or near 0. A file is whole or absent and is never changed
-in place: mapped pages stay what they were.
+float32, because float16 would lose values over 65504 or near 0. A file is complete or absent, and is never changed in
+place, so mapped pages stay valid.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from shards.storage.remote_files import unique_name
 from toolkit.distributed.collectives import by_main, require_read
 from toolkit.training.run_log import naming
 
-#: Rows that are looked at together where a whole view is read: a view as a whole need not fit the memory.
+#: Rows that are read at a time, because a whole view may not fit the memory.
 ROWS = 4096
-#: Bytes of a file that go to other nodes at a time.
+#: Bytes of a file that are sent to other nodes at a time.
 BLOCK = 64 << 20
-#: Seconds within which a network file system shows what another node has written.
+#: Seconds after which a network file system shows a file that another node has written.
 SHOWS = 1.0
 
 
@@ -48,14 +48,14 @@ class Features:
     """(n,) bool."""
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """(k, F) some rows at a time, those that could be decoded."""
+        """Yield the decoded samples' features, (k, F) at a time."""
         for start in range(0, len(self.values), ROWS):
             part = slice(start, start + ROWS)
             yield self.values[part][self.decoded[part]]
 
 
 class FeatureWriter:
-    """Fills a file of features from its first row to its last. It has its name once the block has ended well."""
+    """Write a file of features in order of rows. The file gets its name when the context ends without an error."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count, self.done = path, count, 0
@@ -68,7 +68,7 @@ class FeatureWriter:
         self._file.__exit__(*error)
 
     def add(self, rows: np.ndarray) -> None:
-        """The next (k, F + 1) rows."""
+        """Write the next rows (k, F + 1)."""
         with naming(self.path):
             if not self.done:
                 shape = (self.count, rows.shape[1])
@@ -76,16 +76,16 @@ class FeatureWriter:
                 np.lib.format.write_array_header_1_0(self._stream, header)
             self.done += len(rows)
             self._stream.write(np.ascontiguousarray(rows, dtype="<f4").data)
-            self._stream.flush()  # a full disk shows now
+            self._stream.flush()  # raises the error of a full disk here
 
 
 def file_of(path: Path) -> str | None:
-    """Name of a view's file, ``path`` (.npy) or that of an earlier version (.npz); None if there is none."""
+    """Return the name of a view's file: of ``path`` (.npy) or an earlier version's (.npz); None if there is none."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 
 def read_features(path: Path, count: int) -> Features:
-    """The features of ``count`` samples, mapped. Raises UserError for anything else: the folder may be shared."""
+    """Map the features of ``count`` samples. Raises UserError for other content, because the folder may be shared."""
     problem = "its arrays are of other types or shapes"
     try:
         if path.suffix == ".npz":
@@ -95,7 +95,7 @@ def read_features(path: Path, count: int) -> Features:
             if whole.dtype != np.float32 or whole.ndim != 2:
                 raise ValueError(problem)
             values, decoded = whole[:, :-1], np.asarray(whole[:, -1] > 0)
-        values = values.view(np.ndarray)  # the same memory; looking into a memmap is slow
+        values = values.view(np.ndarray)  # the same memory; indexing a memmap is slow
         if (
             values.dtype in (np.float16, np.float32)
             and (values.ndim, decoded.dtype) == (2, np.bool_)
@@ -107,12 +107,12 @@ def read_features(path: Path, count: int) -> Features:
         problem = one_line(error)[:200]
     raise UserError(
         "path-unreadable",
-        f"{path} holds no features of {count} samples ({problem}): remove it, to have them computed again",
+        f"{path} does not contain the features of {count} samples ({problem}): remove it, and they are computed again",
     )
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A file of an earlier version: its arrays were stored without compression, and can be mapped where they lie."""
+    """Read a file of an earlier version. Its arrays are stored without compression, so "values" can be mapped."""
     with zipfile.ZipFile(path) as archive:
         if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
             raise ValueError("its parts are larger than the file")
@@ -129,16 +129,16 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         if dtype.hasobject or fortran:
-            raise ValueError("its values need pickle (allow_pickle) or lie by columns")
+            raise ValueError("its values need pickle (allow_pickle) or are in column order")
         return np.memmap(stream, dtype, "r", stream.tell(), shape), decoded
 
 
 def share_file(accelerator: Accelerator, path: Path) -> None:
-    """See to it that every rank has the main process's ``path``: nodes with a folder of their own get a copy.
+    """Copy the main process's file ``path`` to all nodes that do not see it. A collective call.
 
-    A collective call. Raises LostData, on every rank, if one of them cannot write its copy.
+    Raises LostData, on every rank, if one rank cannot write its copy.
     """
-    for wait in (SHOWS, 0.0):  # first one process per node writes, then those with a folder of their own
+    for wait in (SHOWS, 0.0):  # first one process per node writes, then processes that see another folder
         lacking = not _shows(path, wait)
         if not any(gather_object([lacking]) if accelerator.num_processes > 1 else [lacking]):
             return
@@ -153,13 +153,13 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
             failure = UserError(
                 "path-unwritable", f"{path} cannot be written on {socket.gethostname()}: {one_line(error)}"
             )
-            for _ in blocks:  # the others write theirs
+            for _ in blocks:  # take part until the other ranks have written their copies
                 pass
         require_read(accelerator, failure)
 
 
 def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
-    """The main process's file, on every rank."""
+    """Yield the blocks of the main process's file on every rank."""
     with contextlib.ExitStack() as held:
         stream: Any = None
         if accelerator.is_main_process:
@@ -169,7 +169,7 @@ def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
 
 
 def _shows(path: Path, wait: float) -> bool:
-    """Whether the file is there. A network file system may have noted that it is not, and looks again in a while."""
+    """Return whether ``path`` exists within ``wait`` seconds. A network file system may cache that it is missing."""
     end = time.monotonic() + wait
     while not path.is_file():
         if time.monotonic() > end:
@@ -182,7 +182,7 @@ def _shows(path: Path, wait: float) -> bool:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes ``path`` unless there is one by then: it may be the same file, and mapped elsewhere."""
+    """Open a file that is renamed to ``path`` on exit, unless ``path`` exists by then: another process may map it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(unique_name(path.name, PARTIAL))
     try:
@@ -194,7 +194,7 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # a file system without such links
+        except OSError:  # a file system without hard links
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Training a head alone, on cached features: what takes the place of pixels and of the whole model.
+"""Training only a head on cached features, in place of a whole model on pixels.
 
-FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, to be saved
+FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, for saving
 
-All views are mapped files, which the processes of a node share through its page cache: 4 bytes x features x samples x
-views, 4.4 GB on disk for 90,000 posters with 3,072 features each under 4 views. A process's own memory holds a batch.
+All views are mapped files, which the processes of a node share through its page cache. They need 4 bytes x features x
+samples x views: 4.4 GB on disk for 90,000 posters with 3,072 features and 4 views. Each process only allocates a batch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from toolkit.training.cached.feature_files import Features
 if TYPE_CHECKING:
     from toolkit.training.setup import TrainingSetup
 
-#: A feature that hardly varies is not blown up.
+#: Least deviation that features are divided by, so that an almost constant feature is not amplified.
 LEAST_DEVIATION = 1e-3
 
 
-#: Samples whose features go through a head at a time, where nobody says.
+#: Default number of samples that pass through a head at a time.
 ROWS = 512
 
 
@@ -44,9 +44,9 @@ class Head(nn.Module):
     """The classifier of a timm model, on standardised features."""
 
     def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
-        """A copy of ``model``'s classifier after ``dropout``.
+        """Copy ``model``'s classifier, and put ``dropout`` before it.
 
-        ``mean`` and ``deviation`` (F,) standardise; zeros and ones leave the features as they are.
+        ``mean`` and ``deviation`` (F,) standardise the features; zeros and ones do not change them.
         """
         super().__init__()
         self.mean: torch.Tensor
@@ -54,21 +54,21 @@ class Head(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("deviation", deviation.float())
         self.dropout = nn.Dropout(dropout)
-        self.pretrained_cfg = {"classifier": "classifier"}  # where timm's helpers look for the head
+        self.pretrained_cfg = {"classifier": "classifier"}  # timm's helpers find the head by this entry
         self.classifier = copy.deepcopy(model.get_submodule(classifier_path(model)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, F) → (n, G) logits."""
+        """Return logits (n, G) of ``features`` (n, F)."""
         return self.classifier(self.dropout((features - self.mean) / self.deviation))
 
 
 def build_head(
     model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float, trained: bool = False
 ) -> Head:
-    """A head on ``model``'s features, standardised with the training samples' moments if wanted.
+    """Return a head on ``model``'s features; ``standardize``: with mean and deviation of the training samples.
 
-    A ``trained`` one, which knows features as they are, gives the same logits as before; a fresh one keeps the weights
-    that were drawn for it.
+    A ``trained`` head gives the same logits as before: its weights are adapted to standardised features. A new head
+    keeps its random weights.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -81,14 +81,14 @@ def build_head(
         spread = np.sqrt(np.maximum(squares / count - average**2, 0.0))
         mean, deviation = torch.from_numpy(average), torch.from_numpy(np.maximum(spread, LEAST_DEVIATION))
     head = Head(model, mean, deviation, dropout)
-    if trained and standardize:  # standardising undone: x = (z - (-m / d)) / (1 / d)
+    if trained and standardize:  # undo the standardisation: x = (z - (-m / d)) / (1 / d)
         mean, deviation = head.mean.double(), head.deviation.double()
         _fold(head.classifier, -mean / deviation, 1 / deviation)
     return head
 
 
 def merge(model: nn.Module, head: Head) -> nn.Module:
-    """A copy of ``model`` with the trained head in it; standardising is folded into its first layers."""
+    """Return a copy of ``model`` with the trained head. The standardisation is folded into the head's first layers."""
     whole = copy.deepcopy(model)
     name = classifier_path(whole)
     parent, _, attribute = name.rpartition(".")
@@ -99,7 +99,7 @@ def merge(model: nn.Module, head: Head) -> nn.Module:
 
 
 def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Have the first layers take x where they took (x - mean) / deviation, in place."""
+    """Change the first layers in place, so that their input is x instead of (x - mean) / deviation."""
     mean, deviation = mean.cpu().double(), deviation.cpu().double()
     with torch.no_grad():
         for first in (linears(network)[0] for network in networks(classifier)):
@@ -112,21 +112,21 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What Pixels (batches.py) is to a whole model: cached features, and the model whose head learns on them."""
+    """Counterpart of Pixels (batches.py): cached features, and a model whose head is trained on them."""
 
     model: nn.Module
-    """The whole model with its first head."""
+    """The whole model with its initial head."""
     trained: Head
     views: list[Features]
-    """Of the training split."""
+    """Views of the training split."""
     val: Features
     frozen: Sequence[str] = ()
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Features of all views, and a head on them; ``learnt``: whether the model's came with its weights."""
+        """Compute or map all views, and build a head on them; ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-        # What stands before a classifier without dropout of its own lies in timm's forward pass, in many places.
+        # If the classifier has no dropout of its own, timm applies it in the forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
         val_view = bank.evaluation_view(val, "val")
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
@@ -138,17 +138,17 @@ class Probe:
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Pixels: features are the head's inputs as they are."""
+        """See Pixels. Features are the head's inputs without changes."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """See Pixels: the model with ``trained``, a copy of our head, in the place of its own."""
+        """See Pixels. Return the model with ``trained``, a copy of our head, in place of its own head."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 
 
 class FeatureFeed:
-    """Feed (batches.py) without pixels: the plan's samples as rows of cached features."""
+    """Counterpart of Feed (batches.py): the plan's samples as rows of cached features."""
 
     threads = 0
 
@@ -159,7 +159,7 @@ class FeatureFeed:
         self.timer = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """This rank's micro-batches of ``epoch`` from update ``step`` on; images are (n, F) float32 features."""
+        """Yield this rank's micro-batches of ``epoch`` from update ``step`` on; images are features (n, F) float32."""
         accelerator = self.accelerator
         micro_batches = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
@@ -172,18 +172,18 @@ class FeatureFeed:
                 own = which == number
                 view, samples = self.views[int(number)], micro_batch.indices[own]
                 rows[own] = view.values[samples]
-                valid[own] &= view.decoded[samples]  # what could not be decoded weighs nothing
+                valid[own] &= view.decoded[samples]  # mask samples that could not be decoded
             micro_batch.valid[:] = valid
             yield Batch(to_device(rows, accelerator.device), micro_batch, {})
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See Feed. Every rank computes all of it."""
+        """See Feed. Every rank computes all samples."""
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
-                rows = self.val.values[start : start + size].astype(np.float32)  # out of the map
+                rows = self.val.values[start : start + size].astype(np.float32)  # copies from the map
                 with self.accelerator.autocast():
                     out.append(model(to_device(rows, self.accelerator.device)).float().cpu().numpy())
                 if on_batch is not None:
@@ -193,7 +193,7 @@ class FeatureFeed:
         return logits, self.val.decoded
 
     def errors(self) -> int:
-        """Undecodable samples; they were counted, and too many refused, when the features were computed."""
+        """Return the number of undecodable samples. data.max_errors was checked when the features were computed."""
         return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""What a run leaves to go on from, and what may change when it does."""
+"""Checkpoints, resuming, and initial weights from files."""

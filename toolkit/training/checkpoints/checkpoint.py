@@ -1,9 +1,9 @@
-"""Checkpoints: whole or absent, newest valid one first, last few kept.
+"""Checkpoints. Each is complete or absent; the newest ones are kept, and a resume uses the newest valid one.
 
     RUN/checkpoints/step-00000123/state.pt     model, optimiser, scaler and moving average, as tensors
-                                  state.json   where the run is, its config, and the sha256 of state.pt
+                                  state.json   progress of the run, its config, and the sha256 of state.pt
 
-Random generators need no state here: order, augmentation and dropout are functions of (seed, epoch, step).
+States of random generators are not saved: order, augmentation and dropout are functions of (seed, epoch, step).
 """
 
 from __future__ import annotations
@@ -36,57 +36,57 @@ from toolkit.models.tensor_files import plain_names
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "state.pt", "state.json"
-#: Ending of a checkpoint's name while another takes its place.
+#: Suffix of a checkpoint's name while a new one replaces it.
 OLDER = f".old{PARTIAL}"
-#: Parts of state.pt that are state dicts of the plain model.
+#: Parts of state.pt that are state dicts of the unwrapped model.
 MODELS = ("model", "ema")
 
 
 @dataclass
 class Progress:
-    """Where a run is. Everything needed to go on, besides tensors."""
+    """Progress of a run: everything that a resume needs, except tensors."""
 
     epoch: Count = 0
-    """Epoch under way, or the next one."""
+    """Current epoch, from 0, or the next one if none has started."""
     step: Count = 0
     """Updates done in that epoch."""
     updates: Count = 0
-    """Updates done in all, skipped ones among them: it numbers the log's rows and the checkpoints."""
+    """Updates done in the whole run, including skipped ones. It numbers the log's rows and the checkpoints."""
     best_score: Number | None = None
-    """Best figure so far of what train.monitor names; its model is RUN/model."""
+    """Best value so far of the metric train.monitor; its model is RUN/model."""
     scored: str = ""
-    """How it was measured (validation.scoring_rule)."""
+    """Rule by which best_score was measured (validation.scoring_rule)."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
     best_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
-    """Of that model's weights; empty in checkpoints of earlier versions."""
+    """SHA-256 of the best model's weights; empty in checkpoints of earlier versions."""
     bad_epochs: Count = 0
     """Epochs since the best one."""
     loss_sum: Number = 0.0
     """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
     loss_rows: Count | None = None
-    """How many samples those are: neither masked nor of skipped updates. None: from before they were counted."""
+    """Number of these samples, without masked ones and skipped updates; None in checkpoints of earlier versions."""
     skipped: Count = 0
-    """Updates of this epoch that were not made (train.on_nonfinite skip, or an overflow in fp16)."""
+    """Skipped updates of this epoch (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
-    """Samples of those updates, in checkpoints without loss_rows."""
+    """Samples of the skipped updates, in checkpoints without loss_rows."""
     overflowed: Count = 0
-    """Skipped updates of this epoch that the gradient scaler left out."""
+    """Skipped updates of this epoch that overflowed in fp16."""
     left_out: Count = 0
-    """Updates of all epochs that were not made."""
+    """Skipped updates of all epochs."""
     sizes: Sizes = "tail"
-    """How the plan cuts an epoch into updates; checkpoints of earlier versions do not say so."""
+    """How the plan divides an epoch into updates; absent in checkpoints of earlier versions."""
 
     @property
     def made(self) -> int:
-        """Updates made in all, which the learning rate and the moving average go by.
+        """Updates made in the whole run. The learning rate and the moving average depend on this number.
 
-        Earlier versions counted no update as left out, so that their runs go on with the rates they began with.
+        In checkpoints of earlier versions left_out is 0, so their runs continue with the same rates.
         """
         return self.updates - self.left_out
 
 
 class StateFile(msgspec.Struct):
-    """state.json."""
+    """Content of state.json."""
 
     progress: Progress
     config: dict[str, dict[str, Any]]
@@ -94,11 +94,11 @@ class StateFile(msgspec.Struct):
     labels: str
     """Fingerprint of the genres."""
     sha256: Sha256
-    """Of state.pt."""
+    """SHA-256 of state.pt."""
 
 
 class Checkpoint(StateFile):
-    """A checkpoint that was found whole."""
+    """A complete checkpoint."""
 
     tensors: dict[str, Any]
     path: Path
@@ -113,12 +113,12 @@ def save_checkpoint(
     tensors: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint under its final name only when it is whole, then drop all but the newest ``keep``.
+    """Write a checkpoint, which gets its final name when it is complete. Then remove all but the newest ``keep``.
 
-    Raises OSError where it cannot be written, and leaves nothing of it.
+    If writing fails, raises OSError and leaves no partial files.
     """
     path = folder / f"step-{progress.updates:08d}"
-    # The same step may have been saved before its epoch was validated: in reach until the new one is there.
+    # The same step may have been saved before its epoch was validated. That checkpoint stays until the new one exists.
     with replacing(path, path.with_name(f"{path.name}{OLDER}")) as fresh:
         with atomic_write(fresh / TENSORS) as stream:
             torch.save(tensors, stream)
@@ -130,31 +130,31 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the complete checkpoints' folders, oldest first."""
     return sorted(p for p in folder.glob("step-*") if PARTIAL not in p.name)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are named in a warning and passed over. None if there is none.
+    """Return the newest valid checkpoint; None if the folder has none. Warns of damaged ones and skips them.
 
-    Raises UserError if all are damaged: starting from the beginning would write over what is left of the run.
+    Raises UserError if all are damaged, because a new start would overwrite the rest of the run.
     """
     for path in reversed(checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except UserError as error:
-            log.warning("checkpoint %s is damaged and passed over: %s", path, error)
+            log.warning("checkpoint %s is damaged and skipped: %s", path, error)
     if count := len(checkpoints(folder)):
         raise UserError(
             "checkpoint-damaged",
-            f"none of the {count} checkpoints in {folder} is whole: put a copy of one there, start a new run in "
-            f"another --out, or remove {folder} to begin again",
+            f"none of the {count} checkpoints in {folder} is valid: put a copy of one there, start a new run in "
+            f"another --out, or remove {folder} to start from the beginning",
         )
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint, if it is whole. Raises UserError that says what is wrong with it."""
+    """Load a checkpoint. Raises UserError with the reason if it is not complete and valid."""
     try:
         facts = read_state(path)
         if sha256_file(path / TENSORS) != facts.sha256:
@@ -168,26 +168,26 @@ def load_checkpoint(path: Path) -> Checkpoint:
         or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
     ):
         raise UserError(
-            "checkpoint-damaged", f"{path / TENSORS} holds no checkpoint: its parts are not those of a run's state"
+            "checkpoint-damaged", f"{path / TENSORS} is not a checkpoint: its parts are not those of a run's state"
         )
-    # Earlier versions saved a model that was compiled on several processes under its wrapper's names.
+    # Earlier versions saved a compiled model of several processes with the wrapper's names.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
     return Checkpoint(**msgspec.structs.asdict(facts), tensors=tensors, path=path)
 
 
 def read_state(path: Path) -> StateFile:
-    """state.json of a checkpoint. Raises UserError."""
+    """Read state.json of a checkpoint. Raises UserError if it is missing or not valid."""
     where, what, remedy = path / STATE, "checkpoint's state", "use another checkpoint"
     raw = read_json(where, what)
     if isinstance(raw, dict) and isinstance(raw.get("progress"), dict) and "best_loss" in raw["progress"]:
-        # from when the loss was all that could be monitored
+        # from versions that could only monitor the loss
         raw["progress"]["best_score"] = raw["progress"].pop("best_loss")
     return check_as(raw, StateFile, where, what, remedy)
 
 
 @contextlib.contextmanager
 def restoring(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn what is raised where the tensors of ``checkpoint`` do not fit the run into UserError."""
+    """Raise UserError if the tensors of ``checkpoint`` do not fit the run, in place of torch's errors."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -201,7 +201,7 @@ def restoring(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Sweep what a killed run left half-written, and bring back a checkpoint whose successor did not come."""
+    """Remove incomplete files of a killed run, and restore a checkpoint whose replacement was not completed."""
     for older in folder.glob(f"*{OLDER}"):
         path = older.with_name(older.name.removesuffix(OLDER))
         if not path.exists():
@@ -210,30 +210,29 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: What a resumed run may have otherwise. All else is fixed, also what later versions add: with other samples in an
-#: update, other weights, another loss, other groups in the optimiser or validation figures that do not compare with the
-#: best so far, it would be another run, not the rest of this one.
+#: Options that a resumed run may change. All others are fixed, including options of later versions. They would change
+#: the samples of an update, weights, loss, optimiser groups or the comparison with the best score: that is another run.
 MAY_CHANGE = frozenset(
     {
-        # how long it goes on
+        # length of the run
         "train.epochs", "train.patience",
-        # on which machine, how fast and in how much memory: the same updates, but for rounding
+        # machine, speed and memory: the same updates except for rounding
         "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
         "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp",
         "train.compile", "train.feature_cache",
-        # statistics of a GPU's rows or of all: as with another number of processes, which may change too
+        # rows for BatchNorm's statistics: they also depend on the number of processes, which may change, too
         "train.sync_batchnorm",
-        # what is done about damage, and what is written
+        # handling of damage, and output
         "data.on_error", "data.max_errors", "train.on_nonfinite", "train.checkpoint_steps",
         "train.keep_checkpoints", "train.log_steps", "train.trackers",
-        # where the first weights came from: the checkpoint's are read in their place
+        # source of the initial weights: a resume loads the checkpoint's weights instead
         "model.pretrained", "model.weights",
-        # what people change in the course of a training: rates, and how strongly it is regularised
+        # values that users adjust during a training: rates and regularisation
         "optim.lr", "optim.schedule", "optim.warmup_steps", "optim.min_lr", "optim.weight_decay", "optim.momentum",
         "optim.clip_norm", "model.dropout", "model.drop_path",
         "data.train_crop", "data.crop_scale", "data.crop_ratio", "data.flip",
         *(f"augment.{name}" for name in vars(AugmentConfig())),
-        # what is chosen anew after every epoch (where train.monitor depends on it, the best so far is measured again)
+        # decisions, chosen after every epoch (if train.monitor depends on them, the best model is measured again)
         *(f"decide.{name}" for name in vars(DecideConfig())),
     }
 )  # fmt: skip
@@ -244,17 +243,17 @@ MIXING = ("mixup", "cutmix")
 
 
 def _may_change(config: dict[str, Any]) -> frozenset[str]:
-    """The keys that a resume of a run with this config may change."""
+    """Return the keys that a resume of a run with this config may change."""
     if not config["train"]["feature_views"]:
         return MAY_CHANGE
-    # Its checkpoints hold the head alone: the backbone is that of the weights.
+    # Its checkpoints contain only the head; the backbone comes from these weights.
     return MAY_CHANGE - {"model.pretrained", "model.weights"}
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
-    """Lines that say which options changed since the checkpoint. Raises UserError for one that may not (MAY_CHANGE).
+    """Return a line per option changed since the checkpoint. Raises UserError for an option not in MAY_CHANGE.
 
-    An option that the checkpoint's version did not know had its default.
+    An option that did not exist in the checkpoint's version counts as its default.
     """
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:
@@ -264,8 +263,8 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
             f"give the same shards, or start a new run in another --out",
         )
     changes = []
-    if "loss" not in checkpoint.config:  # from before losses could be chosen
-        changes.append("a loss summed over genres, which was their mean before: its first updates are larger")
+    if "loss" not in checkpoint.config:  # from versions without a choice of losses
+        changes.append("a loss summed over genres instead of their mean: the first updates are larger")
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
             raise UserError(
@@ -286,7 +285,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
 
 
 def same_run(before: Any, config: dict[str, Any]) -> bool:
-    """Whether ``before``, read from a file, is a config with which a run of ``config`` could be resumed."""
+    """Return whether ``before``, read from a file, is the config of a run that ``config`` could resume."""
     if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
         return False
     free = _may_change(config)
@@ -294,7 +293,7 @@ def same_run(before: Any, config: dict[str, Any]) -> bool:
 
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(key, before, now) of options that differ; one that an earlier version did not know had its default."""
+    """Yield (key, before, now) of options that differ. A missing option of an earlier version counts as its default."""
     before, defaults = copy.deepcopy(before), config_dict(Config())
     for key, old in as_today(before).items():
         yield key, old, CONSTANTS[key]

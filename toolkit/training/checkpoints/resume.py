@@ -1,8 +1,8 @@
-"""What a run goes on from: one checkpoint, the same on every rank, or nothing on all of them; and its best model.
+"""Choose the checkpoint that a run resumes from, the same on every rank (or none on all), and check its best model.
 
-The main process chooses, and says its choice by name and sha256. Were every rank to look for the newest one, those that
-see another folder, or an older state of it, would go on from other weights and optimiser states than the rest, and
-nothing would tell: what ranks exchange are gradients.
+The main process chooses, and sends the checkpoint's name and sha256. If every rank chose the newest one itself, a rank
+with another folder, or an older view of it, would continue from other weights and optimiser states than the rest. No
+error would appear, because ranks only exchange gradients.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
-    """The newest whole checkpoint of ``out``, or None if there is none. Called by every rank.
+    """Return the newest valid checkpoint of ``out``; None if there is none. Called by every rank.
 
-    Raises UserError, on every rank, if one of them has not the main process's, or if the run cannot go on from it with
-    this config and set.
+    Raises UserError, on every rank, if one rank cannot read the main process's checkpoint, or if the run cannot
+    continue from it with this config and shard set.
     """
     own: list[Checkpoint] = []
 
@@ -58,7 +58,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
         _require_everywhere(accelerator, out / "checkpoints", chosen, own)
     if not own:
         if accelerator.is_main_process:
-            log.info("no checkpoint in %s yet: starting from the beginning", out)
+            log.info("no checkpoint in %s: starting from the beginning", out)
         return None
     for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):
         log.info("resuming with %s", change)
@@ -70,19 +70,19 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
         log.warning("%s", line)
     if progress.best_epoch < 0 <= before.best_epoch and progress.epoch >= config.train.epochs:
         raise UserError(
-            "nothing-to-train", f"{line}; but none follows: set --train.epochs to more than {progress.epoch}"
+            "nothing-to-train", f"{line}; but no epoch is left: set --train.epochs to more than {progress.epoch}"
         )
     own[0].progress = progress
     return own[0]
 
 
 def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """``progress`` whose best epoch is that of RUN/model (``folder``), and a line if the checkpoint says otherwise.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a line if the checkpoint has another one.
 
-    The model is written before the checkpoint that knows of it, and both are whole or absent. They differ where a
-    process ended between the two, where an older checkpoint took the place of a damaged one, and where somebody else
-    had their hand in it. What lies there is what the run would leave: it alone is what later epochs must surpass. A
-    model of an epoch that is to be trained again stays unless that epoch, or one that follows, is as good.
+    RUN/model is written before the checkpoint that refers to it, and both are complete or absent. They differ if a
+    process ended between the two, if a resume uses an older checkpoint in place of a damaged one, or if another program
+    changed the folder. RUN/model is the result of the run, so later epochs must be better. A model of an epoch
+    that is repeated stays until that epoch, or a later one, is as good.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
@@ -90,54 +90,54 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
         model, training_config = read_best(folder)
     except UserError as error:
         lost = replace(progress, best_score=None, best_epoch=-1, best_sha256="", bad_epochs=0)
-        return (lost, f"the run's best model is lost ({error}): the best of the epochs that follow takes its place")
+        return (lost, f"the run's best model is lost ({error}): the best of the later epochs will replace it")
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
     if model.weights_sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
         return replace(progress, best_sha256=model.weights_sha256), ""
     what = f"{folder} is of epoch {model.epoch}"
     known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
-        known = "the checkpoint knows of none"
+        known = "the checkpoint has none"
     comparable = model.monitor == monitor and model.shard_set == shard_set
     if model.score is None or not comparable or not same_run(training_config, config):
-        what += f" and says no {monitor} that compares with this run's"
+        what += f" and has no {monitor} comparable with this run's"
         return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
-    return theirs, f"{what}, {known}: the model's figure is the one to surpass"
+    return theirs, f"{what}, {known}: later epochs must be better than this model"
 
 
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read what was ``chosen`` (name, sha256) into ``own``. Raises UserError, on every rank, if one rank cannot."""
+    """Read the ``chosen`` checkpoint (name, sha256) into ``own``. Raises UserError, on every rank, if one cannot."""
     problem = ""
     if not accelerator.is_main_process:
         try:
             own += _read(folder, chosen)
         except UserError as error:
             problem = str(error)
-    told = enumerate(gather_object([(socket.gethostname(), problem)]))
-    lacking = [(rank, host, text) for rank, (host, text) in told if text]
+    gathered = enumerate(gather_object([(socket.gethostname(), problem)]))
+    lacking = [(rank, host, text) for rank, (host, text) in gathered if text]
     if not lacking:
         return
     _, host, text = lacking[0]
     ranks = ", ".join(str(rank) for rank, _, _ in lacking)
-    what = f"has not the checkpoint that the first process goes on from, {chosen[0]}" if chosen else (
-        "sees checkpoints where the first process sees none"
+    what = f"does not have the checkpoint that the first process resumes from, {chosen[0]}" if chosen else (
+        "sees checkpoints, but the first process sees none"
     )  # fmt: skip
     raise UserError(
         "ranks-differ",
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under one name there",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under the same path",
     )
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """That checkpoint, or nothing where none was chosen. Raises UserError if this process sees something else.
+    """Return [the ``chosen`` checkpoint], or [] for None. Raises UserError if this process sees something else.
 
-    It is opened by its name, without a look into the folder: NFS may show a folder as it was a minute ago.
+    The checkpoint is opened by its name, because NFS may list an old state of the folder.
     """
     if chosen is None:
         if there := checkpoints(folder):

@@ -1,4 +1,4 @@
-"""Weights from a local file into a model: whose head fits or is dropped, whatever tool wrapped the names."""
+"""Load weights from a local file into a model. A head that does not fit is dropped; wrappers' prefixes are removed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from .safetensors, or from a torch file of which nothing is executed (safe_unpickle.py).
+    """Read a state dict from .safetensors, or from a torch file without executing its code (safe_unpickle.py).
 
-    Wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``) are taken off.
+    Removes wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``).
+    Raises UserError if the file is missing or contains no state dict.
     """
     if not path.is_file():
         raise UserError("path-missing", f"weights file not found: {path}")
@@ -39,55 +40,55 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
         or not state
     ):
-        raise UserError("path-unreadable", f"weights file {path} holds no state dict of tensors")
+        raise UserError("path-unreadable", f"weights file {path} contains no state dict of tensors")
     return plain_names(state)
 
 
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
-    """Load a local weights file. Returns (one line that says what was done, whether a head was loaded).
+    """Load a local weights file. Returns (one line that describes the result, whether a head was loaded).
 
-    A head of another size is dropped. So is one of other genres or of another order than ``labels``, where a
-    labels.json lies beside the file, as in a model folder: its outputs would be learnt on under wrong names.
-    Raises UserError if anything but the head is missing, left over or of another shape: that is another architecture;
-    and for numbers that are not finite.
+    A head of another size is dropped. If the file's folder has a labels.json (as in a model folder) with other genres
+    than ``labels`` or another order, the head is dropped, too: its outputs would have wrong names.
+    Raises UserError if a tensor outside the head is missing, unknown or of another shape (another architecture), or if
+    a value is not finite.
     """
     state = read_weights(path)
     require_finite(state, path)
     own = model.state_dict()
     resampled = _resample_positions(model, state, own)
     head = head_prefixes(model)
-    brought = sorted(k for k in state if k.startswith(head))
-    sized = [k for k in brought if k not in own or own[k].shape != state[k].shape]
-    differs = _other_genres(path, labels) if brought and not sized else None
+    head_keys = sorted(k for k in state if k.startswith(head))
+    sized = [k for k in head_keys if k not in own or own[k].shape != state[k].shape]
+    differs = _other_genres(path, labels) if head_keys and not sized else None
     why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
-    if why:  # all of the head or nothing: half an old head helps nobody
+    if why:  # the whole head, because a part of an old head is useless
         state = {k: v for k, v in state.items() if not k.startswith(head)}
     wanted = shapes_of(own)
-    if why or not brought:
+    if why or not head_keys:
         wanted = {k: shape for k, shape in wanted.items() if not k.startswith(head)}
     if problem := misfit(wanted, shapes_of(state)):
         raise UserError(
             "model-unfit",
-            f"weights file {path} does not fit {type(model).__name__}: it {problem}; is it of the architecture named "
-            f"in --model.name?",
+            f"weights file {path} does not fit {type(model).__name__}: it {problem}; check that --model.name is its "
+            f"architecture",
         )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
     if resampled:
         loaded += "; position embeddings resampled to this image size"
     if why:
-        loaded += f"; its head ({', '.join(sized or brought)}) {why} and was dropped"
-    elif brought:
-        genres = "genres that are not known" if differs is None else f"the same {len(labels)} genres"
+        loaded += f"; its head ({', '.join(sized or head_keys)}) {why} and was dropped"
+    elif head_keys:
+        genres = "unknown genres" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
-    return loaded, bool(brought) and not why
+    return loaded, bool(head_keys) and not why
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """What differs between ``labels`` and those beside a weights file; empty if they agree, None if there are none.
+    """Return how ``labels`` differ from those of a weights file; empty if they agree, None if the file's are unknown.
 
-    Beside lies labels.json in a model folder, state.json in a checkpoint. Raises UserError if it cannot be read: then
-    none can say what the head's outputs mean.
+    They are in labels.json of a model folder, or state.json of a checkpoint. Raises UserError if it cannot be read,
+    because the meaning of the head's outputs is then unknown.
     """
     try:
         if (path.parent / LABELS).is_file():
@@ -98,12 +99,12 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
             stated, own = read_state(path.parent).labels, labels.fingerprint
             return "" if stated == own else f"their fingerprint is {stated[:16]!r}, the shard set's {own}"
     except UserError as error:
-        raise UserError(error.code, f"which genres the head of {path} gives cannot be read: {error}") from None
+        raise UserError(error.code, f"the genres of the head of {path} cannot be read: {error}") from None
     return None
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Fit a ViT's position embeddings of another image size, as timm does with weights from its hub."""
+    """Resample a ViT's position embeddings of another image size, as timm does. Return whether this was needed."""
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False

@@ -115,7 +115,7 @@ def test_an_epoch_without_a_sample_is_none(shard_set: Path, tmp_path: Path):
     options = ["--data.on_error=mask", "--data.max_errors=1"]
     run = posters_command("train", "--shards", folder, "--out", tmp_path / "run", *TINY, *options)
     (line,) = error_lines(run)
-    assert run.returncode == 2 and "not one of the training samples of epoch 1 could be decoded" in line
+    assert run.returncode == 2 and "none of the training samples of epoch 1 could be decoded" in line
 
 
 def test_two_processes_count_together_and_agree(damaged: tuple[Path, str, str], tmp_path: Path):

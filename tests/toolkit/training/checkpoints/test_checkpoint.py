@@ -67,7 +67,7 @@ def test_a_damaged_newest_one_is_passed_over_and_named(tmp_path: Path, damage: s
     with caplog.at_level(logging.WARNING):
         found = newest_checkpoint(tmp_path)
     assert found is not None and found.progress.updates == 5
-    assert "step-00000006" in caplog.text and "passed over" in caplog.text
+    assert "step-00000006" in caplog.text and "damaged and skipped" in caplog.text
 
 
 def test_half_written_ones_are_no_checkpoints(tmp_path: Path):
