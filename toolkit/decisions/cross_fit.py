@@ -155,8 +155,8 @@ class CrossFit:
         Thresholds per label are used if all of this holds on held-out samples:
         - They raise macro-F by more than `CLEAR_STANDARD_ERRORS` standard errors, and by more than they lower micro-F.
         - They lower micro-F beyond their slack by at most `HARMLESS_STANDARD_ERRORS` standard errors.
-        The slack decide.max_micro_f_loss is tried first, then 0. Aims with a level are not compared: they have thresholds
-        per label, unless decide.thresholds is "global".
+        The slack decide.max_micro_f_loss is tried first, then 0. Aims with a level are not compared: they always have
+        thresholds per label, unless decide.thresholds is "global".
         """
         wanted, beta = self.decide.thresholds, self.aim.value
         if wanted == "global":

@@ -286,7 +286,7 @@ NAME = "layer1.0.conv1.weight"
         (lambda state: state.update({NAME: state[NAME].long()}), f"it has 'I64' numbers in '{NAME}'"),
         (lambda state: state[NAME].view(-1)[:3].fill_(torch.nan), f"its tensor '{NAME}' holds 3 values that are not"),
         (lambda state: state["fc.0.bias"].fill_(-torch.inf), "its tensor 'fc.0.bias' holds 8 values that are not"),
-        (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' holds variances under 0"),
+        (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' contains variances below 0"),
     ],
     ids=range(7),
 )
@@ -328,7 +328,7 @@ def test_every_command_ends_with_the_tensors_name(
 ):
     before = sorted(path.name for path in broken.iterdir())
     command = commands(broken, posters, shard_set, tmp_path / "out")[name]
-    assert "its tensor 'fc.bias' holds 1 values that are not finite" in refusal(lambda: main(command))
+    assert "its tensor 'fc.bias' contains 1 values that are not finite" in refusal(lambda: main(command))
     assert sorted(path.name for path in broken.iterdir()) == before and not (tmp_path / "out").exists()
 
 
