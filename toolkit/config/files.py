@@ -1,7 +1,7 @@
-"""YAML (or JSON) of options, looked at for what loaders pass over: repeated keys, nesting and aliases without end.
+"""Check YAML (or JSON) files of options for repeated keys, deep nesting and too many aliases.
 
-jsonargparse does the reading; of a key that comes twice it would keep the last, in silence. Keys of earlier versions,
-which configs and checkpoints on disks hold, become today's here (as_today).
+jsonargparse reads the files, but it accepts a repeated key without a warning and keeps the last value. Existing
+configurations and checkpoints may contain keys of earlier versions; `as_today` renames them.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import yaml
 from shards.errors import UserError, one_line
 from toolkit.config.losses import LOSSES
 
-#: Far over what a configuration has: bytes, depth, and values once aliases are written out.
+#: Limits far above any real configuration: bytes, nesting depth, and values with all aliases expanded.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
-#: Keys of section loss in earlier versions, with the options of all losses. Today loss.options has those of one.
+#: Keys of section loss in earlier versions: the options of all losses. Now loss.options has those of the chosen loss.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
-#: Keys of earlier versions that have another name today.
+#: Old key → new key.
 RENAMED = {"decide.slack": "decide.max_micro_f_loss"}
-#: Keys of earlier versions that are constants today, and their values, which were the defaults.
+#: Keys of earlier versions that are constants now → the value of the constant, which was the default.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip
 
 
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
-    """Bring the keys of an earlier version in ``config``, a nested mapping, under today's names, in place.
+    """Convert the keys of an earlier version in ``config``, a nested mapping, to the current keys, in place.
 
-    Returns the keys of CONSTANTS that had other values, with these. An option of another loss than the chosen one goes,
-    as it had no effect. Options of the chosen loss that are not given get their defaults.
+    Return the keys of CONSTANTS whose values in ``config`` differ from the constant, with these values. Options of a
+    loss that is not chosen are removed, as they had no effect. Missing options of the chosen loss get their defaults.
 
-    typed: keys of the command line, whose values win over those of a file's old key.
+    typed: keys given on the command line; their values override those of an old key in the file.
     """
     other = {}
     for old, new in RENAMED.items():
@@ -66,60 +66,62 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError for a file that is no YAML of keys, or that gives a key or one of the ``sections`` twice."""
+    """Raise UserError if a file is not valid YAML with keys, or repeats a key or one of the ``sections``."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError("config-file", f"{what} has over {MAX_BYTES} bytes: no configuration is that long")
+            raise UserError("config-file", f"{what} has over {MAX_BYTES} bytes, the limit for a configuration")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError("config-file", f"config file not found: {path}") from None
     except (OSError, ValueError) as error:
-        raise UserError("config-file", f"{what} is no YAML: {one_line(error)}") from None
+        raise UserError("config-file", f"{what} is not valid YAML: {one_line(error)}") from None
     raw = check_text(text, what)
     if not isinstance(raw, dict):
-        raise UserError("config-file", f"{what} holds no keys; see configs/ for annotated ones")
+        raise UserError("config-file", f"{what} contains no keys; see configs/ for examples with comments")
     for name, value in raw.items():
         if name == "config" and value is not None:
-            raise UserError("config-file", f"{what} names another one by the key config: give one file, with all keys")
+            raise UserError(
+                "config-file", f"{what} refers to another file by the key config: put all keys into one file"
+            )
         if name in sections and not isinstance(value, dict):
             given = "nothing" if value is None else type(value).__name__
             raise UserError(
-                "config-file", f"{what}: {name} must hold keys, and holds {given}: give it some, or leave it out"
+                "config-file", f"{what}: {name} must contain keys, but contains {given}: add keys, or remove {name}"
             )
 
 
 def check_text(text: str, what: str) -> Any:
-    """The value of a YAML text. Raises UserError that names ``what`` and the key that comes twice, with its lines."""
+    """Return the value of a YAML text. Raises UserError that names ``what``, and a repeated key with its lines."""
     try:
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise UserError("config-file", f"{what} is nested over {MAX_DEPTH} deep: no configuration is")
+                raise UserError("config-file", f"{what} has more than {MAX_DEPTH} levels of nesting, the limit")
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None:
             return None
         if _values(node, {}) > MAX_VALUES:
             raise UserError(
-                "config-file", f"{what} has over {MAX_VALUES} values once its aliases (*name) are written out"
+                "config-file", f"{what} has over {MAX_VALUES} values after its aliases (*name) are expanded"
             )
         first: dict[str, int] = {}
         for key, line in _keys(node, ""):
             if key in first:
                 raise UserError(
-                    "config-file", f"{what} repeats {key}, in lines {first[key]} and {line}: leave one of them"
+                    "config-file", f"{what} repeats {key}, in lines {first[key]} and {line}: remove one of them"
                 )
             first[key] = line
         return yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError("config-file", f"{what} is no YAML: {one_line(error)[:300]}") from None
+        raise UserError("config-file", f"{what} is not valid YAML: {one_line(error)[:300]}") from None
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node has with all aliases written out; one within itself has too many."""
+    """Return the number of values of a node with all aliases expanded; over MAX_VALUES if the node contains itself."""
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # while under way
+        known[id(node)] = MAX_VALUES + 1  # used only if the node contains itself
         children: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = [n for child in children for n in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_values(child, known) for child in flat)
@@ -127,7 +129,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _keys(node: yaml.Node, within: str) -> Iterator[tuple[str, int]]:
-    """(dotted key, line from 1) of all keys; ``optim.lr`` beside ``optim`` is the section once more."""
+    """Yield (dotted key, line from 1) of all keys; a top-level ``optim.lr`` equals key ``lr`` in section ``optim``."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

@@ -1,4 +1,4 @@
-"""A configuration as YAML."""
+"""Write a configuration as YAML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from toolkit.config.schema import Config
 
 
 def config_dict(config: Config) -> dict[str, Any]:
-    """Nested dict of YAML types."""
+    """Return the configuration as a nested dict of YAML types."""
     return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(config))))
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML that ``--config`` reads back."""
+    """Write the complete configuration as YAML, which ``--config`` can read."""
     with atomic_write(path, "w") as stream:
         yaml.safe_dump(config_dict(config), stream, sort_keys=False)
 

@@ -1,6 +1,6 @@
-"""The registry of losses: the name of each, its own options, and the class that computes it.
+"""The registry of losses: the name of each loss, its options, and the class that computes it.
 
-A new loss is a row of LOSSES with a dataclass of its options, and a class like those of toolkit/training/losses.py.
+To add a loss, add a row to LOSSES, a dataclass of its options, and a class like those in toolkit/training/losses.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class BceOptions:
 
 @dataclass
 class WeightedOptions:
-    """Binary cross-entropy with positives weighted up."""
+    """Binary cross-entropy with a larger weight for positives."""
 
     pos_weight_cap: Annotated[float, at_least(1)] = 20.0
-    """Largest weight of a positive; uncapped: the split's negatives / positives, in the hundreds."""
+    """Largest weight of a positive; the weight is negatives / positives in the split, limited to this value."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class FocalOptions:
     """Focal loss."""
 
     focal_gamma: NotNegative = 2.0
-    """Exponent that quietens easy elements."""
+    """Focusing exponent: the larger it is, the less easy elements count."""
 
 
 @dataclass
@@ -37,11 +37,11 @@ class AsymmetricOptions:
     """Asymmetric loss."""
 
     gamma_pos: NotNegative = 0.0
-    """Exponent for positives."""
+    """Focusing exponent for positives."""
     gamma_neg: NotNegative = 4.0
-    """Exponent for negatives; more than gamma_pos lets the few positives be heard."""
+    """Focusing exponent for negatives; a value above gamma_pos gives the rare positives more weight."""
     clip: UnderOne = 0.05
-    """Negatives under this probability cost nothing."""
+    """Negatives with a probability below this value have zero loss."""
 
 
 @dataclass
@@ -53,12 +53,12 @@ class Loss(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """A dataclass; check_config holds loss.options to its fields."""
+    """A dataclass; check_config compares loss.options with its fields."""
     computed_by: str
-    """MODULE:CLASS, of a MultiLabelLoss."""
+    """MODULE:CLASS of a MultiLabelLoss."""
 
 
-#: By loss.name.
+#: Value of loss.name → its entry.
 LOSSES = {
     "bce": Loss(BceOptions, "toolkit.training.losses:MultiLabelLoss"),
     "weighted": Loss(WeightedOptions, "toolkit.training.losses:WeightedLoss"),

@@ -1,7 +1,7 @@
-"""What config.json and labels.json of a model folder may hold: schemas.
+"""Schemas of config.json and labels.json of a model folder.
 
-A folder may come from strangers. Types, bounds, and that the files agree with each other, are checked here, before any
-work on weights. Folders of earlier versions lack some keys; those have defaults.
+A folder may come from an untrusted source. Types, bounds, and the agreement of the two files are therefore checked
+before the weights are read. Keys that folders of earlier versions lack have defaults.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ T = TypeVar("T")
 CONFIG, LABELS = "config.json", "labels.json"
 AGAIN = "copy the whole folder again, or train again"
 DECIDE_AGAIN = "choose again with `posters tune`, or copy the whole folder again"
-#: Bytes of a JSON file. The largest that a training writes, of 32,767 genres, has some ten MB.
+#: Largest size of a JSON file in bytes. The largest file of a training run, with 32,767 genres, has about ten MB.
 MAX_JSON = 64 * 2**20
 
 Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Words = Annotated[str, msgspec.Meta(max_length=10_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-#: Finite: comparisons with NaN are false.
+#: A finite number: NaN fails both comparisons.
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Side = Annotated[int, msgspec.Meta(ge=8, le=MAX_SIDE)]
-#: Of RGB pixels from 0 to 1. ImageNet's are about 0.45 and 0.225.
+#: Mean and standard deviation of RGB pixels from 0 to 1. ImageNet's are about 0.45 and 0.225.
 Mean = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
 Std = Annotated[float, msgspec.Meta(ge=1e-4, le=1e3)]
-#: A float32 holds it.
+#: In the range of float32.
 Bias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 Scale = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
@@ -44,21 +44,21 @@ made = msgspec.field
 
 
 class HeldOut(msgspec.Struct):
-    """What a calibration gave on held-out parts of validation."""
+    """Loss and calibration error of a calibration on held-out validation samples."""
 
     loss: Number
     ece: Number
 
 
 class HeldOutF(msgspec.Struct):
-    """What one threshold, or one per genre, gave there: F-measures of the aim's beta."""
+    """F-measures (beta of the aim) of one threshold, or one per genre, on held-out validation samples."""
 
     micro_f: Number
     macro_f: Number
 
 
 class ChosenOn(msgspec.Struct):
-    """Where decisions were chosen."""
+    """How calibration and thresholds were chosen."""
 
     split: Words = "val"
     samples: Count = 0
@@ -69,7 +69,7 @@ class ChosenOn(msgspec.Struct):
 
 
 class CalibrationFile(msgspec.Struct):
-    """Calibrated logit = scale * logit + bias; (G,) each, empty for method "none"."""
+    """Calibrated logit = scale * logit + bias, with (G,) scales and biases; both are empty for method "none"."""
 
     method: Method = "none"
     scale: list[Scale] = made(default_factory=list)
@@ -77,7 +77,7 @@ class CalibrationFile(msgspec.Struct):
 
 
 class DecisionsFile(msgspec.Struct):
-    """The part of labels.json that decides."""
+    """The part of labels.json with thresholds and calibration."""
 
     thresholds: list[Share]
     threshold_source: Words = "unknown"
@@ -96,7 +96,7 @@ class LabelsFile(DecisionsFile, kw_only=True):
 
 
 class HeadFile(msgspec.Struct):
-    """See models.HeadSpec."""
+    """The keys of models.heads.HeadSpec."""
 
     kind: HeadKind
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
@@ -105,7 +105,7 @@ class HeadFile(msgspec.Struct):
 
 
 class OursFile(msgspec.Struct):
-    """Our own key of config.json."""
+    """The key ``poster_toolkit`` of config.json."""
 
     head: HeadFile
     weights_sha256: Sha256
@@ -118,7 +118,7 @@ class OursFile(msgspec.Struct):
 
 
 class PretrainedFile(msgspec.Struct):
-    """What is read of timm's pretrained_cfg. Its URLs are not: nothing is ever fetched for a folder."""
+    """The keys that are read from timm's pretrained_cfg. Its URLs are ignored: reading a folder downloads nothing."""
 
     input_size: tuple[Literal[3], Side, Side]
     crop_pct: Annotated[float, msgspec.Meta(ge=LEAST_CROP_PCT, le=1)]
@@ -139,14 +139,14 @@ class ConfigFile(msgspec.Struct):
 
 
 class Metrics(msgspec.Struct):
-    """Of one set of thresholds."""
+    """Metrics at one set of thresholds."""
 
     label: Words
     metrics: Figures
 
 
 class Baseline(Metrics):
-    """What a guess without a model gives."""
+    """Metrics of a baseline without a model."""
 
     ranking: Figures | None = None
 
@@ -159,14 +159,14 @@ class Errors(msgspec.Struct):
 
 
 class BeforeAfter(msgspec.Struct):
-    """Calibration, without and with it."""
+    """Calibration errors without (before) and with (after) calibration."""
 
     before: Errors
     after: Errors
 
 
 class MetricsFile(msgspec.Struct):
-    """What the model card shows of metrics-SPLIT.json."""
+    """The keys of metrics-SPLIT.json that the model card shows."""
 
     num_samples: Count
     thresholds: list[Metrics]
@@ -179,12 +179,13 @@ class MetricsFile(msgspec.Struct):
 
 
 def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dict[str, Any]]:
-    """(the checked values, all that the file holds) of a JSON file. Raises UserError in one line."""
+    """Return (the checked values, the complete content) of a JSON file. Raises UserError in one line."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
             raise UserError(
-                "model-damaged", f"{path} is no {what}: it has {size / 2**20:.0f} MB, over the limit of 64; {remedy}"
+                "model-damaged",
+                f"{path} is not a valid {what}: it has {size / 2**20:.0f} MB, over the limit of 64 MB; {remedy}",
             )
         data = path.read_bytes()
     except FileNotFoundError:
@@ -196,12 +197,12 @@ def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dic
 
 
 def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
-    """labels.json of a model folder, checked, and as it is. Raises UserError."""
+    """Return (the checked values, the complete content) of labels.json of a model folder. Raises UserError."""
     path = folder / LABELS
     found, raw = read_as(path, LabelsFile, "labels file", AGAIN)
     if len(set(found.genres)) < len(found.genres):
         twice = Counter(found.genres).most_common(1)[0][0]
-        raise UserError("labels-invalid", f"{path} is not a valid labels file: genres has {twice!r} twice; {AGAIN}")
+        raise UserError("labels-invalid", f"{path} is not a valid labels file: genres repeats {twice!r}; {AGAIN}")
     labels = LabelSet(tuple(found.genres))
     if found.fingerprint != labels.fingerprint:
         raise UserError(
@@ -213,7 +214,7 @@ def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
 
 
 def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> None:
-    """Raise UserError unless there is a number for every genre."""
+    """Raise UserError if the thresholds, or the scales and biases of a calibration, are not one per genre."""
     calibration = found.calibration
     each = {"thresholds": found.thresholds}
     if calibration.method != "none":
@@ -228,14 +229,14 @@ def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> Non
 
 
 def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
-    """config.json of a model folder, checked, and as it is. Raises UserError."""
+    """Return (the checked values, the complete content) of config.json of a model folder. Raises UserError."""
     path = folder / CONFIG
     found, raw = read_as(path, ConfigFile, "model config", AGAIN)
     cfg = found.pretrained_cfg
     _, height, width = cfg.input_size
     problem = None
     if height != width:
-        problem = f"pretrained_cfg.input_size: {height} x {width} is no square"
+        problem = f"pretrained_cfg.input_size: {height} x {width} is not a square"
     elif cfg.crop_mode == "center" and width / cfg.crop_pct > MAX_RESIZED:
         problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} of {width} pixels makes images too large"
     if problem:
@@ -244,14 +245,14 @@ def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
 
 
 def check_agreement(config: ConfigFile, genres: tuple[str, ...], folder: Path) -> None:
-    """Raise UserError if config.json is not of the model whose ``genres`` labels.json has."""
+    """Raise UserError if config.json does not belong to the model whose ``genres`` are in labels.json."""
     if config.num_classes not in (None, len(genres)):
-        what = f"its num_classes is {config.num_classes}, and {LABELS} has {len(genres)} genres"
+        what = f"its num_classes is {config.num_classes}, but {LABELS} has {len(genres)} genres"
     elif config.label_names not in (None, list(genres)):
         what = f"its label_names are not the genres of {LABELS}"
     else:
         return
-    raise UserError("model-damaged", f"{folder / CONFIG} is of another model than {LABELS}: {what}; {AGAIN}")
+    raise UserError("model-damaged", f"{folder / CONFIG} and {LABELS} are of different models: {what}; {AGAIN}")
 
 
 Method = Literal["none", "temperature", "platt"]

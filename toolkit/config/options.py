@@ -1,4 +1,4 @@
-"""Options that several commands of models have."""
+"""Options that are shared by the commands that run a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tta = Literal["none", "flip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOption:
-    """A command about one model."""
+    """The option of a command that uses one model."""
 
     model: Path = option(MISSING, "-m")
     """Model folder (RUN/model)."""
@@ -22,7 +22,7 @@ class ModelOption:
 
 @dataclass(frozen=True, kw_only=True)
 class PassOptions(Checked):
-    """How many images go through a model at a time, and in which numbers."""
+    """Batch size, threads and precision of the forward pass."""
 
     batch_size: Automatic = 0
     """Images per forward pass (default: 32 on a CPU, 128 on a GPU)."""
@@ -34,17 +34,17 @@ class PassOptions(Checked):
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """How a forward pass of a prediction is run."""
+    """Options of the forward pass of a prediction."""
 
     channels_last: bool = True
-    """Memory layout that convolutions like best."""
+    """Use the channels_last memory layout, in which convolutions are fastest."""
     compile: bool = False
-    """torch.compile: faster after a first minute, for many images."""
+    """Use torch.compile: compilation takes about a minute, so it helps only with many images."""
     tta: Tta = "none"
-    """flip: the mean over each image and its mirror image, for twice the time."""
+    """flip: average each image and its mirror image, which doubles the time."""
     embeddings: bool = False
-    """Also the pooled features that the classifier is given, for search and de-duplication (folders)."""
+    """Also save the input features of the classifier, for search and de-duplication (only if OUT is a folder)."""
 
     def forward_facts(self) -> dict[str, Any]:
-        """Those that change what comes out, but for rounding; files of predictions hold them."""
+        """Return the options that change the results beyond rounding, as prediction files record them."""
         return {"tta": self.tta, "embeddings": self.embeddings}

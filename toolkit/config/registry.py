@@ -1,4 +1,4 @@
-"""What an entry of a registry names as MODULE:NAME is imported where it is used: names alone cost no torch."""
+"""Entries of registries: MODULE:NAME is imported when it is used, so that listing names does not import torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def named(where: str) -> Any:
 
 
 class Augmentation(NamedTuple):
-    """What changes the pixels of samples one by one."""
+    """An operation that changes the pixels of each sample independently."""
 
     on: Callable[[Any], bool]
-    """Whether an AugmentConfig switches it on."""
+    """Return whether an AugmentConfig enables the operation."""
     done_by: str
-    """MODULE:FUNCTION, (images (n, 3, S, S) float32 levels, config, seed, epoch, keys (n,)) → images."""
+    """MODULE:FUNCTION of (images (n, 3, S, S) float32 from 0 to 255, config, seed, epoch, keys (n,)) → images."""

@@ -1,6 +1,6 @@
-"""The registry of trackers: where the figures of a run go besides its CSV logs.
+"""The registry of trackers, which record the metrics of a run besides its CSV logs.
 
-A new tracker is a row of TRACKERS with a dataclass of its options, and a function like those of training/trackers.py.
+To add a tracker, add a row to TRACKERS, a dataclass of its options, and a function like those in training/trackers.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class Tracker(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """A dataclass; check_config holds what train.trackers gives to its fields."""
+    """A dataclass; check_config compares the options in train.trackers with its fields."""
     package: str
-    """What must be installed; without it the tracker is idle. Empty: nothing."""
+    """Required package; the tracker is disabled if the package is not installed. Empty: no package is required."""
     made_by: str
-    """MODULE:FUNCTION, (RUN, the options) → an accelerate.tracking.GeneralTracker that is not started."""
+    """MODULE:FUNCTION of (RUN, the options) → an accelerate.tracking.GeneralTracker that is not started."""
 
 
-#: By key of train.trackers.
+#: Key of train.trackers → its entry.
 TRACKERS = {"tensorboard": Tracker(TensorBoardOptions, "tensorboard", "toolkit.training.trackers:tensorboard")}

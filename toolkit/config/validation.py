@@ -1,6 +1,6 @@
-"""Which configurations make sense: each option by the rule of its type (values.py), and options together.
+"""Check configurations: each option by the rule of its type (values.py), then combinations of options.
 
-Nothing is loaded for it: a run that could not go on ends here, before its data and weights are read.
+The check runs before data and weights are read, so that an impossible run ends at once.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from toolkit.config.values import MAX_RESIZED
 if TYPE_CHECKING:
     from toolkit.config.schema import Config
 
-#: Known without asking timm.
+#: Optimisers that need no look-up in timm, whose import is slow.
 COMMON = ("adam", "adamw", "sgd", "lamb")
 
-#: Optimisers whose updates of spread weights were compared with those of whole ones: by
-#: tests/toolkit/distributed/test_fsdp.py.
+#: Optimisers for which tests/toolkit/distributed/test_fsdp.py compares updates of sharded weights with those of
+#: unsharded weights.
 SHARDABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 
 
 def check_config(config: Config) -> None:
-    """Raise UserError for values that no run could use, naming the key."""
+    """Raise UserError, which names the key, for values that no run can use."""
     for name, section in vars(config).items():
         _check_values(name, section)
     _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES)
@@ -45,10 +45,10 @@ def check_config(config: Config) -> None:
 
 
 def _check_values(where: str, options: Any) -> None:
-    """Raise UserError for an option that breaks the rules of its type; ``options`` is a dataclass."""
+    """Raise UserError for an option that breaks the rule of its type; ``options`` is a dataclass."""
     for name, hint in get_type_hints(type(options)).items():
         if getattr(options, name) is None and type(None) not in get_args(hint):  # an empty key in YAML
-            raise UserError("option-value", f"{where}.{name} has no value: give it one, or leave the key out")
+            raise UserError("option-value", f"{where}.{name} has no value: add a value, or remove the key")
     for name, value in vars(options).items():
         numbers = value if isinstance(value, (tuple, list)) else [value]
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
@@ -57,7 +57,7 @@ def _check_values(where: str, options: Any) -> None:
 
 
 def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
-    """Raise UserError for a name that is not in a registry, or for options that the entry, a dataclass, cannot have."""
+    """Raise UserError for a name that is not in a registry, or for options that the entry does not have."""
     if name not in registry:
         raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options
@@ -65,7 +65,7 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
     for option in map(str, given or ()):  # a key in YAML may be a number
         if option not in known:
             hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"
-            raise UserError("option-unknown", f"{where}.{option} is no option of {name}{hint}")
+            raise UserError("option-unknown", f"{where}.{option} is not an option of {name}{hint}")
     try:
         options = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
@@ -74,7 +74,7 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
 
 
 def _check_together(config: Config) -> None:
-    """Raise UserError for values that do not go together."""
+    """Raise UserError for values that cannot be combined."""
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
@@ -84,30 +84,30 @@ def _check_together(config: Config) -> None:
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(
             "option-conflict",
-            f"train.batch_size must be at least 2 with augment.mixup or augment.cutmix, which mix the pairs of an "
-            f"update, not {train.batch_size}",
+            f"train.batch_size must be at least 2 with augment.mixup or augment.cutmix, which mix pairs of samples, "
+            f"not {train.batch_size}",
         )
 
 
 def _check_cached(config: Config) -> None:
-    """Raise UserError for options without effect on a head that learns alone on cached features."""
+    """Raise UserError for options that have no effect on a head trained on cached features."""
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(
             "option-conflict",
-            "train.feature_views caches what a frozen backbone gives: set --model.freeze [backbone], or "
+            "train.feature_views caches the features of a frozen backbone: set --model.freeze [backbone], or "
             "--train.feature_views 0",
         )
     if others := [name for name in frozen if name != "backbone"]:
         raise UserError(
             "option-conflict",
-            f"model.freeze [{', '.join(others)}]: with train.feature_views all of the backbone is held in every epoch, "
-            f"and the head in none: set --model.freeze [backbone], or --train.feature_views 0",
+            f"model.freeze [{', '.join(others)}]: train.feature_views freezes the whole backbone in every epoch, and "
+            f"never the head: set --model.freeze [backbone], or --train.feature_views 0",
         )
     if config.augment.mixes:
         raise UserError(
             "option-conflict",
-            "augment.mixup and augment.cutmix mix pixels, which cached features have no more: leave them out, or set "
+            "augment.mixup and augment.cutmix mix pixels, but cached features have no pixels: set both to 0, or set "
             "--train.feature_views 0",
         )
     for key, asked, off in (
@@ -120,35 +120,35 @@ def _check_cached(config: Config) -> None:
         if asked:
             raise UserError(
                 "option-conflict",
-                f"{key} has nothing to act on where a head learns alone on cached features: set --{key} {off}, or "
+                f"{key} has no effect on a head that is trained on cached features: set --{key} {off}, or "
                 f"--train.feature_views 0",
             )
 
 
 def _check_fsdp(config: Config) -> None:
-    """Raise UserError for what does not go with weights that are spread over processes, and why."""
+    """Raise UserError, with the reason, for options that cannot be combined with train.fsdp."""
     train, name = config.train, config.optim.name
     for key, asked, why, instead in (
-        ("train.auto_batch", train.auto_batch, "processes try unequally often, and would wait for each other",
-         "set --train.auto_batch false and --train.accumulation yourself"),
-        ("train.compile", train.compile, "what is compiled has not been tested with weights that come and go",
+        ("train.auto_batch", train.auto_batch, "ranks may need different numbers of trials, and would deadlock",
+         "set --train.auto_batch false and choose --train.accumulation"),
+        ("train.compile", train.compile, "torch.compile has not been tested with sharded weights",
          "set --train.compile false"),
         ("train.sync_batchnorm", train.sync_batchnorm,
-         "statistics over processes have not been tested with spread weights", "set --train.sync_batchnorm false"),
-        ("train.feature_views", train.feature_views > 0, "a head that learns alone is small",
+         "statistics over all processes have not been tested with sharded weights", "set --train.sync_batchnorm false"),
+        ("train.feature_views", train.feature_views > 0, "a head on cached features is too small to shard",
          "set --train.feature_views 0"),
         (f"optim.name {name}", name not in SHARDABLE,
-         "its updates of spread weights have not been compared with those of whole ones",
-         f"take {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
+         "its updates of sharded weights have not been compared with those of unsharded weights",
+         f"use {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
     ):  # fmt: skip
         if asked:
             raise UserError(
-                "option-conflict", f"train.fsdp does not go with {key}: {why}; {instead}, or set --train.fsdp false"
+                "option-conflict", f"train.fsdp cannot be combined with {key}: {why}; {instead}, or --train.fsdp false"
             )
 
 
 def _check_optimizer(name: str) -> None:
-    from timm.optim import get_optimizer_info, list_optimizers  # loads torch: only for the uncommon
+    from timm.optim import get_optimizer_info, list_optimizers  # imports torch, which takes seconds
 
     known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
@@ -157,5 +157,6 @@ def _check_optimizer(name: str) -> None:
         )
     if get_optimizer_info(name).second_order:
         raise UserError(
-            "option-value", f"optim.name {name} needs second derivatives, which this trainer has not: adamw has none"
+            "option-value",
+            f"optim.name {name} needs second derivatives, which the trainer does not compute: use adamw, for example",
         )

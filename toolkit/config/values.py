@@ -1,4 +1,4 @@
-"""What values options of training may have, beside those of shards/values.py."""
+"""Types of training options with the values that are allowed; shards/values.py has the general ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from shards.storage.paths import is_url
 from shards.values import Rule, between, or_more
 
-#: Bounds that keep allocations sane, for what users ask for and for what a model folder says: the side of the input,
-#: the side of an image before its centre is cut out, its share, the layers, widths and members of a head.
+#: Bounds on memory, for options and for model folders: side of the input in pixels, side of the resized image before
+#: the central crop, smallest crop_pct; then number and width of a head's hidden layers, and number of its members.
 MAX_SIDE, MAX_RESIZED, LEAST_CROP_PCT = 4096, 16384, 0.1
 MAX_HIDDEN, MAX_WIDTH, MAX_MEMBERS = 64, 65536, 1024
 
@@ -34,5 +34,5 @@ AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]
 Widths = Annotated[tuple[int, ...], _WIDTHS]
 Modules = Annotated[tuple[str, ...], Rule(_FREEZES, lambda value: all(map(_FREEZE.fullmatch, value)))]
-Folder = Annotated[str | None, Rule("a folder, whose files processes map, and no URL", lambda v: not is_url(v))]
+Folder = Annotated[str | None, Rule("a folder (its files are memory-mapped), not a URL", lambda v: not is_url(v))]
 Aim = Annotated[str, Rule(_AIMS, lambda value: _AIM.fullmatch(value.replace(" ", "")))]

@@ -1,1 +1,1 @@
-"""From shards on disk to batches of pixels: plan → reader → transform → loader."""
+"""Read shards and produce batches of pixels: plan → reader → transform → loader."""

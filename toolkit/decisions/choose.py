@@ -1,7 +1,7 @@
-"""From logits to yes and no: a model's calibration and thresholds, chosen on validation, kept in its labels.json.
+"""Calibration and thresholds of a model, chosen on the validation split and saved in its labels.json.
 
-Everything that shows a probability or names a genre goes through `Decisions`, so that evaluate, predict, the audit
-and the gallery agree. Nothing here ever sees the split that is reported.
+Evaluation, prediction, audit and gallery all use `Decisions` for probabilities and predicted labels, so that they
+agree. The test split is never used here.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """(G,) float64 arrays in the order of the genres; thresholds are on calibrated probabilities."""
+    """(G,) float64 arrays in the order of the labels; thresholds apply to calibrated probabilities."""
 
     thresholds: FloatArray
     scale: FloatArray
-    """Over 0: calibrated logit = scale * logit + bias. All 1, with bias 0, without calibration."""
+    """Positive: calibrated logit = scale * logit + bias. Without calibration, scales are 1 and biases 0."""
     bias: FloatArray
     global_threshold: float
-    """The best single threshold, for comparison; what genres with few positives fall back to."""
+    """The best single threshold, for comparison; it is also the threshold of labels without positives."""
     aim: str = "none"
     calibration: str = "none"
     source: str = "given"
-    """Where the thresholds come from, in words."""
+    """Origin of the thresholds, as a phrase for users."""
     chosen_on: dict[str, Any] = field(default_factory=dict)
-    """JSON types: split, samples, held-out figures of calibrations and thresholds, weight of macro-F, slack."""
+    """JSON types: split, samples, held-out metrics of calibrations and thresholds, weight of macro-F, slack."""
 
     @classmethod
     def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
-        """Given thresholds (G,), on uncalibrated probabilities."""
+        """Return decisions with given (G,) thresholds on uncalibrated probabilities."""
         array = np.array(thresholds, dtype=np.float64)
         size = len(array)
         return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
 
     def logits(self, logits: ArrayLike) -> FloatArray:
-        """Calibrated logits, (..., G) float64; uncalibrated ones keep their bits."""
+        """Return (..., G) calibrated logits in float64; without calibration they are bit-identical to the input."""
         return self.scale * np.asarray(logits, dtype=np.float64) + self.bias
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Calibrated probabilities of (..., G) logits, float64."""
+        """Return the (..., G) calibrated probabilities of logits, in float64."""
         return sigmoid(self.logits(logits))
 
     def named(self, logits: ArrayLike) -> BoolArray:
-        """Which genres are named: calibrated probability >= threshold."""
+        """Return (..., G) bool: calibrated probability >= threshold."""
         return self.probabilities(logits) >= self.thresholds
 
     @property
     def per_genre(self) -> bool:
-        """Whether the thresholds differ."""
+        """Whether the thresholds differ between labels."""
         return bool(np.ptp(self.thresholds) > 0)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 digits that change with any number that decides: figures under another one are of other decisions."""
+        """16 hex digits of all thresholds, scales and biases; metrics with equal fingerprints have equal decisions."""
         return fingerprint([values.tolist() for values in (self.thresholds, self.scale, self.bias)])[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Their part of labels.json; floats keep every bit."""
+        """Return the part of labels.json with these decisions; floats keep their exact values."""
         calibration: dict[str, Any] = {"method": self.calibration}
         if self.calibration != "none":
             calibration |= {"scale": self.scale.tolist(), "bias": self.bias.tolist()}
@@ -86,9 +86,9 @@ class Decisions:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], num_genres: int, where: object) -> Decisions:
-        """Read `to_dict`'s keys, or those of a model that knew thresholds only. ``where`` names the file in errors.
+        """Read the keys of `to_dict`; only the thresholds are required. ``where`` names the file in errors.
 
-        Raises UserError for missing, misshapen, not finite or impossible numbers.
+        Raises UserError for missing, not finite or impossible numbers, and for a wrong number of them.
         """
         found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
         check_decisions(found, num_genres, where)
@@ -105,7 +105,7 @@ class Decisions:
             found.aim,
             calibration.method,
             found.threshold_source,
-            dict(raw.get("chosen_on", {})),  # with keys of later versions
+            dict(raw.get("chosen_on", {})),  # also keeps keys of later versions
         )
 
 
@@ -116,17 +116,17 @@ def choose_decisions(
     split: str = "val",
     groups: IntArray | None = None,
 ) -> Decisions:
-    """Calibration, then thresholds for ``decide.aim``, on (N, G) logits against (N, G) targets.
+    """Choose a calibration, then thresholds for ``decide.aim``, on (N, G) logits and (N, G) targets.
 
-    groups (N,): equal numbers for near-duplicates; None: there are none. A function of the set of samples:
-    neither their order nor the number of processes counts. Raises UserError on an unknown aim.
+    groups (N,): equal numbers for near-duplicates; None: no near-duplicates. The result depends neither on the order of
+    the samples nor on the number of processes. Raises UserError for an unknown aim.
     """
     fits = CrossFit(truth, scores, decide, groups)
     return decisions_of(fits.choose(), fits, split)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:
-    """A choice as it is saved."""
+    """Convert a choice to the form in which it is saved."""
     chosen_on: dict[str, Any] = {"split": split, "samples": len(fits.truth)}
     if choice.calibrations:
         chosen_on["held_out"] = choice.calibrations
@@ -147,7 +147,7 @@ def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decision
 
 
 def describe(aim: Aim, choice: Choice, split: str) -> str:
-    """Where thresholds come from, for people."""
+    """Return the origin of thresholds as a phrase for users."""
     where = "validation" if split == "val" else split
     if choice.slack is None:
         goal = {

@@ -1,11 +1,11 @@
-"""Which way to decide is kept, judged by samples that it was not fitted on.
+"""Cross-fitting: choose calibration and thresholds by samples that they were not fitted on.
 
-One threshold for all genres on probabilities as they come is where it starts. Calibration, thresholds per genre and
-their slack have numbers to fit, and on a small split they fit its noise. Each is therefore fitted on all folds but one
-and measured on that one, and is kept only where the held-out figures speak for it by more than chance.
+The simplest decisions are one threshold for all labels on uncalibrated probabilities. Calibration, thresholds per label
+and their slack have more parameters, which can overfit a small split. Each of them is therefore fitted without one fold
+and measured on that fold, and is used only if the held-out gain is larger than chance.
 
-One level up, the same says how well all of this decides on new samples: without each fold in turn, the choice is made
-by the folds that are left, and names the genres of the samples in it. What is fitted without folds i and j serves both.
+An outer cross-validation measures the whole choice on new samples: the choice is made without a fold and then applied
+to the samples of that fold. Fits without the same two folds are shared by both levels.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ from toolkit.decisions.objective import genre_thresholds, parse_aim, single_thre
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
-#: Folds that a fit leaves out.
+#: Folds that a fit excludes.
 Out = frozenset[int]
 EVERYONE: Out = frozenset()
-#: Standard errors up to which a loss of micro-F beyond the slack passes for chance.
+#: A loss of micro-F beyond the slack is allowed up to this number of standard errors.
 HARMLESS_STANDARD_ERRORS = 2.0
-#: Of one threshold for all genres, beside the slacks of thresholds per genre.
+#: Key of one threshold for all labels in `Choice.ways`; thresholds per label have the keys of `choice_name`.
 SINGLE = "single"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """Fitted on some samples."""
+    """Thresholds fitted on some samples."""
 
     values: FloatArray
-    """(G,), on calibrated probabilities."""
+    """(G,) thresholds on calibrated probabilities."""
     single: float
-    """The best one for all genres."""
+    """The best single threshold for all labels."""
     weight: float | None = None
-    """Of macro-F: per genre, for F aims."""
+    """Weight of macro-F; only for thresholds per label with an F aim."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What was chosen without some folds."""
+    """Calibration and thresholds that were chosen without some folds."""
 
     calibration: Calibration
     thresholds: Thresholds
     slack: float | None
-    """None: one threshold for all genres."""
+    """None: one threshold for all labels."""
     calibrations: dict[str, Any]
-    """Method -> its held-out loss and ECE; empty where nothing was compared."""
+    """Method → its held-out loss and ECE; empty if no methods were compared."""
     ways: dict[str, Any]
-    """One threshold, and one per genre by slack -> held-out F-measures; likewise."""
+    """SINGLE, or `choice_name` of a slack → held-out F-measures; empty if nothing was compared."""
 
     def named(self, logits: FloatArray) -> BoolArray:
-        """Which genres are named, for (n, G) logits."""
+        """Return the (n, G) predicted labels of (n, G) logits."""
         return _named(self.calibration, self.thresholds, logits)
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """F-measures of what was named, and their derivatives by the samples' weights (N,), for `standard_error`."""
+    """F-measures of held-out decisions, and their (N,) derivatives by the samples' weights for `standard_error`."""
 
     micro: float
     macro: float
-    """Mean over the genres with positives."""
+    """Mean over the labels with positives."""
     by_micro: FloatArray
     by_macro: FloatArray
     units: IntArray
 
     @classmethod
     def of(cls, truth: BoolArray, named: BoolArray, units: IntArray, beta: float) -> HeldOut:
-        """Of (N, G) names against targets."""
+        """Measure (N, G) predicted labels against targets."""
         hits, square = truth & named, beta * beta
-        # F is (1 + b^2) hits over the bottom, b^2 support + named; its derivative by a sample's weight:
-        # ((1 + b^2) the sample's hits - F * the sample's part of the bottom) / the bottom
+        # F = (1 + b^2) * hits / bottom with bottom = b^2 * support + named. Its derivative by a sample's weight is
+        # ((1 + b^2) * the sample's hits - F * the sample's bottom) / bottom.
         bottom = square * truth + named
         each = f_beta(hits.sum(axis=0), named.sum(axis=0), truth.sum(axis=0), beta)
         some = truth.any(axis=0)
@@ -92,7 +92,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_genre[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """See `CrossFit._choose_slack`."""
+        """Return whether these are clearly better than ``single``, by the rule of `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -100,7 +100,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """The name of thresholds per genre among the ways to decide."""
+    """Return the key of thresholds per label with this slack in `Choice.ways`."""
     return f"per genre, slack {slack:g}"
 
 
@@ -109,10 +109,10 @@ def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray)
 
 
 class CrossFit:
-    """Choices on (N, G) targets and logits; a function of the set of samples, not of their order.
+    """Choices on (N, G) targets and logits, which do not depend on the order of the samples.
 
-    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: there are none. ``named()`` says how
-    its decisions do on samples that they do not know. Raises UserError on an unknown aim.
+    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: no near-duplicates. ``named()``
+    returns cross-fitted decisions, to measure them on new samples. Raises UserError for an unknown aim.
     """
 
     def __init__(
@@ -126,15 +126,15 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """(N, G) genres of every sample, in the order that they were given in, by a choice made without its fold."""
+        """Return the (N, G) predicted labels of all samples, in the given order, each by a choice without its fold."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
 
     def choose(self, out: Out = EVERYONE) -> Choice:
-        """By the samples outside of the folds ``out``, and no others."""
+        """Choose by the samples outside the folds ``out`` only."""
         rows = self._rows(out)
-        if not rows.any():  # a split of one sample has no others
+        if not rows.any():  # the split has one sample
             plain = fit_calibration(self.truth, self.scores, "none")
             halves = np.full(self.truth.shape[1], DEFAULT_THRESHOLD)
             return Choice(plain, Thresholds(halves, DEFAULT_THRESHOLD), None, {}, {})
@@ -150,12 +150,13 @@ class CrossFit:
         return Choice(calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, ways)
 
     def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
-        """(slack, None for one threshold; held-out figures of each).
+        """Return (slack, or None for one threshold; held-out F-measures of each alternative).
 
-        Thresholds per genre are kept where they raise macro-F by more than `CLEARLY` standard errors and by more than
-        they lower micro-F, and do not lower that beyond their slack by more than `HARMLESS` of them: those with
-        decide.max_micro_f_loss, else those without. A level is asked of each genre: for such an aim no single threshold
-        would do.
+        Thresholds per label are used if all of this holds on held-out samples:
+        - They raise macro-F by more than `CLEAR_STANDARD_ERRORS` standard errors, and by more than they lower micro-F.
+        - They lower micro-F beyond their slack by at most `HARMLESS_STANDARD_ERRORS` standard errors.
+        The slack decide.max_micro_f_loss is tried first, then 0. Aims with a level are not compared: they always have
+        thresholds per label, unless decide.thresholds is "global".
         """
         wanted, beta = self.decide.thresholds, self.aim.value
         if wanted == "global":
@@ -184,7 +185,7 @@ class CrossFit:
         return None, ways
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """(N, G) what ``namer(k)`` names on fold k, for each fold outside of ``out``; False elsewhere."""
+        """Return (N, G) predictions of ``namer(k)`` on fold k, for each fold outside ``out``; False elsewhere."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

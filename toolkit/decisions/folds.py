@@ -1,7 +1,6 @@
-"""Folds of a split, and how sure a figure over its samples is: what deciding by held-out samples needs.
+"""Folds of a split, and standard errors of metrics, for decisions on held-out samples.
 
-Samples that are near-duplicates of one another are a unit: they are in one fold, and count as one where chance is
-estimated.
+Near-duplicates form a unit: all of them are in the same fold, and count as one sample in standard errors.
 """
 
 from __future__ import annotations
@@ -10,22 +9,22 @@ import numpy as np
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
 
-#: Of MANY samples a third is enough to fit on, and fewer folds cost less.
+#: Number of folds: FOLDS, or FOLDS_OF_MANY from MANY units on, where fewer folds are enough and save time.
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 3000
 
-#: Standard errors by which held-out samples must speak for a choice before it is made.
+#: Least gain on held-out samples, in standard errors, for which a choice is made.
 CLEAR_STANDARD_ERRORS = 1.0
 
 
 def enough(units: IntArray) -> bool:
-    """Whether held-out parts of samples of these units can say anything: two a fold."""
+    """Return whether there are enough units for cross-validation: at least two per fold."""
     return len(np.unique(units)) >= 2 * FOLDS
 
 
 def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
-    """(N,) fold of every sample, from 0, for (N, G) targets.
+    """Return the (N,) fold of every sample, from 0, for (N, G) targets.
 
-    units (N,): 0 to U - 1. They are dealt in turn after sorting by their rarest genre, so that folds share rare
+    units (N,): 0 to U - 1. They are sorted by their rarest label and assigned in turn, so that every fold gets rare
     positives.
     """
     count = int(units.max()) + 1
@@ -39,10 +38,10 @@ def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
 
 
 def standard_error(influence: FloatArray, units: IntArray) -> float:
-    """Standard error of a figure whose derivatives by the samples' weights are ``influence`` (N,), in sum 0.
+    """Return the standard error of a metric; ``influence`` (N,) has its derivatives by the samples' weights, in sum 0.
 
-    The sandwich estimator over units (the "infinitesimal jackknife" of Efron & Tibshirani 1993, chapter 21); of a mean
-    over units of one sample it is the standard deviation over the root of their number. Infinite for one unit.
+    This is the sandwich estimator over units (the "infinitesimal jackknife" of Efron & Tibshirani 1993, chapter 21).
+    For the mean of N units of one sample, it is the standard deviation / sqrt(N). Infinite for one unit.
     """
     sums = np.bincount(units, weights=influence)
     found = sums[np.bincount(units) > 0]
@@ -52,17 +51,17 @@ def standard_error(influence: FloatArray, units: IntArray) -> float:
 
 
 def in_order(truth: BoolArray, scores: FloatArray, groups: IntArray | None) -> tuple[IntArray, IntArray]:
-    """((N,) an order of the samples, (N,) their units in it): functions of the set of samples and its groups alone.
+    """Return ((N,) indices that sort the samples, (N,) units of the sorted samples).
 
-    groups (N,): equal numbers for near-duplicates; None: each sample is a unit. Sums of floats depend on their order,
-    and folds are dealt in it.
+    groups (N,): equal numbers for near-duplicates; None: each sample is a unit. The sorted order does not depend on the
+    given order, so that folds and sums of floats do not either.
     """
     order = np.lexsort((*truth.T, *scores.T))
     if groups is None or len(np.unique(groups)) == len(groups):
         return order, np.arange(len(order))
     rows = np.hstack([truth, scores])[order]
     changed = np.append(True, (rows[1:] != rows[:-1]).any(axis=1))
-    rank = np.cumsum(changed)  # equal samples have one
+    rank = np.cumsum(changed)  # equal samples have the same rank
     members: dict[int, list[int]] = {}
     for position, group in enumerate(np.asarray(groups)[order].tolist()):
         members.setdefault(group, []).append(position)

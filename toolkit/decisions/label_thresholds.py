@@ -1,21 +1,21 @@
-"""Thresholds per genre for an F-measure: high micro-F plus macro-F, at hardly less micro-F than one threshold gives.
+"""Thresholds per label that maximise micro-F + macro-F, with a limit on the loss of micro-F.
 
-Micro-F alone never names a rare genre, macro-F alone names it for half of all posters and drowns the common metrics
-in false positives. So both count alike, under a constraint: micro-F must not fall below that of the best single
-threshold by more than a share of it, the slack. By Lagrange's method this is to maximise micro-F + weight * macro-F
-with the largest weight up to 1 that keeps the constraint; the weight spends what micro-F has to spare where it buys
-most macro-F, which rules that refuse single steps below the floor do not.
+Micro-F alone never predicts a rare label. Macro-F alone predicts a rare label for half of all samples, with many false
+positives. So both are maximised under a constraint: micro-F may lose at most a share (the slack) of the micro-F of the
+best single threshold. By Lagrange's method, micro-F + weight * macro-F is maximised with the largest weight up to 1
+that satisfies the constraint. The allowed loss of micro-F then goes to the labels where it gains the most macro-F.
 
-Measured on fresh samples after choosing on 400 (real posters, and simulated ones with AUC 0.6 to 0.7), against the
-best single threshold of the uncalibrated model: each genre's best F1 by itself costs 0.12 to 0.17 of micro-F1;
-drawing those toward the single threshold buys less macro-F1 for the same micro-F1; calibration and this rule change
-micro-F1 by -0.001 (simulated) and +0.017 (real), and macro-F1 by factors of 1.2 and 1.6. The single threshold that the
-floor is taken from is the luckiest of hundreds, so keeping all of its micro-F leaves most splits nothing to spend. A
-slack of 0.01 instead of 0 changes micro-F1 by -0.003 and macro-F1 by a factor of 1.16 (real, mean of six splits), one
-of 0.02 by -0.009 and 1.22.
+Measured on new samples after a choice on 400 (real posters, and simulated ones with AUC 0.6 to 0.7), compared with the
+best single threshold of the uncalibrated model:
+- The best F1 of each label by itself lowers micro-F1 by 0.12 to 0.17.
+- A mean of these thresholds and the single one gains less macro-F1 for the same micro-F1.
+- Calibration and this rule change micro-F1 by -0.001 (simulated) and +0.017 (real), macro-F1 by factors of 1.2 and 1.6.
+- The single threshold is the best of hundreds by chance, so a slack of 0 leaves most splits no room. A slack of 0.01
+  instead of 0 changes micro-F1 by -0.003 and macro-F1 by a factor of 1.16 (real, mean of six splits); 0.02 by -0.009
+  and 1.22.
 
-For a given weight, coordinate ascent from the single threshold: each genre in turn moves to its best position, all
-others held, until none moves. Every move raises the objective, so it ends.
+For a given weight, coordinate ascent starts at the single threshold. Each label in turn moves to its best position,
+until no label moves. Every move raises the objective, so the ascent ends.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ import numpy as np
 from toolkit.decisions.sweep import Sweep, log_odds
 from toolkit.metrics.multilabel import FloatArray, IntArray, f_beta, sigmoid
 
-#: Weights of macro-F that are tried, from equal to micro-F's down.
+#: Weights of macro-F in the order in which they are tried; the weight of micro-F is 1.
 MACRO_WEIGHTS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
-#: A genre with n positives keeps n / (n + this) of its own threshold, in log-odds; the rest is the single one's.
+#: For n positives, the final threshold has n / (n + COMMON_EVIDENCE) of the label's own threshold, in log-odds, and the
+#: rest of the single one.
 COMMON_EVIDENCE = 1.0
-#: The weight whose thresholds are taken for part of the genres where none can be had for all.
+#: The weight that is used for some of the labels if no weight satisfies the constraint for all of them.
 _LAST_RESORT = 0.2
-#: Differences of F that are rounding.
+#: Differences of F up to this are rounding errors.
 _NOTHING = 1e-12
 
 
 def balanced_thresholds(
     sweeps: Sequence[Sweep], single: float, beta: float, slack: float = 0.0
 ) -> tuple[FloatArray, float]:
-    """((G,) thresholds, the weight of macro-F that gave them; 0 where the single threshold had to stay).
+    """Return ((G,) thresholds, the weight of macro-F; 0 if all thresholds are the single one).
 
-    Micro-F is at least 1 - ``slack`` of the single threshold's both on the observed positives and on the smoothed
-    ones, which know better how it will be on fresh samples. A genre without positives has the single threshold.
+    Micro-F is at least (1 - ``slack``) times that of the single threshold, with the observed and with the smoothed
+    counts (which predict new samples better). A label without positives gets the single threshold.
     """
     start = np.array([sweep.position(single) for sweep in sweeps])
     floor = [(1.0 - slack) * _micro(sweeps, start, beta, smooth) for smooth in (False, True)]
@@ -62,8 +63,7 @@ def balanced_thresholds(
         thresholds = wanted(weight)
         if good(thresholds):
             return thresholds, weight
-    # The single threshold is luckier on this split than any weight. Only those genres move, the commonest first, that
-    # leave the constraint as it is.
+    # No weight satisfies the constraint. So each label moves by itself, the commonest first, if the constraint allows.
     thresholds, chosen = np.full(len(sweeps), single), wanted(_LAST_RESORT)
     for genre in np.argsort([-sweep.support for sweep in sweeps], kind="stable"):
         moved = np.where(np.arange(len(sweeps)) == genre, chosen, thresholds)
@@ -73,10 +73,10 @@ def balanced_thresholds(
 
 
 def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float) -> IntArray:
-    """(G,) positions where no single genre's move raises micro-F + ``weight`` * macro-F of the smoothed counts.
+    """Return (G,) positions at which no move of one label raises micro-F + ``weight`` * macro-F (smoothed counts).
 
-    Genres without positives stay where they start, and count in micro-F only. Of equally good positions the one
-    nearest to the present one wins, then the higher threshold.
+    Labels without positives stay at the start and count in micro-F only. Of equally good positions, the nearest to the
+    current one is used, then the one of the higher threshold.
     """
     positions = start.copy()
     active = [g for g, sweep in enumerate(sweeps) if sweep.support > 0]
@@ -84,7 +84,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
     bottom = square * sum(float(sweep.smooth[-1]) for sweep in sweeps)
     hits = sum(float(sweep.smooth[p]) for sweep, p in zip(sweeps, positions, strict=True))
     named = sum(float(sweep.named[p]) for sweep, p in zip(sweeps, positions, strict=True))
-    # F-beta in counts, as in metrics.f_beta; genres with positives have no bottom of 0.
+    # F-beta from counts, as in metrics.multilabel.f_beta; the denominator is never 0 for labels with positives.
     tops = {g: (1.0 + square) * sweeps[g].smooth for g in active}
     own = {g: weight / len(active) * tops[g] / (square * sweeps[g].smooth[-1] + sweeps[g].named) for g in active}
     moved = True
@@ -105,7 +105,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
 
 
 def _toward_common(sweeps: Sequence[Sweep], positions: IntArray, single: float) -> FloatArray:
-    """(G,) thresholds of the positions, each drawn toward the single one the fewer positives the genre has."""
+    """Return (G,) thresholds of the positions; the fewer positives a label has, the nearer to the single threshold."""
     own = np.array([s.threshold(int(p), single) for s, p in zip(sweeps, positions, strict=True)])
     support = np.array([sweep.support for sweep in sweeps])
     keep = support / (support + COMMON_EVIDENCE)
@@ -114,7 +114,7 @@ def _toward_common(sweeps: Sequence[Sweep], positions: IntArray, single: float) 
 
 
 def _micro(sweeps: Sequence[Sweep], positions: IntArray, beta: float, smooth: bool) -> float:
-    """Micro-F at these positions, of the observed or of the smoothed counts."""
+    """Return micro-F at these positions, from the observed or the smoothed counts."""
     counts = [s.smooth if smooth else s.hits for s in sweeps]
     hits = sum(float(c[p]) for c, p in zip(counts, positions, strict=True))
     named = sum(float(s.named[p]) for s, p in zip(sweeps, positions, strict=True))

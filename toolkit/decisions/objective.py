@@ -1,8 +1,8 @@
-"""What thresholds aim at: f1, f0.5, precision>=X or recall>=X, for one threshold or one per genre.
+"""Objectives of thresholds: f1, f0.5, precision>=X or recall>=X, for one threshold or one per label.
 
-Every aim reaches on the validation split what it states: f1 and f0.5 at least the micro-F of the best single
-threshold less decide.max_micro_f_loss (label_thresholds.py), the others their level for each genre. Rare genres are
-smoothed (sweep.py): a level must be reached by the smoothed counts too, so one lucky positive does not set a threshold.
+On the validation split, f1 and f0.5 keep the micro-F of the best single threshold, except for the share
+decide.max_micro_f_loss (label_thresholds.py). Precision and recall must reach X for each label, also with the smoothed
+counts of sweep.py, so that one lucky positive of a rare label does not determine its threshold.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from toolkit.decisions.label_thresholds import balanced_thresholds
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD, Sweep, make_sweep, smoothed_targets
 from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 
-_LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # config/validation.py refuses what this does
+_LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # the same rule as in config/values.py
 
-#: Names nobody (save a probability of exactly 1).
+#: The threshold that predicts a label for no sample (except at a probability of exactly 1).
 NAMES_NOTHING = 1.0
 
 
 @dataclass(frozen=True)
 class Aim:
-    """``kind`` "f" with ``value`` beta, or "precision" or "recall" with the level to reach."""
+    """``kind`` "f" with beta as ``value``, or "precision" or "recall" with the level to reach."""
 
     kind: Literal["f", "precision", "recall"]
     value: float
@@ -36,23 +36,23 @@ class Aim:
 
 
 def parse_aim(text: str) -> Aim:
-    """``"f1"``, ``"f0.5"``, ``"precision>=0.6"``, ``"recall>=0.8"``. Raises UserError for anything else."""
+    """Parse "f1", "f0.5", "precision>=0.6" or "recall>=0.8" (any level). Raises UserError for anything else."""
     plain = text.replace(" ", "")
     if plain in ("f1", "f0.5"):
         return Aim("f", float(plain[1:]))
     found = _LEVEL.fullmatch(plain)
     if found is None:
         raise UserError(
-            "option-value", f"an aim is f1, f0.5, precision>=X or recall>=X with X from 0 to 1, not {text!r}"
+            "option-value", f"the aim must be f1, f0.5, precision>=X or recall>=X with X from 0 to 1, not {text!r}"
         )
     return Aim("precision" if found[1] == "precision" else "recall", float(found[2]))
 
 
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
-    """The one threshold for all genres: highest micro-F, or the level reached by the pooled precision or recall.
+    """Return one threshold for all labels: with the highest micro-F, or with the level for pooled precision or recall.
 
-    0.5 without any positive. It lies in the middle of the thresholds that name the same (`Sweep.threshold`). Of
-    equally good ones for micro-F, 0.5 wins, then the one whose lowest named score is nearest to 0.5, then the higher.
+    Without positives, it is 0.5. Of the thresholds with the same decisions, the middle is used (`Sweep.threshold`). Of
+    several with the highest micro-F, 0.5 is preferred, then the one nearest to 0.5, then the highest.
     """
     if not truth.any():
         return DEFAULT_THRESHOLD
@@ -60,7 +60,7 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
     pooled = make_sweep(flat, flat.astype(np.float64), scores)
     if aim.kind == "f":
         values = f_beta(pooled.hits, pooled.named, pooled.support, aim.value)
-        best = np.flatnonzero(values == values.max())  # never 0: what names nobody has an F of 0
+        best = np.flatnonzero(values == values.max())  # never position 0, whose F is 0
         default = best == pooled.position(DEFAULT_THRESHOLD)
         lowest = np.where(default, DEFAULT_THRESHOLD, pooled.scores[best - 1])
         first = np.lexsort((-lowest, np.abs(lowest - DEFAULT_THRESHOLD)))[0]
@@ -71,14 +71,14 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
 def genre_thresholds(
     aim: Aim, truth: BoolArray, probabilities: FloatArray, expected: FloatArray, single: float, slack: float = 0.0
 ) -> tuple[FloatArray, float | None]:
-    """((G,) thresholds, the weight of macro-F for F aims).
+    """Return ((G,) thresholds, the weight of macro-F for F aims or None).
 
-    probabilities (N, G) are those that the thresholds will meet; ``expected`` (N, G) calibrated ones, the same in
-    other numbers if the model goes uncalibrated; ``single`` from `single_threshold`; ``slack`` for F aims.
+    probabilities (N, G) are the final ones, calibrated or not. ``expected`` (N, G) are calibrated in any case, to
+    smooth the targets. ``single`` comes from `single_threshold`; ``slack`` is used for F aims only.
 
-    precision>=X: the lowest threshold at which a genre's precision, observed and smoothed, reaches X (so the most
-    recall); 1, which names nobody, where none does. recall>=X: the highest at which recall does; a genre without
-    positives has the single threshold.
+    precision>=X: the lowest threshold at which observed and smoothed precision of the label reach X, for the highest
+    recall; 1 if no threshold does. recall>=X: the highest threshold at which observed and smoothed recall reach X; a
+    label without positives gets the single threshold.
     """
     smoothed = smoothed_targets(truth, expected)
     sweeps = [make_sweep(truth[:, g], smoothed[:, g], probabilities[:, g]) for g in range(truth.shape[1])]

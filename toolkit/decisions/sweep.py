@@ -1,8 +1,8 @@
-"""One sort tells what every threshold of a genre does: counts at each distinct score, nothing between them missed.
+"""Counts for every possible threshold of a label, from one sort of its scores.
 
-The counts come twice. ``hits`` are the positives observed; ``smooth`` weighs them against those that the calibrated
-probabilities expect, by the number n of a genre's positives: n / (n + OWN_EVIDENCE). Four horror films in a split
-say little about where horror's threshold should lie; the probabilities of all its other posters say more.
+Positives are counted in two ways: ``hits`` counts the observed positives; ``smooth`` mixes them with the positives that
+the calibrated probabilities predict. For n positives, the observed ones have the weight n / (n + OWN_EVIDENCE). A few
+positives say little about the best threshold; the probabilities of all other samples add information.
 """
 
 from __future__ import annotations
@@ -15,38 +15,41 @@ from numpy.typing import ArrayLike
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 
 DEFAULT_THRESHOLD = 0.5
-#: Positives from which a genre's own labels weigh as much as its calibrated probabilities. Measured on splits of 400
-#: (real posters, and simulated ones with AUC 0.6 to 0.7): below about 100 thresholds fit noise and cost fresh
-#: samples micro-F1, above 400 little is left to gain.
+#: Number of positives at which observed positives and calibrated probabilities have equal weight. Measured on splits of
+#: 400 (real posters, and simulated ones with AUC 0.6 to 0.7): values below about 100 fit noise, which lowers micro-F1
+#: on new samples; values above 400 leave little gain.
 OWN_EVIDENCE = 200.0
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """A genre's counts by position: 0 names nobody, j everybody down to the j-th highest of m distinct scores."""
+    """Counts of one label by position: position j predicts the label for all samples with one of the j highest scores.
+
+    Position 0 predicts it for no sample; m is the number of distinct scores.
+    """
 
     scores: FloatArray
-    """(m,) falling strictly."""
+    """(m,) distinct scores in strictly falling order."""
     named: FloatArray
-    """(m + 1,) samples named."""
+    """(m + 1,) number of samples for which the label is predicted."""
     hits: FloatArray
-    """(m + 1,) observed positives among them; the last is the support."""
+    """(m + 1,) observed positives among these samples; the last value is the support."""
     smooth: FloatArray
-    """(m + 1,) the same of smoothed targets."""
+    """(m + 1,) sum of the smoothed targets of these samples."""
 
     @property
     def support(self) -> float:
         return float(self.hits[-1])
 
     def position(self, threshold: float) -> int:
-        """What a threshold names."""
+        """Return the position of a threshold."""
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:
-        """A threshold in [0, 1] that names just that: ``near`` if it does, else the middle of those that do.
+        """Return a threshold in [0, 1] with this position: ``near`` if possible, else the middle between two scores.
 
-        The middle is taken in log-odds: no logit then lies so near to a threshold that a difference in its last
-        digits, as another batch or device gives, turns a decision. Position 0 is halfway to 1.
+        The middle in log-odds is far from both logits. Rounding differences between devices then change no decision.
+        For position 0, the threshold is halfway between the highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near
@@ -61,7 +64,7 @@ class Sweep:
 
 
 def make_sweep(truth: BoolArray, smoothed: FloatArray, probabilities: FloatArray) -> Sweep:
-    """The sweep of (N,) probabilities against (N,) targets and smoothed targets."""
+    """Return the sweep of (N,) probabilities with (N,) targets and (N,) smoothed targets."""
     order = np.argsort(-probabilities, kind="stable")
     ordered = probabilities[order]
     ends = np.flatnonzero(np.append(np.diff(ordered) != 0, True))
@@ -73,13 +76,13 @@ def make_sweep(truth: BoolArray, smoothed: FloatArray, probabilities: FloatArray
 
 
 def smoothed_targets(truth: BoolArray, expected: FloatArray) -> FloatArray:
-    """(N, G) targets, each genre's drawn toward its calibrated probabilities ``expected`` the rarer it is."""
+    """Return (N, G) targets mixed with the calibrated probabilities ``expected``; the rarer the label, the more."""
     support = truth.sum(axis=0)
     own = support / (support + OWN_EVIDENCE)
     return own * truth + (1.0 - own) * expected
 
 
 def log_odds(probabilities: ArrayLike) -> FloatArray:
-    """Elementwise logit, finite also at 0 and 1."""
+    """Return the elementwise logit, which is finite at 0 and 1 too."""
     clipped = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1.0 - 1e-12)
     return np.log(clipped) - np.log1p(-clipped)

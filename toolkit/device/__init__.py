@@ -1,1 +1,1 @@
-"""What the device of this process can do: defaults, memory, copies, torch's private names."""
+"""The device of this process: defaults, memory, copies, and private names of torch."""

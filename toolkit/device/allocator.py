@@ -1,9 +1,8 @@
-"""Memory that stays with the process: on a CPU, what torch frees after one layer it wants back for the next.
+"""Keep freed memory in the process: on a CPU, torch frees the activations of a layer and allocates them for the next.
 
-glibc gives blocks of 32 MB and more back to the system as soon as they are freed, and asks for them again: every page
-of an activation is then cleared and mapped anew in every pass. Told to keep them, a forward pass of ResNet50 on batches
-of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). The price: the process stays as large
-as it once was.
+glibc returns freed blocks of 32 MB and more to the system at once. Every page of an activation is then cleared and
+mapped again in every pass. With freed memory kept, a forward pass of ResNet50 on batches of 64 took half the time on
+two cores (tests/bench/predict.py --stacks forward). The cost: the memory of the process never shrinks.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 
-#: Of glibc's malloc.h.
+#: Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
-#: Whoever sets one of these has a mind of their own.
+#: Environment variables with which users configure malloc; they take precedence.
 SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc keep what this process frees. Returns whether it does: not without glibc, nor against SETTINGS."""
+    """Make malloc keep freed memory. Return whether it does: False without glibc, or if one of SETTINGS is set."""
     if any(name in os.environ for name in SETTINGS):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -1,7 +1,7 @@
-"""Private names of torch that this toolkit cannot do without, each with its reason, gathered here.
+"""All private names of torch that the toolkit needs, each with the reason.
 
-setup.cfg bounds torch from above because of them; tests/toolkit/device/test_compat.py fails where a version moves one.
-(shards/build/tar_writer.py holds the one of webdataset, because shards never imports torch.)
+setup.cfg limits the version of torch because of them; tests/toolkit/device/test_compat.py fails if a version lacks one.
+(The private name of webdataset is in shards/build/tar_writer.py, because shards never imports torch.)
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.nn.modules.batchnorm import _BatchNorm
 
-#: The common base of BatchNorm in one, two and three dimensions, and over processes: isinstance() with no list to keep.
+#: Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, for isinstance().
 BatchNorm = _BatchNorm
 
-#: ``(images, size, align_corners, scale_h, scale_w, out=)``: what interpolate(mode="bilinear", antialias=True) calls,
-#: which has no ``out=`` and would allocate for every sample.
+#: ``(images, size, align_corners, scale_h, scale_w, out=)``: the operation of interpolate(mode="bilinear",
+#: antialias=True). That function has no ``out=`` and allocates memory for every sample.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def in_backward() -> bool:
-    """Whether this thread is inside a backward pass: torch.utils.checkpoint asks the same to know a recomputation."""
+    """Return whether this thread is in a backward pass; torch.utils.checkpoint finds recomputations in the same way."""
     return torch._C._current_graph_task_id() != -1
 
 
 def names_that_torch_allows() -> set[str]:
-    """``module.name`` of all that torch.load(weights_only=True) imports by itself.
+    """Return ``module.name`` of all objects that torch.load(weights_only=True) imports by default.
 
-    torch.serialization.get_unsafe_globals_in_checkpoint knows them too, but reads zip archives only, without limits.
+    torch.serialization.get_unsafe_globals_in_checkpoint uses them too, but reads zip archives only, without limits.
     """
     return set(_get_allowed_globals())
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The module that torch.compile returned a wrapper of."""
+    """Return the module inside a wrapper of torch.compile."""
     inner: nn.Module = model._orig_mod  # type: ignore[assignment]
     return inner
 
 
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Make ``module`` an object of ``kind``, which adds methods and no attributes to its class.
+    """Change the class of ``module`` to ``kind``, a subclass that adds methods but no attributes.
 
-    torch does so itself (torch.nn.utils.parametrize). A wrapper would give every weight another name.
+    torch does the same (torch.nn.utils.parametrize). A wrapper would change the name of every weight.
     """
     module.__class__ = kind

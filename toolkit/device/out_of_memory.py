@@ -1,7 +1,6 @@
-"""Out of memory, of the device or of the machine, as one line that says what would fit.
+"""Turn out-of-memory errors of the device or the machine into one line with a remedy.
 
-Torch's classes and texts differ by device: CUDA has OutOfMemoryError, the CPU's allocator a RuntimeError with a text of
-its own, and what Python and numpy lack is a MemoryError.
+The errors differ: CUDA raises OutOfMemoryError, torch's CPU allocator a RuntimeError, Python and numpy a MemoryError.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECA
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, of whichever device, did not suffice."""
+    """Return whether an exception means out of memory, on any device."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
@@ -25,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(line: Callable[[], str]) -> Iterator[None]:
-    """Turn out of memory into a UserError: ``line`` says what did not fit, and what to do about it."""
+    """Turn out-of-memory errors into a UserError; ``line()`` returns what did not fit, and the remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Copies to a device that nothing waits for."""
+"""Asynchronous copies to a device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 
 
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small array of the host on ``device``, for the kernels that are queued next; nothing waits for it.
+    """Copy a small array to ``device`` without a wait; operations that are queued later can use it.
 
-    A GPU takes it from pinned memory: of other memory the driver may first wait for all that the device has to do.
+    For a GPU the array is pinned first: a copy from other memory may wait for all queued work of the device.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

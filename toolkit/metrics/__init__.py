@@ -1,1 +1,1 @@
-"""Multi-label metrics on arrays, their intervals and baselines. No torch."""
+"""Multi-label metrics on arrays, their confidence intervals, and baselines. Does not import torch."""

@@ -1,7 +1,7 @@
-"""Baselines that look at no image, to stand beside every number of the model.
+"""Baselines that do not use the images, to compare with the metrics of a model.
 
-Genres are long-tailed, so always naming the two commonest ones already gives a micro-F1 near 0.59 on the
-project's posters; a model's 0.6 means little until that is on the same page.
+Genres are long-tailed: always predicting the two commonest ones has a micro-F1 near 0.59 on the project's posters. A
+model's 0.6 means little without this comparison.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from toolkit.metrics.weighted import Outcome
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """One baseline at one setting.
+    """Metrics of one baseline.
 
-    kind "prevalence" has a ``threshold`` (one number, or one per genre) and a ``ranking`` (keys ``mAP``,
-    ``roc_auc`` and others of `toolkit.metrics.table`, and ``loss``; the same at every threshold).
-    kind "top_k" has ``genre_indices``, the columns it always names, commonest first; it gives no
-    probabilities, so it has no ranking. ``metrics`` has the decisions' of the table.
+    kind "prevalence" has a ``threshold`` (one number, or one per label) and a ``ranking`` (keys of group "ranking" in
+    `toolkit.metrics.table`, and ``loss``; equal at all thresholds). kind "top_k" has ``genre_indices``, the columns
+    that are always predicted, commonest first; it has no probabilities and so no ranking. ``metrics`` has the keys of
+    group "decisions".
     """
 
     label: str
@@ -37,17 +37,17 @@ class BaselineRow:
 
 
 def threshold_label(threshold: float) -> str:
-    """ "0.30": two digits, or two significant ones below 0.1."""
+    """Format a threshold: "0.30", with two decimals, or two significant digits below 0.1."""
     return f"{threshold:.2g}" if 0.0 < threshold < 0.1 else f"{threshold:.2f}"
 
 
 def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
-    """Columns of the k genres commonest in training, commonest first; of equals the lower column first."""
+    """Return the columns of the k commonest labels, commonest first; ties in the order of the columns."""
     return np.argsort(-train_prevalence, kind="stable")[:k].tolist()
 
 
 def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -> BoolArray:
-    """(N, G) decisions that name the k commonest genres for every sample."""
+    """Return (N, G) decisions that predict the k commonest labels for every sample."""
     named = np.zeros(shape, dtype=np.bool_)
     named[:, commonest_genres(train_prevalence, k)] = True
     return named
@@ -56,15 +56,15 @@ def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -
 def baselines(
     train_prevalence: FloatArray, truth: BoolArray, thresholds: Sequence[tuple[str, ArrayLike]], k_values: Sequence[int]
 ) -> list[BaselineRow]:
-    """Rows for the prevalence baseline at each threshold, then for always-top-k at each k.
+    """Return rows for the prevalence baseline at each threshold, then for always-top-k at each k.
 
-    train_prevalence (G,) in [0, 1] is each genre's share of positives in the TRAINING set; truth
-    (N, G) is the evaluated split; each threshold, after its label, is one number or a (G,) array; k up to G.
+    train_prevalence (G,) in [0, 1]: each label's share of positives in the TRAINING set. truth (N, G): targets of the
+    evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: at most G each.
 
-    The prevalence baseline gives every sample the training prevalence as its probabilities. Scores that
-    do not vary rank nothing, so its AP is each genre's prevalence in the evaluated split and its ROC-AUC
-    0.5. Its loss is the least that constant probabilities can reach if both splits have the same
-    prevalence; a genre never seen in training counts as probability 1e-7.
+    The prevalence baseline uses the training prevalence as probabilities for every sample. These constant scores have
+    an AP equal to the label's prevalence in the evaluated split, and a ROC-AUC of 0.5. Their loss is the lowest of all
+    constant probabilities if both splits have the same prevalence. A label without training positives has probability
+    1e-7 in the loss.
     """
     constant = Outcome(truth, scores=np.broadcast_to(train_prevalence, truth.shape))
     loss = float(clipped_cross_entropy(truth, constant.scores).mean())

@@ -1,18 +1,18 @@
-"""How sure are the figures? The bootstrap over samples (Efron 1979), with the same resamples for everyone.
+"""Confidence intervals of metrics by the bootstrap over samples (Efron 1979).
 
-A resample draws N samples with replacement and measures again; the interval of a figure holds the middle 95% of what
-came out (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates say one thing several times:
-they are drawn together, as one unit of U, by which the interval is as wide as that of U different samples (the cluster
-bootstrap, Davison & Hinkley 1997, section 3.8). Two models, or a model and a baseline, are
-measured on the same resamples, so that what makes a resample hard cancels in their difference (a paired bootstrap).
+A resample draws N samples with replacement and computes each metric again. The interval is the middle 95% of these
+values (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates are drawn together as one unit,
+so that the interval for U units is as wide as for U independent samples (the cluster bootstrap, Davison & Hinkley 1997,
+section 3.8). Two models, or a model and a baseline, are measured on the same resamples. The difficulty of a resample
+then cancels in their difference (a paired bootstrap).
 
-Resamples repeat samples, which flatters mAP and inflates calibration errors. So the resampled figures of a whole split
-are moved by their mean's distance from the figure itself, the bootstrap's own estimate of this bias (chapter 10). For
-400 simulated samples of 19 long-tailed genres, intervals of 95% then cover the expectation of mAP in 95% of the cases,
-of the calibration errors in 98%; without it in 86%, and in 71% (pooled) or never (mean of the genres'). Figures of
-single genres stay as they are: moving a skewed few would only push their intervals below 0.
+Repeated samples raise mAP and calibration errors. The resampled values of metrics over all labels are therefore shifted
+so that their mean is the observed value (the bootstrap's estimate of its bias, chapter 10). For 400 simulated samples
+of 19 long-tailed labels, 95% intervals then cover the expectation of mAP in 95% of the cases, and of calibration errors
+in 98%. Without the shift it is 86% for mAP, 71% for the pooled calibration error, and 0% for the mean of the labels'.
+Metrics of single labels are not shifted: their distributions are skewed, and the shift could push intervals below 0.
 
-What no resample shows: another training run of the same recipe would give other weights.
+The intervals do not include the variance between training runs of the same recipe.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from toolkit.metrics.table import METRICS, genre_calibration, genre_rates
 from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
-#: Weights held at once: 4 million are 32 MB.
+#: Number of weights in memory at a time: 4 million are 32 MB.
 CHUNK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """A figure and its interval; None where undefined."""
+    """A metric and its interval; None if undefined."""
 
     value: float | None
     low: float | None
@@ -41,7 +41,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much more the first of two has, its interval, and the two-sided p-value of no difference."""
+    """The first metric minus the second, its interval, and the two-sided p-value of no difference."""
 
     value: float | None
     low: float | None
@@ -50,7 +50,7 @@ class Difference(NamedTuple):
 
     @property
     def real(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and (self.low > 0.0 or self.high < 0.0)
 
 
@@ -59,13 +59,13 @@ class Measured:
     """Values under B weightings; NaN where undefined."""
 
     metrics: dict[str, FloatArray]
-    """Metric -> (B,): all of the table, or those of decisions for answers without probabilities."""
+    """Metric → (B,) values: all metrics of the table, or without probabilities those of group "decisions"."""
     per_genre: dict[str, FloatArray]
-    """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` -> (B, G)."""
+    """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` → (B, G) values."""
 
 
 def measured(outcome: Outcome, weights: FloatArray) -> Measured:
-    """Every metric under (B, N) weights, none negative, each row with a positive sum."""
+    """Compute every metric under (B, N) weights, which are at least 0, with a positive sum in each row."""
     weighed, ranked = Weighed(outcome, weights), outcome.scores.size > 0
     metrics = {
         metric.key: metric.of(weighed)
@@ -80,19 +80,19 @@ def measured(outcome: Outcome, weights: FloatArray) -> Measured:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """One model's figures: on the samples as they are, and on every resample."""
+    """Metrics of one model on the original samples and on every resample."""
 
     plain: Measured
-    """B = 1."""
+    """On the original samples; B is 1."""
     resampled: Measured
 
 
 def resample_weights(
     num_samples: int, rounds: int = ROUNDS, seed: int = SEED, units: IntArray | None = None
 ) -> Iterator[FloatArray]:
-    """(b, N) whole weights, ``rounds`` rows in all: how often each sample is in each resample.
+    """Yield (b, N) weights, ``rounds`` rows in total: the number of times that each sample is in each resample.
 
-    units (N,): numbers from 0, each in use; samples of one are drawn together. By default each sample is one.
+    units (N,): integers 0 to U - 1; samples of the same unit are drawn together. By default each sample is a unit.
     """
     if units is not None:
         for weights in resample_weights(int(np.max(units, initial=-1)) + 1, rounds, seed):
@@ -109,9 +109,9 @@ def resample_weights(
 
 
 def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntArray | None = None) -> dict[str, Draws]:
-    """Measure everyone on the same resamples of N samples.
+    """Measure all outcomes on the same resamples of their N samples.
 
-    units (N,): see `resample_weights`; a set's are `shards.dataset.manifest.Manifest.units_of`.
+    units (N,): see `resample_weights`; for a shard set, `shards.dataset.manifest.Manifest.units_of` returns them.
     """
     found: dict[str, list[Measured]] = {name: [] for name in outcomes}
     (num_samples,) = {len(outcome.truth) for outcome in outcomes.values()}
@@ -123,7 +123,7 @@ def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntA
 
 
 def confidence_intervals(draws: Draws) -> dict[str, Interval]:
-    """Metric -> its value and interval."""
+    """Return metric → its value and interval."""
     found = {}
     for name, values in draws.resampled.metrics.items():
         plain = draws.plain.metrics[name]
@@ -135,13 +135,13 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
 
 
 def genre_intervals(draws: Draws, metric: str) -> list[Interval]:
-    """The intervals of a metric of `Measured.per_genre`, genre by genre, over the resamples where it is defined."""
+    """Return the interval of a metric of `Measured.per_genre` for each label, over resamples in which it is defined."""
     plain, values = draws.plain.per_genre[metric], draws.resampled.per_genre[metric]
     return [_interval(plain[:, genre], values[:, genre]) for genre in range(values.shape[1])]
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
-    """First minus second, for each metric that both have; both from one call of `bootstrap`."""
+    """Return first minus second for each common metric; both must come from one call of `bootstrap`."""
     found = {}
     for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
         plain = first.plain.metrics[name] - second.plain.metrics[name]
@@ -151,7 +151,7 @@ def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
 
 
 def genre_differences(first: Draws, second: Draws, metric: str) -> list[Difference]:
-    """First minus second in a metric of `Measured.per_genre`, genre by genre."""
+    """Return first minus second in a metric of `Measured.per_genre`, for each label."""
     plain = first.plain.per_genre[metric] - second.plain.per_genre[metric]
     values = first.resampled.per_genre[metric] - second.resampled.per_genre[metric]
     return [_difference(plain[:, genre], values[:, genre]) for genre in range(values.shape[1])]
@@ -165,13 +165,13 @@ def _joined(parts: list[Measured]) -> Measured:
 
 
 def _centred(plain: FloatArray, values: FloatArray) -> FloatArray:
-    """The (B,) resampled values, moved so that their mean is the (1,) plain one."""
+    """Shift the (B,) resampled values so that their mean is the (1,) plain value."""
     defined = values[~np.isnan(values)]
     return values + (plain[0] - defined.mean()) if defined.size else values
 
 
 def _interval(plain: FloatArray, values: FloatArray) -> Interval:
-    """Of a (1,) value and (B,) resampled ones."""
+    """Return the interval of a (1,) value from its (B,) resampled values."""
     value, defined = float(plain[0]), values[~np.isnan(values)]
     if np.isnan(value) or not defined.size:
         return Interval(None, None, None)
@@ -185,6 +185,6 @@ def _difference(plain: FloatArray, values: FloatArray) -> Difference:
     if interval.value is None:
         return Difference(None, None, None, None)
     defined = values[~np.isnan(values)]
-    # One more on either side: a thousand resamples cannot say that a chance is 0 (Davison & Hinkley 1997, 4.2).
+    # Add one on either side: a thousand resamples cannot show a probability of 0 (Davison & Hinkley 1997, 4.2).
     sides = ((defined <= 0.0).sum() + 1, (defined >= 0.0).sum() + 1)
     return Difference(*interval, float(min(1.0, 2.0 * min(sides) / (len(defined) + 1))))

@@ -1,8 +1,8 @@
-"""Do probabilities mean what they say? Calibration error and reliability curves of yes/no elements.
+"""Calibration error (ECE) and reliability curves.
 
-Shapes as in multilabel.py. Elements (a sample and a genre) are put into bins of equal width by their probability;
-in each, the mean probability is compared with the share of positives (Guo et al., 2017, whose definition is for
-the winning class; here every element is a binary prediction of its own).
+Shapes as in multilabel.py. Each element (a pair of sample and label) belongs to one of 15 bins of equal width by its
+probability. In each bin, the mean probability is compared with the share of positives (Guo et al., 2017; their
+definition uses the predicted class only, here every element is a binary prediction).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ BINS = 15
 
 
 def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
-    """``ece``, ``ece_macro`` and the reliability ``curve`` in one dictionary.
+    """Return a dictionary with ``ece``, ``ece_macro`` and the reliability ``curve``.
 
-    ece: the error pooled over all N x G elements, the sum over bins of (share of elements) * |mean probability -
-    frequency|. Common genres, and the many elements near 0, decide it; ``ece_macro``, the mean of the genres' errors,
-    gives rare genres a voice.
+    ece: the sum over bins of (share of elements) * |mean probability - share of positives|, over all N x G elements. It
+    depends mostly on common labels and on the many elements near 0. ece_macro: the mean of the labels' errors, in which
+    rare labels have equal weight.
 
     curve: one row per bin, from 0 to 1, over all elements: ``centre``; ``count`` (elements); ``predicted`` (mean
-    probability) and ``observed`` (share of positives), None in an empty bin. A perfectly calibrated model has predicted
-    equal to observed but for noise.
+    probability) and ``observed`` (share of positives), None in an empty bin. For perfect calibration, predicted and
+    observed differ only by noise.
     """
     count, predicted, positives = _sums(truth.ravel(), scores.ravel())
     return {
@@ -44,13 +44,13 @@ def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
 
 
 def genre_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """(G,) the same error of each genre alone."""
+    """Return the (G,) calibration errors of the labels."""
     sums = [_sums(*columns) for columns in zip(truth.T, scores.T, strict=True)]
     return np.array([np.abs(predicted - positives).sum() / len(truth) for _, predicted, positives in sums])
 
 
 def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, FloatArray]:
-    """(ECE, (N,) its derivatives by the samples' weights, in sum 0) for `toolkit.decisions.folds.standard_error`."""
+    """Return (ECE, its (N,) derivatives by the samples' weights, in sum 0), for `decisions.folds.standard_error`."""
     number = bins_of(scores)
     gaps = np.bincount(number.ravel(), weights=(scores - truth).ravel(), minlength=BINS)
     error = float(np.abs(gaps).sum() / truth.size)
@@ -59,7 +59,7 @@ def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, 
 
 
 def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Per bin, (bins,) each: elements, sum of probabilities, positives."""
+    """Return per bin, (bins,) each: number of elements, sum of probabilities, number of positives."""
     number = bins_of(scores)
     count = np.bincount(number, minlength=BINS).astype(np.int64)
     predicted = np.bincount(number, weights=scores, minlength=BINS).astype(np.float64)
@@ -68,5 +68,5 @@ def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, F
 
 
 def bins_of(scores: FloatArray) -> IntArray:
-    """The bin of each element. A bin holds its lower end; the last, also 1."""
+    """Return the bin of each element. A bin includes its lower edge; the last bin also includes 1."""
     return np.minimum((scores * BINS).astype(np.int64), BINS - 1)

@@ -1,11 +1,10 @@
-"""What all metrics rest on: the check of arrays, the logistic function, losses, and ratios of counts.
+"""Basic functions of all metrics: check of arrays, logistic function, losses, and ratios of counts.
 
-Shapes used throughout: N samples, G genres. ``truth`` is (N, G) bool, ``scores`` is (N, G) float64 (logits, or
-probabilities in [0, 1]), ``thresholds`` is one number or a (G,) array in [0, 1]. A genre is predicted where
-``probability >= threshold``; the comparison is made in float64.
+Shapes: N samples, G labels. ``truth`` is (N, G) bool, ``scores`` is (N, G) float64 (logits, or probabilities in
+[0, 1]), ``thresholds`` is one number or a (G,) array in [0, 1]. A label is predicted if ``probability >= threshold``,
+compared in float64.
 
-Arrays are checked once, where they come in: by `check_arrays` in training, by `infer_split` elsewhere. Nothing behind
-them checks again.
+Arrays are checked only once: by `check_arrays` in training, by `infer_split` elsewhere.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ PROBABILITY_CLIP = 1e-7
 
 
 def check_arrays(targets: ArrayLike, logits: ArrayLike) -> tuple[BoolArray, FloatArray]:
-    """(targets as bool, logits as float64), (N, G) each: a metric of broken input must not look like a metric.
+    """Return (targets as bool, logits as float64), (N, G) each, after a check.
 
-    Raises ValueError unless they are 2-d, not empty and of one shape, targets are 0 or 1, and logits are finite.
+    Raises ValueError if an array is not 2-d, is empty or differs in shape, for targets other than 0 and 1, and for
+    logits that are not finite.
     """
     truth, scores = np.asarray(targets), np.asarray(logits, dtype=np.float64)
     if truth.ndim != 2 or truth.size == 0:
         raise ValueError(f"targets must be a 2-d (samples, genres) array that is not empty, got shape {truth.shape}")
     if not ((truth == 0) | (truth == 1)).all():
-        raise ValueError("targets must hold only 0 and 1")
+        raise ValueError("targets must contain only 0 and 1")
     if scores.shape != truth.shape:
         raise ValueError(f"logits must have shape {truth.shape}, got {scores.shape}")
     if not np.isfinite(scores).all():
@@ -38,30 +38,29 @@ def check_arrays(targets: ArrayLike, logits: ArrayLike) -> tuple[BoolArray, Floa
 
 
 def sigmoid(logits: ArrayLike) -> FloatArray:
-    """Elementwise logistic function in float64, any shape, without overflow at either end."""
+    """Return the elementwise logistic function in float64, for any shape, without overflow."""
     return np.exp(-np.logaddexp(0.0, -np.asarray(logits, dtype=np.float64)))
 
 
 def cross_entropy(logits: FloatArray, truth: BoolArray) -> FloatArray:
-    """(N, G) binary cross-entropy in nats of (N, G) logits, in float64.
+    """Return the (N, G) binary cross-entropy in nats of (N, G) logits, in float64.
 
-    log(1 + exp(x)) - y * x, with logaddexp for the first term: the stable form of
-    torch.nn.BCEWithLogitsLoss (unweighted).
+    log(1 + exp(x)) - y * x, with logaddexp for the first term, as in torch.nn.BCEWithLogitsLoss (unweighted).
     """
     return np.logaddexp(0.0, logits) - truth * logits
 
 
 def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """(N, G) binary cross-entropy in nats of probabilities, clipped to [1e-7, 1 - 1e-7].
+    """Return the (N, G) binary cross-entropy in nats of probabilities, clipped to [1e-7, 1 - 1e-7].
 
-    Prefer `cross_entropy` where there are logits: clipping caps a loss at 16.1 nats.
+    Prefer `cross_entropy` if there are logits: clipping limits a loss to 16.1 nats.
     """
     clipped = np.clip(scores, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     return -np.log(np.where(truth, clipped, 1.0 - clipped))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
-    """Elementwise division that gives 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
+    """Divide elementwise; the result is 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
     top = np.asarray(numerator, dtype=np.float64)
     bottom = np.asarray(denominator, dtype=np.float64)
     return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom != 0)
@@ -70,10 +69,10 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
 def f_beta(
     hits: FloatArray | float, predicted: FloatArray | float, support: FloatArray | float, beta: float
 ) -> FloatArray:
-    """F-beta from counts: hits = true positives, predicted = TP + FP, support = TP + FN; 0 where undefined.
+    """Return F-beta from counts: hits = TP, predicted = TP + FP, support = TP + FN; 0 where undefined.
 
-    (1 + b^2) TP / (b^2 support + predicted), which is the F-measure of van Rijsbergen (1979) in counts;
-    beta 0.5 weighs precision above recall.
+    The F-measure of van Rijsbergen (1979) in counts is (1 + b^2) TP / (b^2 support + predicted). With beta 0.5,
+    precision counts more than recall.
     """
     square = beta * beta
     return ratio((1.0 + square) * hits, square * support + predicted)

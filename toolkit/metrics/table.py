@@ -1,7 +1,7 @@
-"""The table of metrics: each is one row, and whatever measures, writes or shows metrics reads it here.
+"""The table of metrics: one row per metric, used by all code that computes, writes or shows metrics.
 
-A new metric is a function of `Weighed`, a row of `METRICS`, and its key in those `PLACES` where it shall be seen. Its
-group says which figures of metrics-SPLIT.json it joins; the report measures and bootstraps every row.
+To add a metric, write a function of `Weighed`, add a row to `_ROWS`, and add its key to the `_PLACES` that show it. Its
+group is the section of metrics-SPLIT.json that contains it; the report measures and bootstraps every row.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Metric:
     """One row."""
 
     key: str
-    """Its name in files."""
+    """Name in files."""
     label: str
-    """Its name for people."""
+    """Name for users."""
     of: Callable[[Weighed], FloatArray]
-    """Its (B,) values; NaN where undefined."""
+    """Function that returns the (B,) values; NaN where undefined."""
     group: Literal["decisions", "ranking", "calibration"] = "decisions"
-    """decisions: of the genres named, so it needs thresholds; ranking and calibration: of probabilities."""
+    """decisions: of predicted labels, which need thresholds; ranking and calibration: of probabilities."""
     heading: str = ""
-    """What tables call it, where that is shorter than the label."""
+    """Shorter name in tables; empty: the label."""
     better: Better = "higher"
     top: float = 1.0
-    """The end of its range, which begins at 0."""
+    """Upper end of the range, which begins at 0."""
     count: bool = False
-    """A whole number that says what others rest on: not shown beside them, and without an interval."""
+    """Whether it is the number of labels over which another metric is a mean; it has no interval."""
 
     @property
     def column(self) -> str:
@@ -49,11 +49,11 @@ class Metric:
 
     @property
     def word(self) -> str:
-        """The label without what it says in brackets."""
+        """The label without the part in brackets."""
         return self.label.partition(" (")[0]
 
     def value(self, weighed: Weighed) -> float | None:
-        """Its one value without weights, as a JSON type."""
+        """Return the value without weights, as a JSON type."""
         found = self.of(weighed)[0]
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
@@ -71,42 +71,42 @@ def f(beta: float) -> Rate:
 
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """The rate of counts pooled over all genres; false positives of genres without support count."""
+    """Return the rate of counts pooled over all labels, including false positives of labels without support."""
     return lambda weighed: rate(weighed.pooled)
 
 
 def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Its mean over the genres with support, as one without positives can score nothing but 0; 0 without any."""
+    """Return the mean rate over the labels with support, or 0 without any; other labels could only have a rate of 0."""
     return lambda weighed: mean_over(rate(weighed.each), weighed.each.support > 0, 0.0)
 
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
-    """(B,) means of (B, G) values over those that are counted."""
+    """Return (B,) means of those (B, G) values that are ``counted``; ``empty`` if there are none."""
     return np.array([v[kept].mean() if kept.any() else empty for v, kept in zip(values, counted, strict=True)])
 
 
 def mean_defined(values: FloatArray) -> FloatArray:
-    """(B,) means of (B, G) values over those that are not NaN; NaN where none is."""
+    """Return (B,) means of those (B, G) values that are not NaN; NaN if all are."""
     return mean_over(values, ~np.isnan(values))
 
 
 def defined(values: FloatArray) -> FloatArray:
-    """(B,) numbers of (B, G) values that are not NaN."""
+    """Return the (B,) numbers of (B, G) values that are not NaN."""
     return np.count_nonzero(~np.isnan(values), axis=1)
 
 
 def subset_accuracy(weighed: Weighed) -> FloatArray:
-    """The share of samples whose whole genre set is right."""
+    """Return the share of samples for which all labels are right."""
     return weighed.mean((weighed.outcome.truth == weighed.outcome.named).all(axis=1))
 
 
 def genre_calibration(weighed: Weighed) -> FloatArray:
-    """(B, G) calibration error of each genre alone."""
+    """Return the (B, G) calibration errors of the labels."""
     return np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
 
 
 def pooled_calibration(weighed: Weighed) -> FloatArray:
-    """Calibration error of all elements, whatever their genre."""
+    """Return the (B,) calibration errors over all elements."""
     return np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / (weighed.total * weighed.outcome.truth.shape[1])
 
 
@@ -148,26 +148,26 @@ _PLACES = {
     "report, in short": "mAP loss micro_f1 macro_f1",
     "report, sweep": "micro_f1 macro_f1 micro_precision micro_recall",
 }  # fmt: skip
-#: Where metrics are shown, and in which order: epochs.csv and its curves; tables on the screen (decisions, ranking,
-#: calibration); the model card, which also has a line of the ranking; the audit; the report.
+#: Place → its metrics in order. Places: epochs.csv and its curves; tables in the terminal (decisions, ranking,
+#: calibration); the model card, which also has a line of ranking metrics; the audit; the report.
 PLACES = {place: tuple(METRICS[key] for key in keys.split()) for place, keys in _PLACES.items()}
 
 
 def format_number(value: float | None, spec: str = ".3f") -> str:
-    """A number for a table or a text, counts with commas; ``-`` for none."""
+    """Format a number for a table or a text, integers with commas; "-" for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
 
 
 def values(outcome: Outcome, group: str) -> dict[str, Any]:
-    """Key -> value of every metric of a group; None where undefined."""
+    """Return key → value of every metric of a group; None if undefined."""
     weighed = Weighed(outcome)
     return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
 
 
 def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
-    """Precision, recall and F1, (B, G); NaN without positives, precision where the genre was never predicted."""
+    """Return (B, G) precision, recall and F1; NaN: recall and F1 without positives, precision without predictions."""
     counts = weighed.each
     return {
         "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
@@ -177,11 +177,10 @@ def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
 
 
 def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
-    """One row per genre, in the given order, with its support and metrics at the thresholds, one or (G,).
+    """Return a table with one row per label, in the given order; thresholds are one number or (G,).
 
-    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision,
-    recall, f1. NaN where undefined: ap, recall and f1 without positives, precision where the genre was
-    never predicted, roc_auc with one class only.
+    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. NaN
+    where undefined: ap, recall and f1 without positives, precision without predictions, roc_auc with one class only.
     """
     named = Weighed(outcome.at(thresholds))
     support = named.each.support[0]

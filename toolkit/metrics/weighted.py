@@ -1,10 +1,10 @@
-"""What every metric is computed from: targets and answers to them, under any weights of the samples.
+"""Targets and predictions under weights of the samples, from which every metric is computed.
 
-A bootstrap resample is a vector of weights: how often each of the N samples was drawn. What a metric needs of the
-samples is prepared once (sorting, counting, binning); each resample is then a few matrix products. With weights of
-one the values are those without weights, with any others scikit-learn's with ``sample_weight``.
+A bootstrap resample is a vector of weights: the number of times that each of the N samples was drawn. Sorting, counting
+and binning are done only once; each resample then needs a few matrix products. Weights of one give the unweighted
+values; other weights give the values of scikit-learn with ``sample_weight``.
 
-Shapes: N samples, G genres, B weightings.
+Shapes: N samples, G labels, B weightings.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ NOTHING_NAMED, NO_SCORES = np.empty((0, 0), dtype=np.bool_), np.empty((0, 0))
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Targets and what a model, or a baseline, says of the samples, (N, G) each."""
+    """Targets and the predictions of a model or baseline, (N, G) each."""
 
     truth: BoolArray
     named: BoolArray = field(default_factory=lambda: NOTHING_NAMED)
-    """The genres that are named; empty where only probabilities are looked at."""
+    """Predicted labels; empty if only probabilities are measured."""
     scores: FloatArray = field(default_factory=lambda: NO_SCORES)
-    """Probabilities; empty for a baseline that only names."""
+    """Probabilities; empty for a baseline without probabilities."""
 
     def at(self, thresholds: ArrayLike) -> Outcome:
-        """The same probabilities, with those genres named that reach the thresholds: one number, or (G,)."""
+        """Return the outcome with the decisions ``scores >= thresholds``; thresholds are one number or (G,)."""
         return replace(self, named=self.scores >= np.asarray(thresholds, dtype=np.float64))
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:
         """(G,) average precision and (G,) ROC-AUC, by scikit-learn.
 
-        AP is NaN for a genre without positives; ROC-AUC is NaN for a genre that has only one class.
+        AP is NaN for a label without positives; ROC-AUC is NaN for a label with one class only.
         """
         num_samples, num_genres = self.truth.shape
         ap, roc_auc = np.full(num_genres, np.nan), np.full(num_genres, np.nan)
@@ -56,23 +56,23 @@ class Outcome:
 
     @cached_property
     def numbers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(N, G) of 0 and 1: hits, named, true."""
+        """(hits, predicted labels, targets), (N, G) each with values 0 and 1."""
         truth, named = self.truth.astype(np.float64), self.named.astype(np.float64)
         return truth * named, named, truth
 
     @cached_property
     def rankings(self) -> list[_Ranking]:
-        """Of each genre."""
+        """The ranking of each label."""
         return [_Ranking(self.truth[:, g], self.scores[:, g]) for g in range(self.truth.shape[1])]
 
     @cached_property
     def losses(self) -> FloatArray:
-        """(N,) mean binary cross-entropy over the genres."""
+        """(N,) mean binary cross-entropy over the labels."""
         return np.asarray(clipped_cross_entropy(self.truth, self.scores).mean(axis=1))
 
     @cached_property
     def gaps(self) -> sparse.csr_array:
-        """(N, G * bins): an element's probability minus its target, in the column of its genre and bin."""
+        """(N, G * bins): probability minus target of each element, in the column of its label and bin."""
         num_samples, num_genres = self.truth.shape
         columns = bins_of(self.scores) + np.arange(num_genres) * BINS
         bounds = np.arange(num_samples + 1) * num_genres
@@ -81,7 +81,7 @@ class Outcome:
 
 
 class Counts(NamedTuple):
-    """Weights of elements: (B, G) genre by genre, or (B,) pooled over the genres."""
+    """Sums of weights of elements: (B, G) per label, or (B,) pooled over the labels."""
 
     hits: FloatArray
     """True positives."""
@@ -93,11 +93,11 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """An outcome under B weightings of its samples. Without weights each counts once, and B is 1."""
+    """An outcome under B weightings of its samples. Without weights, each sample counts once, and B is 1."""
 
     outcome: Outcome
     weights: FloatArray | None = None
-    """(B, N), none negative, each row with a positive sum."""
+    """(B, N) weights of at least 0, with a positive sum in each row."""
 
     @cached_property
     def total(self) -> FloatArray:
@@ -105,14 +105,14 @@ class Weighed:
         return np.array([len(self.outcome.truth)]) if self.weights is None else self.weights.sum(axis=1)
 
     def mean(self, values: FloatArray | BoolArray) -> FloatArray:
-        """(B,) means of a figure of each sample, (N,)."""
+        """Return the (B,) weighted means of (N,) values of the samples."""
         if self.weights is None:
             return np.array([values.mean()])
         return np.asarray(self.weights @ values / self.total)
 
     @cached_property
     def each(self) -> Counts:
-        """Genre by genre."""
+        """Counts per label."""
         truth, named = self.outcome.truth, self.outcome.named
         if self.weights is None:
             hits, predicted, support = (np.sum(of, axis=0, keepdims=True) for of in (truth & named, named, truth))
@@ -122,7 +122,7 @@ class Weighed:
 
     @cached_property
     def pooled(self) -> Counts:
-        """Over all genres."""
+        """Counts over all labels."""
         return Counts(*(counts.sum(axis=1) for counts in self.each))
 
     @cached_property
@@ -138,23 +138,23 @@ class Weighed:
 
     @cached_property
     def gaps(self) -> FloatArray:
-        """(B, G, bins): probabilities minus targets, summed."""
+        """(B, G, bins): weighted sums of probability minus target."""
         weights = np.ones((1, len(self.outcome.truth))) if self.weights is None else self.weights
         return np.asarray(weights @ self.outcome.gaps).reshape(len(weights), -1, BINS)
 
 
 class _Ranking:
-    """Average precision and ROC-AUC of one genre under weights.
+    """Average precision and ROC-AUC of one label under weights.
 
-    Both are sums over the positives, from high scores to low, of what stands at or above them. So the samples fall
-    into segments: those between two scores that positives have, and those of such a score. A product with a sparse
-    matrix of ones gives every segment's weight.
+    Both are sums over the positives and use the weight of all samples with a score at least as high. Samples in falling
+    order of scores are therefore divided into segments: samples with the score of a positive, and samples between two
+    such scores. A product with a sparse matrix of ones gives the weight of every segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:
         order = np.argsort(-scores, kind="stable")
         is_positive = truth[order]
-        level = np.concatenate([[0], np.cumsum(np.diff(scores[order]) != 0)])  # equal scores share a level
+        level = np.concatenate([[0], np.cumsum(np.diff(scores[order]) != 0)])  # the same for equal scores
         held = np.unique(level[is_positive])  # levels with a positive
         starts, ends = np.searchsorted(level, held, "left"), np.searchsorted(level, held, "right")
         bounds = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel()])
@@ -164,7 +164,7 @@ class _Ranking:
         self._positives = _indicator(order[is_positive], positive_bounds, len(order))
 
     def __call__(self, columns: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """((B,) AP, (B,) ROC-AUC) under (N, B) weights; NaN where undefined."""
+        """Return ((B,) AP, (B,) ROC-AUC) under (N, B) weights; NaN where undefined."""
         segments = self._segments @ columns
         between, tied = segments[0::2], segments[1::2]
         positive = self._positives @ columns
@@ -174,7 +174,7 @@ class _Ranking:
         negatives = columns.sum(axis=0) - support
         ap = (positive * ratio(hits, down_to)).sum(axis=0)
         above = (down_to - hits) - (tied - positive)  # weight of negatives with a higher score
-        below = negatives - above - (tied - positive) / 2  # those tied count half
+        below = negatives - above - (tied - positive) / 2  # negatives with the same score count half
         roc_auc = (positive * below).sum(axis=0)
         return (
             np.where(support > 0, ratio(ap, support), np.nan),
@@ -183,5 +183,5 @@ class _Ranking:
 
 
 def _indicator(members: IntArray, bounds: IntArray, width: int) -> sparse.csr_array:
-    """Row k has ones in the columns ``members[bounds[k]:bounds[k + 1]]``."""
+    """Return a matrix whose row k has ones in the columns ``members[bounds[k]:bounds[k + 1]]``."""
     return sparse.csr_array((np.ones(len(members)), members, bounds), shape=(len(bounds) - 1, width))

@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass instead of being kept."""
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.device.compat import BatchNorm, in_backward
 def enable_checkpointing(model: nn.Module) -> None:
     """Recompute activations in the backward pass (Chen et al. 2016, timm's ``set_grad_checkpointing``).
 
-    Gradients and BatchNorm statistics stay the same. Raises UserError for models of timm that cannot do so.
+    Gradients and BatchNorm statistics stay the same. Raises UserError for models of timm without this support.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -26,12 +26,12 @@ def enable_checkpointing(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.register_forward_pre_hook(_pause_statistics)
-            # Recomputation ends early by an exception once it has what it needs; the hook must run all the same.
+            # torch ends a recomputation early by an exception; the hook must run even then.
             module.register_forward_hook(_resume_statistics, always_call=True)
 
 
 def _pause_statistics(module: Any, _: Any) -> None:
-    """A recomputed forward pass would count its batch in the running statistics a second time."""
+    """Keep a recomputed forward pass from adding its batch to the running statistics a second time."""
     if _recomputing(module):
         module.usual_momentum, module.momentum = module.momentum, 0.0
 
@@ -43,5 +43,5 @@ def _resume_statistics(module: Any, *_: Any) -> None:
 
 
 def _recomputing(module: Any) -> bool:
-    """Whether this forward pass is part of a backward pass (as torch.utils.checkpoint asks) and would count."""
+    """Return whether this forward pass is a recomputation that would update running statistics."""
     return in_backward() and module.training and module.track_running_stats

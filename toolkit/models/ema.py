@@ -1,9 +1,9 @@
-"""Moving average of the weights (EMA): smoother than the last update, and what is then validated and saved.
+"""Exponential moving average of the weights (EMA), which is validated and saved instead of the last weights.
 
-timm's ModelEmaV3, with its warm-up: after t updates the decay is at most 1 - t^(-2/3), so the average of a short run is
-not its random start (Crowson's rule; decay 0.99 is reached after 1,000 updates, 0.999 after 32,000). The whole state
-is averaged, frozen parts included, which stay what they are. BatchNorm's running statistics are averaged like weights:
-those of the live weights describe activations that the averaged weights do not give.
+This is timm's ModelEmaV3 with its warm-up: after t updates the decay is at most 1 - t^(-2/3), so that the random start
+has little weight in short runs (Crowson's rule; 0.99 is reached after 1,000 updates, 0.999 after 32,000). The whole
+state is averaged, including frozen parts, which do not change. BatchNorm's running statistics are averaged too, because
+those of the current weights do not match the activations of the averaged weights.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import nn
 
 
 def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """The average of ``model`` (unwrapped, with its first weights), or None for decay 0: no average is wanted.
+    """Return the average of ``model`` (unwrapped, with its initial weights), or None if ``decay`` is 0.
 
-    ``update(model, step=N)`` after update N, counted from 1; ``.module`` is the averaged model, in evaluation mode.
+    Call ``update(model, step=N)`` after update N, from 1. ``.module`` is the averaged model, in evaluation mode.
     """
     if not decay:
         return None

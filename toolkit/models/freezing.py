@@ -1,10 +1,10 @@
-"""Which parts of a model stay as they are, and until which epoch: freezing and gradual unfreezing.
+"""Freezing and gradual unfreezing of parts of a model.
 
-An entry of model.freeze names a module, 'stem' (what timm calls the model's stem) or 'backbone' (all but the
-classifier); with @E it is held for the first E epochs only. ``[stem, layer1@6, layer2@4, layer3@2]`` trains the last
-stage and the head first and lets one stage after the other follow (Howard, Ruder 2018, "gradual unfreezing").
-A parameter is held while any entry that covers it holds. Held modules stay in evaluation mode: their BatchNorm
-statistics are held too, their dropout and stochastic depth are off.
+An entry of model.freeze is a module name, 'stem' (the stem of the model in timm) or 'backbone' (all except the
+classifier). With @E it is frozen for the first E epochs only. ``[stem, layer1@6, layer2@4, layer3@2]`` trains the last
+stage and the head first, then unfreezes one stage after the other (Howard, Ruder 2018, "gradual unfreezing"). A
+parameter is frozen while any entry that covers it is frozen. Frozen modules are in evaluation mode: their BatchNorm
+statistics do not change, and their dropout and stochastic depth are off.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from toolkit.models.heads import head_prefixes
 
 @dataclass(frozen=True)
 class Part:
-    """What one entry holds."""
+    """The part of a model that one entry freezes."""
 
     name: str
     modules: tuple[nn.Module, ...]
     parameters: tuple[nn.Parameter, ...]
-    """Those of the modules and, in a stem or backbone, those that lie bare beside modules (ViT's tokens)."""
+    """Parameters of the modules and, for a stem or backbone, those outside of submodules (ViT's tokens)."""
     epochs: int | None
-    """Number of epochs held; None: all of them."""
+    """Number of frozen epochs; None: all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
-        """Whether it is held in ``epoch``, counted from 0; None is after the last thaw."""
+        """Return whether the part is frozen in ``epoch``, counted from 0; None is after the last unfreezing."""
         return self.epochs is None or (epoch is not None and epoch < self.epochs)
 
 
 class Freezing:
-    """The held parts of one unwrapped model, epoch by epoch."""
+    """The frozen parts of one unwrapped model in each epoch."""
 
     def __init__(self, model: nn.Module, entries: Iterable[str]) -> None:
-        """Raises UserError for a name that no module has, or if the first epoch would have nothing to train."""
+        """Raises UserError for an unknown module name, or if nothing could be trained in the first epoch."""
         self.parts = [_part(model, entry) for entry in entries]
-        # Some models of timm have parameters that never learn, e.g. fixed position embeddings: not ours to thaw.
+        # Some models of timm have parameters that are never trained, e.g. fixed position embeddings: do not unfreeze.
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         held = self._held(0)
-        if all(id(p) in held for p in self.parameters):  # what is trained once is trained ever after
+        if all(id(p) in held for p in self.parameters):  # later epochs freeze no more than the first
             names = ", ".join(part.name for part in self.parts)
             raise UserError("nothing-to-train", f"model.freeze [{names}] leaves nothing to train in the first epoch")
 
@@ -53,7 +53,7 @@ class Freezing:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
-        """Let gradients flow as in ``epoch`` (from 0; None: after the last thaw). Returns whether anything changed."""
+        """Set requires_grad for ``epoch`` (from 0; None: after the last unfreezing). Return whether any changed."""
         held = self._held(epoch)
         changed = False
         for parameter in self.parameters:
@@ -61,7 +61,7 @@ class Freezing:
             changed |= parameter.requires_grad is not wanted
             parameter.requires_grad_(wanted)
             if not wanted:
-                parameter.grad = None  # an optimiser would go on moving it
+                parameter.grad = None  # otherwise the optimiser would still change it
         return changed
 
     def thawing(self, epoch: int) -> list[str]:
@@ -69,17 +69,17 @@ class Freezing:
         return [part.name for part in self.parts if part.epochs == epoch]
 
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
-        """``model.train()``, but what ``epoch`` holds is in evaluation mode; ``model`` may be wrapped."""
+        """Call ``model.train()``, then set the parts frozen in ``epoch`` to evaluation mode. Wrappers are allowed."""
         model.train()
         for module in (module for part in self.parts if part.holds(epoch) for module in part.modules):
             module.eval()
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
-    """One line for the log if parts of a model with random weights would never learn; else None.
+    """Return a line for the log if parts of a model with random weights are frozen in all epochs; else None.
 
-    Raises UserError if that is all of its backbone: a classifier learns little from what random weights give, and the
-    run would end as if all were well.
+    Raises UserError if the whole backbone is frozen: a classifier learns little from features of random weights, and
+    the run would end without an error.
     """
     held = [part for part in (_part(model, entry) for entry in entries) if part.epochs is None]
     fixed = {id(p) for part in held for p in part.parameters}
@@ -89,10 +89,10 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     if backbone <= fixed and not everything:
         raise UserError(
             "option-conflict",
-            f"model.freeze [{names}] with --model.pretrained false holds a backbone of random weights, from which "
-            f"nothing can be learnt: give trained ones with --model.weights FILE, or let it learn by --model.freeze []",
+            f"model.freeze [{names}] with --model.pretrained false freezes a backbone of random weights, whose "
+            f"features are useless: use trained weights with --model.weights FILE, or train it with --model.freeze []",
         )
-    return f"model.freeze [{names}] holds random weights: from scratch take --model.freeze []" if held else None
+    return f"model.freeze [{names}] freezes random weights: use --model.freeze []" if held else None
 
 
 def _part(model: nn.Module, entry: str) -> Part:
@@ -112,7 +112,7 @@ def _part(model: nn.Module, entry: str) -> Part:
 
 
 def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Top-level modules and bare parameters that timm's ``group_matcher`` puts into the stem."""
+    """Return the top-level modules and parameters that belong to the stem by timm's ``group_matcher``."""
     matcher = getattr(model, "group_matcher", None)
     pattern = matcher().get("stem") if callable(matcher) else None
     patterns = [pattern] if isinstance(pattern, str) else [p[0] for p in pattern or [] if isinstance(p, tuple)]
@@ -127,8 +127,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """All modules and bare parameters but the classifier's, and but those that hold nothing: dropout beside the
-    classifier is the head's."""
+    """Return all modules and parameters except the classifier's and modules without tensors (dropout of the head)."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -1,4 +1,4 @@
-"""Classifiers in place of the one that a network came with, and what they are given."""
+"""Heads: classifiers that replace the classifier of a timm model, and their input features."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ class Head:
     """One entry of HEADS."""
 
     build: Callable[[HeadSpec, int, int], nn.Module] | None = None
-    """(spec, features, genres) → what stands in the classifier's place; None: timm's Linear layer stays."""
+    """(spec, number of features, number of labels) → the new classifier; None: timm's Linear layer stays."""
     levels: bool = False
-    """Whether it is given two stages (multi_stage.py)."""
+    """Whether its input is two stages (multi_stage.py)."""
     networks: Callable[[HeadSpec], int] = lambda spec: 1
-    """How many networks stand side by side in it."""
+    """Number of parallel networks in it."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The part of a model that timm does not know about."""
+    """The part of a model that is not from timm."""
 
     kind: HeadKind = "mlp"
     """A name of HEADS."""
     hidden: tuple[int, ...] = (1024, 512)
     dropout: float = 0.5
     members: int = 1
-    """Of an ensemble."""
+    """Number of networks of an ensemble."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:
@@ -47,13 +47,13 @@ class HeadSpec:
 
     @property
     def least_tensors(self) -> int:
-        """How many tensors the weights of such a head have, or more."""
+        """Lower bound on the number of weight tensors of the head."""
         layers = len(self.hidden) + 1 if self.drops_within else 1
         return 2 * layers * HEADS[self.kind].networks(self)
 
     @property
     def drops_within(self) -> bool:
-        """Whether the classifier has its dropout within, so that timm's before it is to be off."""
+        """Whether the classifier contains dropout, so that timm's dropout before it must be off."""
         return HEADS[self.kind].build is not None
 
 
@@ -65,7 +65,7 @@ def _ensemble(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
     return Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
 
 
-#: The registry of heads. A new one is a row here, and its name in HeadKind (config/values.py).
+#: The registry of heads. To add one, add a row here and its name to HeadKind (config/values.py).
 HEADS: dict[HeadKind, Head] = {
     "linear": Head(),
     "mlp": Head(_mlp),
@@ -75,17 +75,17 @@ HEADS: dict[HeadKind, Head] = {
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Dotted name of the classifier module, e.g. ``fc`` or ``head.fc``. Raises UserError if there is not just one."""
+    """Return the dotted name of the classifier module, e.g. ``head.fc``. Raises UserError if it is not one Linear."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     if not isinstance(name, str) or not isinstance(dict(model.named_modules()).get(name), nn.Linear):
         raise UserError(
-            "model-unfit", f"{type(model).__name__} has no single Linear classifier: only --model.head linear fits it"
+            "model-unfit", f"{type(model).__name__} has no single Linear classifier: use --model.head linear"
         )
     return name
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Put the head in the place of a timm model's classifier, with the stages of the model that it is given."""
+    """Replace the classifier of a timm model by the head, and the features by two stages if the head needs them."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout
@@ -97,7 +97,7 @@ def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """What names of the classifier's parameters begin with, e.g. ``("fc.",)``; distilled models have two of them."""
+    """Return the prefixes of the names of the classifier's parameters, e.g. ``("fc.",)``; distilled models have two."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     names = [name] if isinstance(name, str) else list(name or [])
     return tuple(f"{name}." for name in names)
@@ -106,7 +106,7 @@ def head_prefixes(model: nn.Module) -> tuple[str, ...]:
 def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
     """Set the last layer's biases to the log-odds of (G,) ``prevalence`` (Lin et al. 2017, "Focal loss", section 4.1).
 
-    A genre that is never or always there counts as one in ten thousand.
+    Prevalences are clipped to [0.0001, 0.9999], so that the log-odds are finite.
     """
     share = torch.from_numpy(np.clip(prevalence, 1e-4, 1 - 1e-4)).float()
     for layer in last_linears(model, head_prefixes(model)):
@@ -115,24 +115,22 @@ def set_prior(model: nn.Module, prevalence: np.ndarray) -> None:
 
 
 def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, G) logits of a timm model in evaluation mode, and the (n, F) features that its classifier is given."""
+    """Return (n, G) logits of a timm model in evaluation mode, and the (n, F) input features of its classifier."""
     maps = model.forward_features(images)
     return model.forward_head(maps), model.forward_head(maps, pre_logits=True)
 
 
 def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """(n, F) what the classifier of a timm model in evaluation mode is given for (n, 3, S, S) images."""
+    """Return the (n, F) input features of the classifier for (n, 3, S, S) images; the model is in evaluation mode."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def classifier_path(model: nn.Module) -> str:
-    """Dotted name of a model's one classifier, whether timm's own layer or our layers in its place.
+    """Return the dotted name of the classifier: timm's layer, or the head that replaces it.
 
-    Raises UserError for distilled models, which have two.
+    Raises UserError for distilled models, which have two classifiers.
     """
     prefixes = head_prefixes(model)
     if len(prefixes) != 1:
-        raise UserError(
-            "model-unfit", f"{type(model).__name__} has no single classifier: train.feature_views does not fit it"
-        )
+        raise UserError("model-unfit", f"{type(model).__name__} has no single classifier: set --train.feature_views 0")
     return prefixes[0].rstrip(".")

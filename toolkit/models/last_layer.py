@@ -1,7 +1,7 @@
-"""The last layer in float32, whatever autocast says.
+"""The last layer in float32, even under autocast.
 
-Logits of bfloat16 have eight bits: of 400 posters hardly 200 get a logit of their own, so that rankings tie, and a
-layer that standardising was folded into subtracts large numbers from each other. The layer costs next to nothing.
+bfloat16 has eight significant bits: 400 posters have hardly 200 different logits, so that rankings have ties. A layer
+that includes standardisation (train.standardize) also subtracts large numbers. Float32 costs almost no time here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.models.ensemble import linears, networks
 
 
 class Float32Linear(nn.Linear):
-    """nn.Linear that leaves autocast; the same parameters under the same names."""
+    """nn.Linear that disables autocast, with the same parameters under the same names."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., F) of any floating type → (..., G) float32."""
@@ -29,14 +29,14 @@ class Float32Linear(nn.Linear):
 
 
 def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
-    """Make the last Linear below each of ``prefixes`` (``("fc.",)``) one that leaves autocast, in place."""
+    """Convert the last Linear below each of ``prefixes`` (``("fc.",)``) to a Float32Linear, in place."""
     for layer in last_linears(model, prefixes):
-        if type(layer) is nn.Linear:  # a subclass knows what it does
+        if type(layer) is nn.Linear:  # subclasses may have another forward pass
             change_class(layer, Float32Linear)
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:
-    """The last Linear below each prefix, of each member where an ensemble is; none for classifiers that have none."""
+    """Return the last Linear below each prefix, for an ensemble that of each member; empty if there is no Linear."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
     return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

@@ -1,12 +1,12 @@
-"""A head on the last two stages of a backbone instead of the last one.
+"""A head on the last two stages of a backbone instead of the last stage only.
 
-The last stage of an ImageNet model says which thing is to be seen; a genre shows as much in style and colour, which the
-stage before still has. Both are averaged over the picture and joined; the square root of their size (signed) keeps a
-few strong channels from speaking for all (Perronnin, Sánchez, Mensink 2010, "power normalisation").
-docs/results/recipes.md has what it is worth on posters.
+The last stage of an ImageNet model mainly represents objects. Genres also depend on style and colour, which the stage
+before represents better. Both stages are averaged over the image and concatenated. A signed square root reduces the
+influence of a few strong channels (Perronnin, Sánchez, Mensink 2010, "power normalisation"). docs/results/recipes.md
+has the gain on posters.
 
-The model stays timm's: its class is extended in place, so that names of modules and weights are what they were, but
-for the classifier, which is wider.
+The class of the timm model is extended in place, so that names of modules and weights stay the same. Only the
+classifier becomes wider.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STAGES = 2
 
 
 class _MultiStage:
-    """What a timm model becomes: features are the stages' averages, one after the other."""
+    """Methods for a timm model whose features are the concatenated averages of its stages."""
 
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
         """(n, 3, S, S) → (n, F)."""
         stages = self.forward_intermediates(x, indices=STAGES, intermediates_only=True, norm=True)
         pooled = torch.cat([stage.float().mean(dim=(2, 3)) for stage in stages], dim=1)
-        # The root's slope is infinite at 0: a backbone that learns needs a floor.
+        # The derivative of the root is infinite at 0: a backbone that is trained needs a lower bound.
         return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
 
     def forward_head(self: Any, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -45,11 +45,9 @@ class _MultiStage:
 
 
 def use_stages(model: nn.Module, classifier: str, num_classes: int, image_size: int, dropout: float) -> None:
-    """Give a timm model, whose classifier is the Linear of that name, a head on its last two stages.
+    """Replace the Linear ``classifier`` of a timm model by a Linear on its last two stages, with ``dropout`` before it.
 
-    ``dropout`` stands before the new classifier.
-
-    Raises UserError for models whose stages timm cannot give.
+    Raises UserError for models of timm without access to their stages.
     """
     kind = type(model)
     if not hasattr(kind, "forward_intermediates"):
@@ -59,11 +57,11 @@ def use_stages(model: nn.Module, classifier: str, num_classes: int, image_size: 
     ghost = _ghost(model).eval()
     try:
         features = ghost.forward_features(torch.zeros(1, 3, image_size, image_size, device="meta"))
-    except AssertionError as error:  # what timm's factories say of options that a family does not have
+    except AssertionError as error:  # timm raises it for options that a family does not support
         raise UserError("model-unfit", f"{_no_stages(kind)} ({one_line(error)})") from None
     width = features.shape[1]
-    # What stands between the last stage and timm's own classifier plays no part now. It keeps its place, so that
-    # weights fit, but DistributedDataParallel would wait for its gradients for ever.
+    # Layers between the last stage and timm's classifier are not used any more. They stay, so that weights fit, but are
+    # frozen: DistributedDataParallel would wait for their gradients forever.
     used = [p for p in ghost.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(features.sum(), used, allow_unused=True)
     for parameter, gradient in zip([p for p in model.parameters() if p.requires_grad], gradients, strict=True):
@@ -74,11 +72,11 @@ def use_stages(model: nn.Module, classifier: str, num_classes: int, image_size: 
 
 
 def _no_stages(kind: type) -> str:
-    return f"model.head levels: timm gives no stages of {kind.__name__}; use mlp or linear"
+    return f"model.head levels and ensemble: timm gives no access to the stages of {kind.__name__}; use mlp or linear"
 
 
 def _ghost(model: nn.Module) -> Any:
-    """A copy of a model whose tensors are shapes alone: a pass of it takes no memory, however large the images."""
+    """Return a copy of a model on the device "meta": its forward pass computes shapes only and needs no memory."""
     memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)

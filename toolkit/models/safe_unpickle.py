@@ -1,9 +1,9 @@
-"""torch.load for a file of which only tensors, plain values and scikit-learn's MultiLabelBinarizer are expected.
+"""torch.load for untrusted files with tensors, plain values and scikit-learn's MultiLabelBinarizer only.
 
-A pickle is a program: it can call whatever can be imported. torch's restricted unpickler (``weights_only``) calls only
-what is on its list. What scikit-learn and numpy would need on it are functions that trust their input, so the names on
-our list lead to the stand-ins below, which keep what they are given and do nothing; `to_array` then reads it with care.
-The versions of numpy and scikit-learn that wrote the file play no part.
+A pickle is a program that can call anything that can be imported. torch's restricted unpickler (``weights_only``) calls
+only functions on a list. Functions of scikit-learn and numpy trust their input, so they are replaced by the classes
+below, which only store their arguments. `to_array` then checks and converts them. Files of any version of numpy and
+scikit-learn can be read.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from toolkit.device.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
 
-#: Types of numpy arrays that are read: kind and bytes of an item; U counts four bytes a letter.
+#: Types of numpy arrays that are read: kind and bytes per item; U with the number of letters.
 NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
-#: Of one pickle, in bytes, instructions, and tuples: of a checkpoint of 6,000 tensors 0.6 MB, 150,000 and 25,000.
-#: Python hashes a tuple within a tuple by calling itself without a look at its stack: 1,000,000 deep it crashes.
+#: Limits of one pickle: bytes, instructions, tuples. A checkpoint of 6,000 tensors has 0.6 MB, 150,000 and 25,000.
+#: Tuples are limited because Python crashes when it hashes a tuple with 1,000,000 levels of nesting.
 MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 500_000, 75_000
 ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 class PickledObject:
-    """An object of an allowed class that was not made: its attributes as they were stored."""
+    """The stored attributes of an object of an allowed class; the object itself is not created."""
 
     state: Any
 
@@ -64,7 +64,7 @@ class PickledDtype(PickledObject):
 
 
 class PickledScalar(PickledObject):
-    """numpy's scalar: dtype and bytes."""
+    """A numpy scalar: dtype and bytes."""
 
     def __init__(self, dtype: Any = None, data: Any = None, *_: Any) -> None:
         self.dtype, self.data = dtype, data
@@ -75,10 +75,10 @@ def _defaultdict(*_: Any) -> dict[Any, Any]:
 
 
 def _factory(*_: Any) -> None:
-    """What makes a defaultdict's values, which is never called."""
+    """Default factory of a defaultdict, which is never called."""
 
 
-#: Every name that these files may hold beside torch's own, in all versions of the packages that have moved it.
+#: All allowed names besides those of torch, with the module paths of all versions of the packages.
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
     "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
@@ -97,10 +97,10 @@ ALLOWED: dict[str, Any] = {
 
 
 def safe_load(path: Path, what: str) -> Any:
-    """The content of a torch.save file, executing nothing; arrays and the like are `PickledObject`s.
+    """Return the content of a torch.save file without executing code; arrays are `PickledObject`s.
 
-    ``what`` says in errors which things of that sort hold nothing else, e.g. ``"checkpoint of that script"``.
-    Raises UserError that names whatever else the file holds, and for files that are damaged or of another kind.
+    ``what``: the expected kind of file, for errors, e.g. ``"checkpoint of that script"``. Raises UserError for any
+    other name in the file, and for files that are damaged or of another kind.
     """
     if not path.is_file():
         raise UserError("path-missing", f"checkpoint not found: {path}")
@@ -108,7 +108,7 @@ def safe_load(path: Path, what: str) -> Any:
         head = stream.read(4)
     if head.startswith((GZIP, *ZLIB)):
         raise UserError(
-            "path-unreadable", f"{path} is compressed, as joblib does it: give the .pth that torch.save wrote"
+            "path-unreadable", f"{path} is compressed, as by joblib: use the .pth file that torch.save wrote"
         )
     zipped = zipfile.is_zipfile(path)
     if head == ZIP and not zipped:
@@ -123,7 +123,7 @@ def safe_load(path: Path, what: str) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The names above are read without following the program, so a crafted one may reach this point.
+        # The names above are read without running the program, so a crafted file may reach this point.
         found = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
         if found:
             raise UserError("weights-refused", _refusal(path, [found[1]], what)) from None
@@ -131,18 +131,18 @@ def safe_load(path: Path, what: str) -> Any:
         if newer:
             raise UserError(
                 "path-unreadable",
-                f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); write it again "
+                f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); save it again "
                 f"by torch.save without pickle_protocol",
             ) from None
         raise UserError("path-unreadable", _not_torch(path)) from None
-    except Exception as error:  # zip archives, hostile bytes and torch's tensors raise nearly anything
+    except Exception as error:  # damaged archives and tensors raise almost any type
         raise UserError("path-unreadable", f"{_not_torch(path)} ({type(error).__name__})") from None
 
 
 def names_in(path: Path, zipped: bool) -> set[str]:
-    """``module.name`` of all that the pickles of a torch file, zip or legacy, or a plain pickle would import.
+    """Return ``module.name`` of all imports in the pickles of a torch file (zip or legacy) or in a plain pickle.
 
-    Read without executing anything, for the message: what cannot be followed is left out.
+    Nothing is executed. Names that cannot be determined are left out; the loader refuses them later.
     """
     names: set[str] = set()
     try:
@@ -158,16 +158,15 @@ def names_in(path: Path, zipped: bool) -> set[str]:
                     _collect(stream, names)
     except TooMuch as error:
         raise UserError(
-            "weights-refused",
-            f"{path} is refused: {error}; a file of weights alone, as .safetensors, has no such limits",
+            "weights-refused", f"{path} is refused: {error}; a .safetensors file of the weights has no such limits"
         ) from None
-    except Exception as error:  # the loader is the judge of what is no pickle
+    except Exception as error:  # the loader reports files that are not pickles
         log.debug("%s: %s", path, error)
     return names
 
 
 def _check_archive(path: Path) -> None:
-    """Raise UserError for a zip archive that would unpack to more than it is, which those of torch.save never do."""
+    """Raise UserError for a zip archive that unpacks to more than its size, which torch.save never writes."""
     problem = None
     try:
         with open(path, "rb") as stream:
@@ -188,7 +187,7 @@ def _check_archive(path: Path) -> None:
             if pickles > MAX_PICKLE:
                 problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
             elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                problem = "its parts are compressed, which torch.save does not do: write it again by torch.save"
+                problem = "its parts are compressed, which torch.save does not do: save it again by torch.save"
             elif sum(part.file_size for part in parts) > size:
                 problem = "its parts are larger than the file"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
@@ -198,23 +197,23 @@ def _check_archive(path: Path) -> None:
 
 
 class TooMuch(Exception):
-    """A pickle that no checkpoint has."""
+    """A pickle larger than that of any checkpoint."""
 
 
 def _collect(stream: IO[bytes], names: set[str]) -> None:
-    """Add what one pickle imports. Protocol 4 gives module and name as the last two strings, or memorised ones.
+    """Add the imports of one pickle. In protocol 4, module and name are the last two strings, possibly from the memo.
 
-    Raises TooMuch for one that is larger than any checkpoint's.
+    Raises TooMuch for a pickle larger than that of any checkpoint.
     """
     strings: list[str] = []
     memo: dict[int, str] = {}
-    last = ""  # what the instruction before pushed, if it was a string
+    last = ""  # string pushed by the last instruction, or empty
     tuples = 0
     for count, (opcode, argument, place) in enumerate(pickletools.genops(stream)):
         tuples += opcode.name.startswith("TUPLE")
         if count > MAX_INSTRUCTIONS or tuples > MAX_TUPLES or (place or 0) > MAX_PICKLE:
             raise TooMuch(
-                f"beside its tensors it holds over {MAX_INSTRUCTIONS} values, {MAX_TUPLES} tuples or {MAX_PICKLE} bytes"
+                f"besides tensors it has over {MAX_INSTRUCTIONS} values, {MAX_TUPLES} tuples or {MAX_PICKLE} bytes"
             )
         if opcode.name == "FRAME":
             continue
@@ -235,21 +234,21 @@ def _collect(stream: IO[bytes], names: set[str]) -> None:
 
 
 def _modern(name: str) -> str:
-    return name.replace("__builtin__.", "builtins.", 1)  # what Python 2 called it, and protocol 2 still does
+    return name.replace("__builtin__.", "builtins.", 1)  # the name in Python 2 and in protocol 2
 
 
 def _refusal(path: Path, names: list[str], what: str) -> str:
-    return f"{path} is refused: it holds {some(names)}, which no {what} has; nothing of it was executed"
+    return f"{path} is refused: it contains {some(names)}, which no {what} has; none of its code was executed"
 
 
 def _not_torch(path: Path) -> str:
-    return f"{path} cannot be read: it is damaged, or not a file that torch.save wrote"
+    return f"{path} cannot be read: it is damaged, or not a file of torch.save"
 
 
 def to_array(value: Any) -> np.ndarray:
-    """A numpy array from what `safe_load` gave: a `PickledArray`, a tensor, a list of numbers or of strings.
+    """Convert a value of `safe_load` to a numpy array: a `PickledArray`, a tensor, a list of numbers or strings.
 
-    Arrays of objects come back as such; what is in them is up to the caller. Raises ValueError for anything else.
+    Arrays of objects are returned unchecked; the caller must check their items. Raises ValueError for other values.
     """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:
@@ -275,7 +274,7 @@ def to_array(value: Any) -> np.ndarray:
 
 
 def to_number(value: Any) -> Any:
-    """A Python number or string from what `safe_load` gave, numpy's scalars included. Raises ValueError."""
+    """Convert a value of `safe_load`, also a numpy scalar, to a Python number or string. Raises ValueError."""
     if isinstance(value, PickledScalar):
         return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
     if isinstance(value, (str, int, float)):
@@ -294,7 +293,7 @@ def _number_type(dtype: Any) -> np.dtype[Any]:
 
 
 def _bytes(data: Any) -> bytes:
-    """Bytes as they were stored: old pickles hold them as Latin-1 text."""
+    """Return stored bytes; old pickles have them as Latin-1 text."""
     if not isinstance(data, (str, bytes, bytearray)):
         raise ValueError(f"not bytes: {type(data).__name__}")
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)

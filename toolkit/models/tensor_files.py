@@ -1,4 +1,4 @@
-"""Tensors from outside: a .safetensors file's header is compared with a network's before any tensor is made."""
+"""Tensors from untrusted files: the header of a .safetensors file is checked before any tensor is created."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.schema import Count, check_as, parse_as
 
-#: Bytes of the header, which has some 100 for each tensor. The format allows 100 MB: a million tensors.
+#: Largest header in bytes; a tensor needs about 100. The format allows 100 MB, which is a million tensors.
 MAX_HEADER = 8 * 2**20
 WHAT = "safetensors file"
-#: Endings of names of tensors that hold what was learnt. Others may count, as num_batches_tracked does.
+#: Endings of names of tensors with weights or statistics. Others may be counters, for example num_batches_tracked.
 LEARNT_ENDINGS = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
-#: What wrappers put into the names of a state dict: DDP in front, torch.compile wherever it compiled something.
+#: Prefixes that wrappers add to names in a state dict: DDP at the start, torch.compile at every compiled module.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 Shape = tuple[int, ...]
@@ -30,23 +30,23 @@ V = TypeVar("V")
 
 
 class Entry(msgspec.Struct):
-    """What the header says of a tensor; safetensors itself checks that the bytes are there."""
+    """Type and shape of a tensor in the header; safetensors itself checks the number of bytes."""
 
     dtype: str
     shape: list[Count]
 
 
 def plain_names(state: Mapping[str, V]) -> dict[str, V]:
-    """A state dict under the names of the plain model, whatever wrapped the one that it was taken from.
+    """Return a state dict under the names of the plain model, without the prefixes of wrappers.
 
-    Where two names would become one, all stay as they are: such a file is of another model.
+    If two names would become equal, all names stay unchanged: such a file is of another model.
     """
     plain = {_WRAPPERS.sub("", name): value for name, value in state.items()}
     return plain if len(plain) == len(state) else dict(state)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Plain name → type and shape of the tensors of a file. Raises UserError for a header that is none, or too long."""
+    """Return plain name → type and shape of the tensors of a file. Raises UserError if the header is invalid."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise UserError(
                     "model-damaged",
                     f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
-                    f"{REMEDY}, or give fewer and larger tensors",
+                    f"{REMEDY}, or use fewer and larger tensors",
                 )
             data = stream.read(length)
     except OSError as error:
@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file whose header was read, under plain names. Raises UserError."""
+    """Return the tensors of a file under plain names; check the header first. Raises UserError."""
     try:
         return plain_names(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """How tensors do not fit a network that has ``own``, in words after "it"; None if they do."""
+    """Return why ``found`` does not match a network with ``own`` tensors, as a phrase after "it"; None if it does."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     shapes = [name for name in found if name in own and found[name] != own[name]]
@@ -84,14 +84,14 @@ def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
-    """Name → shape."""
+    """Return name → shape."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of: object) -> None:
-    """Raise UserError unless a file has just the tensors of ``network`` (which may be on the device "meta").
+    """Raise UserError unless a file has exactly the tensors of ``network`` (which may be on the device "meta").
 
-    of: what says how the network is built, for the error.
+    of: the file or name that defines the network, for the error.
     """
     own = network.state_dict()
     problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})
@@ -105,9 +105,9 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
 
 
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError that names the first tensor that is not finite, has a variance under 0, or is no plain one.
+    """Raise UserError, which names the tensor, for values or variances that are not valid, or if it is not plain.
 
-    Torch files may hold tensors without numbers (of the device "meta"), sparse ones, and views that show one number a
+    Torch files may contain tensors without data (device "meta"), sparse tensors, and views that repeat one number a
     billion times.
     """
     for name, tensor in state.items():
@@ -116,21 +116,21 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
         if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(
                 "model-damaged",
-                f"{path}: its tensor {shown} is no plain array of numbers: save contiguous tensors of the CPU",
+                f"{path}: its tensor {shown} is not a plain array of numbers: save contiguous CPU tensors",
             )
         if not tensor.is_floating_point():
             if tensor.is_complex() or name.endswith(LEARNT_ENDINGS):
                 raise UserError(
                     "model-damaged",
-                    f"{path}: its tensor {shown} holds {str(tensor.dtype).removeprefix('torch.')} numbers, and weights "
-                    f"are floating-point ones: save them as float32 or float16",
+                    f"{path}: its tensor {shown} has type {str(tensor.dtype).removeprefix('torch.')}, but weights must "
+                    f"be floating-point numbers: save them as float32 or float16",
                 )
             continue
         bad = ~torch.isfinite(tensor)
         if bad.any():
-            what = f"holds {int(bad.sum())} values that are not finite, of {tensor.numel()}"
+            what = f"contains {int(bad.sum())} values that are not finite, of {tensor.numel()}"
         elif name.endswith("running_var") and (tensor < 0).any():
-            what = "holds variances under 0, whose roots are not finite"
+            what = "contains variances below 0, whose roots are not finite"
         else:
             continue
         raise UserError(

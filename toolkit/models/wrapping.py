@@ -1,11 +1,11 @@
-"""What wraps the model that learns: torch.compile, and DistributedDataParallel (DDP) around it.
+"""Wrap the trained model: torch.compile, and DistributedDataParallel (DDP) around it.
 
-    plain model ─→ statistics over processes? ─→ compiled? ─→ DDP, where there are several processes
+    plain model ─→ SyncBatchNorm (optional) ─→ torch.compile (optional) ─→ DDP (with several processes)
 
-The order is the one of torch's guide to torch.compile: DDP's own Python is not compiled. The compiler still cuts its
-graph at DDP's buckets, because DDP is active while the inner model is traced: gradients are reduced while the rest of
-the backward pass runs. Autocast is the caller's: no forward method is replaced.
-What is validated, averaged, saved and exported is the plain model, under the plain names.
+The order is that of torch's guide to torch.compile: the Python code of DDP is not compiled. The compiler still splits
+its graph at the buckets of DDP, because DDP is active during the tracing. So gradients are reduced while the rest of
+the backward pass runs. Autocast is set by the caller; no forward method is replaced. The plain model, under its plain
+names, is validated, averaged, saved and exported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from toolkit.device.compat import uncompiled
 
 
 def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
-    """A plain model on its device, compiled if ``train`` says so, in DDP where there are several processes.
+    """Move a plain model to its device, compile it if ``train.compile``, and wrap it in DDP with several processes.
 
-    DDP decides here whose gradients it reduces: those of parameters that learn now (see rewrap).
+    DDP reduces the gradients of the parameters that require them at this moment (see `rewrap`).
     """
     model = model.to(accelerator.device)
     if train.compile:
@@ -33,35 +33,35 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
         model = DistributedDataParallel(
             model,
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
-            # Gradients are parts of the buckets that are reduced: in memory once instead of twice.
+            # Gradients are views of the buckets that are reduced, and so in memory only once.
             gradient_as_bucket_view=True,
-            # All passes of one wrapper are alike, so that DDP may learn its graph in the first one: what thaws is
-            # wrapped anew, and members of an ensemble without rows get gradients of zero. But DDP's first backward pass
-            # must be one that reduces, which that of several micro-batches is not (torch ends there with an internal
-            # assertion), and torch wants a compiled model's DDP without it.
+            # All passes of one wrapper have the same graph: after thawing, the model is wrapped again, and ensemble
+            # members without rows get gradients of zero. But DDP's first backward pass must reduce gradients, which
+            # the first of several micro-batches does not (torch fails with an internal assertion). torch.compile does
+            # not support a static graph.
             static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model
 
 
 def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
-    """A wrapped model, wrapped anew after parameters were frozen or thawed; the weights stay the same objects.
+    """Return a wrapped model in new wrappers, after parameters were frozen or thawed; the weights are the same objects.
 
-    The wrappers that ``model`` had are let go, with their hooks, buckets and compiled code, once the caller lets go of
-    it. A model without any is returned as it is.
+    The old wrappers are freed, with their hooks, buckets and compiled code, when the caller drops ``model``. A model
+    without wrappers is returned unchanged.
     """
     inner = plain(model)
     if inner is model:
         return model
     if train.compile:
-        torch.compiler.reset()  # each thaw would add to the graphs of one function, until the compiler gives up
+        torch.compiler.reset()  # otherwise each thaw adds graphs to the same function, up to the compiler's limit
     return wrap(accelerator, inner, train)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """The model within wrappers, in whatever order they lie; it shares their weights.
+    """Return the model inside its wrappers, in any order; it shares their weights.
 
-    Weights that are spread over processes (fsdp.py) are so in the model itself, which has no wrapper.
+    FSDP (fsdp.py) uses no wrapper: the plain model itself has the sharded weights.
     """
     while True:
         if is_compiled_module(model):
@@ -73,9 +73,9 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def check_synced(accelerator: Accelerator, config: Config) -> bool:
-    """Whether BatchNorm takes its statistics over processes: asked for, and there are several.
+    """Return whether BatchNorm statistics are computed over processes: train.sync_batchnorm with several processes.
 
-    Raises UserError, on every rank, for what torch's SyncBatchNorm does not go with.
+    Raises UserError, on every rank, for devices and options that SyncBatchNorm cannot be combined with.
     """
     train = config.train
     if not train.sync_batchnorm or accelerator.num_processes == 1:
@@ -83,13 +83,13 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
     if accelerator.device.type == "cpu":
         raise UserError(
             "device",
-            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm on CPUs; set --train.sync_batchnorm false",
+            "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPUs; set --train.sync_batchnorm false",
         )
     for key, why in (
-        ("auto_batch", "processes try unequally often, and would wait for each other"),
-        ("compile", "what is compiled has not been tested with statistics over processes"),
+        ("auto_batch", "ranks may need different numbers of trials, and would deadlock"),
+        ("compile", "torch.compile has not been tested with statistics over all processes"),
     ):
         if getattr(train, key):
-            said = f"train.sync_batchnorm does not go with train.{key}: {why}; set one of them to false"
-            raise UserError("option-conflict", said)
+            problem = f"train.sync_batchnorm cannot be combined with train.{key}: {why}; set one of them to false"
+            raise UserError("option-conflict", problem)
     return True

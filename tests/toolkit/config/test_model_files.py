@@ -157,11 +157,11 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("labels.json", {"genres": [1, 2, 3]}, "genres[0]: expected str, got int"),
         ("labels.json", {"genres": [["a"], ["b"], ["c"]]}, "genres[0]: expected str, got array"),
         ("labels.json", {"genres": []}, "genres: expected array of length >= 1"),
-        ("labels.json", {"genres": ["a", "b", "a"]}, "genres has 'a' twice"),
+        ("labels.json", {"genres": ["a", "b", "a"]}, "genres repeats 'a'"),
         ("labels.json", {"genres": ["a", "", "b"]}, "genres[1]: expected str of length >= 1"),
         ("labels.json", {"genres": ["x", "y", "z"]}, "its label_names are not the genres of labels.json"),
         ("labels.json", {"genres": ["x", "y"], "thresholds": [0.5, 0.5], "calibration": {"method": "none"}},
-         "its num_classes is 3, and labels.json has 2 genres"),
+         "its num_classes is 3, but labels.json has 2 genres"),
         ("labels.json", {"thresholds": [0.5, 0.5]}, "it has 2 thresholds for 3 genres"),
         ("labels.json", {"thresholds": [0.5, -0.1, 0.5]}, "thresholds[1]: expected float >= 0"),
         ("labels.json", {"calibration__method": "isotonic"}, "invalid enum value 'isotonic'"),
@@ -171,7 +171,7 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("config.json", {"architecture": 5}, "architecture: expected str, got int"),
         ("config.json", {"architecture": "vit_giant_patch14_224"}, "does not fit config.json: it lacks"),
         ("config.json", {"architecture": "test_resnet.no_such_tag"}, "timm cannot build test_resnet.no_such_tag"),
-        ("config.json", {"num_classes": 4}, "its num_classes is 4, and labels.json has 3 genres"),
+        ("config.json", {"num_classes": 4}, "its num_classes is 4, but labels.json has 3 genres"),
         ("config.json", {"pretrained_cfg__crop_pct": 5}, "crop_pct: expected float <= 1"),
         ("config.json", {"pretrained_cfg__crop_pct": 0}, "crop_pct: expected float >= 0.1"),
         ("config.json", {"pretrained_cfg__std": [0.2, -0.2, 0.2]}, "std[1]: expected float >= "),
@@ -182,7 +182,7 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("config.json", {"pretrained_cfg__mean": [0.2, 0.2]}, "mean: expected array of length 3"),
         ("config.json", {"pretrained_cfg__input_size": [3, 0, 0]}, "input_size[1]: expected int >= 8"),
         ("config.json", {"pretrained_cfg__input_size": [3, 10**6, 10**6]}, "input_size[1]: expected int <= 4096"),
-        ("config.json", {"pretrained_cfg__input_size": [3, 32, 64]}, "32 x 64 is no square"),
+        ("config.json", {"pretrained_cfg__input_size": [3, 32, 64]}, "32 x 64 is not a square"),
         ("config.json", {"pretrained_cfg__input_size": [1, 32, 32]}, "input_size[0]: invalid enum value 1"),
         ("config.json", {"pretrained_cfg__input_size": [3, 4096, 4096], "pretrained_cfg__crop_pct": 0.1},
          "makes images too large"),
@@ -284,9 +284,9 @@ NAME = "layer1.0.conv1.weight"
         (lambda state: state.update(extra=torch.zeros(1)), "it has unknown 1 tensors, e.g. 'extra'"),
         (lambda state: state.update({NAME: torch.zeros(1)}), f"it has other shapes for 1 tensors, e.g. '{NAME}'"),
         (lambda state: state.update({NAME: state[NAME].long()}), f"it has 'I64' numbers in '{NAME}'"),
-        (lambda state: state[NAME].view(-1)[:3].fill_(torch.nan), f"its tensor '{NAME}' holds 3 values that are not"),
-        (lambda state: state["fc.0.bias"].fill_(-torch.inf), "its tensor 'fc.0.bias' holds 8 values that are not"),
-        (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' holds variances under 0"),
+        (lambda state: state[NAME].view(-1)[:3].fill_(torch.nan), f"its tensor '{NAME}' contains 3 values that are not"),
+        (lambda state: state["fc.0.bias"].fill_(-torch.inf), "its tensor 'fc.0.bias' contains 8 values that are not"),
+        (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' contains variances below 0"),
     ],
     ids=range(7),
 )
@@ -328,7 +328,7 @@ def test_every_command_ends_with_the_tensors_name(
 ):
     before = sorted(path.name for path in broken.iterdir())
     command = commands(broken, posters, shard_set, tmp_path / "out")[name]
-    assert "its tensor 'fc.bias' holds 1 values that are not finite" in refusal(lambda: main(command))
+    assert "its tensor 'fc.bias' contains 1 values that are not finite" in refusal(lambda: main(command))
     assert sorted(path.name for path in broken.iterdir()) == before and not (tmp_path / "out").exists()
 
 

@@ -273,14 +273,14 @@ def test_blocks_of_timm_are_units(name: str, kinds: dict[str, int]):
         (["--train.auto_batch=true"], "--train.accumulation"),
         (["--train.compile=true"], "train.compile"),
         (["--train.feature_views=2", "--model.freeze=[backbone]"], "train.feature_views"),
-        (["--optim.name=lars"], "take adam, adamw, nadamw, lion, lamb or sgd"),
+        (["--optim.name=lars"], "use adam, adamw, nadamw, lion, lamb or sgd"),
     ],
 )
 def test_what_does_not_go_with_it_is_told_in_a_line(options: list[str], words: str):
     with pytest.raises(UserError) as caught:
         tiny_config(FSDP, *options)
     message = str(caught.value)
-    assert message.startswith("train.fsdp does not go with") and words in message and "\n" not in message
+    assert message.startswith("train.fsdp cannot be combined with") and words in message and "\n" not in message
     tiny_config(*options)  # alone it is good
 
 

@@ -169,7 +169,7 @@ def test_a_backbone_of_random_weights_must_learn(entries: list[str], held: str):
 )
 def test_parts_of_it_are_warned_of(entries: list[str], warned: bool):
     said = check_random(timm.create_model("resnet18", num_classes=3), entries)
-    assert ("holds random weights" in (said or "")) == warned
+    assert ("freezes random weights" in (said or "")) == warned
 
 
 def test_the_hint_that_leads_there_is_not_given(shard_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -186,6 +186,6 @@ def test_the_hint_that_leads_there_is_not_given(shard_set: Path, tmp_path: Path,
             config = tiny_config("--model.name=resnet18", "--model.pretrained=true", f"--model.freeze={freeze}")
             make_parts(shard_set, config, tmp_path)
         assert ("--model.pretrained false --model.freeze []" in str(caught.value)) == hinted
-    with pytest.raises(UserError, match="holds a backbone of random weights"):
+    with pytest.raises(UserError, match="freezes a backbone of random weights"):
         make_parts(shard_set, tiny_config("--model.freeze=[backbone]"), tmp_path)
     assert make_parts(shard_set, tiny_config("--model.freeze=[backbone]", weights_option()), tmp_path)

@@ -137,7 +137,7 @@ class Evil:
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"fc.weight": Evil()}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"is refused: it holds .*pathlib\.Path.*nothing of it was executed"):
+    with pytest.raises(UserError, match=r"is refused: it contains .*pathlib\.Path.*none of its code was executed"):
         read_weights(tmp_path / "w.pth")
     assert not (tmp_path / "evil-was-run").exists()
 
@@ -208,7 +208,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix:
     for name, value, words in (
         ("layer1.0.conv1.weight", torch.nan, "3 values that are not finite"),
         ("layer1.0.bn1.running_var", -1.0, "variances under 0"),
-        ("layer1.0.bn1.bias", 0, "int32 numbers, and weights are floating-point ones"),
+        ("layer1.0.bn1.bias", 0, "type int32, but weights must be floating-point numbers"),
     ):
         state = clean_state(build_model("resnet10t", 5, LINEAR, 64))
         if isinstance(value, int):

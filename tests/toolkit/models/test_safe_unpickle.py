@@ -226,7 +226,7 @@ TEXT = b"\x80\x02X" + (9 * 2**20).to_bytes(4, "little") + b"x" * (9 * 2**20) + b
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("pickled", "words"), [(TUPLES, "is refused"), (NUMBERS, "is refused"), (TEXT, "is refused|not a file that")],
+    ("pickled", "words"), [(TUPLES, "is refused"), (NUMBERS, "is refused"), (TEXT, "is refused|not a file of")],
     ids=["tuples", "numbers", "text"],
 )  # fmt: skip
 def test_pickles_without_end_are_refused_at_once(tmp_path: Path, pickled: bytes, words: str, zipped: bool):
@@ -259,9 +259,7 @@ def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path):
     end = content.index(b"PK\x05\x06")
     content[end + 12 : end + 16] = (2**28).to_bytes(4, "little")
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"its list of parts has 268435456 bytes|not a file that torch.save wrote|truncated"
-    ):
+    with pytest.raises(UserError, match=r"its list of parts has 268435456 bytes|not a file of torch.save|truncated"):
         load(tmp_path / "c.pth")
 
 

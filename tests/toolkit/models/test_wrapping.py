@@ -252,7 +252,7 @@ def test_what_statistics_over_processes_do_not_go_with():
     for key in ("train.auto_batch", "train.compile"):
         with fails("option-conflict", "train.sync_batchnorm", key):
             check_synced(gpus, tiny_config("--train.sync_batchnorm=true", f"--{key}=true"))
-    with pytest.raises(UserError, match=r"train\.fsdp does not go with train\.sync_batchnorm"):
+    with pytest.raises(UserError, match=r"train\.fsdp cannot be combined with train\.sync_batchnorm"):
         tiny_config("--train.sync_batchnorm=true", "--train.fsdp=true")
 
 

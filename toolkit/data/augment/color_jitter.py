@@ -1,8 +1,8 @@
-"""Brightness, contrast, saturation and sharpness of batches, each sample by its own factor; and random jitter of them.
+"""Brightness, contrast, saturation and sharpness of batches with one factor per sample, and random jitter of them.
 
-torchvision's formulas (transforms.v2.functional, on float images) in grey levels. Images are (n, 3, S, S) float32 from
-0 to 255, factors (n,); a factor of 1 changes nothing, 0 leaves black, mean grey, grey or blurred pixels. Nothing here
-depends on the other samples of a batch, to the bit: sums are taken in a fixed order, or in whole numbers.
+The formulas are those of torchvision (transforms.v2.functional, float images). Images are (n, 3, S, S) float32 from 0
+to 255, factors (n,). Factor 1 changes nothing; factor 0 gives black, mean grey, grey or blurred pixels. A sample's
+result does not depend on the rest of the batch: sums have a fixed order, or use integers.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, k
 
 
 def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Levels times the factor."""
+    """Multiply pixels by the factor."""
     return (images * factors[:, None, None, None]).clamp_(0.0, WHITE)
 
 
 def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Away from the mean grey of each image."""
+    """Blend each image with its mean grey."""
     counted = (_grey(images) * _FINE).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
     mean = (counted.double() / (_FINE * images.shape[2] * images.shape[3])).float()
     return _blend(images, mean, factors)
 
 
 def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Away from each pixel's grey."""
+    """Blend each pixel with its grey value."""
     return _blend(images, _grey(images), factors)
 
 
 def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Away from a 3 x 3 blur (centre 5, others 1); pixels at the border stay."""
+    """Blend each image with a 3 x 3 blur of it (centre 5, others 1); border pixels do not change."""
     if min(images.shape[2:]) <= 2:
         return images.clone()
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
@@ -63,7 +63,7 @@ def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def beside(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
-    """A small float array of the host as float32 on the device of ``images``."""
+    """Copy a small float array as float32 to the device of ``images``."""
     return to_device(values.astype(np.float32), images.device)
 
 

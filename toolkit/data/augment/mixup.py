@@ -1,8 +1,8 @@
 """Mixup (Zhang, Cissé, Dauphin, Lopez-Paz 2018) and cutmix (Yun et al. 2019) for multi-hot targets, in fixed pairs.
 
-Partners are positions 2k and 2k+1 of an update, which the plan deals to one micro-batch (plan.TrainPlan with deal 2) as
-rows 2j and 2j+1; a batch is not shuffled to find partners, because that would depend on the world size. What happens to
-a pair is hashed from both keys. Padding and masked rows mix with nothing, and their partners stay as they are.
+Partners are positions 2k and 2k+1 of an update, which the plan puts into one micro-batch (TrainPlan.group_size 2) as
+rows 2j and 2j+1. A batch is not shuffled to find partners, because that would depend on the world size. The random
+numbers of a pair are hashed from both keys. A pair with a padding or masked row is not mixed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pairs:
     """The m pairs of a micro-batch that are mixed."""
 
     first: np.ndarray
-    """(m,) int64 rows; the partners are the rows after."""
+    """(m,) int64 rows; the partner of each is the next row."""
     kept: np.ndarray
     """(m,) float64: the share of its own target that each partner keeps, lambda."""
     cut: np.ndarray

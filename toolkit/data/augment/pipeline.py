@@ -1,9 +1,9 @@
-"""What training does to pixels after crop and flip, on the device, for a whole micro-batch at once.
+"""Augmentation of training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-Order: AUGMENTATIONS (config/schema.py), then mixing. Every random number is a hash of (seed, epoch, key, purpose) made
-on the CPU (sampling/rng.py), so a sample gets the same pixels on any rank, at any world size and accumulation, in any
-place of a batch; and what one operation draws does not change with another switched on. Each operation takes its
-samples one by one in its arithmetic too (no sum runs over a batch), so this holds to the bit on one kind of device.
+Order: AUGMENTATIONS (config/schema.py), then mixing. Every random number is a hash of (seed, epoch, key, purpose),
+computed on the CPU (sampling/rng.py). So a sample gets the same pixels on any rank, for any world size, accumulation
+and place in a batch. The random numbers of one operation do not change if another is enabled. No operation sums over a
+batch, so on one kind of device the pixels are bit-identical.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.data.sampling.plan import MicroBatch
 
 
 class Augmenter:
-    """The augmentation that a configuration asks for. Keeps no state."""
+    """The augmentation of a configuration. Has no state."""
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -28,13 +28,13 @@ class Augmenter:
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented (images, targets) of the samples of ``share`` in ``epoch``; the arguments stay as they are.
+        """Return augmented (images, targets) of ``micro_batch`` in ``epoch``; the arguments are not changed.
 
         images: (n, S, S, 3) grey levels, uint8 or float, on any device; targets (n, G) float on the same. Returns
-        (n, S, S, 3) float32 levels from 0 to 255, no longer whole ones, and (n, G) targets, with mixing on from 0 to 1;
-        or the very same objects when nothing is switched on. Mixing needs a plan that deals in pairs (mixup.py).
+        (n, S, S, 3) float32 levels from 0 to 255 (not integers), and (n, G) targets, which are between 0 and 1 if
+        mixed. Without any augmentation, returns the same objects. Mixing needs a plan with groups of two (mixup.py).
 
-        Raises ValueError if images, targets and share differ in length.
+        Raises ValueError if images, targets and micro_batch differ in length.
         """
         if not len(images) == len(targets) == len(micro_batch.indices):
             raise ValueError(f"{len(images)} images, {len(targets)} targets and a share of {len(micro_batch.indices)}")

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
 
 Each layer gives each sample one of the fourteen operations, all equally likely, and a sign, hashed from its key.
-Samples that drew the same operation are gathered and changed together, so a layer costs at most nine small groups of
-kernels and no loop over samples; the geometric operations are one bilinear sampling with a matrix per sample. What lies
-outside of the image is black, as with torchvision's default.
+Samples with the same operation are processed together, so a layer needs at most nine small groups of kernels and no
+loop over samples. All geometric operations are one bilinear sampling with a matrix per sample. Pixels outside of the
+image are black, as by default in torchvision.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """``config.randaugment`` random operations on each image, a pure function of (seed, epoch, keys)."""
+    """Apply ``config.randaugment`` random operations to each image, a pure function of (seed, epoch, keys)."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
@@ -37,9 +37,9 @@ def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: 
 
 
 def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
-    """Operation OPERATIONS[chosen[i]] on image i, (n, 3, S, S) float32 levels.
+    """Apply OPERATIONS[chosen[i]] to image i of (n, 3, S, S) float32 from 0 to 255.
 
-    ``signs`` (n,) of -1 and 1 turn those that have two directions; ``magnitude``: 0 to 30 as in torchvision, also 9.5.
+    ``signs`` (n,): -1 or 1, the direction of operations that have two; ``magnitude``: 0 to 30, also fractions.
     """
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")

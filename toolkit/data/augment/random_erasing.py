@@ -1,8 +1,8 @@
 """Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: a rectangle of some samples becomes noise.
 
-Areas, aspect ratios and places are distributed as by torchvision's RandomErasing and timm's; pixels are levels uniform
-from 0 to 255, as in the paper. The noise is a hash of (key, pixel) in whole numbers, computed on the device: the same
-on any device, rank and place in a batch, which a generator's numbers would not be.
+Areas, aspect ratios and places have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
+from 0 to 255, as in the paper. The noise is an integer hash of (key, pixel), computed on the device. So it is equal on
+any device, rank and place in a batch, unlike the numbers of a random generator.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """(n, 3, S, S) float32 levels, with a noisy rectangle in a share ``config.erase`` of the samples, by their keys."""
+    """Fill a rectangle with noise in a share ``config.erase`` of (n, 3, S, S) images, chosen by their keys."""
     boxes = erased_boxes(images.shape[3], config.erase, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
@@ -38,10 +38,10 @@ def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, ke
 
 
 def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
-    """(n, 4) int64 left, top, right, bottom; all zero where nothing is erased.
+    """Return (n, 4) int64 left, top, right, bottom; all zero if nothing is erased.
 
-    As torchvision: a share of the area uniform in AREA and a log-uniform aspect ratio, drawn until both sides are
-    less than S; after ATTEMPTS of them nothing is erased.
+    As in torchvision: the area share is uniform in AREA, the aspect ratio log-uniform. They are drawn until both sides
+    are less than S; after ATTEMPTS draws nothing is erased.
     """
     n = len(keys)
     u = uniforms(seed, epoch, keys, 1 + 4 * ATTEMPTS, Stream.ERASE)
@@ -62,7 +62,7 @@ def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.
 
 
 def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tensor:
-    """(n, 1, S, S) bool: inside of boxes (n, 4) given as left, top, right, bottom."""
+    """Return (n, 1, S, S) bool, True inside the (n, 4) boxes of left, top, right, bottom."""
     left, top, right, bottom = to_device(boxes, device)[:, :, None, None, None].unbind(dim=1)
     x = torch.arange(side, device=device)
     y = x[:, None]
@@ -70,7 +70,7 @@ def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tenso
 
 
 def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
-    """(n, 3, S, S) float32 whole levels from 0 to 255, each of (seed, epoch, key, pixel, channel) alone."""
+    """Return (n, 3, S, S) float32 integers from 0 to 255, each a function of (seed, epoch, key, pixel, channel)."""
     words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
     starts = to_device(words.astype(np.int64), device)[:, None, None]
     pixels = torch.arange(side * side, device=device).view(side, side)

@@ -1,1 +1,1 @@
-"""From samples to batches on the device: threads, buffers, damaged images, timing."""
+"""Load batches to the device: threads, buffers, damaged images, timing."""

@@ -1,7 +1,7 @@
-"""The memory that batches are decoded into: a few slots, used again and again; and how small arrays reach a device.
+"""Reusable memory for decoded batches.
 
-On a GPU a slot is pinned host memory and a twin on the device. The thread that decodes the last image of a batch starts
-the copy on a side stream, so that it runs under the step before; the training stream waits for it by an event.
+For a GPU, a buffer has pinned host memory and a copy on the device. The thread that decodes the last image of a batch
+starts the copy on a side stream, so that it overlaps with the step before. The training stream waits for its event.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-GROWTH = 1.25  # batches differ in size: growing a little more than needed soon ends the growing
+GROWTH = 1.25  # batches differ in size: some extra memory avoids most later allocations
 
 
 class PinnedBuffer:
-    """Bytes for one batch on the host and, on a GPU, their twin on the device.
+    """Memory for one batch on the host and, for a GPU, its copy on the device.
 
-    Life of a slot: ``room`` (main thread) → threads write → ``send`` (whoever finishes) → ``on_device`` (main) →
-    ``free`` (main, once the work that reads it has been queued).
+    Order of use: ``reserve`` (main thread) → threads write → ``start_copy`` (the last thread) → ``on_device`` (main
+    thread) → ``release`` (main thread, after the work that reads it has been queued).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,20 +29,20 @@ class PinnedBuffer:
         self._events: tuple[Any, Any] | None = None
 
     def reserve(self, size: int) -> np.ndarray:
-        """(size,) uint8 host memory to write to. Waits for the copy before, which has long ended."""
+        """Return (size,) uint8 host memory to write to. Waits until the previous copy has ended."""
         if self._events is not None:
             self._events[1].synchronize()
         if size > len(self.host):
             if self.cuda:
-                torch.cuda.synchronize(self.device)  # rare: nothing may still read what is about to go
-            # Not an inference tensor, whatever the caller is doing: threads outside of inference mode copy into it.
+                torch.cuda.synchronize(self.device)  # rare: queued work may still read the old memory
+            # Not an inference tensor even if the caller is in inference mode: other threads copy into it.
             with torch.inference_mode(False):
                 self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
                 self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
         return self.host.numpy()[:size]
 
     def start_copy(self, size: int, stream: Any) -> None:
-        """Start the copy to the device on ``stream``; nothing to do on a CPU."""
+        """Start the copy to the device on ``stream``; does nothing on a CPU."""
         if not self.cuda:
             return
         started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -55,7 +55,7 @@ class PinnedBuffer:
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """(size,) uint8 on the device, ready for the current stream."""
+        """Return (size,) uint8 on the device, ready for the current stream."""
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
         elif self.device.type != "cpu":
@@ -63,7 +63,7 @@ class PinnedBuffer:
         return self.twin[:size]
 
     def release(self) -> float:
-        """Say that all work that reads the slot has been queued. Returns the seconds the copy took, if known by now."""
+        """Mark that all work that reads the buffer has been queued. Return the seconds of the copy, or 0 if unknown."""
         if self._events is None:
             return 0.0
         self._used = torch.cuda.Event()

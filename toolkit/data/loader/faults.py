@@ -1,4 +1,4 @@
-"""What happens when an image cannot be decoded: replaced or masked, told once, counted, and at some point enough.
+"""Handling of images that cannot be decoded: replace or mask them, log each once, stop the run if there are many.
 
 A substitute is a function of (seed, epoch, sample, attempt), so a run is the same at any world size and after a resume.
 """
@@ -21,31 +21,31 @@ MAX_LISTED = 10
 
 @dataclass(frozen=True)
 class FaultPolicy:
-    """How a loader answers to undecodable images."""
+    """How a loader handles images that cannot be decoded."""
 
     on_error: OnError = "stop"
     limit: float = 0.0
-    """Share of the source's samples that may be undecodable before UserError ends the run."""
+    """Largest share of the source's samples that cannot be decoded; above it UserError ends the run."""
     seed: int = 0
     tell: bool = True
-    """Log each one; False for callers that report them in their own way."""
+    """Log each image; False if the caller reports them."""
 
 
-#: For predictions: a damaged image is a row with an error, told by the caller, and never too many.
+#: For predictions: a damaged image is a row with an error, which the caller reports. There is no limit.
 KEEP_ERRORS = FaultPolicy("mask", limit=1.0, tell=False)
 
 
 class Faults:
-    """The undecodable samples met so far. Threads report to it."""
+    """The samples that could not be decoded so far. Safe to use from many threads."""
 
     def __init__(self, policy: FaultPolicy, num_samples: int) -> None:
         self.policy, self.num_samples = policy, num_samples
         self.found: dict[int, str] = {}
-        """Sample → where it lies and why it could not be decoded."""
+        """Sample → its location and why it could not be decoded."""
         self._lock = threading.Lock()
 
     def report(self, sample: int, message: str) -> None:
-        """Note an undecodable sample; the first time it is logged."""
+        """Record a sample that cannot be decoded; log it the first time."""
         with self._lock:
             known = sample in self.found
             self.found[sample] = message
@@ -54,21 +54,21 @@ class Faults:
             log.warning("%s; %s", message, done)
 
     def forget(self) -> None:
-        """Drop what was noted: for callers that report damage in their own way and go on for millions of samples."""
+        """Delete all records, for callers that report damaged images themselves and process millions of samples."""
         with self._lock:
             self.found.clear()
 
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
-        """The sample that stands in for ``sample`` at the ``attempt``-th try."""
+        """Return the substitute for ``sample`` at attempt ``attempt``."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples
 
     def check(self) -> None:
-        """Raise UserError if there are more than the policy bears."""
+        """Raise UserError if there are more than the policy allows."""
         check_limit(self.found, self.policy, self.num_samples)
 
 
 def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) -> None:
-    """Raise UserError, with the list, if more samples are undecodable than ``policy`` bears."""
+    """Raise UserError, with a list, if more samples cannot be decoded than ``policy`` allows."""
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]

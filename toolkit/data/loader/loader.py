@@ -1,10 +1,10 @@
-"""Batches in plan order, decoded ahead of time by threads whose decoders release the GIL.
+"""Batches in plan order, decoded in advance by threads whose decoders release the GIL.
 
-    share ─ cutter ─→ Cut (what each row needs) ─→ chunks of rows ─ threads: read, decode ─→ slot of the ring
-          ─ last chunk: copy to the device on a side stream ─→ device: geometry, normalise ─→ Batch
+    MicroBatch ─→ BatchTransform ─→ chunks of rows ─ threads: read, decode ─→ PinnedBuffer
+          ─ after the last chunk: copy to the device on a side stream ─→ device: geometry ─→ Batch
 
-No worker processes, no shared memory, no pickling: the first batch is there after one batch's decoding. The plan says
-which samples, the source gives their bytes, the cut makes pixels, the fault policy answers to damaged images.
+There are no worker processes, no shared memory and no pickling, so the first batch is ready after its own decoding. The
+plan selects samples, the source reads their bytes, the transform produces pixels, the fault policy handles damage.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from toolkit.data.transforms.batch_transform import BatchTransform, TransformFac
 from toolkit.data.transforms.jpeg import Turned
 from toolkit.device.transfer import to_device
 
-#: Least and most rows of a thread's task: a batch is shared evenly, and the task's own overhead disappears.
+#: Smallest and largest number of rows in a task: small enough to balance threads, large enough to hide overhead.
 CHUNK = (4, 32)
 
 
 class Source(Protocol):
-    """Where encoded images come from: a ShardReader, or a list of files."""
+    """A source of encoded images: a ShardReader, or a list of files."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> memoryview:
-        """Writable bytes of a sample, valid until this thread's next read.
+        """Return the writable bytes of a sample, valid until this thread's next read.
 
-        Raises Undecodable where there is no image, UserError where it cannot be read: that is no damage.
+        Raises Undecodable if there is no image, UserError if it cannot be read (which does not mean damage).
         """
 
     def where(self, index: int) -> str: ...
@@ -57,31 +57,31 @@ class Work:
     transform: BatchTransform
     buffer: PinnedBuffer
     indices: np.ndarray
-    """(n,) the samples that the rows hold: the share's, or their substitutes."""
+    """(n,) samples of the rows: those of the micro-batch, or their substitutes."""
     valid: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
     squares: dict[int, np.ndarray] = field(default_factory=dict)
-    """Row → (S, S, 3) pixels that could not use the row's place in the slot."""
+    """Row → (S, S, 3) pixels that do not fit the row's place in the buffer."""
     futures: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
-    """Futures whose rows are not yet all decoded."""
+    """Number of tasks that have not finished."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass
 class Batch:
-    """Decoded samples of one share, on the device."""
+    """Decoded samples of one micro-batch, on the device."""
 
     images: torch.Tensor
-    """(n, S, S, 3) whole grey levels, uint8 or float; to be used before the next batch is asked for."""
+    """(n, S, S, 3) integers from 0 to 255 as uint8 or float; use them before you request the next batch."""
     micro_batch: MicroBatch
-    """The samples that ``images`` holds. Substitutes have their own index; masked rows are not valid."""
+    """The samples of ``images``. Substitutes have their own index; masked rows have valid=False."""
     errors: dict[int, str]
     """Row → why its image could not be decoded (masked rows only)."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decodes shares ``prefetch`` batches ahead. One pool of threads serves any number of passes, one at a time."""
+    """Decode micro-batches ``prefetch`` batches ahead. One pool of threads is used for all passes, one at a time."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch per share, in order; its memory is used again when the next one is asked for.
+        """Yield a Batch per micro-batch, in order; its memory is reused for the next one.
 
-        Raises UserError when more images are damaged than the fault policy bears, naming shard, key and offset; and
-        what the source raises for those that cannot be read.
+        Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
+        the source's ``read`` are passed on.
         """
         with contextlib.closing(self.decoded(micro_batches, transforms, epoch)) as works:
             for work in works:
@@ -118,7 +118,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def decoded(
         self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
     ) -> Generator[Work, None, None]:
-        """What ``batches`` does up to the copy to the device: each Work's slot is filled when it is yielded."""
+        """Yield each Work when its buffer is filled and its copy to the device is started, as used by ``batches``."""
         queue: deque[Work] = deque()
         free = deque(self._buffers)
         pending = iter(micro_batches)
@@ -137,11 +137,11 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 self.faults.check()
                 try:
                     yield work
-                finally:  # also when the pass ends here: the device may still be reading
+                finally:  # even if the pass ends here: the device may still read the buffer
                     self.timer.add(copied=work.buffer.release())
                     free.append(work.buffer)
         finally:
-            # Threads may still write to these slots, and a later pass will use them.
+            # Threads may still write to these buffers, which a later pass will use.
             for work in queue:
                 for future in work.futures:
                     future.cancel()
@@ -176,7 +176,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         return work
 
     def _row(self, work: Work, row: int, memory: np.ndarray, transforms: TransformFactory, epoch: int) -> int:
-        """Decode one row; returns the bytes read."""
+        """Decode one row. Return the number of bytes read."""
         sample = int(work.indices[row])
         try:
             data = self.source.read(sample)
@@ -200,7 +200,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     continue
                 work.indices[row] = other
                 return len(data)
-        if work.valid[row]:  # padding repeats a sample that is another row's, perhaps another rank's, to report
+        if work.valid[row]:  # padding repeats a sample of another row or rank, which reports the error
             work.errors[row] = problem
         work.valid[row] = False
         work.squares[row] = np.zeros((work.transform.side, work.transform.side, 3), dtype=np.uint8)
@@ -214,5 +214,5 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
 
 
 def targets_of(micro_batch: MicroBatch, reader: ShardReader) -> torch.Tensor:
-    """(n, G) float32 targets of a share's samples."""
+    """Return the (n, G) float32 targets of the samples of a micro-batch."""
     return torch.from_numpy(reader.targets_of(micro_batch.indices)).float()

@@ -1,11 +1,11 @@
-"""Where the time of an epoch went: counters that the loader keeps, and the one line they amount to."""
+"""Time counters of the loader, and one line on the bottleneck of an epoch."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, fields
 
-#: Under this share of the time spent waiting, data is not what limits training.
+#: If training waits for data less than this share of the time, data is not the bottleneck.
 FINE = 0.05
 
 
@@ -14,13 +14,13 @@ class Times:
     """Seconds and counts, added up over threads."""
 
     waited: float = 0.0
-    """The training loop stood still for a batch."""
+    """Time that the training loop waited for batches."""
     decode: float = 0.0
-    """Threads were busy: reading, decoding and, where it is their work, geometry."""
+    """Wall time of threads for reading, decoding and, on the CPU, geometry."""
     decode_cpu: float = 0.0
-    """CPU time of that; the rest of ``decode`` was spent waiting for the disk or for a core."""
+    """CPU time of ``decode``; the rest was a wait for the disk or for a core."""
     copied: float = 0.0
-    """Copies to the device ran."""
+    """Time of copies to the device."""
     samples: int = 0
     bytes_read: int = 0
 
@@ -30,7 +30,7 @@ class Times:
 
 @dataclass
 class LoaderTimer:
-    """Times so far; threads add to them."""
+    """Total times, to which threads add."""
 
     times: Times = field(default_factory=Times)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -41,15 +41,15 @@ class LoaderTimer:
                 setattr(self.times, name, getattr(self.times, name) + value)
 
     def snapshot(self) -> Times:
-        """A copy, to take differences from."""
+        """Return a copy, from which differences can be computed."""
         with self._lock:
             return self.times - Times()
 
 
 def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> str:
-    """One line on what limited ``seconds`` of training, and what to do about it if that was data.
+    """Return one line on what limited ``seconds`` of training, with a remedy if it was data.
 
-    ``threads`` decode in this process, which has ``cores`` to itself; ``accelerator`` is what computes ("GPU", "CPU").
+    ``threads``: decoding threads of this process; ``cores``: its CPU cores; ``accelerator``: "GPU" or "CPU".
     """
     share = times.waited / seconds if seconds > 0 else 0.0
     if share < FINE:
@@ -59,16 +59,16 @@ def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator:
     if times.copied / seconds > 0.5:
         return (
             f"{head}the copy to the device is the limit ({times.copied / seconds:.0%} of the time); build the shards "
-            f"with a smaller --short-side, or --data.geometry cpu"
+            f"with a smaller --short-side, or set --data.geometry cpu"
         )
     if working < 0.5 * busy and working < 0.5 * cores:
         rate = times.bytes_read / seconds / 1e6
         return (
-            f"{head}reading is the limit: {threads} threads wait for {rate:.0f} MB/s; copy the shards to a local disk, "
-            f"or --data.order window"
+            f"{head}reading is the limit: {threads} threads wait at {rate:.0f} MB/s; copy the shards to a local disk, "
+            f"or set --data.order window"
         )
     if busy < 0.7 * threads:
-        return f"{head}batches come too late although threads idle; --data.prefetch higher"
+        return f"{head}batches are late although threads are idle; set a higher --data.prefetch"
     return (
         f"{head}decode is the limit: {working:.1f} of {cores} cores busy; build the shards with a smaller --short-side"
         f"{', or --data.workers ' + str(cores) if threads < cores else ', or give the job more cores'}"

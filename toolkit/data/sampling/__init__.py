@@ -1,1 +1,1 @@
-"""Which rank sees which sample when: permutations, repeats, random numbers per sample. No files."""
+"""The samples of each rank and update: permutations, repeats, random numbers per sample. Reads no files."""

@@ -1,25 +1,25 @@
-"""Who sees which sample when. Pure arithmetic: no files, no process group, no state.
+"""The samples of each rank and update. Pure arithmetic: no files, no process group, no state.
 
-Training rule. An epoch is a permutation of all samples (shuffle.py), some of them repeated if asked for
-(repeat_factor.py): a function of (seed, epoch) of which any slice can be asked for. With N positions and a global batch
-of B it has k = ceil(N / B) updates, and update t takes the positions from floor(t * N / k) on: the sizes of updates
-differ by one at most, none is over B, and none is under half of B unless the set is. (Full updates and then what is
-left would be the obvious rule; but what is left may be one sample, whose gradient moves the weights as far as that of B
-samples, and over which BatchNorm takes its statistics, just before the epoch is validated. Runs of earlier versions go
-on so: ``sizes`` "tail".) Every position is visited once.
+Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It is a
+function of (seed, epoch), and any slice can be computed. An epoch of N positions has k = ceil(N / B) updates for a
+global batch of B; update t starts at position floor(t * N / k). Sizes of updates differ by one at most. No update has
+more than B samples, or less than B / 2 unless N is smaller. Every position is used once. (Full updates with a remainder
+would be simpler. But the remainder may be one sample: it would change the weights as much as B samples, and BatchNorm
+would have its statistics from that sample just before validation. Runs of earlier versions continue with that rule:
+``sizes`` "tail".)
 
-Each update is dealt out like cards over its world_size x accumulation micro-batches. The samples of an update therefore
-do not depend on the number of processes, and every rank makes the same number of updates. A micro-batch of fewer than
-MIN_ROWS samples is filled with samples of the same update marked valid=False: they weigh nothing in loss and counts.
+The positions of an update are assigned in turn to its world_size x accumulation micro-batches. So the samples of an
+update do not depend on the number of processes, and every rank has the same number of updates. A micro-batch of fewer
+than MIN_ROWS samples is padded with samples of the same update marked valid=False, which have no weight.
 
-Dealing. Cards are dealt ``deal`` at a time: positions k*deal..(k+1)*deal-1 of an update lie side by side in one
-micro-batch, whatever the world size and the accumulation. Mixing (mixup.py) deals pairs: positions 2k and 2k+1 are
-partners and are rows 2j and 2j+1 of their Share; of an odd number the last has no partner. All but the last group of an
-update are whole and a short one is its micro-batch's last, so groups start at multiples of ``deal`` in every Share.
-Where B is a multiple of ``deal``, so is every update but the last: sizes then differ by ``deal``.
+Groups. ``group_size`` positions are assigned together: positions k*group_size..(k+1)*group_size-1 of an update are
+neighbours in one micro-batch, for any world size and accumulation. Mixing (mixup.py) uses groups of two: positions 2k
+and 2k+1 are partners in rows 2j and 2j+1 of their MicroBatch; the last of an odd number has no partner. Only the last
+group of an update can be shorter, and it is the last of its micro-batch. So groups start at multiples of ``group_size``
+in every MicroBatch. If B is a multiple of ``group_size``, so is every update except the last.
 
-Evaluation rule. Samples in index order are cut into fixed batches, and batch j goes to rank j mod world_size. The
-batches, and so the logits, are the same for any number of processes. Ranks that run out get a batch of valid=False.
+Evaluation. Samples in index order form fixed batches, and batch j goes to rank j mod world_size. The batches, and so
+the logits, are the same for any number of processes. Ranks without a batch get one with valid=False.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, Order
 
-#: even: the updates of an epoch are of one size, give or take one; tail: full ones, then what is left.
+#: even: sizes of the updates of an epoch differ by at most one; tail: full updates, then one with the remainder.
 Sizes = Literal["even", "tail"]
-#: A BatchNorm that has no statistics but the batch's cannot normalise a single row of a 1x1 feature map.
+#: BatchNorm in training cannot normalise a single row of a 1x1 feature map.
 MIN_ROWS = 2
-#: Samples whose order is computed at a time.
+#: Number of samples whose order is computed at a time.
 BLOCK = 4096
 
 
@@ -48,9 +48,9 @@ class MicroBatch:
     indices: np.ndarray
     """(n,) int64 positions in the split."""
     valid: np.ndarray
-    """(n,) bool; False rows are padding and count for nothing."""
-    repeat: np.ndarray = None  # type: ignore[assignment] # zeros where not given: most callers know of no repeats
-    """(n,) int64: 0 for the first time that a sample comes in an epoch, 1 for the second, ..."""
+    """(n,) bool; rows with False are padding without weight."""
+    repeat: np.ndarray = None  # type: ignore[assignment] # None: zeros, as most callers have no repeats
+    """(n,) int64: 0 for the first use of a sample in an epoch, 1 for the second, ..."""
 
     def __post_init__(self) -> None:
         if self.repeat is None:
@@ -58,7 +58,7 @@ class MicroBatch:
 
     @property
     def keys(self) -> np.ndarray:
-        """(n,) int64: what random crops and augmentation are hashed from, another for every draw of a sample."""
+        """(n,) int64 keys of the random numbers for crops and augmentation, different for each use of a sample."""
         return self.indices + self.repeat * DRAW_STRIDE
 
 
@@ -69,9 +69,9 @@ class TrainPlan:
     order: Order
     global_batch: int
     group_size: int = 1
-    """Neighbours of an update that stay in one micro-batch."""
+    """Number of neighbours of an update that stay in one micro-batch."""
     sizes: Sizes = "even"
-    """How the epoch is cut into updates."""
+    """How the epoch is divided into updates."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.global_batch < 1 or self.group_size < 1:
@@ -82,33 +82,33 @@ class TrainPlan:
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch, a repeated one as often as it comes."""
+        """Number of samples of an epoch, including repeats."""
         return len(self.order)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch, on every rank."""
+        """Number of updates in an epoch, equal on every rank."""
         return -(-self.num_samples // self.global_batch)
 
     @property
     def largest_step(self) -> int:
-        """An update of which none has more samples."""
+        """The first of the updates with the most samples."""
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
-        """Position in the epoch at which update ``step`` starts; for steps_per_epoch, where the epoch ends."""
+        """Return the position at which update ``step`` starts; for steps_per_epoch, the end of the epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
-        unit = math.gcd(self.group_size, self.global_batch)  # of another one, updates could not be full
+        unit = math.gcd(self.group_size, self.global_batch)  # with any other unit, updates could not be full
         units = -(-self.num_samples // unit)
         return min(step * units // self.steps_per_epoch * unit, self.num_samples)
 
     def count(self, step: int) -> int:
-        """Samples of one update over all ranks."""
+        """Return the number of samples of one update over all ranks."""
         return self.start(step + 1) - self.start(step)
 
     def rows(self, step: int, world_size: int, accumulation: int = 1) -> np.ndarray:
-        """(world_size, accumulation) int64: samples of each micro-batch of one update."""
+        """Return (world_size, accumulation) int64: the number of samples of each micro-batch of one update."""
         count, parts = self.count(step), world_size * accumulation
         groups = -(-count // self.group_size)
         rows = (groups // parts + (np.arange(parts) < groups % parts)) * self.group_size
@@ -116,7 +116,7 @@ class TrainPlan:
         return rows.reshape(world_size, accumulation)
 
     def keys(self, epoch: int, step: int) -> np.ndarray:
-        """(count(step),) int64 keys of one update over all ranks."""
+        """Return the (count(step),) int64 keys of one update over all ranks."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
@@ -124,14 +124,14 @@ class TrainPlan:
     def micro_batches(
         self, epoch: int, step: int, rank: int, world_size: int, accumulation: int = 1
     ) -> list[MicroBatch]:
-        """The ``accumulation`` shares of ``rank`` in one update."""
+        """Return the ``accumulation`` micro-batches of ``rank`` in one update."""
         return _split_update(self.keys(epoch, step), rank, world_size, accumulation, self.group_size)
 
     def rest_of_epoch(
         self, epoch: int, rank: int, world_size: int, accumulation: int = 1, first_step: int = 0
     ) -> Iterator[MicroBatch]:
-        """All micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
-        block = max(1, BLOCK // self.global_batch)  # a slice costs little more for many samples than for few
+        """Yield all micro-batches of ``rank`` from ``first_step`` to the end of the epoch, in order."""
+        block = max(1, BLOCK // self.global_batch)  # one large slice is faster than many small ones
         for begin in range(first_step, self.steps_per_epoch, block):
             edges = [self.start(t) for t in range(begin, min(begin + block, self.steps_per_epoch) + 1)]
             keys = self.order.keys(epoch, edges[0], edges[-1])
@@ -147,11 +147,11 @@ class EvalPlan:
     batch: int
 
     def steps(self, world_size: int) -> int:
-        """Forward passes of every rank."""
+        """Return the number of forward passes of every rank."""
         return -(-self.num_samples // (self.batch * world_size))
 
     def micro_batches(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
-        """The batches of ``rank``; the same number on every rank."""
+        """Yield the batches of ``rank``; their number is equal on every rank."""
         for step in range(self.steps(world_size)):
             start = (step * world_size + rank) * self.batch
             indices = np.arange(start, min(start + self.batch, self.num_samples), dtype=np.int64)
@@ -162,7 +162,7 @@ class EvalPlan:
 
 
 def _split_update(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[MicroBatch]:
-    """The shares of ``rank`` in an update of these keys, which are dealt out like cards."""
+    """Return the micro-batches of ``rank`` in an update with these keys, assigned in turn in groups of ``deal``."""
     holders = np.arange(len(keys)) // deal % (world_size * accumulation)
     micro_batches = []
     for part in range(rank * accumulation, (rank + 1) * accumulation):

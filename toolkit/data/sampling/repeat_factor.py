@@ -1,17 +1,16 @@
-"""Rare genres more often: repeat factor sampling, made exact.
+"""Repeat factor sampling: samples with rare genres are repeated, in epochs of equal length.
 
-A sample's repeat factor (Gupta, Dollár, Girshick 2019, "LVIS") is the largest max(1, sqrt(t / f)) of its genres, f
-being a genre's prevalence in training and t the prevalence from which on nothing is repeated. LVIS rounds each factor
-up or down by a coin of its own, so that epochs differ in length. Here they do not (systematic sampling, Madow 1949, in
-whole numbers):
+The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is the largest max(1, sqrt(t / f)) of its genres.
+f is the prevalence of a genre in training; genres with a prevalence of t or more are not repeated. LVIS rounds each
+factor up or down at random, so that epochs differ in length. Here systematic sampling (Madow 1949) in integers is used:
 
-- every epoch has M = N + round(sum of (factor - 1)) positions; what factors exceed 1 by is scaled to add up to M - N;
-- a sample with the scaled factor r comes floor(r) or ceil(r) times: each at least once, one with factor 1 exactly once;
-- counts are a pure function of (seed, epoch). The start of the sampling moves on by the golden ratio from epoch to
-  epoch, so that others make up for what an epoch rounds down: over a run of epochs a sample's mean count is close to r.
+- Every epoch has M = N + round(sum of (factor - 1)) positions; the excesses over 1 are scaled to the sum M - N.
+- A sample with the scaled factor r is used floor(r) or ceil(r) times: at least once, and once if its factor is 1.
+- Counts are a pure function of (seed, epoch). The start of the sampling moves by the golden ratio in each epoch, so
+  that the mean count of a sample over several epochs is close to r.
 
-Factors lie end to end on a line of length M, in units of 2^-32; pointers one apart pick samples. The line is one table
-of 8 bytes per sample for all epochs; any slice of an epoch costs its own length times log N, to find its pointers.
+The factors are consecutive intervals on a line of length M, in units of 2^-32; pointers at distance 1 select samples.
+The line is one table of 8 bytes per sample for all epochs; a slice of length n costs n * log N operations.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ import numpy as np
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, Order, WindowOrder, key_of
 
 _ONE = 1 << 32  # one in the fixed-point numbers of the table
-_STEP = 0x9E3779B9  # golden ratio of that: the Weyl sequence of lowest discrepancy
+_STEP = 0x9E3779B9  # golden ratio times _ONE: the Weyl sequence of lowest discrepancy
 
 
 def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | None = None) -> np.ndarray:
-    """(N,) float64 repeat factors, at least 1, of samples with ``targets`` (N, G) of 0 and 1; ``below`` is LVIS's t.
+    """Return (N,) float64 repeat factors of at least 1 for (N, G) ``targets`` of 0 and 1; ``below`` is t of LVIS.
 
-    ``prevalence`` (G,): that of the whole split where ``targets`` are a part of it.
+    ``prevalence`` (G,): the prevalence in the whole split, if ``targets`` are only a part of the split.
     """
     factors = np.ones(len(targets))
     for genre in range(targets.shape[1]):
@@ -42,14 +41,14 @@ def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | N
 
 
 class RepeatOrder:
-    """Every epoch is a permutation of samples repeated by their factors: of all, or within groups of shards."""
+    """Order with repeats: every epoch permutes the repeated samples, all together or within groups of shards."""
 
     def __init__(
         self, factors: np.ndarray, seed: int, shard_sizes: Sequence[int] | None = None, window: int = 1
     ) -> None:
-        """factors (N,), each at least 1. With ``shard_sizes`` (sum N) the order is WindowOrder's, else GlobalOrder's.
+        """``factors`` (N,) of at least 1. The order is that of WindowOrder with ``shard_sizes``, else of GlobalOrder.
 
-        A group of shards holds the repeats of its own samples, so it differs in length from epoch to epoch.
+        A group of shards contains the repeats of its own samples, so its length varies between epochs.
         """
         if len(factors) == 0 or not factors.min() >= 1.0:
             raise ValueError("repeat factors must be at least 1")
@@ -63,7 +62,7 @@ class RepeatOrder:
         self.seed, self.window = seed, window
         self._bounds = None if shard_sizes is None else np.cumsum([0, *shard_sizes])
         self._shuffle = lru_cache(maxsize=1)(self._order)
-        """Of the epoch under way."""
+        """Order of the places of the current epoch."""
 
     def __len__(self) -> int:
         return int(self._line[-1] // _ONE)
@@ -79,14 +78,14 @@ class RepeatOrder:
         return self._shuffle(epoch).shard_order(epoch, start)
 
     def counts(self, epoch: int) -> np.ndarray:
-        """(N,) int64: how often each sample comes in ``epoch``."""
+        """Return (N,) int64: the number of uses of each sample in ``epoch``."""
         return np.diff((self._line + self._start(epoch)) // _ONE)
 
     def _start(self, epoch: int) -> int:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
     def _order(self, epoch: int) -> Order:
-        """Permutes the places of the epoch's table, in which a sample's draws lie side by side."""
+        """Return an order of the places of the epoch's table, in which repeats of a sample are neighbours."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
         sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)

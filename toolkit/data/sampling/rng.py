@@ -1,6 +1,6 @@
-"""Random numbers and crops as a pure function of (seed, epoch, key): the same at any rank, thread and order.
+"""Random numbers and crops as a pure function of (seed, epoch, key): equal on any rank and thread, in any order.
 
-A key stands for a sample, or for one of its draws where an epoch repeats it (plan.Share.keys).
+A key represents a sample, or one of its repeats in an epoch (plan.MicroBatch.keys).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it falls back to a central crop
+ATTEMPTS = 10  # attempts of torchvision's RandomResizedCrop before its fallback, a central crop
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
-    """What random numbers are for. Each purpose has its own, so switching one on leaves the others as they were."""
+    """Purposes of random numbers. Each has its own numbers, so enabling one does not change the others."""
 
     CROP = 0
     COLOUR = 1
@@ -26,10 +26,10 @@ class Stream(IntEnum):
 
 
 def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:
-    """(n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) integers.
+    """Return (n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) are integers.
 
-    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") over a
-    counter: no state, so no order of calls can matter. A larger ``count`` only adds columns.
+    This is splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
+    counter. It has no state, so the order of calls has no effect. A larger ``count`` only adds columns.
     """
     with np.errstate(over="ignore"):
         key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))
@@ -40,7 +40,7 @@ def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream
 
 
 def mix64(x: Any) -> Any:
-    """splitmix64's finaliser: a bijection of 64-bit words that scatters them; scalars or arrays of uint64."""
+    """Return splitmix64's finaliser, a bijective hash of 64-bit words, for scalars or arrays of uint64."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -57,7 +57,7 @@ def random_crops(
     ratio: tuple[float, float],
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and flips for n keys, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """Draw boxes and flips for n keys, distributed as in torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
     Returns ((n, 4) int64 boxes as left, top, right, bottom in pixels, inside each image; (n,) bool flips).
     """
@@ -84,7 +84,7 @@ def random_crops(
 
 
 def _central(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """The largest central crop whose aspect ratio is allowed: torchvision's fallback."""
+    """Return the largest central crop with an allowed aspect ratio, as torchvision's fallback."""
     w = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1])))
     h = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0])))
     left, top = (widths - w) // 2, (heights - h) // 2

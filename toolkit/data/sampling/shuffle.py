@@ -1,16 +1,16 @@
-"""The order of an epoch as a keyed bijection: any slice of it costs its own length, however many samples there are.
+"""The order of an epoch as a keyed bijection: the cost of a slice depends on its length only, not on the set.
 
-No list of samples is shuffled or kept. Position p of an epoch maps to a sample by a Feistel network (Luby, Rackoff
-1988) over the smallest square grid that holds all samples (Black, Rogaway 2002, "Ciphers with arbitrary finite
-domains": halves added modulo the side), walking on while the result lies outside of 0..n-1. Eight rounds of a 64-bit
-mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
+No list of samples is shuffled or kept. A Feistel network (Luby, Rackoff 1988) maps position p of an epoch to a sample.
+Its domain is the smallest square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite
+domains": halves are added modulo the side). It is applied again while the result is outside of 0..n-1. It has eight
+rounds of a 64-bit mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
 
-``global``: one permutation of everything; every read is random. ``window``: shards are permuted, then samples within
-groups of a few shards, so that a node reads from only a few files at a time: for sets that do not fit in memory.
-docs/results/loader.md has what this costs in shuffle quality. repeat_factor.py does either with repeated samples.
+``global``: one permutation of all samples; every read is random. ``window``: shards are permuted, then samples within
+groups of a few shards. A node then reads from only a few files at a time, for sets that do not fit in memory;
+docs/results/loader.md has the loss of shuffle quality. repeat_factor.py does both with repeated samples.
 
-A position holds a key: sample + draw * DRAW_STRIDE, where draw is 0 for a sample's first place in the epoch's table, 1
-for its second, ... Where each sample comes once, keys are samples.
+A position has a key: sample + draw * DRAW_STRIDE. draw is 0 for the first place of a sample in the table of the epoch,
+1 for the second, ... Without repeats, keys are samples.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from toolkit.data.sampling.rng import mix64
 
 ROUNDS = 8
 _SMALL = 256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
-#: Keys of a sample's draws are this far apart: no split has as many samples.
+#: Distance between keys of the repeats of a sample; larger than the number of samples of any split.
 DRAW_STRIDE = 1 << 40
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
 class Order(Protocol):
-    """Which sample stands at which position of which epoch."""
+    """The sample at each position of each epoch."""
 
     def __len__(self) -> int:
-        """Positions of an epoch, the same in all."""
+        """Number of positions of an epoch, equal in all epochs."""
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """(stop - start,) int64 at positions start..stop-1 of the epoch: samples and which of their draws."""
+        """Return (stop - start,) int64 keys of positions start..stop-1 of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """(m,) int64 shards in the order in which the epoch needs them from ``start`` on; None if all are, always."""
+        """Return (m,) int64 shards in the order of use from position ``start``; None if all are used all the time."""
 
 
 class GlobalOrder:
@@ -69,7 +69,7 @@ class WindowOrder:
         self.firsts = np.cumsum(self.sizes) - self.sizes
         self.window, self.seed = window, seed
         self._shards = lru_cache(maxsize=1)(self._layout)
-        """Of the epoch under way."""
+        """Layout of the current epoch."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -92,20 +92,20 @@ class WindowOrder:
         return found
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """From the group on that holds position ``start``."""
+        """Return the shards from the group that contains position ``start``."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards in this epoch's order, end of each in the epoch's positions)."""
+        """Return (shards in the order of this epoch, end position of each in the epoch)."""
         count = len(self.sizes)
         shards = permute(np.arange(count), count, key_of(self.seed, epoch, -1))
         return shards, np.cumsum(self.sizes[shards])
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """(n,) int64 images of ``positions`` (each in 0..size-1) under the bijection of 0..size-1 that ``key`` picks."""
+    """Map (n,) ``positions``, each in 0..size-1, by the bijection of 0..size-1 with this ``key``, to (n,) int64."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]
@@ -118,7 +118,7 @@ def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 def key_of(*numbers: int) -> int:
-    """64-bit key from (seed, epoch, ...)."""
+    """Return a 64-bit key from (seed, epoch, ...)."""
     key = np.uint64(0)
     for number in numbers:
         key = mix64(key ^ mix64(np.uint64((number + _GOLDEN) & _MASK)))

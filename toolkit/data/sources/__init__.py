@@ -1,1 +1,1 @@
-"""Bytes of samples: readers of shards, open files, shards that are fetched ahead."""
+"""Sources of encoded images: shard readers, image files, open file handles, prefetched shards."""

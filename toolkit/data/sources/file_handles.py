@@ -1,4 +1,4 @@
-"""A few open files of many: opened when they are first used, the one used longest ago is closed first."""
+"""A limited number of open files: opened at first use, the least recently used one is closed first."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Handle:
     descriptor: int
     users: int = 0
     forgotten: bool = False
-    """Closed by its last user."""
+    """Whether the last user must close it."""
 
 
 class Handles:
-    """Descriptors by number. Safe to use from many threads; no descriptor is closed while it is used."""
+    """Number of a file → its descriptor. Safe to use from many threads; no descriptor is closed while it is used."""
 
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
-        """``open_file`` opens the file of a number; at most ``capacity`` stay open besides those in use."""
+        """``open_file`` opens the file of a number; at most ``capacity`` files stay open besides those in use."""
         self._open_file, self.capacity = open_file, capacity
         self._files: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -33,7 +33,7 @@ class Handles:
 
     @contextlib.contextmanager
     def use(self, number: int) -> Iterator[int]:
-        """The descriptor of a file, for as long as the block runs. Raises what opening it raises."""
+        """Provide the descriptor of a file inside the block. Errors of ``open_file`` are passed on."""
         handle = self.take(number)
         try:
             yield handle.descriptor
@@ -41,14 +41,14 @@ class Handles:
             self.give_back(handle)
 
     def take(self, number: int) -> Handle:
-        """As ``use``, for where every microsecond counts; to be given back whatever happens."""
+        """Return a handle, faster than ``use``; the caller must call ``give_back`` in any case."""
         with self._lock:
             handle = self._files.get(number)
             if handle is not None:
                 handle.users += 1
                 self._files.move_to_end(number)
                 return handle
-        descriptor = self._open_file(number)  # may take its time: nobody else waits for it
+        descriptor = self._open_file(number)  # outside the lock, as it may be slow
         with self._lock:
             handle = self._files.setdefault(number, Handle(descriptor))
             if handle.descriptor != descriptor:  # two threads opened it at once
@@ -58,7 +58,7 @@ class Handles:
             return handle
 
     def give_back(self, handle: Handle) -> None:
-        """One user less of a file that was taken."""
+        """Return a handle of ``take``."""
         with self._lock:
             handle.users -= 1
             if handle.forgotten and not handle.users:
@@ -67,7 +67,7 @@ class Handles:
                 self._close(len(self._files) - self.capacity)
 
     def forget(self, number: int) -> None:
-        """Have the file opened anew when it is taken next: reading it failed."""
+        """Open the file again at its next use, because reading it failed."""
         with self._lock:
             handle = self._files.pop(number, None)
             if handle is not None:

@@ -1,6 +1,6 @@
-"""Users' own image files, of which nothing is known before they are opened, as a Loader's source.
+"""Image files of users as a source of a Loader; their size and format are unknown before they are opened.
 
-They go the way that shard samples go, so that a folder and the shards of its bytes give the same pixels to the bit.
+They are decoded like samples of shards, so that a folder and its shards give bit-identical pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from toolkit.data.sources.errors import Undecodable
 
 log = logging.getLogger(__name__)
 
-#: Files with several frames that are named one by one.
+#: Number of files with several frames that are logged individually.
 NAMED = 5
 
 
 def list_images(directory: Path) -> list[Path]:
-    """Image files below a folder, sorted. Raises UserError if there is none.
+    """Return the sorted image files below a folder. Raises UserError if there are none.
 
-    Files of other kinds, and folders that cannot be read, are said in a line each.
+    Logs one line on files of other kinds, and one on folders that cannot be read.
     """
     if not directory.is_dir():
         raise UserError("path-missing", f"image folder not found: {directory}")
@@ -39,15 +39,15 @@ def list_images(directory: Path) -> list[Path]:
     return found
 
 
-#: A backslash that, left as it is, would read as the escape of a byte.
+#: A backslash in a name that looks like the escape of a byte.
 _LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
 def file_id(path: str) -> str:
-    r"""The name by which a file is listed: its path, as text that any file can hold.
+    r"""Return the id of a file in results: its path, as valid UTF-8 text.
 
-    Bytes that are not UTF-8 (Python reads them as lone surrogates) are written as ``\xHH``, and a backslash that
-    stands before ``xHH`` in the name as ``\x5c``, so two files never have one id.
+    Bytes that are not UTF-8 (Python reads them as lone surrogates) become ``\xHH``. A backslash before ``xHH`` in the
+    name becomes ``\x5c``, so that two files never have the same id.
 
     >>> print(file_id("caf\udce9.jpg"), file_id(r"caf\xe9.jpg"), file_id(r"a\b.jpg"))
     caf\xe9.jpg caf\x5cxe9.jpg a\b.jpg
@@ -55,15 +55,14 @@ def file_id(path: str) -> str:
     text = _LIKE_ESCAPE.sub(r"\\x5c", path)
     try:
         return os.fsencode(text).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a character, which no file's name has
+    except UnicodeEncodeError:  # a surrogate that is not from a file name
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_file(path: Path) -> bytes:
-    """A user's file. What fails in passing is read again.
+    """Read a user's file; temporary errors are retried.
 
-    Raises Undecodable for a file that is gone or may not be read, which its row says; UserError for what is not the
-    file's own trouble: the rows of all others would say the same.
+    Raises Undecodable if this file is missing or not readable. Raises UserError for errors that concern all files.
     """
     try:
         return retried(path.read_bytes, str(path))
@@ -75,7 +74,7 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a Loader's source. Those with several frames, of which the first is taken, are said."""
+    """Image files as a source of a Loader. The first frame is used; files with several frames are logged."""
 
     paths: Sequence[Path]
     films: list[Path] = field(default_factory=list)

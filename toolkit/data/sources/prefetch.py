@@ -1,9 +1,9 @@
-"""Brings remote shards to the node's cache in the order in which the plan needs them, a little ahead of the readers.
+"""Prefetch remote shards into the cache of the node, in the order of the plan, ahead of the readers.
 
-    plan ─→ shards in order of need ─ threads: fetch, never more than ``ahead`` past what was read last ─→ cache
+    plan ─→ shards in order of use ─ threads: fetch at most ``ahead`` shards past the last one read ─→ cache
 
-Readers say when a pass over shards begins, and which shard they are at. A shard that is not there in time is fetched by
-whoever reads it. One process per node prefetches for all of its ranks: they read the same shards at the same time.
+Readers report the start of a pass and each shard that they reach. A reader fetches a missing shard itself. One process
+per node prefetches for all ranks of the node, because they read the same shards at the same time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from toolkit.data.sampling.shuffle import Order
 
 log = logging.getLogger(__name__)
 
-#: Shards that are fetched at the same time.
+#: Number of shards that are fetched at the same time.
 THREADS = 4
-#: Seconds after which a shard that found no room is tried again.
+#: Seconds before a shard is tried again when the cache is full.
 RETRY = 0.05
-#: Seconds for which closing waits for what is being fetched.
+#: Seconds that ``close`` waits for requests in progress.
 LEAVE = 1.0
 
 
 class Prefetcher:
-    """Fetches shards in threads of its own, from the first pass that begins until ``close``."""
+    """Fetches shards in its own threads, from the first ``begin`` until ``close``."""
 
     def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
         self._store, self._shards = store, shards
-        # Numbers of shards: of the pass under way, then the first of the next one.
+        # Numbers of shards: of the current pass, then the first ones of the next pass.
         self._visits: list[int] = []
-        self._places: dict[int, int] = {}  # in the visits, of the shards of the pass under way
+        self._places: dict[int, int] = {}  # number of a shard of the current pass → its index in _visits
         self._ahead = self._taken = 0
         self._reached = -1
         self._stop = threading.Event()
@@ -47,9 +47,9 @@ class Prefetcher:
             thread.start()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
-        """Readers begin a pass over these shards, and will go on with the ``following`` ones.
+        """Start a pass over the shards ``numbers``; the readers continue with the ``following`` ones.
 
-        ahead: how many are fetched past the one that was reached last. What is there already costs a look.
+        ahead: number of shards to fetch past the last one reached. Shards that are in the cache are not fetched again.
         """
         with self._changed:
             self._visits = [*numbers, *following[:ahead]]
@@ -58,7 +58,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def reached(self, number: int) -> None:
-        """A reader holds this shard. Cheap where that is nothing new."""
+        """Report that a reader has opened this shard. Fast if it was reported before."""
         place = self._places.get(number, -1)
         if place > self._reached:
             with self._changed:
@@ -66,7 +66,7 @@ class Prefetcher:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop. A request that is under way is let go of: it ends by itself, and nobody waits for it."""
+        """Stop prefetching. Wait at most LEAVE seconds for requests in progress; later ones end by themselves."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -79,7 +79,7 @@ class Prefetcher:
             self._fetch(number)
 
     def _next(self) -> int | None:
-        """The next shard as soon as it is due; None at the end."""
+        """Wait until the next shard is due and return its number; None after ``close``."""
 
         def due() -> bool:
             return self._stop.is_set() or self._taken < min(len(self._visits), self._reached + self._ahead + 1)
@@ -98,40 +98,40 @@ class Prefetcher:
                 return
             except NoRoom:
                 if 0 <= self._places.get(number, -1) <= self._reached:
-                    return  # its readers see to it themselves
+                    return  # the readers have reached it and fetch it themselves
                 with self._changed:
                     self._changed.wait(RETRY)
             except Abandoned:
                 return
-            except UserError as error:  # whoever needs the shard fails with it; perhaps nobody will
-                log.warning("not fetched ahead: %s", error)
+            except UserError as error:  # only a warning: the shard may not be needed, and its reader raises the error
+                log.warning("a shard could not be prefetched: %s", error)
                 return
 
 
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
-    """Numbers of shards in the order in which the rest of an epoch, from ``position`` on, needs them.
+    """Return the numbers of shards in the order in which the rest of an epoch, from ``position``, needs them.
 
-    All ``count`` of them, in their own order, where every read may be of any.
+    If every read may be from any shard, the result is 0 to ``count`` - 1.
     """
     turn = order.shard_order(epoch, position)
     return list(range(count)) if turn is None else turn.tolist()
 
 
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
-    """Raise UserError if the cache's limit is too low for training: shards would be fetched again and again.
+    """Raise UserError if the limit of the cache is too low for training, so that shards would be fetched repeatedly.
 
-    ``window`` None: every read may be of any shard, so all must fit. Else two windows: the one that is read, and the
-    next, which comes meanwhile; more where loaders read further ahead than a window. ``lead``: by how many samples.
+    ``window`` None: every read may be from any shard, so all must fit. Otherwise the current and the next window must
+    fit, and more if loaders read more than a window ahead. ``lead``: number of samples that loaders read ahead.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)
     if window is None:
-        need, what = sum(sizes), f"data.order global reads all {len(shards)} training shards all the time:"
+        need, what = sum(sizes), f"data.order global needs all {len(shards)} training shards at the same time:"
         remedy = "use --data.order window"
     else:
         windows = 2 + lead // (window * max(1, min(shard.samples for shard in shards)))
         need = sum(sizes[: windows * window])
-        what = f"{windows} windows of {window} shards, as many as are needed at a time, are up to"
+        what = f"{windows} windows of {window} shards, which are needed at the same time, have up to"
         remedy = "lower --data.window"
     if limit and need > limit:
         gib = f"{need / 2**30:.2f} GiB, more than --cache-limit ({limit / 2**30:.2f} GiB)"

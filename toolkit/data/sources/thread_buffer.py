@@ -1,4 +1,4 @@
-"""Memory that a thread uses again for every image."""
+"""Memory that a thread reuses for every image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 _local = threading.local()
 
 
-#: Larger memory is not kept: one huge picture would hold it for as long as the thread lives.
+#: Larger memory is not kept: one huge image would occupy it until the thread ends.
 MAX_KEPT_BYTES = 64 * 2**20
 
 
 def scratch(name: str, size: int) -> np.ndarray:
-    """(size,) uint8 of this thread, under ``name``; its content lasts until the next call with that name."""
+    """Return (size,) uint8 memory of this thread; it is valid until the next call with the same ``name``."""
     if size > MAX_KEPT_BYTES:
         return np.empty(size, dtype=np.uint8)
     held: dict[str, np.ndarray] = _local.__dict__

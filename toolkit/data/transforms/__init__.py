@@ -1,1 +1,1 @@
-"""From encoded images to pixels of one size: decoding, crops, geometry, normalisation."""
+"""Convert encoded images to pixels of one size: decoding, crops, geometry, normalisation."""

@@ -1,7 +1,7 @@
-"""What a batch's threads do, row by row: bytes in, pixels in the batch's slot out; then what the device does.
+"""The transform of a batch: threads decode each row to the buffer of the batch, then the device may crop and resize.
 
-``SquareCut`` leaves finished S x S squares in the slot (everything on the CPU). ``PackedCut`` leaves decoded images,
-one after the other without gaps, and the device cuts the squares. ``FileCut`` is for files of unknown size.
+``DecodedTransform`` writes complete S x S squares to the buffer (all work on the CPU). ``DeviceTransform`` writes the
+decoded images without gaps, and the device crops and resizes them. ``FileTransform`` is for files of unknown size.
 """
 
 from __future__ import annotations
@@ -27,41 +27,41 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 
 
 class BatchTransform(Protocol):
-    """The work of one batch."""
+    """The transform of one batch."""
 
     side: int
     """S, the side of a sample in pixels."""
     size: int
-    """Bytes that the batch needs in its slot."""
+    """Bytes that the batch needs in its buffer."""
 
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
-        """Decode sample ``row`` from ``data`` (writable) into the slot. Raises Undecodable.
+        """Decode sample ``row`` from ``data`` (writable) into the buffer. Raises Undecodable.
 
-        Raises Turned for a picture that does not fit its place in the slot; ``square`` takes it.
+        Raises Turned for an image that does not fit its place in the buffer; use ``square`` for it.
         """
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """Sample ``row`` as (S, S, 3) uint8; for samples that cannot use their place in the slot."""
+        """Return sample ``row`` as (S, S, 3) uint8, if it cannot use its place in the buffer."""
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
-        """(n, S, S, 3) whole grey levels, uint8 or float, on the slot's device."""
+        """Return (n, S, S, 3) integers from 0 to 255, as uint8 or float, on the device of the buffer."""
 
 
-#: (rows, widths, heights) → the views of some rows of a batch, if their images have these sizes.
+#: (rows, widths, heights) → the views of these rows of a batch for images of these sizes.
 MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
 
 
 class DecodedTransform:
     """Crop and resize in the decoding threads.
 
-    ``again`` makes the view of an image whose index has its width for its height; without it, that is an error.
+    ``again`` makes the view of an image whose width and height are exchanged in the index; None: raise Turned.
     """
 
     def __init__(self, views: Views, again: MakeViews | None = None) -> None:
         self.views, self.count, self.side, self.again = views, len(views), views.side, again
         self.size = self.count * self.side**2 * 4
         self.denominators = views.denominators()
-        # A window inside the resized box needs the whole box: the CPU's resize knows no part of an output.
+        # A window inside the resized box needs the whole box: the CPU's resize cannot compute a part of the output.
         whole = (views.resized != views.side).any(axis=1)
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
 
@@ -77,7 +77,7 @@ class DecodedTransform:
         return buffer.view(self.count, self.side, self.side, 4)[..., :3]
 
     def picture(self, row: int, image: Image.Image) -> np.ndarray:
-        """Sample ``row`` as (S, S, 3) uint8, of its decoded image; the pixels are those of ``row``."""
+        """Return sample ``row`` as (S, S, 3) uint8 from its decoded image, with the same pixels as from ``row``."""
         out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         denominator = int(self.denominators[row])
         memory, shape = self._memory(row)
@@ -174,19 +174,19 @@ class RawTransform:
     def _cut(self, size: tuple[int, int]) -> DecodedTransform:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
         cut = DecodedTransform(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
-        # No index vouches for these: a file that is cut, below what the model is shown, is cut all the same.
+        # Decode all rows: without an index, a file that is truncated below the crop must be an error too.
         cut.rows = heights
         return cut
 
 
-#: From the samples of a batch to its work.
+#: MicroBatch → its transform.
 TransformFactory = Callable[[MicroBatch], BatchTransform]
 
 
 def train_transforms(
     reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
 ) -> TransformFactory:
-    """Random crops and flips of shard samples, as the configuration has them."""
+    """Return the transforms for random crops and flips of shard samples."""
 
     def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return train_views(config, seed, epoch, micro_batch.keys[rows], widths, heights)
@@ -197,7 +197,7 @@ def train_transforms(
 def eval_transforms(
     reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
 ) -> TransformFactory:
-    """The evaluation transform of shard samples."""
+    """Return the evaluation transforms of shard samples."""
 
     def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
@@ -206,7 +206,7 @@ def eval_transforms(
 
 
 def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> TransformFactory:
-    """Squares from a function of the bytes, for files of unknown size."""
+    """Return transforms by a function of the bytes, for files of unknown size."""
     return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
 
 

@@ -1,4 +1,4 @@
-"""Which part of each stored image becomes a sample, and what must be decoded for it. Arithmetic on arrays, no pixels.
+"""The part of each stored image that becomes a sample, and the rows to decode for it. Arithmetic only, no pixels.
 
 A view resizes ``box`` of the image to ``resized`` (Pillow's antialiased bilinear filter, edges of the box clamped) and
 takes the square window of side S whose corner is ``corner``, mirrored if ``flip``. A random crop is a view whose
@@ -29,7 +29,7 @@ class Views:
     side: int
     """S, the side of a sample in pixels."""
     widths: np.ndarray
-    """(n,) int64, of the stored image; heights likewise."""
+    """(n,) int64 widths of the stored images; ``heights`` likewise."""
     heights: np.ndarray
     boxes: np.ndarray
     """(n, 4) int64: left, top, right, bottom in pixels of the stored image."""
@@ -48,12 +48,12 @@ class Views:
         return (self.boxes[:, 2:] - self.boxes[:, :2]) / self.resized
 
     def denominators(self) -> np.ndarray:
-        """(n,) int64 of 1, 2, 4 or 8: how much smaller the image may be decoded."""
+        """Return (n,) int64 of 1, 2, 4 or 8: the image may be decoded at 1/denominator of its size."""
         room = self.scales().min(axis=1) / MARGIN
         return np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """(n,) int64: rows of the stored image from this one on play no part in the sample."""
+        """Return (n,) int64: the sample does not depend on rows of the stored image from this one on."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)
@@ -67,7 +67,7 @@ class Views:
 def train_views(
     config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
-    """Random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.Share.keys."""
+    """Return random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.MicroBatch.keys."""
     boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)
     n, side = len(keys), config.image_size
     if config.train_crop == "none":

@@ -35,7 +35,7 @@ _STOPPED = "extraneous bytes before marker"
 
 
 class Turned(Undecodable):
-    """A sound image whose index has its width for its height, as indexes had that took no heed of EXIF."""
+    """A valid image whose width and height are exchanged in the index, as in old indexes that ignored EXIF."""
 
 
 def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
@@ -62,7 +62,7 @@ def decode_rows(
     header = plain_jpeg(data)
     if header is not None:
         _check_size((header.width, header.height), (width, height))
-    # One cut short, or with something appended, is not cut here: the other decoder knows which.
+    # A truncated file, or one with appended bytes, is left to the other decoder, which handles both cases.
     whole = rows == height or bytes(data[-2:]) == b"\xff\xd9"
     if header is not None and whole and _decode_plain(data, header, rows, denominator, target):
         return target
@@ -72,7 +72,7 @@ def decode_rows(
 
 
 def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
-    """The header of a JPEG that needs no other decoder: grey or three colours, upright, of a sane size and whole."""
+    """Return the header of a JPEG for libjpeg alone (grey or three colours, upright, complete), else None."""
     try:
         header = read_jpeg_header(data)
         if header is None or header.components not in (1, 3) or header.orientation != 1:
@@ -89,7 +89,7 @@ def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
 
 
 def _decode_plain(data: memoryview, header: JpegHeader, rows: int, denominator: int, target: np.ndarray) -> bool:
-    """Whether the decoder had nothing to complain about, and ``target`` holds the pixels."""
+    """Decode to ``target``. Return whether there was no error or warning."""
     at, height, cut = header.frame + 5, header.height, rows < header.height
     if cut:
         data[at], data[at + 1] = rows >> 8, rows & 255
@@ -111,7 +111,7 @@ def _decode_plain(data: memoryview, header: JpegHeader, rows: int, denominator: 
 
 
 def decode_any(data: memoryview | bytes) -> Image.Image:
-    """The picture, RGB and upright, as every command sees it. Raises Undecodable."""
+    """Decode any format to an upright RGB image, as in all commands. Raises Undecodable."""
     try:
         return decode(bytes(data), ANY)
     except BadImage as bad:

@@ -1,7 +1,7 @@
-"""Decoded image in, square uint8 RGB pixels out, by Pillow alone: the slow reference of the fast path.
+"""Convert a decoded image to square uint8 RGB pixels with Pillow: the slow reference of the fast implementation.
 
-jpeg.py, crops.py and geometry.py compute the same pixels faster; the tests compare them with this.
-``Preprocessing`` is what a model folder remembers: predict and evaluate see the pixels that validation saw.
+jpeg.py, crops.py and geometry.py compute the same pixels faster; tests compare them with this module. A model folder
+saves its ``Preprocessing``, so that prediction and evaluation use the same pixels as validation.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from PIL import Image
 from toolkit.data.transforms.crops import resized_size
 
 BILINEAR = Image.Resampling.BILINEAR  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
-#: Pixels of a picture that is resized as a whole; of larger ones only the part that is used.
+#: Largest resized image in pixels that is computed completely; of larger ones only the used part is computed.
 MOST_RESIZED = 16_000_000
-#: Images that are normalised at a time.
+#: Number of images that are normalised at a time on a CPU.
 CPU_IMAGES = 8
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
 Size = tuple[int, int]
-#: What happens to the part of an image that is not square.
+#: How an image that is not square becomes square.
 FITS = ("crop", "stretch")
 
 
@@ -60,7 +60,7 @@ class Preprocessing:
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
         mean, std = (_grey_levels(tuple(part), images.device) for part in (self.mean, self.std))
-        # On a CPU a few images at a time, in place: what lies between fits the caches, and takes a quarter of the time.
+        # On a CPU a few images at a time, in place: they fit into the caches, which takes a quarter of the time.
         out = torch.empty(images.shape, dtype=dtype, device=images.device)
         step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
@@ -70,8 +70,8 @@ class Preprocessing:
 
 @functools.lru_cache(maxsize=64)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """(3,) float32 on the device, where they stay: a copy for every batch would have the host wait for the device."""
-    with torch.inference_mode(False):  # they may be of use to a pass that learns
+    """Return (3,) float32 on the device, cached, because a copy for every batch would wait for the device."""
+    with torch.inference_mode(False):  # a training pass may use them too
         return torch.tensor(values, device=device) * 255.0
 
 
@@ -106,7 +106,7 @@ def stretch(image: Image.Image, size: int) -> np.ndarray:
 
 
 def view_box(width: int, height: int, image_size: int, crop_pct: float) -> Box:
-    """left, top, right, bottom in a poster's pixels of what `center_crop` keeps of it."""
+    """Return left, top, right, bottom of the part that `center_crop` keeps, in pixels of the image."""
     scale = max(image_size, round(image_size / crop_pct)) / min(width, height)
     half = image_size / scale / 2.0
     left, top = max(0, round(width / 2.0 - half)), max(0, round(height / 2.0 - half))

@@ -149,7 +149,7 @@ def test_an_error_is_told_and_is_the_readers_to_raise(caplog: pytest.LogCaptureF
     until(lambda: len(store.asked) == 2)
     fetcher.close()
     assert store.asked == [0, 1]  # it goes on with the next, and does not try again
-    assert [record.getMessage() for record in caplog.records] == ["not fetched ahead: shard 0 is gone"]
+    assert [record.getMessage() for record in caplog.records] == ["a shard could not be prefetched: shard 0 is gone"]
 
 
 def test_closing_ends_it_while_it_waits() -> None:
