@@ -33,7 +33,8 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from shards.inputs.images import decode
 from shards.storage.files import write_json
-from toolkit.config.schema import AugmentConfig, Config, DataConfig, ModelConfig, TrainConfig
+from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from toolkit.data.loader.loader import targets_of
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.device.defaults import DTYPES, autocast_dtype, decode_threads, own_cores

@@ -11,20 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from shards.options import option
-from shards.values import (
-    Count,
-    FromZeroToOne,
-    NotNegative,
-    OverZeroToOne,
-    Positive,
-    UnderOne,
-    at_least,
-    between,
-    or_more,
-)
+from shards.values import Count, NotNegative, OverZeroToOne, Positive, UnderOne, at_least, between, or_more
 from toolkit.config import values
+from toolkit.config.augmentations import AugmentConfig
 from toolkit.config.losses import LOSSES
-from toolkit.config.registry import Augmentation
 
 #: The device on which crop and resize run.
 Geometry = Literal["auto", "device", "cpu"]
@@ -98,45 +88,6 @@ class ModelConfig:
     """Frozen modules: 'stem', 'backbone' (all except the head) or module names; NAME@3: frozen for 3 epochs."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-
-
-@dataclass
-class AugmentConfig:
-    """Augmentation of training pixels after the crop, on the device, a function of (seed, epoch, sample)."""
-
-    brightness: FromZeroToOne = 0.0
-    """Range x of the brightness factor, which is drawn from 1 - x to 1 + x (torchvision's ColorJitter)."""
-    contrast: FromZeroToOne = 0.0
-    """Range x of the contrast factor."""
-    saturation: FromZeroToOne = 0.0
-    """Range x of the saturation factor."""
-    randaugment: Annotated[int, or_more("none")] = 0
-    """Number of RandAugment operations per sample; 0: none."""
-    magnitude: Annotated[float, between(0, 30)] = 9.0
-    """Strength of the RandAugment operations, 0 to 30 as in torchvision."""
-    erase: values.Probability = 0.0
-    """Probability that a rectangle of a sample is filled with noise (random erasing)."""
-    mixup: values.Alpha = 0.0
-    """Alpha of the Beta distribution of mixup; 0: no mixup. Targets are mixed as well."""
-    cutmix: values.Alpha = 0.0
-    """Alpha of the Beta distribution of cutmix; 0: no cutmix. With both, each pair gets one of them at random."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether samples are mixed, for which TrainPlan.group_size must be 2."""
-        return self.mixup > 0 or self.cutmix > 0
-
-
-#: Applied in this order, before mixing. To add one, add its options above and in configs/poster_resnet50.yaml, a row
-#: here, its function in toolkit/data/augment, and its Stream in sampling/rng.py.
-AUGMENTATIONS = (
-    Augmentation(
-        lambda config: max(config.brightness, config.contrast, config.saturation) > 0,
-        "toolkit.data.augment.color_jitter:jitter",
-    ),
-    Augmentation(lambda config: config.randaugment > 0, "toolkit.data.augment.rand_augment:rand_augment"),
-    Augmentation(lambda config: config.erase > 0, "toolkit.data.augment.random_erasing:erase"),
-)
 
 
 @dataclass

@@ -25,7 +25,8 @@ from toolkit.data.sources.image_files import file_id, read_file
 from toolkit.data.transforms.batch_transform import FileTransform, RawTransform
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward
-from toolkit.inference.rows import OWN, NamingOptions, Rows, genre_columns
+from toolkit.inference.naming import NamingOptions
+from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 

@@ -37,8 +37,9 @@ from toolkit.distributed.agreement import Facts, command_facts, file_fact, image
 from toolkit.distributed.collectives import LostData, WorkQueue, from_main, make_accelerator
 from toolkit.distributed.launch import code_of
 from toolkit.inference.forward import Forward
+from toolkit.inference.naming import PLAIN, NamingOptions
 from toolkit.inference.onnx_runtime import OnnxModel
-from toolkit.inference.rows import PLAIN, NamingOptions, Rows
+from toolkit.inference.rows import Rows
 from toolkit.inference.scoring import Scored, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.chunks import Chunk, ChunkSource, Content, OpenChunk, ShardChunk, folder_chunks, shard_chunks

@@ -16,7 +16,8 @@ from typing import Any
 
 from shards.errors import UserError, some
 from shards.storage.files import names_in, read_json, write_json
-from toolkit.inference.rows import NamingOptions, Rows, genre_columns
+from toolkit.inference.naming import NamingOptions
+from toolkit.inference.rows import Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY
 

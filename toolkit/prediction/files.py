@@ -25,7 +25,8 @@ from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
 from toolkit.inference.forward import Forward
-from toolkit.inference.rows import PLAIN, NamingOptions, Rows
+from toolkit.inference.naming import PLAIN, NamingOptions
+from toolkit.inference.rows import Rows
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.batch import forward_of, run_predict_batch

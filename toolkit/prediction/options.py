@@ -11,7 +11,7 @@ from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
-from toolkit.inference.rows import NamingOptions
+from toolkit.inference.naming import NamingOptions
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
 #: Endings that look like those of files. Names of folders may contain a dot too: ``predictions-0.5``.

@@ -284,7 +284,10 @@ NAME = "layer1.0.conv1.weight"
         (lambda state: state.update(extra=torch.zeros(1)), "it has unknown 1 tensors, e.g. 'extra'"),
         (lambda state: state.update({NAME: torch.zeros(1)}), f"it has other shapes for 1 tensors, e.g. '{NAME}'"),
         (lambda state: state.update({NAME: state[NAME].long()}), f"it has 'I64' numbers in '{NAME}'"),
-        (lambda state: state[NAME].view(-1)[:3].fill_(torch.nan), f"its tensor '{NAME}' contains 3 values that are not"),
+        (
+            lambda state: state[NAME].view(-1)[:3].fill_(torch.nan),
+            f"its tensor '{NAME}' contains 3 values that are not",
+        ),
         (lambda state: state["fc.0.bias"].fill_(-torch.inf), "its tensor 'fc.0.bias' contains 8 values that are not"),
         (lambda state: state["bn1.running_var"].neg_(), "its tensor 'bn1.running_var' contains variances below 0"),
     ],

@@ -207,7 +207,7 @@ def test_a_head_whose_genres_cannot_be_read_is_refused(tmp_path: Path):
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, suffix: str):
     for name, value, words in (
         ("layer1.0.conv1.weight", torch.nan, "3 values that are not finite"),
-        ("layer1.0.bn1.running_var", -1.0, "variances under 0"),
+        ("layer1.0.bn1.running_var", -1.0, "variances below 0"),
         ("layer1.0.bn1.bias", 0, "type int32, but weights must be floating-point numbers"),
     ):
         state = clean_state(build_model("resnet10t", 5, LINEAR, 64))

@@ -22,7 +22,7 @@ from shards.errors import Code, UserError, printable_line
 from toolkit.cli.main import main
 from toolkit.data.sources.image_files import list_images
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.inference.rows import NamingOptions
+from toolkit.inference.naming import NamingOptions
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files

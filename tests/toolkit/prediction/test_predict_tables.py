@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset.labels import LabelSet
-from toolkit.inference.rows import NamingOptions, Rows, genre_columns
+from toolkit.inference.naming import NamingOptions
+from toolkit.inference.rows import Rows, genre_columns
 from toolkit.prediction.facts import is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
@@ -66,7 +67,7 @@ def test_a_file_states_options_on_naming_where_they_are_not_the_default(
     rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert NamingOptions(threshold=0.25).facts() == {}  # its thresholds are stated
-    monkeypatch.setattr("toolkit.inference.rows.NamingOptions", OnlyTheFirst)
+    monkeypatch.setattr("toolkit.inference.naming.NamingOptions", OnlyTheFirst)
     assert OnlyTheFirst().facts() == {}  # files of before are whole
     stated = OnlyTheFirst(only_first=True).facts()
     assert stated == {"only_first": True}

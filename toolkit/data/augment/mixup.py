@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.special import betaincinv
 
-from toolkit.config.schema import AugmentConfig
+from toolkit.config.augmentations import AugmentConfig
 from toolkit.data.augment.color_jitter import beside
 from toolkit.data.augment.random_erasing import box_masks
 from toolkit.data.sampling.plan import MicroBatch

@@ -1,17 +1,17 @@
 """Augmentation of training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-Order: AUGMENTATIONS (config/schema.py), then mixing. Every random number is a hash of (seed, epoch, key, purpose),
-computed on the CPU (sampling/rng.py). So a sample gets the same pixels on any rank, for any world size, accumulation
-and place in a batch. The random numbers of one operation do not change if another is enabled. No operation sums over a
-batch, so on one kind of device the pixels are bit-identical.
+Order: AUGMENTATIONS (config/augmentations.py), then mixing. Every random number is a hash of (seed, epoch, key,
+purpose), computed on the CPU (sampling/rng.py). So a sample gets the same pixels on any rank, for any world size,
+accumulation and place in a batch. The random numbers of one operation do not change if another is enabled. No
+operation sums over a batch, so on one kind of device the pixels are bit-identical.
 """
 
 from __future__ import annotations
 
 import torch
 
+from toolkit.config.augmentations import AUGMENTATIONS, AugmentConfig
 from toolkit.config.registry import named
-from toolkit.config.schema import AUGMENTATIONS, AugmentConfig
 from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import MicroBatch
 

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from toolkit.config.schema import AugmentConfig
+from toolkit.config.augmentations import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
 from toolkit.device.transfer import to_device
 

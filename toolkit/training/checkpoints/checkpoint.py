@@ -24,10 +24,11 @@ import torch
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as
 from shards.storage.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
+from toolkit.config.augmentations import AugmentConfig
 from toolkit.config.files import CONSTANTS, as_today
 from toolkit.config.io import config_dict
 from toolkit.config.model_files import Number
-from toolkit.config.schema import AugmentConfig, Config, DecideConfig
+from toolkit.config.schema import Config, DecideConfig
 from toolkit.data.sampling.plan import Sizes
 from toolkit.model_folder.folder import replacing
 from toolkit.models.safe_unpickle import safe_load

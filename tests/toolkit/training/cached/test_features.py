@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from shards.dataset.manifest import Manifest
 from shards.inputs.images import ANY, decode
-from toolkit.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
+from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.schema import Config, DataConfig, TrainConfig
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.models.factory import build_model

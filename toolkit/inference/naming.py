@@ -1,0 +1,37 @@
+"""Which genres a prediction names: the options and the rule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from shards.options import option
+from shards.values import Checked, FromZeroToOne
+from toolkit.metrics.multilabel import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamingOptions(Checked):
+    """Options that decide which genres are named. A new option needs a field here and its rule in ``named``."""
+
+    threshold: FromZeroToOne | None = option(None, "-t")
+    """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
+
+    def thresholds(self, own: FloatArray) -> FloatArray:
+        """Return the (G,) thresholds to use: the option's, else the model's ``own``."""
+        return own if self.threshold is None else np.full(len(own), self.threshold)
+
+    def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
+        """Return which genres are named, (..., G), from calibrated probabilities (..., G) and thresholds (G,)."""
+        return probabilities >= thresholds  # False for NaN
+
+    def facts(self) -> dict[str, Any]:
+        """Return the options, except ``threshold``, that differ from their defaults. Prediction files contain them."""
+        pairs = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
+        return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
+
+
+#: Options of the app and the demo.
+PLAIN = NamingOptions()
