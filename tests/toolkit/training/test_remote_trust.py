@@ -118,7 +118,7 @@ def test_no_command_shows_what_is_secret_in_a_url(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shards.storage.retrying_read.Patience.over", property(lambda self: True))
+    monkeypatch.setattr("shards.storage.retrying_read.RetryBudget.over", property(lambda self: True))
     url = f"{scheme}://me:{SECRET}@127.0.0.1:{closed_port()}/set?token={SECRET}"
     words = [
         word.replace("URL", url).replace("OUT", str(tmp_path)).replace("MODEL", str(model_folder))
