@@ -121,7 +121,7 @@ def test_one_line_in_the_log_for_each_model_of_another_set(
         return [line for line in lines if "is not the shard set that" in line]
 
     (line,) = told("--model", same, "--compare", other_run)
-    assert str(other_run / "model") in line and "if its test split holds samples" in line
+    assert str(other_run / "model") in line and "if its test split contains training samples" in line
     (line,) = told("--model", model_folder, "--compare", same)
     assert str(model_folder) in line
     assert told("--model", same) == []

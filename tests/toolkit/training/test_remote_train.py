@@ -285,7 +285,7 @@ def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
         from shards.dataset.cache_options import CacheOptions
         from shards.dataset.store import open_store
         from toolkit.data.sources.shard_reader import ShardReader
-        at = open_store(sys.argv[1], CacheOptions(Path(sys.argv[2]), patience=5.0))
+        at = open_store(sys.argv[1], CacheOptions(Path(sys.argv[2]), remote_timeout=5.0))
         for split in ("train", "test"):
             reader = ShardReader.of_split(at, split)
             print(reader.sample_ids(), [hashlib.sha256(reader.image_bytes(i)).hexdigest() for i in range(len(reader))])
