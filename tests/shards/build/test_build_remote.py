@@ -145,7 +145,7 @@ def test_one_run_at_a_time(few_there: Source, bucket: str) -> None:
     with fails("path-locked", out, "process 7 on there", "--break-lock"):
         build(few_there, out)
     assert (out / ".lock").read_bytes() == foreign
-    build(few_there, out, take_over=True)
+    build(few_there, out, break_lock=True)
     assert not (out / ".lock").exists() and (out / "manifest.json").exists()
 
 

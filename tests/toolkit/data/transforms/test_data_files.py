@@ -112,7 +112,7 @@ def test_what_is_wrong_with_a_file_and_what_is_not(
     assert bytes(FileSource([path]).read(0)) == real(path)
     for number, words, status in (
         (errno.EIO, r"cannot be read on .*: \[Errno 5\] Input/output error \(tried for", 69),
-        (errno.EMFILE, r"cannot be read on .*: \[Errno 24\] Too many open files; look", 2),
+        (errno.EMFILE, r"cannot be read on .*: \[Errno 24\] Too many open files; check", 2),
     ):
         fails[:] = [number] * 1000
         with pytest.raises(UserError, match=f"p00000.jpg {words}") as caught:
