@@ -99,7 +99,7 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
 
 
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the (name, value) lines of the figures of ``summarize``."""
+    """Return the figures of ``summarize`` as lines (name, value)."""
     return [
         ("posters", f"{summary['posters']}, {summary['with_text']} with text"),
         ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),

@@ -88,7 +88,7 @@ class LocalShards(ShardStore):
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Compares sizes with the manifest's, so that errors appear before hours of work."""
+        """See ShardStore. Compares the sizes of files with those in the manifest: errors appear at the start."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))

@@ -145,7 +145,7 @@ def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
 
 
 def _flow(widths: Sequence[float], room: float) -> Iterator[tuple[float, int]]:
-    """Yield (x, row) of items with these widths in pixels, side by side while there is room."""
+    """Yield (x, row) of each item: a row takes items of these widths (pixels) until it is full."""
     x, row = 0.0, 0
     for width in widths:
         if x and x + width > room:

@@ -51,7 +51,7 @@ class HeldOut(msgspec.Struct):
 
 
 class HeldOutF(msgspec.Struct):
-    """F-measures (beta of the aim) of one threshold, or one per genre, on held-out validation samples."""
+    """F-measures on held-out validation samples: of one common threshold, or of one threshold per genre."""
 
     micro_f: Number
     macro_f: Number

@@ -88,7 +88,7 @@ class Decisions:
     def from_dict(cls, raw: Mapping[str, Any], num_genres: int, where: object) -> Decisions:
         """Read the keys of `to_dict`; only the thresholds are required. ``where`` names the file in errors.
 
-        Raises UserError for missing, not finite or impossible numbers, and for a wrong number of them.
+        Raises UserError if values are missing, not finite or impossible, or if there are too many or too few.
         """
         found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
         check_decisions(found, num_genres, where)

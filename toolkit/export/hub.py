@@ -144,7 +144,7 @@ def _named(value: Any) -> Iterator[Any]:
 
 
 def reachable() -> bool:
-    """Return whether the hub's address accepts connections. Its client would retry for most of a minute.
+    """Return whether the hub's address accepts connections. The client of the hub would retry for nearly a minute.
 
     Behind a proxy only the client can check this, so the result is True.
     """

@@ -53,7 +53,7 @@ class Metric:
         return self.label.partition(" (")[0]
 
     def value(self, weighed: Weighed) -> float | None:
-        """Return the value without weights, as a JSON type."""
+        """Return the unweighted value as a JSON type."""
         found = self.of(weighed)[0]
         return int(found) if self.count else None if np.isnan(found) else float(found)
 

@@ -75,7 +75,7 @@ HEADS: dict[HeadKind, Head] = {
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Return the dotted name of the classifier module, e.g. ``head.fc``. Raises UserError if it is not one Linear."""
+    """Return the dotted name of the classifier, e.g. ``head.fc``. Raises UserError if it has more than one layer."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     if not isinstance(name, str) or not isinstance(dict(model.named_modules()).get(name), nn.Linear):
         raise UserError(

@@ -118,7 +118,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def decoded(
         self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
     ) -> Generator[Work, None, None]:
-        """Yield each Work when its buffer is filled and its copy to the device is started, as used by ``batches``."""
+        """Yield each Work after its buffer is filled and its copy to the device has started; ``batches`` uses this."""
         queue: deque[Work] = deque()
         free = deque(self._buffers)
         pending = iter(micro_batches)

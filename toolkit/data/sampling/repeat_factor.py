@@ -41,7 +41,7 @@ def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | N
 
 
 class RepeatOrder:
-    """Order with repeats: every epoch permutes the repeated samples, all together or within groups of shards."""
+    """Order in which some samples occur several times; an epoch shuffles all of them, or those of a group of shards."""
 
     def __init__(
         self, factors: np.ndarray, seed: int, shard_sizes: Sequence[int] | None = None, window: int = 1
