@@ -72,7 +72,7 @@ class StopSignal:
         self.received = number
 
     def agreed(self, now: bool = False) -> bool:
-        """Return whether any rank had a stop signal at the previous call. With ``now``, wait for the answers of this call.
+        """Return whether any rank had a stop signal at the previous call. With ``now``, wait for this call.
 
         A collective call: every rank makes it at the same step.
         """
