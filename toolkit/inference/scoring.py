@@ -17,7 +17,7 @@ from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, MicroBatch
-from toolkit.data.transforms.batch_transform import TransformFactory
+from toolkit.data.transforms.batch_transform import Transforms
 from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
 from toolkit.inference.forward import Forward, require_finite_outputs
@@ -52,7 +52,7 @@ class Scored:
 def score(
     loader: Loader,
     micro_batches: Iterable[MicroBatch],
-    transforms: TransformFactory,
+    transforms: Transforms,
     forward: Forward,
     *,
     finite: bool = True,
@@ -89,7 +89,7 @@ def inference_loader(
 def infer_here(
     forward: Forward,
     source: Source,
-    transforms: TransformFactory,
+    transforms: Transforms,
     device: torch.device,
     batch_size: int = 0,
     workers: int = 0,
@@ -114,7 +114,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
 def infer_all(
     forward: Forward,
     loader: Loader,
-    transforms: TransformFactory,
+    transforms: Transforms,
     batch_size: int,
     accelerator: Accelerator,
     on_batch: OnBatch,

@@ -31,7 +31,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import (
     BatchTransform,
     RawTransform,
-    TransformFactory,
+    Transforms,
     eval_transforms,
     file_transforms,
 )
@@ -53,7 +53,7 @@ class OpenChunk:
     """A chunk that is open for reading."""
 
     source: Source
-    transforms: TransformFactory
+    transforms: Transforms
     """Makes the transforms from its images to squares."""
     ids: Callable[[], list[str]]
     """Returns the ids of the samples, in order."""

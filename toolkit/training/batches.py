@@ -26,7 +26,7 @@ from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
 from toolkit.data.sources.prefetch import check_room, pass_of
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, train_transforms
+from toolkit.data.transforms.batch_transform import Transforms, eval_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
 from toolkit.inference.forward import Forward
@@ -109,7 +109,7 @@ class Feed:
         self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
         # A substitute would count twice in a metric, so validation leaves a damaged sample out.
         self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
-        self.val_cutter: TransformFactory = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
+        self.val_cutter: Transforms = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
         self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
         store = setup.train.store
         if isinstance(store, RemoteShards):

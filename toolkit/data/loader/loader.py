@@ -27,7 +27,7 @@ from toolkit.data.loader.timing import LoaderTimer
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import BatchTransform, TransformFactory
+from toolkit.data.transforms.batch_transform import BatchTransform, Transforms
 from toolkit.data.transforms.jpeg import Turned
 from toolkit.device.transfer import to_device
 
@@ -101,7 +101,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def batches(
-        self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+        self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Batch, None, None]:
         """Yield a Batch per micro-batch, in order; its memory is reused for the next one.
 
@@ -116,7 +116,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 yield Batch(images, replace(work.micro_batch, indices=work.indices, valid=work.valid), work.errors)
 
     def decoded(
-        self, micro_batches: Iterable[MicroBatch], transforms: TransformFactory, epoch: int = 0
+        self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Work, None, None]:
         """Yield each Work after its buffer is filled and its copy to the device has started; ``batches`` uses this."""
         queue: deque[Work] = deque()
@@ -147,7 +147,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     future.cancel()
             wait([future for work in queue for future in work.futures])
 
-    def _start(self, micro_batch: MicroBatch, transforms: TransformFactory, epoch: int, buffer: PinnedBuffer) -> Work:
+    def _start(self, micro_batch: MicroBatch, transforms: Transforms, epoch: int, buffer: PinnedBuffer) -> Work:
         transform = transforms(micro_batch)
         memory = buffer.reserve(transform.size)
         work = Work(micro_batch, transform, buffer, micro_batch.indices.copy(), micro_batch.valid.copy())
@@ -175,7 +175,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         work.futures = [self._pool.submit(run, start) for start in starts]
         return work
 
-    def _row(self, work: Work, row: int, memory: np.ndarray, transforms: TransformFactory, epoch: int) -> int:
+    def _row(self, work: Work, row: int, memory: np.ndarray, transforms: Transforms, epoch: int) -> int:
         """Decode one row. Return the number of bytes read."""
         sample = int(work.indices[row])
         try:

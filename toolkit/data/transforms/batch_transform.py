@@ -180,12 +180,12 @@ class RawTransform:
 
 
 #: MicroBatch → its transform.
-TransformFactory = Callable[[MicroBatch], BatchTransform]
+Transforms = Callable[[MicroBatch], BatchTransform]
 
 
 def train_transforms(
     reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
-) -> TransformFactory:
+) -> Transforms:
     """Return the transforms for random crops and flips of shard samples."""
 
     def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
@@ -196,7 +196,7 @@ def train_transforms(
 
 def eval_transforms(
     reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
-) -> TransformFactory:
+) -> Transforms:
     """Return the evaluation transforms of shard samples."""
 
     def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
@@ -205,14 +205,14 @@ def eval_transforms(
     return _transforms(reader, geometry, device, views)
 
 
-def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> TransformFactory:
+def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> Transforms:
     """Return transforms by a function of the bytes, for files of unknown size."""
     return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
 
 
 def _transforms(
     reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]
-) -> TransformFactory:
+) -> Transforms:
     def cut(micro_batch: MicroBatch) -> BatchTransform:
         views: MakeViews = partial(views_of, micro_batch)
         return kind(views(slice(None), *reader.sizes(micro_batch.indices)), views)

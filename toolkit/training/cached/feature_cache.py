@@ -30,7 +30,7 @@ from toolkit.data.augment.random_erasing import AREA
 from toolkit.data.loader.loader import Batch
 from toolkit.data.sampling.plan import EvalPlan, MicroBatch
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, train_transforms
+from toolkit.data.transforms.batch_transform import Transforms, eval_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import no_room, rows_for
 from toolkit.device.out_of_memory import explain_out_of_memory
@@ -57,7 +57,7 @@ class View(NamedTuple):
 
     reader: ShardReader
     title: str
-    transforms: TransformFactory
+    transforms: Transforms
     pixels: Callable[[Batch], torch.Tensor]
     """Batch → (n, 3, S, S) input of the backbone."""
 

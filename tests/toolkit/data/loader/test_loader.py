@@ -24,7 +24,7 @@ from toolkit.data.sampling.plan import EvalPlan, MicroBatch, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder, WindowOrder
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import TransformFactory, eval_transforms, file_transforms, train_transforms
+from toolkit.data.transforms.batch_transform import Transforms, eval_transforms, file_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import GPU_THREADS, decode_threads
 
@@ -55,7 +55,7 @@ def pixels(data: bytes) -> np.ndarray:
     return np.frombuffer(bytearray(data * 3), dtype=np.uint8).reshape(2, 2, 3)
 
 
-NUMBERS: TransformFactory = file_transforms(2, pixels)
+NUMBERS: Transforms = file_transforms(2, pixels)
 
 
 def spelt(batch: Batch) -> list[int]:
