@@ -40,7 +40,7 @@ def named(stdout: str, out: Path) -> dict[str, Path]:
 def test_demo_ends_in_things_to_look_at(run: subprocess.CompletedProcess[str], out: Path):
     assert run.returncode == 0, run.stderr
     paths = named(run.stdout, out)
-    assert {"posters", "shards", "model", "course", "metrics", "report", "predictions", "pictures"} <= set(paths)
+    assert {"posters", "shards", "model", "epochs", "metrics", "report", "predictions", "pictures"} <= set(paths)
     for path in paths.values():
         assert path.is_absolute() and path.exists(), path
     with Image.open(out / "predictions.png") as picture:

@@ -68,8 +68,8 @@ def test_what_is_refused(model: Path, labels: LabelSet, shard_set: Path, tmp_pat
     refused: list[tuple[Path, list[Any], Code, Any]] = [
         (other, ["--onnx"], "model-missing", other / "model.onnx"),
         (other, ["--onnx", model / "model.onnx"], "model-other", model / "model.onnx"),
-        (model, ["--onnx", "--precision", "bf16"], "option-conflict", "--compile and --precision"),
-        (model, ["--onnx", "--compile"], "option-conflict", "--compile and --precision"),
+        (model, ["--onnx", "--precision", "bf16"], "option-conflict", "--compile or --precision"),
+        (model, ["--onnx", "--compile"], "option-conflict", "--compile or --precision"),
     ]
     for folder, options, code, fact in refused:
         with fails(code, fact):

@@ -11,14 +11,14 @@ from toolkit.distributed.collectives import WorkQueue, make_accelerator
 
 SCRIPT = """
 import json, sys, time
-from toolkit.distributed.collectives import HandOut, make_accelerator
+from toolkit.distributed.collectives import WorkQueue, make_accelerator
 accelerator = make_accelerator()
 for turn in range(2):
-    hand_out = HandOut(accelerator, 40)
+    hand_out = WorkQueue(accelerator, 40)
     own, done = [], 0
-    for number in hand_out.numbers():
+    for number in hand_out.take():
         own.append(number)
-        done = hand_out.done(3)
+        done = hand_out.report(3)
         time.sleep(0.05 if accelerator.process_index == 1 else 0.005)
     results = hand_out.end([own, done])
     accelerator.wait_for_everyone()
