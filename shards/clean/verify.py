@@ -60,7 +60,7 @@ class RefereeCommand(WorkersOption):
     """Folder made by `posters clean`."""
     sample: Annotated[int, or_more("all")] = 0
     """Number of posters to check, chosen by a hash of their ids (0: all)."""
-    options: RefereeOptions = field(default_factory=RefereeOptions)
+    referee: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
     """Write all figures to this JSON file."""
 

@@ -40,7 +40,7 @@ def run_clean(options: CleanOptions) -> int:
 
 def run_referee(options: RefereeCommand) -> int:
     """Compare the text before and after cleaning, print the figures and return the exit status."""
-    found = compare_text(options.images, options.cleaned, options.options, options.sample, options.workers)
+    found = compare_text(options.images, options.cleaned, options.referee, options.sample, options.workers)
     after, kept = f"{found['text_after_mean']:.2%} of the picture", f"{found['text_after_of_before']:.2%} of before"
     left = [(row["id"], f"{row['before']:.2%} before, {row['after']:.2%} after") for row in found["worst"][:5]]
     _show([

@@ -18,6 +18,7 @@ import jsonargparse
 from shards.cli.commands import Command
 from shards.errors import UserError, did_you_mean, one_line
 from shards.options import Option
+from shards.values import flag
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Argument:
         if self.said.positional:
             return [self.name]
         flags = [*self.said.flags]
-        return flags if flags and flags[-1].startswith("--") else [*flags, "--" + self.name.replace("_", "-")]
+        return flags if flags and flags[-1].startswith("--") else [*flags, flag(self.name)]
 
     @property
     def dest(self) -> str:
