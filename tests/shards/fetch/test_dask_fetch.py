@@ -140,8 +140,9 @@ def test_a_changed_link_in_a_store(server: MisbehavingServer, tmp_path: Path, bu
 SCRIPT = """
 import sys
 from shards.fetch.run import FetchOptions, fetch_posters
-from shards.storage.paths import place
-fetch_posters(FetchOptions(place(sys.argv[1]), place(sys.argv[2]), "link", allow_private=True, concurrency=4))
+from shards.storage.paths import storage_path
+csv, out = map(storage_path, sys.argv[1:])
+fetch_posters(FetchOptions(csv, out, "link", allow_private=True, concurrency=4))
 """
 
 
