@@ -1,4 +1,4 @@
-"""Optional packages and the extras of setup.cfg that install them."""
+"""Code that is imported only when it is used: objects by name, and optional packages with the extras of setup.cfg."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from shards.errors import UserError, one_line
+
+
+def load_object(place: str) -> Any:
+    """Import and return the class or function of ``MODULE:NAME``."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def install(extra: str) -> str:

@@ -119,22 +119,20 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
             raise UserError("tar-unsupported", f"{tar}: {what}; {remedy}")
 
 
-def _entry(
-    stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block: bytes, extended: dict[str, str]
-) -> Entry:
-    name = extended.get("path", info.name)
-    if block[257:265] == b"ustar  \0" and "path" not in extended:
+def _entry(stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block: bytes, pax: dict[str, str]) -> Entry:
+    name = pax.get("path", info.name)
+    if block[257:265] == b"ustar  \0" and "path" not in pax:
         # GNU's header has times where POSIX's has the folder; frombuf would use them as the folder.
         name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     path, length = path_of(name), info.size
     shown = "/".join(path)
-    if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended:
+    if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in pax:
         remedy = "pack it again without --sparse (bsdtar: --no-read-sparse)"
         raise UserError("tar-unsupported", f"{tar}: member {shown} is sparse; {remedy}")
-    if "size" in extended:
-        if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
+    if "size" in pax:
+        if not (pax["size"].isascii() and pax["size"].isdigit() and len(pax["size"]) < 20):
             raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is not a number")
-        length = int(extended["size"])
+        length = int(pax["size"])
     if info.type in tarfile.SUPPORTED_TYPES and not info.isreg():
         length = 0  # members of these types have no data, even if their size is not 0
     if length < 0:
@@ -142,7 +140,7 @@ def _entry(
     if stream.tell() + length > size:
         raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: the tar has {size} bytes")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
-    target = "/".join(path_of(extended.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
+    target = "/".join(path_of(pax.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
     return Entry(path, stream.tell(), length, kind, target)
 
 

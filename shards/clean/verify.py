@@ -107,20 +107,18 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
     return answer
 
 
-def compare_text(
-    raw: Path, cleaned: Path, options: RefereeOptions, sample: int = 0, workers: int = 0
-) -> dict[str, Any]:
-    """Check all posters of ``cleaned``, or ``sample`` of them, chosen by a hash of their ids. Return the figures."""
+def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
+    """Check all posters of ``clean``, or ``sample`` of them, chosen by a hash of their ids. Return the figures."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
-    report = read_report(cleaned)
+    report = read_report(clean)
     cv2()  # fail at the start if a package is missing
     _engine(options)
     ids = sorted(report["id"], key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())
     ids = ids[: sample or None]
     if not ids:
-        raise UserError("images-none", f"{cleaned} contains no cleaned poster")
-    tasks = [RefereeTask(raw, cleaned, part, options) for part in split_into_chunks(ids, CHUNK)]
+        raise UserError("images-none", f"{clean} contains no cleaned poster")
+    tasks = [RefereeTask(raw, clean, part, options) for part in split_into_chunks(ids, CHUNK)]
     found = itertools.chain(*results_in_order(LocalExecutor(workers), measure_chunk, tasks, "checking posters"))
     checked = report.set_index("id").loc[ids]
     return {

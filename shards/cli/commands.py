@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from shards.errors import UserError, did_you_mean
+from shards.extras import load_object
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,11 @@ class Command:
     @property
     def options_class(self) -> Any:
         """Import and return the dataclass."""
-        return _load(self.options)
+        return load_object(self.options)
 
     def __call__(self, options: Any) -> int:
         """Run the command and return the exit status."""
-        return int(_load(self.run)(options))
-
-
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+        return int(load_object(self.run)(options))
 
 
 def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) -> tuple[str, list[str]]:

@@ -28,14 +28,12 @@ CHECK_AGAIN_SECONDS = 30 * 86400.0
 _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
-def once_per_node(
-    files: Iterable[tuple[StoragePath, os.stat_result]], expected: str, check: Callable[[], None]
-) -> None:
+def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: str, check: Callable[[], None]) -> None:
     """Run ``check``, unless it passed before for the same files, for this user on this node.
 
-    files: paths and results of os.stat. expected: identifies the expected contents, such as their digest.
+    files: paths and results of os.stat. digest: identifies the contents that are expected.
     """
-    key = fingerprint([expected, [[str(path), *_version(facts)] for path, facts in files]])
+    key = fingerprint([digest, [[str(path), *_version(facts)] for path, facts in files]])
     with contextlib.ExitStack() as held:  # so that no other process of this user runs the same check
         mark = None
         with contextlib.suppress(OSError):  # the disk is read-only or full, has no locks, or the folder is not safe

@@ -18,7 +18,7 @@ from shards.errors import one_line, without_secrets
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
 from shards.inputs.metadata import Unusable
-from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, literal_address
+from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, literal_ip
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -103,7 +103,7 @@ class Downloader:
     async def _request(self, url: URL) -> bytes | str:
         """Return the body, or the target of a redirect."""
         host = url.raw_host or ""
-        literal = literal_address(host)  # numeric addresses do not pass through the resolver
+        literal = literal_ip(host)  # numeric addresses do not pass through the resolver
         if literal is not None and not self._allowed(literal):
             raise Unfetched("private address", f"{host} is {literal}" if host != str(literal) else host)
         async with self._places[host]:

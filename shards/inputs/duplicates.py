@@ -6,27 +6,9 @@ Two posters are joined if their files are equal (SHA-256), or if both of these c
   "Implementation and benchmarking of perceptual image hash functions" (2010);
 * their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
-A picture and its mirror image count as duplicates, because training flips pictures. Each poster is therefore compared
-with both. (Comparing the smaller of the two hashes is not enough: in a nearly symmetrical picture, a single bit
-decides which one is smaller.)
-
-Groups are the connected components of these joins. Candidate pairs come from multi-index hashing: Norouzi,
-Punjani, Fleet, "Fast search in Hamming space with multi-index hashing" (2012).
-
-Reasons for these thresholds (4,300 real posters, 182x268 and about 300x445: 9.2 million pairs; Pillow 13):
-
-* Variants joined to their original: JPEG q50/75/95, x0.5, x1.5, 500 px tall, PNG, grey, brightness and
-  contrast +-10%: 100% (largest distance 10, 99% within 4). Crop of 2% on every side 98.4%, on one side
-  99.5%; a 2 px border 99.7% (black), 99.4% (white).
-* The same variants mirrored: found as often (300 posters; crop of 2% on every side 98.7%, the others 99.7 to 100%).
-* Among different posters, 8 pairs differ in at most 10 bits: two show the same picture, one is two films with the
-  same cover, five are false. The signature rejects all five. 64 pairs are within 12 bits, 447 within 14. With one
-  poster of each pair mirrored (4,000 posters): 6 pairs within 10 bits, all false and all rejected.
-* Chains: on 103,200 pictures (each poster, its quarters and centre, flipped), the largest component of the hash
-  alone has 76 pictures at 10 bits and 14 at 6 bits. With the signature the largest has 8.
-
-`imagehash.phash` computes the same hash but is not used: 23 of 400 real posters get other bits (up to 4), so existing
-sets would get other groups and splits. It also takes twice as long when the mirror image is hashed, too.
+Each poster is also compared with mirror images, because training flips pictures. Groups are the connected components of
+these joins. Candidate pairs come from multi-index hashing: Norouzi, Punjani, Fleet, "Fast search in Hamming space with
+multi-index hashing" (2012). docs/results/duplicates.md has error rates, and why `imagehash.phash` is not used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -210,13 +192,11 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
     _join_hash_pairs(groups, pending, start, count)
 
 
-def _join_hash_pairs(
-    groups: _Groups, pending: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]
-) -> None:
+def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]) -> None:
     """Join the contents of the hashes u[i] and v[i] that agree. Hash h has count[h] contents from start[h]."""
-    if not pending:
+    if not pairs:
         return
-    u, v = (np.concatenate(side) for side in zip(*pending, strict=True))
+    u, v = (np.concatenate(side) for side in zip(*pairs, strict=True))
     while len(u):
         # Skip what is joined already: this keeps large groups cheap.
         contents = groups.labels[: start[-1] + count[-1]]

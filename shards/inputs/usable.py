@@ -60,13 +60,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
 
 
 def problem_with_rows(
-    csv: StoragePath,
-    encoding: str,
-    images: StoragePath,
-    metadata: Metadata,
-    scan: Scan,
-    limit: float,
-    pixels: bool = True,
+    csv: StoragePath, codec: str, images: StoragePath, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
 ) -> str:
     """Log how many rows have no image. Return a message if no id names a file or too many rows are unreadable, else ''.
 
@@ -80,7 +74,7 @@ def problem_with_rows(
     present = [r for r in named if r.id in there] + [r for r in scan.rejected if r.reason != "missing file"]
     found = len(scan.digests) + len(present)
     if not found:
-        return _no_match(csv, encoding, images, metadata, missing)
+        return _no_match(csv, codec, images, metadata, missing)
     earlier: dict[str, str] = {}  # reasons of posters (not rows) that fetch or clean rejected
     if missing or present:
         with as_user_error("read rejected.csv", images):

@@ -95,10 +95,10 @@ def is_any(address: IPAddress) -> bool:
     return True
 
 
-def literal_address(host: str) -> IPAddress | None:
+def literal_ip(host: str) -> IPAddress | None:
     """Parse a host as an address, in every spelling that the system accepts. None if it is a name.
 
-    >>> literal_address("0x7f.1")
+    >>> literal_ip("0x7f.1")
     IPv4Address('127.0.0.1')
     """
     host = host.rstrip(".")

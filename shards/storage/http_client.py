@@ -22,14 +22,7 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from shards.errors import without_secrets
-from shards.storage.address_policy import (
-    PUBLIC,
-    PolicyResolver,
-    PrivateAddress,
-    kind_of,
-    literal_address,
-    reachable_from,
-)
+from shards.storage.address_policy import PUBLIC, PolicyResolver, PrivateAddress, kind_of, literal_ip, reachable_from
 from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
 
 MAX_REDIRECTS = 5
@@ -125,7 +118,7 @@ class HttpClient:
         self, method: str, url: URL, sources: set[str], seconds: float, request: dict[str, Any]
     ) -> aiohttp.ClientResponse:
         allowed = reachable_from(sources)
-        literal = literal_address(url.raw_host or "")  # numeric addresses do not pass through the resolver
+        literal = literal_ip(url.raw_host or "")  # numeric addresses do not pass through the resolver
         if literal is not None and kind_of(literal) not in allowed:
             raise _refused(url, str(literal))
         try:
@@ -148,7 +141,7 @@ class HttpClient:
 
     def _kinds_of(self, url: URL) -> set[str]:
         host = url.raw_host or ""
-        literal = literal_address(host)
+        literal = literal_ip(host)
         # A name that was not resolved here was resolved by a proxy. Servers behind a proxy count as public.
         return {kind_of(literal)} if literal is not None else self._kinds.get(host, {PUBLIC})
 

@@ -6,10 +6,8 @@ An OSError does not mean that the file's bytes are wrong, so such a file is neve
 - About one file, for example if it was deleted or may not be read: code that lists a user's files reports each one.
 - All others are about this process or its machine, for example too many open files: the run ends with that error.
 
-`tenacity` would not shorten this. This module only has the choice of temporary errors, one warning for many threads,
-the final error, and a wait that ends as soon as ``stop`` is set. With `tenacity` all four would be callbacks. The same
-is true for reads of stores (retrying_read.py), where each block renews the time limit, and for downloads
-(fetch/download.py), where a server chooses the pause.
+`tenacity` would not shorten this: the choice of errors, the one warning for many threads, the final error and the wait
+that ``stop`` ends would be its callbacks. The same is true for retrying_read.py and for fetch/download.py.
 """
 
 from __future__ import annotations

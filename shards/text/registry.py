@@ -6,7 +6,6 @@ To add a detector, write a module with a dataclass of options and a callable tha
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from shards.errors import UserError, one_line
+from shards.extras import load_object
 from shards.schema import problem_of
 from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import FILLS, Fill
@@ -34,10 +34,10 @@ def make_detector(options: DetectorOptions) -> TextDetector:
     """Create the detector that ``options`` name. Raises UserError if it is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
     if entry := DETECTORS.get(name):
-        return _named(entry.made_by)(_options(entry.options, options, own))
+        return load_object(entry.made_by)(_options(entry.options, options, own))
     if ":" in options.detector and Path(options.detector).suffix != ".onnx":
         return _custom(options.detector)
-    return _named(DETECTORS["rapidocr"].made_by)(options)  # FILE.onnx of such a network
+    return load_object(DETECTORS["rapidocr"].made_by)(options)  # FILE.onnx of such a network
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
@@ -59,14 +59,9 @@ def own_options(options: DetectorOptions) -> dict[str, str]:
     return {"detector_options": own} if name in DETECTORS and own else {}
 
 
-def _named(place: str) -> Any:
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def _custom(name: str) -> TextDetector:
     try:
-        made = _named(name)()
+        made = load_object(name)()
     except Exception as error:  # a user's code may raise anything
         message = f"--detector {name} cannot be created: {type(error).__name__}: {one_line(error)}"
         raise UserError("option-value", message) from None

@@ -1,21 +1,10 @@
 """Thresholds per label that maximise micro-F + macro-F, with a limit on the loss of micro-F.
 
-Micro-F alone never predicts a rare label. Macro-F alone predicts a rare label for half of all samples, with many false
-positives. So both are maximised under a constraint: micro-F may lose at most a share (the slack) of the micro-F of the
-best single threshold. By Lagrange's method, micro-F + weight * macro-F is maximised with the largest weight up to 1
-that satisfies the constraint. The allowed loss of micro-F then goes to the labels where it gains the most macro-F.
-
-Measured on new samples after a choice on 400 (real posters, and simulated ones with AUC 0.6 to 0.7), compared with the
-best single threshold of the uncalibrated model:
-- The best F1 of each label by itself lowers micro-F1 by 0.12 to 0.17.
-- A mean of these thresholds and the single one gains less macro-F1 for the same micro-F1.
-- Calibration and this rule change micro-F1 by -0.001 (simulated) and +0.017 (real), macro-F1 by factors of 1.2 and 1.6.
-- The single threshold is the best of hundreds by chance, so a slack of 0 leaves most splits no room. A slack of 0.01
-  instead of 0 changes micro-F1 by -0.003 and macro-F1 by a factor of 1.16 (real, mean of six splits); 0.02 by -0.009
-  and 1.22.
-
-For a given weight, coordinate ascent starts at the single threshold. Each label in turn moves to its best position,
-until no label moves. Every move raises the objective, so the ascent ends.
+Micro-F alone never predicts a rare label; macro-F alone predicts a rare label for half of all samples. So micro-F +
+weight * macro-F is maximised with the largest weight up to 1 for which micro-F loses at most a share (the slack) of the
+micro-F of the best single threshold (Lagrange's method). For a given weight, coordinate ascent starts at the single
+threshold. Each label in turn moves to its best position, until no label moves. Every move raises the objective, so the
+ascent ends. docs/concepts/decisions.md has the rule in words and its measurements.
 """
 
 from __future__ import annotations

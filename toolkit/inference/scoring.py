@@ -50,17 +50,12 @@ class Scored:
 
 
 def score(
-    loader: Loader,
-    micro_batches: Iterable[MicroBatch],
-    transforms: Transforms,
-    forward: Forward,
-    *,
-    finite: bool = True,
+    loader: Loader, micro_batches: Iterable[MicroBatch], transforms: Transforms, forward: Forward, *, check: bool = True
 ) -> Iterator[Scored]:
     """Yield the results of the batches in order, each when the next batch is already queued on the device.
 
-    Raises UserError with the names of images whose outputs are not finite. ``finite`` False skips this check, for
-    callers that check on all ranks after gathering.
+    Raises UserError with the names of images whose outputs are not finite. Callers that check on all ranks
+    after gathering pass ``check`` False.
     """
 
     def where(scored: Scored, row: int) -> str:
@@ -73,7 +68,7 @@ def score(
             errors = {int(micro_batch.indices[row]): problem for row, problem in batch.errors.items()}
             embeddings = None if embeddings is None else embeddings[keep]
             scored = Scored(micro_batch.indices[keep], logits[keep], embeddings, errors)
-            if finite:
+            if check:
                 require_finite_outputs((scored.logits, scored.embeddings), partial(where, scored), forward.reduced)
             yield scored
 
@@ -87,15 +82,10 @@ def inference_loader(
 
 
 def infer_here(
-    forward: Forward,
-    source: Source,
-    transforms: Transforms,
-    device: torch.device,
-    batch_size: int = 0,
-    workers: int = 0,
+    forward: Forward, source: Source, transforms: Transforms, device: torch.device, rows: int = 0, workers: int = 0
 ) -> Scored:
     """Return the results of all samples of a source, in this process only, with errors of samples not decoded."""
-    micro_batches = EvalPlan(len(source), rows_for(batch_size, device)).micro_batches(0, 1)
+    micro_batches = EvalPlan(len(source), rows_for(rows, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
         return joined(list(score(loader, micro_batches, transforms, forward)))
 
@@ -112,12 +102,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
 
 
 def infer_all(
-    forward: Forward,
-    loader: Loader,
-    transforms: Transforms,
-    batch_size: int,
-    accelerator: Accelerator,
-    on_batch: OnBatch,
+    forward: Forward, loader: Loader, transforms: Transforms, rows: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (logits (n, G) float32, decoded (n,) bool) of all samples, equal on every rank and at any world size.
 
@@ -127,12 +112,12 @@ def infer_all(
     """
     tell = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
-    plan = EvalPlan(count, rows_for(batch_size, accelerator.device))
+    plan = EvalPlan(count, rows_for(rows, accelerator.device))
     micro_batches = plan.micro_batches(accelerator.process_index, world)
     parts: list[Scored] = []
     failure: UserError | None = None
     try:
-        for part in score(loader, micro_batches, transforms, forward, finite=False):
+        for part in score(loader, micro_batches, transforms, forward, check=False):
             parts.append(part)
             tell(part.count)
     except UserError as error:

@@ -1,18 +1,14 @@
 """Confidence intervals of metrics by the bootstrap over samples (Efron 1979).
 
 A resample draws N samples with replacement and computes each metric again. The interval is the middle 95% of these
-values (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates are drawn together as one unit,
-so that the interval for U units is as wide as for U independent samples (the cluster bootstrap, Davison & Hinkley 1997,
-section 3.8). Two models, or a model and a baseline, are measured on the same resamples. The difficulty of a resample
-then cancels in their difference (a paired bootstrap).
+values (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates are drawn together as one unit
+(the cluster bootstrap, Davison & Hinkley 1997, section 3.8). Two models, or a model and a baseline, are measured on the
+same resamples, so that the difficulty of a resample cancels in their difference (a paired bootstrap).
 
 Repeated samples raise mAP and calibration errors. The resampled values of metrics over all labels are therefore shifted
-so that their mean is the observed value (the bootstrap's estimate of its bias, chapter 10). For 400 simulated samples
-of 19 long-tailed labels, 95% intervals then cover the expectation of mAP in 95% of the cases, and of calibration errors
-in 98%. Without the shift it is 86% for mAP, 71% for the pooled calibration error, and 0% for the mean of the labels'.
-Metrics of single labels are not shifted: their distributions are skewed, and the shift could push intervals below 0.
-
-The intervals do not include the variance between training runs of the same recipe.
+so that their mean is the observed value (the bootstrap's estimate of its bias, chapter 10). Metrics of single labels
+are not: their distributions are skewed, and the shift could push intervals below 0. docs/results/recipes.md has the
+coverage that was measured. The intervals do not include the variance between training runs of the same recipe.
 """
 
 from __future__ import annotations

@@ -181,9 +181,7 @@ class _Images:
         """Return the transform that makes the squares of a batch."""
         side = self.transform.preprocessing.image_size
         return FileTransform(
-            len(micro_batch.indices),
-            side,
-            lambda row, _: _square(self.images[micro_batch.indices[row]], self.transform),
+            len(micro_batch.indices), side, lambda i, _: _square(self.images[micro_batch.indices[i]], self.transform)
         )
 
 

@@ -138,11 +138,9 @@ class Feed:
         samples since the last call. ``on_batch`` may raise.
         """
         with self.setup.val.in_order(self.accelerator.is_local_main_process):
-            train = self.setup.config.train
+            rows = self.setup.config.train.eval_batch_size
             forward = Forward(model, self.setup.preprocessing, autocast_dtype(self.accelerator))
-            return infer_all(
-                forward, self.val_loader, self.val_cutter, train.eval_batch_size, self.accelerator, on_batch
-            )
+            return infer_all(forward, self.val_loader, self.val_cutter, rows, self.accelerator, on_batch)
 
     def errors(self) -> int:
         """Return the number of undecodable samples so far, over all ranks and both splits. Called by every rank.

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shards.extras import load_object
 from toolkit.config.losses import LOSSES, WeightedOptions
-from toolkit.config.registry import named
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.multilabel import FloatArray
 
@@ -48,7 +48,7 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
     if not ((counts >= 0) & (counts <= num_samples)).all():
         raise ValueError(f"positives must lie in [0, {num_samples}], got {counts.min():g} to {counts.max():g}")
     entry = LOSSES[config.name]
-    kind: type[MultiLabelLoss] = named(entry.computed_by)
+    kind: type[MultiLabelLoss] = load_object(entry.computed_by)
     return kind(counts, num_samples, config.smoothing, entry.options(**config.options))
 
 

@@ -63,12 +63,9 @@ class _Noted:
     def findings(self) -> _Findings:
         """Return the findings of this update on the host. Waits for the device."""
         bad = [flags.cpu().numpy() for flags in self.flags]
-        samples = [
-            int(i) for micro_batch, rows in zip(self.micro_batches, bad, strict=True) for i in micro_batch.indices[rows]
-        ]
-        good_rows = sum(
-            int((micro_batch.valid & ~rows).sum()) for micro_batch, rows in zip(self.micro_batches, bad, strict=True)
-        )
+        pairs = list(zip(self.micro_batches, bad, strict=True))
+        samples = [int(i) for micro_batch, rows in pairs for i in micro_batch.indices[rows]]
+        good_rows = sum(int((micro_batch.valid & ~rows).sum()) for micro_batch, rows in pairs)
         return (self.epoch, self.step), samples, good_rows
 
 

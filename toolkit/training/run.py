@@ -3,12 +3,8 @@
     posters train --config configs/poster_resnet50.yaml --shards SHARDS --out RUN
     accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
 
-Writes RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv, RUN/epochs.csv.
-With --find-lr it does not train, and writes only RUN/find-lr.png and RUN/find-lr.csv. With train.feature_views it also
-writes cached features, which a training in the same RUN (or with the same train.feature_cache) uses.
-Exit status: 0 trained; 2 bad input (explained in one line); 75 stopped by SIGTERM or SIGINT after saving a checkpoint;
-69 another process or the network to it was lost. After 75 and 69 the same command with --resume continues from the
-newest checkpoint.
+Writes RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv and RUN/epochs.csv; with
+--find-lr only RUN/find-lr.png and RUN/find-lr.csv. docs/reference/exit-codes.md has the exit status.
 """
 
 from __future__ import annotations

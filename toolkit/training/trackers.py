@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
-from toolkit.config.registry import named
+from shards.extras import load_object
 from toolkit.config.trackers import TRACKERS, TensorBoardOptions
 from toolkit.training.run_log import naming
 
@@ -20,7 +20,7 @@ def start_trackers(accelerator: Accelerator, wanted: dict[str, dict[str, Any]], 
         entry = TRACKERS[name]
         if not entry.package or find_spec(entry.package):
             with naming(out / name):
-                tracker = named(entry.made_by)(out, entry.options(**options))
+                tracker = load_object(entry.made_by)(out, entry.options(**options))
                 tracker.start()
             accelerator.trackers.append(tracker)
 

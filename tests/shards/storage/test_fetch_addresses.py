@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.storage.address_policy import PolicyResolver, PrivateAddress, is_public, literal_address
+from shards.storage.address_policy import PolicyResolver, PrivateAddress, is_public, literal_ip
 
 #: IANA's special-purpose registry, multicast and the reserved rest.
 NOT_PUBLIC_IPV4 = tuple(
@@ -85,7 +85,7 @@ def test_public(text: str) -> None:
     ],
 )
 def test_literal_addresses_in_all_spellings(host: str, address: str | None) -> None:
-    assert literal_address(host) == (ip_address(address) if address else None)
+    assert literal_ip(host) == (ip_address(address) if address else None)
 
 
 class Names(AbstractResolver):

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from shards.extras import load_object
 from toolkit.config.augmentations import AUGMENTATIONS, AugmentConfig
-from toolkit.config.registry import named
 from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import MicroBatch
 
@@ -21,7 +21,7 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
-        self.steps = [named(entry.done_by) for entry in AUGMENTATIONS if entry.on(config)]
+        self.steps = [load_object(entry.done_by) for entry in AUGMENTATIONS if entry.on(config)]
         self.active = bool(self.steps) or config.mixes
 
     @torch.no_grad()

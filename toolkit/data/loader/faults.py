@@ -74,9 +74,8 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
     lines = [found[sample] for sample in sorted(found)]
     if len(lines) == 1:
         raise UserError("image-unreadable", f"{lines[0]}; run `posters shards verify` on the set")
-    listed = "; ".join(lines[:MAX_LISTED]) + (
-        f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-    )
+    rest = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
+    listed = "; ".join(lines[:MAX_LISTED]) + rest
     raise UserError(
         "too-many-bad",
         f"{len(lines)} of {num_samples} samples cannot be decoded, more than --data.max_errors "

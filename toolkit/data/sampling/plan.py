@@ -2,21 +2,15 @@
 
 Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It is a
 function of (seed, epoch), and any slice can be computed. An epoch of N positions has k = ceil(N / B) updates for a
-global batch of B; update t starts at position floor(t * N / k). Sizes of updates differ by one at most. No update has
-more than B samples, or less than B / 2 unless N is smaller. Every position is used once. (Full updates with a remainder
-would be simpler. But the remainder may be one sample: it would change the weights as much as B samples, and BatchNorm
-would have its statistics from that sample just before validation. Runs of earlier versions continue with that rule:
-``sizes`` "tail".)
-
-The positions of an update are assigned in turn to its world_size x accumulation micro-batches. So the samples of an
-update do not depend on the number of processes, and every rank has the same number of updates. A micro-batch of fewer
-than MIN_ROWS samples is padded with samples of the same update marked valid=False, which have no weight.
+global batch of B; update t starts at position floor(t * N / k). Runs of earlier versions continue with full updates
+and a remainder: ``sizes`` "tail". The positions of an update are assigned in turn to its world_size x accumulation
+micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with samples of the same update marked
+valid=False, which have no weight. docs/concepts/exact-epochs.md has the reasons.
 
 Groups. ``group_size`` positions are assigned together: positions k*group_size..(k+1)*group_size-1 of an update are
 neighbours in one micro-batch, for any world size and accumulation. Mixing (mixup.py) uses groups of two: positions 2k
 and 2k+1 are partners in rows 2j and 2j+1 of their MicroBatch; the last of an odd number has no partner. Only the last
-group of an update can be shorter, and it is the last of its micro-batch. So groups start at multiples of ``group_size``
-in every MicroBatch. If B is a multiple of ``group_size``, so is every update except the last.
+group of an update can be shorter, and it is the last of its micro-batch.
 
 Evaluation. Samples in index order form fixed batches, and batch j goes to rank j mod world_size. The batches, and so
 the logits, are the same for any number of processes. Ranks without a batch get one with valid=False.
