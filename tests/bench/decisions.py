@@ -77,7 +77,7 @@ def measured(targets: np.ndarray, logits: np.ndarray, decisions: Decisions) -> l
         found["micro_f1"],
         found["macro_f1"],
         ece,
-        float(decisions.per_genre),
+        float(decisions.per_label),
         float(decisions.calibration != "none"),
     ]
 

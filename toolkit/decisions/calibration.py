@@ -49,12 +49,12 @@ class Calibration:
 
 def fit_calibration(truth: BoolArray, scores: FloatArray, method: Method) -> Calibration:
     """Fit a method on (N, G) logits and (N, G) targets; equal inputs give bit-identical parameters."""
-    num_genres = truth.shape[1]
+    num_labels = truth.shape[1]
     if method == "none":
-        return Calibration("none", np.ones(num_genres), np.zeros(num_genres))
+        return Calibration("none", np.ones(num_labels), np.zeros(num_labels))
     # Slope and shift are fitted around the mean logit of a label. Around 0, which the logits of a rare label never
     # reach, slope and bias would be strongly correlated.
-    pivot = scores.mean(axis=0) if method == "platt" else np.zeros(num_genres)
+    pivot = scores.mean(axis=0) if method == "platt" else np.zeros(num_labels)
     centred = scores - pivot
     spread = float(np.sqrt(np.mean(centred**2))) or 1.0
     slope, shift = _fit_lines(truth, centred / spread, pivot, spread, with_bias=method == "platt")
@@ -70,12 +70,12 @@ def _fit_lines(
     Newton's method with the Fisher information, so that each step is a descent direction, and step halving. The shared
     means couple the labels through two numbers, which a Schur complement eliminates.
     """
-    num_genres = truth.shape[1]
+    num_labels = truth.shape[1]
     size = 2 if with_bias else 1
     prior = np.array([SCALE_PRIOR, BIAS_PRIOR])[:size]
     # Row 0: log(slope), row 1: shift. The start is the identity.
     identity = np.array([np.log(spread), 0.0])[:size]
-    own, shared = np.repeat(identity[:, None], num_genres, axis=1), identity
+    own, shared = np.repeat(identity[:, None], num_labels, axis=1), identity
 
     def line(own: FloatArray) -> FloatArray:
         return np.exp(own[0]) * scores + offset + (own[1] if with_bias else 0.0)
@@ -98,7 +98,7 @@ def _fit_lines(
         solved = np.linalg.inv(np.moveaxis(bend, 2, 0) + np.diag(prior))  # (G, size, size)
         ahead = np.einsum("gij,jg->ig", solved, slope)
         # The Schur complement: curvature of the shared means after elimination of the labels' parameters.
-        left = np.diag(num_genres * prior + SHARED_PRIOR) - np.outer(prior, prior) * solved.sum(axis=0)
+        left = np.diag(num_labels * prior + SHARED_PRIOR) - np.outer(prior, prior) * solved.sum(axis=0)
         pull = prior * ahead.sum(axis=1) - away.sum(axis=1) + SHARED_PRIOR * (shared - identity)
         step_shared = np.linalg.solve(left, pull)
         step = ahead + np.einsum("gij,j->ig", solved, prior * step_shared)
@@ -113,7 +113,7 @@ def _fit_lines(
         own, shared, gain, now = own - length * step, shared - length * step_shared, now - then, then
         if gain <= _SETTLED * (1.0 + abs(now)):
             break
-    return np.exp(own[0]), own[1] if with_bias else np.zeros(num_genres)
+    return np.exp(own[0]), own[1] if with_bias else np.zeros(num_labels)
 
 
 def choose_calibration(

@@ -60,7 +60,7 @@ class Decisions:
         return self.probabilities(logits) >= self.thresholds
 
     @property
-    def per_genre(self) -> bool:
+    def per_label(self) -> bool:
         """Whether the thresholds differ between labels."""
         return bool(np.ptp(self.thresholds) > 0)
 
@@ -85,15 +85,15 @@ class Decisions:
         }
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], num_genres: int, where: object) -> Decisions:
+    def from_dict(cls, raw: Mapping[str, Any], num_labels: int, where: object) -> Decisions:
         """Read the keys of `to_dict`; only the thresholds are required. ``where`` names the file in errors.
 
         Raises UserError if values are missing, not finite or impossible, or if there are too many or too few.
         """
         found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
-        check_decisions(found, num_genres, where)
+        check_decisions(found, num_labels, where)
         thresholds, calibration = np.array(found.thresholds, np.float64), found.calibration
-        scale, bias = np.ones(num_genres), np.zeros(num_genres)
+        scale, bias = np.ones(num_labels), np.zeros(num_labels)
         if calibration.method != "none":
             scale, bias = np.array(calibration.scale, np.float64), np.array(calibration.bias, np.float64)
         common = found.global_threshold

@@ -21,7 +21,7 @@ from toolkit.config.model_files import Method
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import Calibration, choose_calibration, fit_calibration
 from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, assign_folds, enough, in_order, standard_error
-from toolkit.decisions.objective import genre_thresholds, parse_aim, single_threshold
+from toolkit.decisions.objective import parse_aim, single_threshold, thresholds_per_label
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
@@ -85,11 +85,11 @@ class HeldOut:
         bottom = square * truth + named
         each = f_beta(hits.sum(axis=0), named.sum(axis=0), truth.sum(axis=0), beta)
         some = truth.any(axis=0)
-        by_genre = ((1.0 + square) * hits - each * bottom) / np.maximum(bottom.sum(axis=0), 1e-300)
+        by_label = ((1.0 + square) * hits - each * bottom) / np.maximum(bottom.sum(axis=0), 1e-300)
         micro = float(f_beta(hits.sum(), named.sum(), truth.sum(), beta))
         by_micro = ((1.0 + square) * hits - micro * bottom).sum(axis=1) / max(bottom.sum(), 1e-300)
         macro = float(each[some].mean()) if some.any() else 0.0
-        return cls(micro, macro, by_micro, by_genre[:, some].sum(axis=1) / max(some.sum(), 1), units)
+        return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
         """Return whether these are clearly better than ``single``, by the rule of `CrossFit._choose_slack`."""
@@ -210,7 +210,7 @@ class CrossFit:
             return Thresholds(np.full(truth.shape[1], single), single)
         single = self._thresholds(out, method, None).single
         expected = sigmoid(self._calibration(out, "platt")(scores))
-        values, weight = genre_thresholds(self.aim, truth, probabilities, expected, single, slack)
+        values, weight = thresholds_per_label(self.aim, truth, probabilities, expected, single, slack)
         return Thresholds(values, single, weight)
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:

@@ -54,8 +54,8 @@ def balanced_thresholds(
             return thresholds, weight
     # No weight satisfies the constraint. So each label moves by itself, the commonest first, if the constraint allows.
     thresholds, chosen = np.full(len(sweeps), single), wanted(_LAST_RESORT)
-    for genre in np.argsort([-sweep.support for sweep in sweeps], kind="stable"):
-        moved = np.where(np.arange(len(sweeps)) == genre, chosen, thresholds)
+    for label in np.argsort([-sweep.support for sweep in sweeps], kind="stable"):
+        moved = np.where(np.arange(len(sweeps)) == label, chosen, thresholds)
         if good(moved):
             thresholds = moved
     return thresholds, _LAST_RESORT if (thresholds != single).any() else 0.0

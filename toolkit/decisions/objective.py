@@ -68,7 +68,7 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
     return _at_level(aim, pooled, None)
 
 
-def genre_thresholds(
+def thresholds_per_label(
     aim: Aim, truth: BoolArray, probabilities: FloatArray, expected: FloatArray, single: float, slack: float = 0.0
 ) -> tuple[FloatArray, float | None]:
     """Return ((G,) thresholds, the weight of macro-F for F aims or None).

@@ -23,7 +23,7 @@ from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
-from toolkit.metrics.table import PLACES, format_number, per_genre_table, values
+from toolkit.metrics.table import PLACES, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome
 
 TOP_K = (1, 2, 3)
@@ -48,7 +48,7 @@ class Evaluation:
 
     loss: mean binary cross-entropy of the uncalibrated logits, in nats. ranking: the group "ranking" of
     `toolkit.metrics.table`. calibration: the ``method``, and ``before`` and ``after`` with the loss and the keys of
-    `toolkit.metrics.calibration_error.reliability`. per_genre: frame of `toolkit.metrics.table.per_genre_table` at the
+    `toolkit.metrics.calibration_error.reliability`. per_genre: frame of `toolkit.metrics.table.per_label_table` at the
     chosen thresholds. Thresholds apply to calibrated probabilities.
     """
 
@@ -178,13 +178,13 @@ def evaluate_arrays(
             for label, value in [*fixed, *single, chosen]
         ],
         baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
-        per_genre=per_genre_table(outcome, decisions.thresholds, genres),
+        per_genre=per_label_table(outcome, decisions.thresholds, genres),
     )
 
 
 def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
     """Return (label, value) of the best single threshold of validation if it was not chosen, and of the chosen one."""
-    if not decisions.per_genre:
+    if not decisions.per_label:
         value = float(decisions.thresholds[0])
         return [], (f"chosen {threshold_label(value)}", value)
     # The label must be clear that this is not the best threshold of the evaluated split.

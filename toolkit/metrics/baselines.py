@@ -41,7 +41,7 @@ def threshold_label(threshold: float) -> str:
     return f"{threshold:.2g}" if 0.0 < threshold < 0.1 else f"{threshold:.2f}"
 
 
-def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
+def commonest_labels(train_prevalence: FloatArray, k: int) -> list[int]:
     """Return the columns of the k commonest labels, commonest first; ties in the order of the columns."""
     return np.argsort(-train_prevalence, kind="stable")[:k].tolist()
 
@@ -49,7 +49,7 @@ def commonest_genres(train_prevalence: FloatArray, k: int) -> list[int]:
 def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -> BoolArray:
     """Return (N, G) decisions that predict the k commonest labels for every sample."""
     named = np.zeros(shape, dtype=np.bool_)
-    named[:, commonest_genres(train_prevalence, k)] = True
+    named[:, commonest_labels(train_prevalence, k)] = True
     return named
 
 
@@ -84,7 +84,7 @@ def baselines(
             label=f"always top-{k}",
             kind="top_k",
             metrics=values(Outcome(truth, always_top_k(truth.shape, train_prevalence, k)), "decisions"),
-            genre_indices=commonest_genres(train_prevalence, k),
+            genre_indices=commonest_labels(train_prevalence, k),
         )
         for k in k_values
     ]

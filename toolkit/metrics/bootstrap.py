@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit.metrics.multilabel import FloatArray, IntArray
-from toolkit.metrics.table import METRICS, genre_calibration, genre_rates
+from toolkit.metrics.table import METRICS, label_calibration, label_rates
 from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
@@ -56,7 +56,7 @@ class Measured:
 
     metrics: dict[str, FloatArray]
     """Metric → (B,) values: all metrics of the table, or without probabilities those of group "decisions"."""
-    per_genre: dict[str, FloatArray]
+    per_label: dict[str, FloatArray]
     """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` → (B, G) values."""
 
 
@@ -68,10 +68,10 @@ def measured(outcome: Outcome, weights: FloatArray) -> Measured:
         for metric in METRICS.values()
         if not metric.count and (ranked or metric.group == "decisions")
     }
-    per_genre = genre_rates(weighed)
+    per_label = label_rates(weighed)
     if ranked:
-        per_genre |= {"ap": weighed.ranking[0], "ece": genre_calibration(weighed)}
-    return Measured(metrics, per_genre)
+        per_label |= {"ap": weighed.ranking[0], "ece": label_calibration(weighed)}
+    return Measured(metrics, per_label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +130,10 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
     return found
 
 
-def genre_intervals(draws: Draws, metric: str) -> list[Interval]:
-    """Return the interval of a metric of `Measured.per_genre` for each label, over resamples in which it is defined."""
-    plain, values = draws.plain.per_genre[metric], draws.resampled.per_genre[metric]
-    return [_interval(plain[:, genre], values[:, genre]) for genre in range(values.shape[1])]
+def label_intervals(draws: Draws, metric: str) -> list[Interval]:
+    """Return the interval of a metric of `Measured.per_label` for each label, over resamples in which it is defined."""
+    plain, values = draws.plain.per_label[metric], draws.resampled.per_label[metric]
+    return [_interval(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
@@ -146,17 +146,17 @@ def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
     return found
 
 
-def genre_differences(first: Draws, second: Draws, metric: str) -> list[Difference]:
-    """Return first minus second in a metric of `Measured.per_genre`, for each label."""
-    plain = first.plain.per_genre[metric] - second.plain.per_genre[metric]
-    values = first.resampled.per_genre[metric] - second.resampled.per_genre[metric]
-    return [_difference(plain[:, genre], values[:, genre]) for genre in range(values.shape[1])]
+def label_differences(first: Draws, second: Draws, metric: str) -> list[Difference]:
+    """Return first minus second in a metric of `Measured.per_label`, for each label."""
+    plain = first.plain.per_label[metric] - second.plain.per_label[metric]
+    values = first.resampled.per_label[metric] - second.resampled.per_label[metric]
+    return [_difference(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
 def _joined(parts: list[Measured]) -> Measured:
     return Measured(
         {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics},
-        {name: np.concatenate([part.per_genre[name] for part in parts]) for name in parts[0].per_genre},
+        {name: np.concatenate([part.per_label[name] for part in parts]) for name in parts[0].per_label},
     )
 
 

@@ -30,7 +30,7 @@ def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
     count, predicted, positives = _sums(truth.ravel(), scores.ravel())
     return {
         "ece": float(np.abs(predicted - positives).sum() / scores.size),
-        "ece_macro": float(genre_calibration_errors(truth, scores).mean()),
+        "ece_macro": float(label_calibration_errors(truth, scores).mean()),
         "curve": [
             {
                 "centre": (number + 0.5) / BINS,
@@ -43,7 +43,7 @@ def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
     }
 
 
-def genre_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray:
+def label_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray:
     """Return the (G,) calibration errors of the labels."""
     sums = [_sums(*columns) for columns in zip(truth.T, scores.T, strict=True)]
     return np.array([np.abs(predicted - positives).sum() / len(truth) for _, predicted, positives in sums])

@@ -27,7 +27,7 @@ def check_arrays(targets: ArrayLike, logits: ArrayLike) -> tuple[BoolArray, Floa
     """
     truth, scores = np.asarray(targets), np.asarray(logits, dtype=np.float64)
     if truth.ndim != 2 or truth.size == 0:
-        raise ValueError(f"targets must be a 2-d (samples, genres) array that is not empty, got shape {truth.shape}")
+        raise ValueError(f"targets must be a 2-d (samples, labels) array that is not empty, got shape {truth.shape}")
     if not ((truth == 0) | (truth == 1)).all():
         raise ValueError("targets must contain only 0 and 1")
     if scores.shape != truth.shape:

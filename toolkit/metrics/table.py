@@ -100,7 +100,7 @@ def subset_accuracy(weighed: Weighed) -> FloatArray:
     return weighed.mean((weighed.outcome.truth == weighed.outcome.named).all(axis=1))
 
 
-def genre_calibration(weighed: Weighed) -> FloatArray:
+def label_calibration(weighed: Weighed) -> FloatArray:
     """Return the (B, G) calibration errors of the labels."""
     return np.abs(weighed.gaps).sum(axis=2) / weighed.total[:, None]
 
@@ -129,7 +129,7 @@ _ROWS = (
     Metric("num_genres_roc_auc", "genres with both classes", lambda w: defined(w.ranking[1]), "ranking", count=True),
     Metric("loss", "loss (nats)", lambda w: w.mean(w.outcome.losses), "calibration", better="lower", top=math.inf),
     Metric("ece", "calibration error (pooled)", pooled_calibration, "calibration", "ECE", "lower"),
-    Metric("ece_macro", "calibration error (mean of genres)", lambda w: genre_calibration(w).mean(axis=1),
+    Metric("ece_macro", "calibration error (mean of genres)", lambda w: label_calibration(w).mean(axis=1),
            "calibration", "ECE, mean of genres", "lower"),
 )  # fmt: skip
 METRICS = {metric.key: metric for metric in _ROWS}
@@ -166,7 +166,7 @@ def values(outcome: Outcome, group: str) -> dict[str, Any]:
     return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
 
 
-def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
+def label_rates(weighed: Weighed) -> dict[str, FloatArray]:
     """Return (B, G) precision, recall and F1; NaN: recall and F1 without positives, precision without predictions."""
     counts = weighed.each
     return {
@@ -176,7 +176,7 @@ def genre_rates(weighed: Weighed) -> dict[str, FloatArray]:
     }
 
 
-def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
+def per_label_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
     """Return a table with one row per label, in the given order; thresholds are one number or (G,).
 
     Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. NaN
@@ -193,6 +193,6 @@ def per_genre_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[st
             "ap": ap,
             "roc_auc": roc_auc,
             "threshold": np.broadcast_to(np.asarray(thresholds, dtype=np.float64), support.shape),
-            **{name: rates[0] for name, rates in genre_rates(named).items()},
+            **{name: rates[0] for name, rates in label_rates(named).items()},
         }
     )

@@ -44,14 +44,14 @@ class Outcome:
 
         AP is NaN for a label without positives; ROC-AUC is NaN for a label with one class only.
         """
-        num_samples, num_genres = self.truth.shape
-        ap, roc_auc = np.full(num_genres, np.nan), np.full(num_genres, np.nan)
-        for genre, support in enumerate(self.truth.sum(axis=0)):
-            column = self.truth[:, genre], self.scores[:, genre]
+        num_samples, num_labels = self.truth.shape
+        ap, roc_auc = np.full(num_labels, np.nan), np.full(num_labels, np.nan)
+        for label, support in enumerate(self.truth.sum(axis=0)):
+            column = self.truth[:, label], self.scores[:, label]
             if support > 0:
-                ap[genre] = average_precision_score(*column)
+                ap[label] = average_precision_score(*column)
             if 0 < support < num_samples:
-                roc_auc[genre] = roc_auc_score(*column)
+                roc_auc[label] = roc_auc_score(*column)
         return ap, roc_auc
 
     @cached_property
@@ -73,10 +73,10 @@ class Outcome:
     @cached_property
     def gaps(self) -> sparse.csr_array:
         """(N, G * bins): probability minus target of each element, in the column of its label and bin."""
-        num_samples, num_genres = self.truth.shape
-        columns = bins_of(self.scores) + np.arange(num_genres) * BINS
-        bounds = np.arange(num_samples + 1) * num_genres
-        shape = (num_samples, num_genres * BINS)
+        num_samples, num_labels = self.truth.shape
+        columns = bins_of(self.scores) + np.arange(num_labels) * BINS
+        bounds = np.arange(num_samples + 1) * num_labels
+        shape = (num_samples, num_labels * BINS)
         return sparse.csr_array(((self.scores - self.truth).ravel(), columns.ravel(), bounds), shape=shape)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.metrics.bootstrap import Draws, genre_differences, genre_intervals
-from toolkit.metrics.calibration_error import genre_calibration_errors
-from toolkit.metrics.table import per_genre_table
+from toolkit.metrics.bootstrap import Draws, label_differences, label_intervals
+from toolkit.metrics.calibration_error import label_calibration_errors
+from toolkit.metrics.table import per_label_table
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
@@ -22,19 +22,19 @@ MAX_LISTED = 8
 
 
 def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Return one row per genre, in the model's order. A value is None if it is undefined (see `per_genre_table`)."""
+    """Return one row per genre, in the model's order. A value is None if it is undefined (see `per_label_table`)."""
     model, plain = inputs.model, draws[MODEL]
     outcome = Outcome(inputs.targets, scores=model.probabilities)
-    table = per_genre_table(outcome, model.decisions.thresholds, inputs.genres)
+    table = per_label_table(outcome, model.decisions.thresholds, inputs.genres)
     rows: list[dict[Any, Any]] = table.to_dict("records")
-    uncalibrated = genre_calibration_errors(inputs.targets, model.uncalibrated)
-    ap, f1 = genre_intervals(plain, "ap"), genre_intervals(plain, "f1")
+    uncalibrated = label_calibration_errors(inputs.targets, model.uncalibrated)
+    ap, f1 = label_intervals(plain, "ap"), label_intervals(plain, "f1")
     for column, row in enumerate(rows):
         row["train_prevalence"] = float(inputs.train_prevalence[column])
         row["named"] = int(model.named[:, column].sum())
         row["ap_low"], row["ap_high"] = ap[column].low, ap[column].high
         row["f1_low"], row["f1_high"] = f1[column].low, f1[column].high
-        row["ece"] = float(plain.plain.per_genre["ece"][0, column])
+        row["ece"] = float(plain.plain.per_label["ece"][0, column])
         row["ece_before"] = float(uncalibrated[column])
     return rows
 
@@ -48,8 +48,8 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
         {"genre": genre, "support": int(count)} for genre, count in zip(inputs.genres, support, strict=True)
     ]
     for metric in ("ap", "f1"):
-        model, other = (draws[key].plain.per_genre[metric][0] for key in (MODEL, OTHER))
-        for column, difference in enumerate(genre_differences(draws[MODEL], draws[OTHER], metric)):
+        model, other = (draws[key].plain.per_label[metric][0] for key in (MODEL, OTHER))
+        for column, difference in enumerate(label_differences(draws[MODEL], draws[OTHER], metric)):
             rows[column][metric] = {
                 "mine": float(model[column]),
                 "theirs": float(other[column]),

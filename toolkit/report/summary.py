@@ -39,7 +39,7 @@ def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     for k in TOP_K:
         if k <= truth.shape[1]:
             outcomes[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
-    if model.decisions.per_genre:
+    if model.decisions.per_label:
         outcomes[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
     return bootstrap(outcomes, rounds, inputs.units)
 

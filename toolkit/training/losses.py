@@ -74,7 +74,7 @@ class MultiLabelLoss(nn.Module):
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
         """``counts`` (G,): positives among the training split's ``num_samples``; options: those of LOSSES' entry."""
         super().__init__()
-        self.num_genres, self.smoothing, self.options = len(counts), smoothing, options
+        self.num_labels, self.smoothing, self.options = len(counts), smoothing, options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return losses (n,) in nats, float32, summed over labels, from logits (n, G) and targets (n, G) in [0, 1].
@@ -82,8 +82,8 @@ class MultiLabelLoss(nn.Module):
         Inputs may have any dtype; autocast is off and everything is computed in float32. Raises ValueError for other
         shapes. The range of targets is not checked, because a check would wait for the device.
         """
-        if logits.ndim != 2 or logits.shape[1] != self.num_genres:
-            raise ValueError(f"logits must have shape (n, {self.num_genres}), got {tuple(logits.shape)}")
+        if logits.ndim != 2 or logits.shape[1] != self.num_labels:
+            raise ValueError(f"logits must have shape (n, {self.num_labels}), got {tuple(logits.shape)}")
         if targets.shape != logits.shape:
             raise ValueError(f"targets must have shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
         with torch.autocast(logits.device.type, enabled=False):

@@ -13,7 +13,7 @@ from metric_tools import threshold_metrics
 from shards.errors import UserError
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.config.validation import check_config
-from toolkit.decisions.objective import NAMES_NOTHING, Aim, genre_thresholds, parse_aim, single_threshold
+from toolkit.decisions.objective import NAMES_NOTHING, Aim, parse_aim, single_threshold, thresholds_per_label
 
 GOOD = ["f1", "f0.5", "precision>=0.6", "recall>=.8", "precision >= 1.0", "recall>=0", "precision>=1"]
 BAD = ["", "f2", "F1", "macro_f1", "precision", "precision>0.6", "recall>=1.2", "recall>=-1", "precision>=x", "f1 f1x"]
@@ -53,7 +53,7 @@ def test_levels_are_reached_in_every_genre(problem, level):
     for kind in ("precision", "recall"):
         aim = Aim(kind, level)
         single = single_threshold(aim, truth, probabilities)
-        thresholds, weight = genre_thresholds(aim, truth, probabilities, probabilities, single)
+        thresholds, weight = thresholds_per_label(aim, truth, probabilities, probabilities, single)
         assert weight is None and ((thresholds >= 0) & (thresholds <= 1)).all()
         named = probabilities >= thresholds
         hits = (named & truth).sum(axis=0)
@@ -93,10 +93,10 @@ def test_a_lucky_positive_sets_no_threshold():
     truth = np.zeros((200, 1), bool)
     probabilities = np.linspace(0.0, 0.1, 200).reshape(-1, 1)
     truth[-1] = True
-    thresholds, _ = genre_thresholds(Aim("precision", 0.6), truth, probabilities, probabilities, 0.5)
+    thresholds, _ = thresholds_per_label(Aim("precision", 0.6), truth, probabilities, probabilities, 0.5)
     assert thresholds[0] == NAMES_NOTHING
     certain = np.where(truth, 0.99, 0.001)  # here they agree
-    thresholds, _ = genre_thresholds(Aim("precision", 0.6), truth, certain, certain, 0.5)
+    thresholds, _ = thresholds_per_label(Aim("precision", 0.6), truth, certain, certain, 0.5)
     assert ((certain >= thresholds) == truth).all()
 
 
@@ -104,7 +104,7 @@ def test_precision_takes_the_most_recall():
     truth = np.array([1, 1, 0, 1, 0, 0, 1, 0], bool).reshape(-1, 1)
     probabilities = np.linspace(0.95, 0.05, 8).reshape(-1, 1)
     # Precisions down the list: 1, 1, 2/3, 3/4, 3/5, 1/2, 4/7, 1/2. Expected ones are as good.
-    thresholds, _ = genre_thresholds(Aim("precision", 0.55), truth, probabilities, truth.astype(float), 0.5)
+    thresholds, _ = thresholds_per_label(Aim("precision", 0.55), truth, probabilities, truth.astype(float), 0.5)
     assert (probabilities >= thresholds).sum() == 7
-    thresholds, _ = genre_thresholds(Aim("precision", 0.7), truth, probabilities, truth.astype(float), 0.5)
+    thresholds, _ = thresholds_per_label(Aim("precision", 0.7), truth, probabilities, truth.astype(float), 0.5)
     assert (probabilities >= thresholds).sum() == 4

@@ -134,7 +134,7 @@ def test_cross_fit_figures_are_those_of_new_samples_and_those_of_the_same_are_fl
 
 
 def test_thresholds_per_genre_stay_where_they_help_and_go_where_noise_is_all():
-    kept = [choose_decisions(*simulate(seed, 400, skill=0.8)).per_genre for seed in range(10)]
+    kept = [choose_decisions(*simulate(seed, 400, skill=0.8)).per_label for seed in range(10)]
     assert sum(kept) >= 8
     # Genres alike in prevalence and skill: one threshold is right, and one per genre fits noise.
     alone = []
@@ -144,11 +144,11 @@ def test_thresholds_per_genre_stay_where_they_help_and_go_where_noise_is_all():
         logits = np.log(0.3 / 0.7) + 1.5 * (truth - 0.3) + rng.normal(size=truth.shape)
         found = choose_decisions(truth, logits)
         assert {"single", "per genre, slack 0.01"} <= found.chosen_on["cross_fit"].keys()
-        alone.append(not found.per_genre)
+        alone.append(not found.per_label)
         assert ("did not help clearly" in found.source) == alone[-1]
     assert sum(alone) >= 15
     forced = choose_decisions(truth, logits, DecideConfig("genre"))
-    assert forced.per_genre and "cross_fit" not in forced.chosen_on
+    assert forced.per_label and "cross_fit" not in forced.chosen_on
 
 
 def test_duplicates_stay_in_one_fold_and_count_once():

@@ -45,7 +45,7 @@ def test_probabilities_and_names_by_hand():
     assert decisions.probabilities(logits).dtype == np.float64
     # any shape that ends in genres
     assert (decisions.probabilities(logits[:, None])[:, 0] == decisions.probabilities(logits)).all()
-    assert decisions.per_genre and not with_threshold(decisions, 0.9).per_genre
+    assert decisions.per_label and not with_threshold(decisions, 0.9).per_label
     plain = Decisions.plain([0.5, 0.2])
     assert (plain.probabilities(logits) == sigmoid(logits)).all() and plain.calibration == "none"
 
@@ -66,16 +66,16 @@ def test_neither_the_order_of_samples_nor_a_second_run_changes_a_bit(aim: str, t
     for seed in range(3):
         shuffle = np.random.default_rng(seed).permutation(len(truth))
         assert same(chosen, choose_decisions(truth[shuffle], logits[shuffle], decide))
-    assert chosen.aim == aim and (thresholds == "auto" or chosen.per_genre == (thresholds == "genre"))
+    assert chosen.aim == aim and (thresholds == "auto" or chosen.per_label == (thresholds == "genre"))
     assert chosen.chosen_on["split"] == "val" and chosen.chosen_on["samples"] == 250
 
 
 def test_slack_moves_thresholds_where_the_single_one_is_lucky():
     """No other keeps all of its micro-F0.5 here."""
     truth, logits = simulate(1, 250)
-    assert not choose_decisions(truth, logits, DecideConfig("genre", "f0.5", max_micro_f_loss=0.0)).per_genre
+    assert not choose_decisions(truth, logits, DecideConfig("genre", "f0.5", max_micro_f_loss=0.0)).per_label
     chosen = choose_decisions(truth, logits, DecideConfig("genre", "f0.5", max_micro_f_loss=0.01))
-    assert chosen.per_genre and chosen.chosen_on["slack"] == 0.01
+    assert chosen.per_label and chosen.chosen_on["slack"] == 0.01
 
 
 def test_a_genre_without_positives_has_the_single_threshold():

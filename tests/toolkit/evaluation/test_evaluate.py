@@ -28,7 +28,7 @@ from toolkit.data.sampling.plan import EvalPlan
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.evaluation.options import parse_thresholds
-from toolkit.metrics.calibration_error import genre_calibration_errors
+from toolkit.metrics.calibration_error import label_calibration_errors
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OWN_KEY, load_model_folder
@@ -101,7 +101,7 @@ def test_decisions_of_the_folder_are_applied_and_kept(
     assert calibration["method"] == "platt"
     for name, values in (("before", sigmoid(kept["logits"])), ("after", probabilities)):
         assert calibration[name]["ece"] == calibration_summary(reader.targets, values)["ece"]
-        assert calibration[name]["ece_macro"] == genre_calibration_errors(reader.targets, values).mean()
+        assert calibration[name]["ece_macro"] == label_calibration_errors(reader.targets, values).mean()
         assert calibration[name]["curve"] == calibration_summary(reader.targets, values)["curve"]
         assert calibration[name]["loss"] == pytest.approx(log_loss(reader.targets.ravel(), values.ravel()), rel=1e-5)
     assert calibration["before"]["ece"] != calibration["after"]["ece"]

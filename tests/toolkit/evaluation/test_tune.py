@@ -66,13 +66,13 @@ def test_it_rewrites_what_depends_on_decisions_and_nothing_else(
 def test_options_reach_the_choice(model: Path, shard_set: Path):
     assert tune(model, shard_set, "--thresholds", "global", "--calibration", "none") == 0
     decisions = load_labels(model)[1]
-    assert not decisions.per_genre and decisions.calibration == "none" and decisions.aim == "f1"
+    assert not decisions.per_label and decisions.calibration == "none" and decisions.aim == "f1"
     assert (decisions.thresholds == decisions.global_threshold).all()
     assert tune(model, shard_set, "--calibration", "temperature") == 0
     other = load_labels(model)[1]
     assert other.calibration == "temperature" and (other.scale != 1).all()
     assert other.chosen_on["cross_fit"].keys() >= {"single", "per genre, slack 0.01"}
-    assert other.per_genre == ("slack" in other.chosen_on)
+    assert other.per_label == ("slack" in other.chosen_on)
     assert tune(model, shard_set, "--thresholds", "genre") == 0
     assert load_labels(model)[1].chosen_on["slack"] == DecideConfig().max_micro_f_loss
     assert tune(model, shard_set, "--thresholds", "genre", "--max-micro-f-loss", "0") == 0

@@ -17,7 +17,7 @@ from metric_tools import threshold_metrics
 from toolkit.decisions.choose import Decisions
 from toolkit.evaluation.results import evaluate_arrays
 from toolkit.evaluation.tables import json_types, report_console
-from toolkit.metrics.baselines import baselines, commonest_genres, threshold_label
+from toolkit.metrics.baselines import baselines, commonest_labels, threshold_label
 from toolkit.metrics.multilabel import cross_entropy, sigmoid
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -67,8 +67,8 @@ def test_top_k_goes_by_training_not_by_the_evaluated_split():
 
 
 def test_equally_common_genres_go_in_column_order():
-    assert commonest_genres(np.array([0.2, 0.5, 0.5, 0.2]), 3) == [1, 2, 0]
-    assert commonest_genres(np.tile([0.2, 0.5], 50), 50) == list(range(1, 100, 2))
+    assert commonest_labels(np.array([0.2, 0.5, 0.5, 0.2]), 3) == [1, 2, 0]
+    assert commonest_labels(np.tile([0.2, 0.5], 50), 50) == list(range(1, 100, 2))
 
 
 def test_prevalence_baseline_with_one_threshold_per_genre():

@@ -23,8 +23,8 @@ from toolkit.metrics.bootstrap import (
     Difference,
     bootstrap,
     confidence_intervals,
-    genre_differences,
-    genre_intervals,
+    label_differences,
+    label_intervals,
     measured,
     paired_difference,
     resample_weights,
@@ -113,8 +113,8 @@ def test_repeating_samples_is_the_same_as_weighing_them():
     again = measured(part, np.ones((1, len(rows))))
     for name in whole.metrics:
         assert whole.metrics[name] == pytest.approx(again.metrics[name], nan_ok=True), name
-    for name in whole.per_genre:
-        assert whole.per_genre[name] == pytest.approx(again.per_genre[name], nan_ok=True), name
+    for name in whole.per_label:
+        assert whole.per_label[name] == pytest.approx(again.per_label[name], nan_ok=True), name
 
 
 def test_genres_without_positives_in_a_resample_count_in_no_mean():
@@ -123,9 +123,9 @@ def test_genres_without_positives_in_a_resample_count_in_no_mean():
     found = measured(
         outcome_of(targets, probabilities > 0.5, probabilities), np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
     )
-    assert np.isnan(found.per_genre["ap"][0, 1]) and not np.isnan(found.per_genre["ap"][1, 1])
-    assert found.metrics["mAP"][0] == found.per_genre["ap"][0, 0]
-    assert found.metrics["macro_f1"][0] == found.per_genre["f1"][0, 0]
+    assert np.isnan(found.per_label["ap"][0, 1]) and not np.isnan(found.per_label["ap"][1, 1])
+    assert found.metrics["mAP"][0] == found.per_label["ap"][0, 0]
+    assert found.metrics["macro_f1"][0] == found.per_label["f1"][0, 0]
 
 
 def test_a_resample_draws_as_many_samples_as_there_are():
@@ -174,7 +174,7 @@ def test_a_set_with_every_poster_several_times_says_no_more_than_with_each_once(
         low, high = interval.low, interval.high
         assert alone[name].high - alone[name].low < 0.85 * (high - low), name  # type: ignore[operator]
     for metric in ("ap", "f1"):
-        for ours, theirs in zip(genre_intervals(together, metric), genre_intervals(once, metric), strict=True):
+        for ours, theirs in zip(label_intervals(together, metric), label_intervals(once, metric), strict=True):
             assert (ours.low, ours.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
 
 
@@ -206,7 +206,7 @@ def test_a_model_does_not_differ_from_itself():
     for name, difference in paired_difference(draws["a"], draws["b"]).items():
         assert difference == Difference(0.0, 0.0, 0.0, 1.0), name
         assert not difference.real
-    for difference in genre_differences(draws["a"], draws["b"], "ap"):
+    for difference in label_differences(draws["a"], draws["b"], "ap"):
         assert difference.value in (0.0, None) and not difference.real
 
 
@@ -249,7 +249,7 @@ def test_a_genre_without_positives_has_no_interval():
     targets, probabilities = simulate(40)
     targets[:, 4] = False
     draws = bootstrap({"model": Outcome(targets, targets, probabilities)}, rounds=20)["model"]
-    *some, none = genre_intervals(draws, "ap")
+    *some, none = label_intervals(draws, "ap")
     assert none == (None, None, None)
     assert all(low <= high for _, low, high in some if low is not None and high is not None)
 

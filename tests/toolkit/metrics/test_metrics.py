@@ -13,7 +13,7 @@ from metric_tools import outcome_of, threshold_metrics
 from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from toolkit.metrics.multilabel import check_arrays, clipped_cross_entropy, cross_entropy, sigmoid
-from toolkit.metrics.table import per_genre_table, values
+from toolkit.metrics.table import per_label_table, values
 
 # A metric that warns on a genre without positives would flood a training log.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -46,7 +46,7 @@ def ranking_metrics(targets, probabilities, genres):
 
 
 def genre_table(targets, probabilities, thresholds, genres):
-    return per_genre_table(outcome_of(targets, probabilities=probabilities), thresholds, genres)
+    return per_label_table(outcome_of(targets, probabilities=probabilities), thresholds, genres)
 
 
 @st.composite
@@ -215,7 +215,7 @@ def test_shuffled_labels_score_as_chance():
     assert shuffled["roc_auc"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_per_genre_table_by_hand():
+def test_per_label_table_by_hand():
     table = genre_table(TARGETS, PROBABILITIES, [0.5, 0.5, 0.7], GENRES)
     assert table.columns.tolist() == [
         "genre", "support", "prevalence", "ap", "roc_auc", "threshold", "precision", "recall", "f1",
@@ -235,7 +235,7 @@ def test_per_genre_table_by_hand():
         assert table[column].tolist() == pytest.approx(expected, nan_ok=True), column
 
 
-def test_per_genre_table_tells_zero_from_undefined():
+def test_per_label_table_tells_zero_from_undefined():
     # A has a positive but is never predicted: precision undefined, recall and F1 truly 0.
     # B has no positive but is predicted: precision truly 0, recall and F1 undefined.
     table = genre_table([[1, 0], [0, 0]], [[0.2, 0.9], [0.1, 0.1]], 0.5, ["A", "B"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from metric_tools import calibration_summary
 
-from toolkit.metrics.calibration_error import genre_calibration_errors
+from toolkit.metrics.calibration_error import label_calibration_errors
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -42,7 +42,7 @@ def test_it_is_the_plain_definition(problem, bins):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("toolkit.metrics.calibration_error.BINS", bins)
         error = calibration_summary(targets, probabilities)["ece"]
-        errors = genre_calibration_errors(targets, probabilities)
+        errors = label_calibration_errors(targets, probabilities)
     assert error == pytest.approx(plain_ece(targets, probabilities, bins), abs=1e-12)
     for column in range(targets.shape[1]):
         alone = plain_ece(targets[:, [column]], probabilities[:, [column]], bins)
@@ -55,7 +55,7 @@ def test_by_hand(monkeypatch: pytest.MonkeyPatch):
     probabilities = np.array([[0.9, 0.1], [0.7, 0.1], [0.7, 0.2], [0.7, 0.1]])
     # Halves: upper 4 elements of genre 0, mean 0.75, 3 of 4 positive: 0; lower: mean 0.125, 1 of 4: 0.125.
     assert calibration_summary(targets, probabilities)["ece"] == pytest.approx(0.5 * 0.125)
-    assert genre_calibration_errors(targets, probabilities) == pytest.approx([0.0, 0.125])
+    assert label_calibration_errors(targets, probabilities) == pytest.approx([0.0, 0.125])
     low, high = calibration_summary(targets, probabilities)["curve"]
     assert low == {"centre": 0.25, "count": 4, "predicted": pytest.approx(0.125), "observed": pytest.approx(0.25)}
     assert (high["centre"], high["count"], high["observed"]) == (0.75, 4, 0.75)
@@ -66,7 +66,7 @@ def test_pooling_may_hide_what_genres_show():
     targets = np.array([[0, 1], [0, 1], [0, 1], [0, 1]])
     probabilities = np.full((4, 2), 0.5)
     assert calibration_summary(targets, probabilities)["ece"] == 0.0
-    assert genre_calibration_errors(targets, probabilities).tolist() == [0.5, 0.5]
+    assert label_calibration_errors(targets, probabilities).tolist() == [0.5, 0.5]
     summary = calibration_summary(targets, probabilities)
     assert (summary["ece"], summary["ece_macro"], len(summary["curve"])) == (0.0, 0.5, 15)
 

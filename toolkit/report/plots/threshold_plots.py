@@ -53,7 +53,7 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
     """Plot the sweep, with the thresholds per genre as ticks and the F1 that they reach as dotted lines."""
-    thresholds, single, per_genre = decisions.thresholds, decisions.global_threshold, decisions.per_genre
+    thresholds, single, per_label = decisions.thresholds, decisions.global_threshold, decisions.per_label
     figure, axes = new_figure()
     for key, name in SWEPT.items():
         color, line = _LOOKS[key]
@@ -69,18 +69,18 @@ def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict
         f"{single:.2g}", (single, 1.02), (0, 4), textcoords="offset points", ha="center", va="bottom",
         fontsize=10, color=GREY,
     )  # fmt: skip
-    if per_genre:
+    if per_label:
         inside = np.clip(thresholds, LOWEST * 1.05, 1 - (1 - HIGHEST) * 1.05)
         axes.plot(inside, np.full(len(inside), -0.02), "|", color=INK, markersize=9, clip_on=False)
         for key in ("micro_f1", "macro_f1"):
             axes.axhline(chosen[key], color=_LOOKS[key][0], linewidth=1.0, dashes=(1, 2))
-    axes.set_xlabel("threshold" + (" (ticks on the axis: thresholds per genre)" if per_genre else ""))
+    axes.set_xlabel("threshold" + (" (ticks on the axis: thresholds per genre)" if per_label else ""))
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.4)
     best = {key: max(zip(swept[key], swept["threshold"], strict=True)) for key in ("micro_f1", "macro_f1")}
     says = "; ".join(
         f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}" for key, (value, at) in best.items()
     )
-    if per_genre:
+    if per_label:
         says += f"; with thresholds per genre {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
     return finish(figure, "threshold-sweep", f"{says}.")
 
