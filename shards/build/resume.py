@@ -56,8 +56,7 @@ def holds_this_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """Return the shard if the same task was finished before; None if the task must be run.
 
-    names: all file names in the folder (default: listed here). Raises OtherShards if a shard of this name has
-    other contents.
+    names: all file names in the folder; None: it is listed. Raises OtherShards if the task's tar has other contents.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names

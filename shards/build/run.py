@@ -226,7 +226,7 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
 
 
 def _report_balance(manifest: Manifest) -> None:
-    """Warn if a genre of 30 or more posters misses its share of a split by over 20%, for example due to duplicates."""
+    """Warn if a split has over 20% too many or too few posters of a genre (of 30 or more), as duplicates may cause."""
     summary = manifest.split_summary()
     for column, genre in enumerate(manifest.genres):
         total = sum(shard.genre_counts[column] for shard in manifest.shards)

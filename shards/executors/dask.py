@@ -1,10 +1,10 @@
 """Run tasks on the workers of a Dask scheduler: the same functions, tasks and results as on this machine.
 
-Only small tasks are sent to a worker, and only results come back. Workers read and write posters and shards directly in
+No file contents are sent: only tasks and their results. Workers read and write posters and shards directly in
 the store or the shared file system. Each worker is checked before its first task: it must have the library versions on
 which the output bytes depend, and see the same folders. So results do not depend on the cluster.
 
-distributed runs the tasks of a lost worker again on another one. It reports a task whose workers died several times
+Dask runs the tasks of a lost worker again on another one. It reports a task whose workers died several times
 (``distributed.scheduler.allowed-failures``), and shards/executors/retries.py handles that task.
 """
 

@@ -65,7 +65,7 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
     """Return the paths of the subfolders (with a slash at the end) and files of ``below``, relative to ``folder``.
 
-    ``walk`` counts visible files of other kinds, and collects an error message if the folder cannot be listed.
+    ``walk`` counts visible files of other kinds, and gets an error message if the folder cannot be listed.
     """
     folders, files = [], []
     try:

@@ -92,7 +92,7 @@ class BadImage(Unusable):
 def blamed_on_the_picture(reason: str) -> Iterator[None]:
     """Turn a library's error about one picture, such as a shape beyond OpenCV's limits, into BadImage.
 
-    A full disk and a wrong environment (UserError) have other causes: these errors pass unchanged.
+    Errors of a full disk or a wrong environment (UserError) pass unchanged.
     """
     try:
         yield

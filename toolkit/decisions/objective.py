@@ -36,7 +36,7 @@ class Aim:
 
 
 def parse_aim(text: str) -> Aim:
-    """Parse "f1", "f0.5", "precision>=0.6" or "recall>=0.8" (any level). Raises UserError for anything else."""
+    """Parse "f1", "f0.5", "precision>=X" or "recall>=X" (X from 0 to 1). Raises UserError for anything else."""
     plain = text.replace(" ", "")
     if plain in ("f1", "f0.5"):
         return Aim("f", float(plain[1:]))

@@ -1,11 +1,11 @@
 """Connect the processes of a launch, and report failed connections and lost processes.
 
     every process connects to a store, which the first process (or torchrun) serves
-      ─→ it writes its record (agreement.py) ─→ the first process compares them and writes the result
+      ─→ each writes a record (agreement.py) ─→ the first process compares all and writes the result
       ─→ if all agree, they form the process group, and collective calls begin
 
-A store needs no collective calls. So nothing hangs if processes would make different collective calls, and a process
-that fails before all have connected can still report its error to the others.
+A store needs no collective calls. Processes with different options therefore get an error and do not hang, and a
+process that fails before all have connected can still report its error to the others.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Vote:
 class StopSignal:
     """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
-    The first signal requests a stop; a second SIGINT interrupts at once. A single process stops after the current step.
-    Several processes vote after each step and read the result one step later, so that no process waits.
+    The first signal requests a stop; a second SIGINT interrupts at once. A run of one process stops after the current
+    step. With several processes, all vote after each step and read the result one step later, so that none waits.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

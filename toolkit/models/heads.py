@@ -1,4 +1,4 @@
-"""Heads: classifiers that replace the classifier of a timm model, and their input features."""
+"""Heads (classifiers that replace a timm model's own), and the input features of heads."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ EPOCH_FIELDS = (
 
 
 class RunLog:
-    """Write the logs on the main process. Every rank makes the same calls, and raises the main process's OSError.
+    """Write the logs on the main process. All ranks make the same calls, and an OSError is raised on all.
 
-    A resumed run first removes the rows of work that it repeats: updates after ``updates``, and epochs from ``epoch``
-    on (the last epoch may have been validated but not saved).
+    A resumed run first removes the rows that it will write again: those of later updates than ``updates``, and of
+    epochs from ``epoch`` on. The last epoch may have been validated but not saved.
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:

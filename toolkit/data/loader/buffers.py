@@ -55,7 +55,7 @@ class PinnedBuffer:
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """Return (size,) uint8 on the device, ready for the current stream."""
+        """Return the first ``size`` bytes, uint8 (size,), on the device for the current stream."""
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
         elif self.device.type != "cpu":

@@ -33,7 +33,7 @@ class Handles:
 
     @contextlib.contextmanager
     def use(self, number: int) -> Iterator[int]:
-        """Provide the descriptor of a file inside the block. Errors of ``open_file`` are passed on."""
+        """Provide a file's descriptor in a ``with`` block. Errors of ``open_file`` are passed on."""
         handle = self.take(number)
         try:
             yield handle.descriptor
