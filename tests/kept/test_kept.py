@@ -20,8 +20,8 @@ from toolkit.config.schema import Config
 CLOSE = {"rel_tol": 2e-3, "abs_tol": 2e-4}
 #: Columns of how fast it went.
 SPEED = ("images_per_s", "data_wait", "decode_cores", "copy", "seconds")
-#: Fingerprints of decisions whose numbers are fitted when the command runs. They hold for one processor's rounding only;
-#: the numbers themselves are compared as all numbers are.
+#: Fingerprints of decisions that are fitted when the command runs. They hold for the rounding of one processor; the
+#: numbers themselves are compared as all numbers are.
 FITTED = ("/files/killed.json/decisions", "/files/ensemble/model/labels.json/decisions")
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
