@@ -3,7 +3,7 @@
 No list of samples is shuffled or kept. A Feistel network (Luby, Rackoff 1988) maps position p of an epoch to a sample.
 Its domain is the smallest square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite
 domains": halves are added modulo the side). It is applied again while the result is outside of 0..n-1. It has eight
-rounds of a 64-bit mixer; tests/toolkit/data/sampling/test_order.py checks its uniformity.
+rounds of a 64-bit mixer; tests/toolkit/data/sampling/test_shuffle.py checks its uniformity.
 
 ``global``: one permutation of all samples; every read is random. ``window``: shards are permuted, then samples within
 groups of a few shards. A node then reads from only a few files at a time, for sets that do not fit in memory;

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adopt_tools import adopt, found, pack, rejected
 from failing import fails
+from foreign_tars import adopt, found, pack, rejected
 from shard_tools import REAL, draw, encoded, mtimes, only_error, tree, write_file, write_tar
 
 from shards.build.verify import verify_shards

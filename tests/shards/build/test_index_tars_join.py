@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adopt_tools import adopt, found, pack, rejected
 from failing import fails
+from foreign_tars import adopt, found, pack, rejected
 from shard_tools import draw, encoded, only_error, rows_of, tree, write_csv, write_tar
 from tar_tools import File, python_tar
 
