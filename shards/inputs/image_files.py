@@ -31,7 +31,7 @@ USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 @dataclass
 class Walk:
-    """Files of other kinds, and unreadable folders, found during a walk through a folder."""
+    """Files that are no images, and unreadable folders, found during a walk through a folder."""
 
     others: Counter[str] = field(default_factory=Counter)  # count by ending
     unreadable: list[str] = field(default_factory=list)  # a message for each folder that cannot be listed
@@ -65,7 +65,7 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
     """Return the paths of the subfolders (with a slash at the end) and files of ``below``, relative to ``folder``.
 
-    ``walk`` counts visible files of other kinds, and gets an error message if the folder cannot be listed.
+    ``walk`` counts visible files that are no images, and gets an error message if the folder cannot be listed.
     """
     folders, files = [], []
     try:
