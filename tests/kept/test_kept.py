@@ -15,6 +15,7 @@ from commands import COMMANDS, HERE, results, unpack
 from toolkit.config.files import as_today
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
+from toolkit.decisions.choose import Decisions
 
 #: How far numbers may be from one another: another processor rounds in another way.
 CLOSE = {"rel_tol": 2e-3, "abs_tol": 2e-4}
@@ -63,6 +64,10 @@ def test_nothing_was_left_out():
 def test_a_command_comes_to_what_it_came_to(found: Found, name: str):
     differences = list(differing("", with_keys_of_today(EXPECTED[name]), found[name]))
     assert not differences, differences[:5]
+    for path, content in (found[name].get("files") or {}).items():
+        if path.endswith("labels.json") and "decisions" in content:  # also where it is not the recorded one (FITTED)
+            own = Decisions.from_dict(content, len(content["genres"]), path)
+            assert own.fingerprint == content["decisions"], path
 
 
 def with_keys_of_today(result: dict[str, Any]) -> dict[str, Any]:
