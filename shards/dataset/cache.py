@@ -31,9 +31,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from shards.dataset.cache_locks import FAILED, Ours, held_for_reading, held_partial, stamp, write_own
+from shards.dataset.cache_locks import FAILED, OwnFiles, held_for_reading, held_partial, stamp, write_own
 from shards.dataset.cache_options import CacheOptions, RemoteFile
-from shards.dataset.cache_room import Room
+from shards.dataset.cache_room import CacheSpace
 from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_stream
 from shards.storage.paths import StoragePath
@@ -71,9 +71,9 @@ class Cache:
         self._checked: set[tuple[int, ...]] = set()
         with self._own_errors():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ours = Ours(self.folder)
+            self._files = OwnFiles(self.folder)
             self._keep_private()
-        self._room = Room(options, self._ours)
+        self._space = CacheSpace(options, self._files)
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
@@ -90,7 +90,7 @@ class Cache:
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
         """Return a locked descriptor of the file; None if the file is missing or incomplete."""
-        if (descriptor := held_for_reading(path, self._ours)) is None:
+        if (descriptor := held_for_reading(path, self._files)) is None:
             return None
         with contextlib.ExitStack() as unless_whole:
             unless_whole.callback(os.close, descriptor)
@@ -113,7 +113,7 @@ class Cache:
                 self._share_failure(path, before)
                 if not self._writable and self._check_kept(path, file):
                     break
-                with held_partial(path, self._ours) as held:
+                with held_partial(path, self._files) as held:
                     if held is None:  # another thread or process fetches the file
                         RetryBudget.rest(POLL_SECONDS, stop)
                         continue
@@ -121,10 +121,10 @@ class Cache:
                     if self.has(file) or self._check_kept(path, file):  # it came meanwhile, or from elsewhere
                         break
                     self._share_failure(path, before)
-                    self._room.take(file, descriptor, over_limit)
-                    self._bring(file, descriptor, stop)
-                    with self._room.held():  # so that a listing of the folder finds exactly one of the two names
-                        if not self._ours.locks and self.has(file):  # another process fetched it and may read it
+                    self._space.take(file, descriptor, over_limit)
+                    self._fetch_into(file, descriptor, stop)
+                    with self._space.held():  # so that a listing of the folder finds exactly one of the two names
+                        if not self._files.locks and self.has(file):  # another process fetched it and may read it
                             break
                         os.replace(partial, path)
                     return True
@@ -140,7 +140,7 @@ class Cache:
             raise UserError("path-name", f"{source} cannot be cached as {name[:200]!r}: that is not a file name")
         kept = self.folder / name
         with self._own_errors():
-            if (data := self._ours.read(kept, MAX_SMALL_BYTES)) is not None:
+            if (data := self._files.read(kept, MAX_SMALL_BYTES)) is not None:
                 with contextlib.suppress(UserError):
                     return parse(data)
                 kept.unlink(missing_ok=True)
@@ -160,13 +160,13 @@ class Cache:
         return False
 
     def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
-        if not self._ours.owns(facts) or facts.st_size != file.bytes:
+        if not self._files.owns(facts) or facts.st_size != file.bytes:
             return False
         return facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked
 
     def _check_kept(self, path: Path, file: RemoteFile) -> bool:
         """Check the size and digest of an unchecked cached file; return whether they match. Delete the file if not."""
-        if (descriptor := self._ours.open(path)) is None:
+        if (descriptor := self._files.open(path)) is None:
             return False
         try:
             facts = os.fstat(descriptor)
@@ -195,9 +195,9 @@ class Cache:
     def _keep_private(self) -> None:
         """Remove write permission for other users from the default folder; only warn for a folder the user named."""
         facts = self.folder.stat()
-        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._ours.uid, 0):
+        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._files.uid, 0):
             return
-        if self.options.is_usual and facts.st_uid == self._ours.uid:
+        if self.options.is_usual and facts.st_uid == self._files.uid:
             self.folder.chmod(0o700)
         else:
             hint = "set --cache-dir to your own folder, so that they cannot delete or block files"
@@ -219,7 +219,7 @@ class Cache:
             # The file may be deleted, or belong to root on a read-only disk. It is still usable.
             with contextlib.suppress(OSError):
                 facts = os.stat(file) if isinstance(file, int) else file.lstat()
-                if self._ours.owns(facts):
+                if self._files.owns(facts):
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
@@ -231,12 +231,12 @@ class Cache:
         if time.monotonic() - at < FAILURE_SECONDS:
             raise UserError(code, message)
         marker = path.with_name(path.name + FAILED)
-        text = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
+        text = b"" if _version(marker) in (None, before) else self._files.read(marker, 4096) or b""
         message, _, word = text.decode("utf-8", "replace").strip().partition("\n")
         if message:  # markers of earlier versions have no code
             raise UserError(next((code for code in get_args(Code) if code == word), "network"), one_line(message))
 
-    def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
+    def _fetch_into(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
         """Download into the partial. Raises UserError if that fails or the file is not that of the manifest."""
         marker = self.folder / (file.name + FAILED)
         try:

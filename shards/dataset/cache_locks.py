@@ -38,7 +38,7 @@ _FOREIGN = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EACCES)
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class Ours:
+class OwnFiles:
     """Owner and mode of this user's files in a folder: some file systems give all files the same owner or mode."""
 
     def __init__(self, folder: Path) -> None:
@@ -66,8 +66,8 @@ class Ours:
 
     def owns(self, facts: os.stat_result) -> bool:
         """Return whether only this user or root can have made or changed the file."""
-        ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
-        return ours and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
+        own = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
+        return own and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
         """Return a descriptor of this user's file; None if there is none. Delete anything else of that name."""
@@ -144,7 +144,7 @@ _mutex = threading.Lock()
 
 
 @contextlib.contextmanager
-def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
+def held_partial(path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
     """Lock the file's partial; yield (descriptor, path), or None if in use. Delete it at the end unless renamed."""
     partial = path.with_name(path.name + PARTIAL)
     with _mutex:  # before the partial is opened: closing it may release the lock of the thread that fills it
@@ -154,7 +154,7 @@ def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
         yield None
         return
     try:
-        with _opened_partial(partial, path, ours) as found:
+        with _opened_partial(partial, path, files) as found:
             yield found
     finally:
         with _mutex:
@@ -162,13 +162,13 @@ def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
 
 
 @contextlib.contextmanager
-def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    if not ours.locks:
+def _opened_partial(partial: Path, path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
+    if not files.locks:
         partial = path.with_name(unique_name(path.name, PARTIAL))
-    descriptor = ours.make(partial)
+    descriptor = files.make(partial)
     try:
         # Not the same file: it was renamed or deleted before this thread got the lock.
-        if not ours.lock(descriptor) or not same(descriptor, partial):
+        if not files.lock(descriptor) or not same(descriptor, partial):
             yield None
             return
         try:
@@ -181,15 +181,15 @@ def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int
 
 
 @contextlib.contextmanager
-def held_alone(path: Path, ours: Ours) -> Iterator[None]:
+def held_alone(path: Path, files: OwnFiles) -> Iterator[None]:
     """Wait for a lock file and hold it until the block ends."""
     with _mutex:
-        own = _alone[path]
-    with own:
+        thread_lock = _alone[path]
+    with thread_lock:
         while True:
-            descriptor = ours.make(path)
+            descriptor = files.make(path)
             try:
-                ours.lock(descriptor, wait=True)
+                files.lock(descriptor, wait=True)
                 if same(descriptor, path):
                     yield
                     return
@@ -197,24 +197,24 @@ def held_alone(path: Path, ours: Ours) -> Iterator[None]:
                 os.close(descriptor)
 
 
-def held_for_reading(path: Path, ours: Ours) -> int | None:
+def held_for_reading(path: Path, files: OwnFiles) -> int | None:
     """Return a descriptor of this user's file; the file is not deleted until it is closed. None if there is no file."""
-    if (descriptor := ours.open(path)) is None:
+    if (descriptor := files.open(path)) is None:
         return None
     with contextlib.ExitStack() as unless_there:
         unless_there.callback(os.close, descriptor)
-        ours.lock(descriptor, shared=True, wait=True)  # only a deletion has an exclusive lock
+        files.lock(descriptor, shared=True, wait=True)  # only a deletion has an exclusive lock
         if same(descriptor, path):  # on NFS, the link count of a deleted file does not drop while it is open
             unless_there.pop_all()
             return descriptor
     return None
 
 
-def delete_unused(path: Path, ours: Ours) -> bool:
+def delete_unused(path: Path, files: OwnFiles) -> bool:
     """Delete this user's file unless it is locked or locks are not supported; return whether it is gone."""
-    if not ours.locks or path in _filled:
+    if not files.locks or path in _filled:
         return False
-    if (descriptor := ours.open_to_delete(path)) is None:
+    if (descriptor := files.open_to_delete(path)) is None:
         return True
     try:
         if not locked(descriptor):

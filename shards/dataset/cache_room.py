@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from shards.dataset.cache_locks import FAILED, Ours, delete_unused, held_alone
+from shards.dataset.cache_locks import FAILED, OwnFiles, delete_unused, held_alone
 from shards.dataset.cache_options import CacheOptions, NoRoom, RemoteFile
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL
@@ -26,16 +26,16 @@ _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 _UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 
 
-class Room:
+class CacheSpace:
     """The folder of a cache and its limit in bytes (0: no limit)."""
 
-    def __init__(self, options: CacheOptions, ours: Ours) -> None:
-        self.folder, self.limit, self._ours = options.path, options.limit, ours
-        self._told = threading.Event()
+    def __init__(self, options: CacheOptions, files: OwnFiles) -> None:
+        self.folder, self.limit, self._files = options.path, options.limit, files
+        self._warned = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Return the lock of the folder: while it is held, no file is added, deleted or renamed."""
-        return held_alone(self.folder / ".room", self._ours)
+        return held_alone(self.folder / ".room", self._files)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
         """Reserve the space of a file for its partial. Delete the least recently used files if the limit requires it.
@@ -47,7 +47,7 @@ class Room:
             kept, partials = self._listed()
             total = sum(size for _, size, _ in kept) + partials + file.bytes
             for _, size, path in sorted(kept):
-                if total > limit and delete_unused(path, self._ours):
+                if total > limit and delete_unused(path, self._files):
                     total -= size
             if total > limit:
                 if not over_limit:
@@ -77,11 +77,11 @@ class Room:
                     facts = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # deleted meanwhile
                     continue
-                if not self._ours.owns(facts):
+                if not self._files.owns(facts):
                     continue
                 if whole and entry.name.endswith(PARTIAL):
                     # A partial of this process is locked by another descriptor, so it is not deleted either.
-                    if not delete_unused(Path(entry.path), self._ours):
+                    if not delete_unused(Path(entry.path), self._files):
                         partials += facts.st_size
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
                     partials += facts.st_size
@@ -97,8 +97,8 @@ class Room:
         return kept, partials
 
     def _warn_over_limit(self, size: int) -> None:
-        if not self._told.is_set():
-            self._told.set()
+        if not self._warned.is_set():
+            self._warned.set()
             over = f"is over its limit ({size / 2**30:.1f} of {self.limit / 2**30:.1f} GiB)"
             why = "its files are in use or cannot be deleted"
             log.warning("the cache %s %s: %s; raise --cache-limit", self.folder, over, why)

@@ -181,13 +181,13 @@ class Manifest:
             unknown = [replace(shard, index_sha256=None) for shard in shards]
             self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
             digests.update(zip((shard.name for shard in shards), found, strict=True))
-        self.shards = self.vouched(digests)
+        self.shards = self.with_index_digests(digests)
         ours = {table.name for table in self.tables.values()}
         for name in names_in(folder):
             if name.endswith(TABLE) and name not in ours:  # left by an earlier build
                 remove_file(folder / name)
 
-    def vouched(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
+    def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
         """Return the shards with the given {shard name: (bytes, SHA-256)} of their indexes."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]

@@ -93,10 +93,10 @@ class LocalShards(ShardStore):
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
         if indexes:
-            vouched = [shard for shard in shards if shard.index_sha256 is not None]
-            paths = [index_path(self.root / shard.name) for shard in vouched]
-            expected = fingerprint([shard.index_sha256 for shard in vouched])
-            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched))
+            with_digest = [shard for shard in shards if shard.index_sha256 is not None]
+            paths = [index_path(self.root / shard.name) for shard in with_digest]
+            expected = fingerprint([shard.index_sha256 for shard in with_digest])
+            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(with_digest))
 
     def _check_indexes(self, shards: Sequence[Shard]) -> None:
         for shard in shards:

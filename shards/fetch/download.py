@@ -25,7 +25,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 #: Temporary statuses besides 5xx: request timeout, too early, too many requests.
 PASSING = (408, 425, 429)
 #: Error numbers of missing resources on this machine; the link is not the cause.
-OUR_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 #: Longest pause of our own backoff between two tries, in seconds.
 MAX_BACKOFF = 30.0
 
@@ -66,8 +66,8 @@ class Downloader:
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed
         # By host, not by link: redirects lead many links to one host.
-        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
-        self._silent_until: dict[str, float] = {}
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
+        self._not_before: dict[str, float] = {}
 
     async def fetch(self, link: str) -> bytes:
         """Return the link's bytes. Raises Unfetched after a permanent failure or the last try."""
@@ -106,7 +106,7 @@ class Downloader:
         literal = literal_ip(host)  # numeric addresses do not pass through the resolver
         if literal is not None and not self._allowed(literal):
             raise Unfetched("private address", f"{host} is {literal}" if host != str(literal) else host)
-        async with self._places[host]:
+        async with self._slots[host]:
             await self._wait_for(host)
             try:
                 async with self._session.get(url, allow_redirects=False) as response:
@@ -124,7 +124,7 @@ class Downloader:
 
     async def _wait_for(self, host: str) -> None:
         """Wait until the host's Retry-After time is over."""
-        while (seconds := self._silent_until.get(host, 0.0) - time.monotonic()) > 0:
+        while (seconds := self._not_before.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
 
     def _check_status(self, response: aiohttp.ClientResponse, host: str) -> None:
@@ -136,7 +136,7 @@ class Downloader:
         # A try before that time would be refused. A wait over max_wait is left to another run.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
-            self._silent_until[host] = max(self._silent_until.get(host, 0.0), time.monotonic() + seconds)
+            self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)
         raise Unfetched("http status", str(status), passing=passing, retry=retry)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -173,7 +173,7 @@ def _unfetched(error: Exception) -> Unfetched:
         cause = error.os_error
         if isinstance(cause, PrivateAddress):
             return Unfetched("private address", str(cause))
-        if cause.errno in OUR_FAULT:
+        if cause.errno in LOCAL_ERRORS:
             raise cause
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return Unfetched("no connection", "the host is not known", passing=True)

@@ -18,7 +18,7 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 
 
-def bring_in(
+def download_links(
     links: Sequence[Link],
     options: FetchOptions,
     allowed: Policy,
@@ -40,7 +40,7 @@ def bring_in(
 
                 async def work() -> None:
                     while (link := await queue.take()) is not None:
-                        if rejection := await _bring(link, downloader, store, options.limits(), threads):
+                        if rejection := await _download_link(link, downloader, store, options.limits(), threads):
                             rejected[link.line] = rejection
                         done()
                         await queue.done(link)
@@ -58,7 +58,7 @@ def bring_in(
     return rejected
 
 
-async def _bring(
+async def _download_link(
     link: Link, downloader: Downloader, store: PosterStore, limits: str, threads: ThreadPoolExecutor
 ) -> Rejection | None:
     """Download, check and save one poster. Returns the rejection, None if the poster was saved."""

@@ -98,7 +98,7 @@ def _line(entry: Entry) -> bytes:
     return json.dumps({key: value for key, value in asdict(entry).items() if value}).encode() + b"\n"
 
 
-def take_in_parts(folder: StoragePath, journal: str) -> None:
+def merge_parts(folder: StoragePath, journal: str) -> None:
     """Merge the parts into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:

@@ -13,7 +13,7 @@ from shards.errors import UserError
 from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
-from shards.fetch.journal import Journal, recall, take_in_parts
+from shards.fetch.journal import Journal, merge_parts, recall
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, incoming, poster_paths
 from shards.inputs.listing import NoFolder, list_posters
@@ -56,10 +56,10 @@ def fetch_posters(options: FetchOptions) -> Fetched:
         # Parts are merged while no worker writes them: after the workers have finished tasks of a killed run, and
         # again at the end.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
-            take_in_parts(options.out, JOURNAL)
+            merge_parts(options.out, JOURNAL)
             result = Fetched(rejected)
             _fetch_missing(options, allowed, links, executor, result)
-            take_in_parts(options.out, JOURNAL)
+            merge_parts(options.out, JOURNAL)
         write_rejected(options.out / REJECTED, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
@@ -122,7 +122,7 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
 
 def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
     """Download into a local folder, in one event loop of this process. Returns the rejections by CSV line."""
-    from shards.fetch.event_loop import bring_in
+    from shards.fetch.event_loop import download_links
 
     with (
         progress(len(links), "fetching posters") as bar,
@@ -130,7 +130,7 @@ def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -
         incoming(options.out),
     ):
         store = FolderStore(options.out, journal, options.image)
-        return bring_in(links, options, allowed, store, done=bar.update)
+        return download_links(links, options, allowed, store, done=bar.update)
 
 
 def _posters_there(folder: StoragePath, ids: Sequence[str]) -> Callable[[str], bool]:

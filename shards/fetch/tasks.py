@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from shards.executors.chunks import split_into_chunks
-from shards.fetch.event_loop import bring_in
+from shards.fetch.event_loop import download_links
 from shards.fetch.journal import PARTS, Entry, Journal, RemoteJournal
 from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
@@ -51,9 +51,9 @@ def tasks_of(
     """Split links into tasks, of which ``slots`` run at the same time."""
     size = CHUNK if options.scheduler else CHUNK_HERE
     # A task must not connect to the scheduler again.
-    polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
+    per_task = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
     return [
-        FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
+        FetchTask(per_task, allowed, part, frozenset(link.id for link in part if link.id in replaces))
         for part in split_into_chunks(links, size)
     ]
 
@@ -70,4 +70,4 @@ def fetch_chunk(task: FetchTask) -> dict[int, Rejection]:
         path.parent.mkdir(exist_ok=True)
         store = FolderStore(out, Journal(path), image)
     with closing(store.journal):
-        return bring_in(task.links, task.options, task.allowed, store)
+        return download_links(task.links, task.options, task.allowed, store)

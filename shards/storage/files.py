@@ -192,7 +192,7 @@ def place_key(folder: StoragePath) -> Callable[[str], str]:
 
 def remove_partials(folder: StoragePath) -> None:
     """Delete half-written files of a killed process. The caller must hold the folder's lock."""
-    if is_remote(folder) and remote_files.puts_whole(folder):
+    if is_remote(folder) and remote_files.writes_atomically(folder):
         return  # such stores have no half-written files, and listing a large folder is slow
     for name in names_in(folder):
         if name.endswith(PARTIAL):

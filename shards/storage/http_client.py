@@ -63,12 +63,12 @@ class HttpClient:
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}
 
-    def get(self, url: URL | str, **request: Any) -> _Asked:
+    def get(self, url: URL | str, **request: Any) -> _PendingResponse:
         """Request a file, with options of aiohttp and of ``_follow``."""
-        return _Asked(self._follow("GET", url, **request))
+        return _PendingResponse(self._follow("GET", url, **request))
 
-    def head(self, url: URL | str, **request: Any) -> _Asked:
-        return _Asked(self._follow("HEAD", url, **request))
+    def head(self, url: URL | str, **request: Any) -> _PendingResponse:
+        return _PendingResponse(self._follow("HEAD", url, **request))
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -97,7 +97,7 @@ class HttpClient:
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, MIN_REQUEST_SECONDS), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._ask(method, url, sources, seconds, own)
+            response = await self._send(method, url, sources, seconds, own)
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
@@ -114,7 +114,7 @@ class HttpClient:
                 own = {name: value for name, value in own.items() if name not in _SECRET}
         raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
 
-    async def _ask(
+    async def _send(
         self, method: str, url: URL, sources: set[str], seconds: float, request: dict[str, Any]
     ) -> aiohttp.ClientResponse:
         allowed = reachable_from(sources)
@@ -217,7 +217,7 @@ class _Body:
             left = left - len(block) if left > 0 else left
 
 
-class _Asked:
+class _PendingResponse:
     """A pending response, for ``await`` or ``async with``."""
 
     def __init__(self, answer: Any) -> None:

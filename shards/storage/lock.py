@@ -46,14 +46,14 @@ class LockOwner(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
+def folder_lock(folder: StoragePath, break_lock: bool = False) -> Iterator[None]:
     """Lock ``folder`` for this process. Raises UserError at once if another process holds it.
 
     The operating system releases the lock when its process ends, so a killed run never blocks the next one. A URL has a
-    lock object instead. If its run was killed on another machine, only ``take_over`` breaks the lock (remote_lock).
+    lock object instead. If its run was killed on another machine, only ``break_lock`` breaks the lock (remote_lock).
     """
     if is_remote(folder):
-        with remote_lock(folder, take_over):
+        with remote_lock(folder, break_lock):
             yield
         return
     try:
@@ -93,12 +93,12 @@ def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
+def remote_lock(folder: Any, break_lock: bool = False) -> Iterator[None]:
     """Lock a remote folder. Its object ``.lock`` names the owner, because a store cannot release a lock by itself.
 
     A local lock file, named after the URL, is taken first. While this process holds that file, a lock object from the
     same machine belongs to an ended process and is replaced. A lock object from another machine is an error, unless
-    ``take_over`` is true. Raises UserError at once if the folder is locked.
+    ``break_lock`` is true. Raises UserError at once if the folder is locked.
     """
     require_writable(folder)
     name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
@@ -110,7 +110,7 @@ def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
         path = folder / LOCK_NAME
         try:
             with as_user_error("write", folder):
-                _take(path, owner, take_over)
+                _take(path, owner, break_lock)
         except FileNotFoundError as error:
             remedy = "create the bucket first"
             raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}; {remedy}") from None
@@ -123,11 +123,11 @@ def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
                     remove_remote_file(path)
 
 
-def _take(path: Any, owner: LockOwner, take_over: bool) -> None:
+def _take(path: Any, owner: LockOwner, break_lock: bool) -> None:
     data = msgspec.json.encode(owner)
     if not _created(path, data):
         holder = _holder(path)
-        if holder.token and holder.machine != owner.machine and not take_over:
+        if holder.token and holder.machine != owner.machine and not break_lock:
             raise _held(path, holder)
         path.fs.pipe_file(path.path, data)
     holder = _holder(path)

@@ -42,7 +42,7 @@ def require_writable(folder: StoragePath) -> None:
         raise UserError("url-refused", f"{folder} contains * ? or [, which are wildcards: {why}")
 
 
-def puts_whole(place: Any) -> bool:
+def writes_atomically(place: Any) -> bool:
     """Return whether writes to this store are atomic."""
     return place.protocol in ATOMIC_PUT
 
@@ -56,7 +56,7 @@ def uploaded(path: Any, partial: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="posters-") as folder:
         local, fs = Path(folder) / "file", path.fs
         yield local
-        if puts_whole(path):
+        if writes_atomically(path):
             fs.put_file(str(local), path.path)
             return
         fs.makedirs(path.parent.path, exist_ok=True)

@@ -49,7 +49,7 @@ _OF_ONE_FILE = {
 }  # fmt: skip
 
 #: Files whose retry this process has already logged.
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 class Unreadable(UserError):
@@ -99,8 +99,8 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
             if (seconds := time.monotonic() - began) >= LONGEST:
                 raise unreadable(what, error, seconds) from None
             tries += 1
-            if what not in _told:  # many threads read one file
-                _told.add(what)
+            if what not in _warned:  # many threads read one file
+                _warned.add(what)
                 log.warning("%s: %s; retrying for up to %.0f s", what, one_line(error), LONGEST)
         RetryBudget.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

@@ -90,7 +90,7 @@ def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[b
     """Yield the ``size`` bytes of a remote file in blocks, with retries. Raises UserError if they cannot be read."""
     position = 0
     while position < size:
-        block = _asked(path, budget, position, min(position + BLOCK, size), size)
+        block = _read_range(path, budget, position, min(position + BLOCK, size), size)
         position += len(block)
         yield block
         budget.rest(0.0, budget.stop)
@@ -99,7 +99,7 @@ def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[b
 def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYTES) -> bytes | None:
     """Return the bytes of a small remote file, None if it does not exist. Retries and errors as ``read_blocks``."""
     try:
-        data = _asked(path, budget, 0, None, most)
+        data = _read_range(path, budget, 0, None, most)
     except _Missing:
         return None
     if len(data) > most:
@@ -108,14 +108,14 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
     return data
 
 
-def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
+def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Return at least one of the bytes from ``start`` to ``end``, or all bytes from ``start`` if ``end`` is None.
 
     size: bytes of the file. If ``end`` is None, the largest allowed size; one more byte may be returned.
     """
     while True:
         try:
-            block = _once(path, budget, start, end, size)
+            block = _request(path, budget, start, end, size)
             if end is not None:
                 if len(block) > end - start:  # a server without ranges sends the whole file
                     block = block[start:] if len(block) == size else b""
@@ -124,12 +124,12 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
             budget.renew()
             return block
         except remote_errors() as error:
-            if isinstance(error, FINAL_ERRORS) or _answered(error) in REFUSALS:
-                line = f"{path} cannot be read: {_said(error)}"
+            if isinstance(error, FINAL_ERRORS) or _http_status(error) in REFUSALS:
+                line = f"{path} cannot be read: {_reason(error)}"
                 if isinstance(error, FileNotFoundError):
                     raise _Missing("path-missing", line) from None
                 raise UserError("network", line) from None
-            beyond = _answered(error) == 416 or "range" in str(error).lower()
+            beyond = _http_status(error) == 416 or "range" in str(error).lower()
             if beyond and end is None:  # the response of stores for an empty file
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
@@ -141,12 +141,12 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
                 longer = f" ({budget.option} waits longer)" if budget.option else ""
                 tried = f"retried for {budget.seconds:.0f} s"
                 remedy = f"check the network and the store, then start again{longer}"
-                raise UserError("network", f"{path} cannot be read: {_said(error)}; {tried}: {remedy}") from None
-            log.info("%s from byte %d: %s; retrying", path, start, _said(error))
+                raise UserError("network", f"{path} cannot be read: {_reason(error)}; {tried}: {remedy}") from None
+            log.info("%s from byte %d: %s; retrying", path, start, _reason(error))
             budget.wait()
 
 
-def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
+def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Send one request. Only our HTTP client checks the progress. For other stores the whole request has a timeout."""
     store = path.fs
     limits: dict[str, Any] = {}
@@ -172,13 +172,13 @@ def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
         raise UserError("set-damaged", f"{path} has {there} bytes, the manifest says {size}: upload it again")
 
 
-def _answered(error: BaseException) -> int:
+def _http_status(error: BaseException) -> int:
     """Return the HTTP status of an error of aiohttp or gcsfs. 0 if there is none."""
     found = (str(getattr(error, name, None)) for name in ("status", "code"))
     return next((int(text) for text in found if text.isdecimal()), 0)
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError) and not str(error):
         return "it did not answer in time"
     return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
