@@ -49,7 +49,7 @@ POLL_SECONDS = 0.05
 USE_NOTE_SECONDS = 1.0
 #: Largest number of downloads of a file if the digest differs from the digest in the manifest.
 WHOLE_TRIES = 3
-#: Seconds after a failed download in which other threads of the process raise its error and do not download again.
+#: Seconds after a failed download in which other threads of the process raise the same error instead of a new try.
 FAILURE_SECONDS = 30.0
 #: Largest number of tries to open a file. Other processes may delete the file between its download and its opening.
 OPEN_TRIES = 100
@@ -76,7 +76,7 @@ class Cache:
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
-        """Return a descriptor of the complete file. Fetch the file if needed. It is locked until it is closed."""
+        """Return a descriptor of the complete file, after a download if needed. The descriptor locks the file."""
         path = self.folder / file.name
         for _ in range(OPEN_TRIES):
             with self._own_errors():
@@ -132,7 +132,7 @@ class Cache:
             return False
 
     def checked(self, source: StoragePath, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """Return the parsed contents of a small file. The manifest has no digest of it. It is cached as ``name``.
+        """Return the parsed contents of a small file without a digest in the manifest. Cache the file as ``name``.
 
         parse: must raise UserError for wrong bytes. If the cached file is damaged, it is fetched again.
         """
@@ -186,7 +186,7 @@ class Cache:
             os.close(descriptor)
 
     def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
-        """Record, for all processes of this node, that the open file has the digest."""
+        """Record for all processes of this node that the open file has the right digest."""
         facts = os.fstat(descriptor)
         with contextlib.suppress(OSError):  # a file of root on a read-only disk
             os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
@@ -194,7 +194,7 @@ class Cache:
         self._checked.add(_key(os.fstat(descriptor)))
 
     def _keep_private(self) -> None:
-        """Remove the write permission of other users from the default folder. Only warn if the user named a folder."""
+        """Remove other users' write permission from the default folder. Warn instead if the user named the folder."""
         facts = self.folder.stat()
         if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._files.uid, 0):
             return

@@ -146,9 +146,9 @@ _mutex = threading.Lock()
 
 @contextlib.contextmanager
 def held_partial(path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
-    """Lock the partial file for a download to ``path``. Yield its descriptor and path, or None if it is in use.
+    """Lock the partial file for a download to ``path``. Yield the descriptor and the path of the partial file.
 
-    When the block ends, delete the partial file if it was not renamed.
+    Yield None if another thread or process uses it. When the block ends, delete the file if it was not renamed.
     """
     partial = path.with_name(path.name + PARTIAL)
     with _mutex:  # before the file is opened: on some file systems, closing it releases the lock of another thread

@@ -38,7 +38,7 @@ class CacheSpace:
         return held_alone(self.folder / ".room", self._files)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
-        """Reserve disk space for a file in its open partial file. First delete the least recently used files if needed.
+        """Reserve disk space in an open partial file. If needed, first delete the least recently used files.
 
         Raises NoRoom if the file does not fit under the limit. With ``over_limit``, logs a warning instead. Raises
         UserError if the disk is full.

@@ -112,7 +112,7 @@ def build_table(
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write the index atomically. The schema's metadata get ``facts``, which must be of JSON types."""
+    """Write the index atomically. Store ``facts``, values of JSON types, in the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
@@ -179,7 +179,7 @@ def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
 
 
 def misfit_of(table: pa.Table, shard: Shard) -> str:
-    """Return a message if values of an index exceed the size of its tar or the number of genres. Empty if none do."""
+    """Return a message if values of an index exceed the size of its tar or the number of genres. Empty if all fit."""
     for part in ("image", "json"):
         ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
         if np.max(ends, initial=0) > shard.bytes:

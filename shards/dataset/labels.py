@@ -80,7 +80,7 @@ class LabelSet:
 
 
 def tidy(genre: str) -> str:
-    """Return a genre in Unicode's NFC form, without invisible characters and without needless spaces.
+    """Return a genre in Unicode's NFC form, with single spaces and without invisible characters except JOINERS.
 
     >>> tidy(" Film\\u00a0 Noir\\u200b ")
     'Film Noir'
@@ -96,7 +96,8 @@ def merge_spellings(
 
     samples: the genres of every sample. known: labels whose spelling is kept, such as the labels of a model.
     Returns the samples with merged genres, and a message for each merged genre. The label in ``known`` is kept if there
-    is one. Otherwise the most frequent spelling after ``tidy`` is kept, or the first of them in alphabetical order.
+    is one. If there is none, the most frequent spelling after ``tidy`` is kept. Of equally frequent spellings, the
+    first in alphabetical order is kept.
     """
     counts = Counter(genre for genres in samples for genre in set(genres))
     spellings: dict[str, dict[str, int]] = {}
@@ -133,7 +134,7 @@ def _most_frequent(found: dict[str, int]) -> str:
 
 
 def _shown(genre: str) -> str:
-    """Return the genre in quotes. It is shown with escapes if some of its characters look like other characters."""
+    """Return the genre in quotes. Use escapes if some of its characters look like other characters."""
     plain = genre == unicodedata.normalize("NFKC", genre) and not FILLERS.intersection(genre)
     return repr(genre) if plain else ascii(genre)
 

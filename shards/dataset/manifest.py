@@ -1,4 +1,4 @@
-"""manifest.json, the description of a shard set. Its size depends on the number of shards and duplicates.
+"""manifest.json, the description of a shard set. Its size depends on the number of shards and duplicates only.
 
 Sets may come from untrusted sources. So every command checks the values of a manifest when it reads the file. Names
 become paths, digests become file names in a cache, and counts become array sizes.
@@ -107,7 +107,7 @@ class Manifest:
     tables: dict[str, SampleTable] = field(default_factory=dict)
     """Sample table of each split. Empty if an earlier version wrote the set."""
     duplicates: dict[str, list[list[int]]] | None = None
-    """Groups of near-duplicates in each split. Each sample is given by its position in the split. None if unknown."""
+    """Groups of near-duplicates in each split, as positions in the split. None if the duplicates are unknown."""
 
     @property
     def labels(self) -> LabelSet:
@@ -186,7 +186,7 @@ class Manifest:
                 remove_file(folder / name)
 
     def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """Return the shards with the size and SHA-256 of their indexes. ``indexes`` has both by shard name."""
+        """Return the shards with the size and SHA-256 of each index. ``indexes`` maps a shard's name to these two."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 

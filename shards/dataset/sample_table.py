@@ -51,7 +51,7 @@ def record_type(genres: int) -> np.dtype[Any]:
 
 
 def records_of(table: pa.Table, genres: int) -> np.ndarray:
-    """Return the records, (n,), of the samples in an index table (index.py)."""
+    """Return an array (n,) with the records of the samples in an index table (index.py)."""
     records = np.zeros(table.num_rows, dtype=record_type(genres))
     for field in ("offset", "size", "height", "width"):
         records[field] = table[field if field in table.column_names else f"image_{field}"].to_numpy()
@@ -105,7 +105,7 @@ def open_sample_table(path: Path) -> IO[bytes]:
 def map_sample_table(
     stream: IO[bytes], path: StoragePath, table: SampleTable, samples: int, genres: int
 ) -> np.memmap[Any, Any]:
-    """Return the records, (n,), of an open table, mapped read-only into memory. ``path`` is for messages.
+    """Map an open table read-only into memory. Return its records, an array (n,). ``path`` is for messages.
 
     Raises UserError if the layout of the file is not as expected. ``check_sample_table`` checks the contents.
     """

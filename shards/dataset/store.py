@@ -75,10 +75,10 @@ class ShardStore(ABC):
 
     @abstractmethod
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """Return the records of a split's sample table (sample_table.py), (n,), mapped into memory.
+        """Return a split's sample table (sample_table.py), an array (n,) of records that is mapped into memory.
 
         shards: all shards of the split. The first process of a node checks the digest. Raises UserError if the file is
-        missing or has another digest than the manifest.
+        missing, or if the digest is not the one in the manifest.
         """
 
 
@@ -90,7 +90,7 @@ class LocalShards(ShardStore):
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Compare the size of each tar, and the digest of each index, with the manifest."""
+        """See ShardStore. Compare the sizes of the tars, and with ``indexes`` the digests of the indexes."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))

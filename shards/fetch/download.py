@@ -61,7 +61,7 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
 
 
 class Downloader:
-    """Download of links. Any number of asyncio tasks may call ``fetch`` at the same time."""
+    """Downloader of links. Any number of asyncio tasks may call ``fetch`` at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed
@@ -132,7 +132,7 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        # A try before that time would be refused. If the time is over max_wait, only another run tries the link.
+        # A try before the Retry-After time would be refused. If that time is over max_wait, only a later run tries.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
             self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)

@@ -92,7 +92,7 @@ class HostQueue:
             self._waiting.setdefault(link.host, []).append(link)
         for waiting in self._waiting.values():
             waiting.reverse()  # links are taken from the end
-        #: Hosts with a waiting link and less than ``per_host`` active links, in the order of their turns.
+        #: Hosts with a waiting link and fewer than ``per_host`` active links, in the order of their turns.
         self._ready = deque(self._waiting)
         self._changed = asyncio.Condition()
 

@@ -1,8 +1,8 @@
 """Journal of a download: a file with the result of each link in a line. It can be used even after a run was killed.
 
-A run in one process appends to the journal. The tasks of other runs (tasks.py) write parts of the journal, which are
-separate files in the folder ``PARTS``. For several machines cannot append to one file, and a store cannot append to an
-object. The main process merges the parts into the journal at its end, or at the start of the next run.
+A run in one process appends to the journal. A run with tasks (tasks.py) writes one part of the journal for each task,
+a file in the folder ``PARTS``. The reason is that several machines cannot append to one file, and a store cannot append
+to an object. The main process merges the parts into the journal at its end, or at the start of the next run.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def merge_parts(folder: StoragePath, journal: str) -> None:
     with atomic_write(path) as stream:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
-        # The order of the parts does not matter, because they are about different links. If a link was tried twice,
-        # its existing poster is kept, whatever the last entry says.
+        # The order of the parts does not matter, because they are about different links. If two tasks tried the same
+        # link, an existing poster is kept with any last entry.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)
@@ -135,7 +135,7 @@ def read_journal(path: StoragePath) -> Iterator[Entry]:
 def recall(
     path: StoragePath, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
 ) -> tuple[set[str], dict[str, Rejection]]:
-    """Read the results of earlier runs. ``urls`` has each current link by the ``key`` of its id (files.place_key).
+    """Read the results of earlier runs. ``urls`` maps the ``key`` (files.place_key) of each id to its current link.
 
     Returns the keys of ids whose poster came from a different link. Also returns the rejections that still hold: the
     link and the limits have not changed.

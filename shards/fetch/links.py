@@ -53,7 +53,7 @@ def read_links(
             if problem := id_problem(sample_id):
                 rejected[line] = Rejection(sample_id, "bad id", f"line {line}: {problem}")
             elif sample_id in seen:
-                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}: the first row with it is used")
+                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}: the first row with this id is used")
             else:
                 seen.add(sample_id)
                 try:
@@ -67,7 +67,7 @@ def read_links(
 
 
 def parse_link(text: str) -> URL:
-    """Parse a link. Raises BadLink if it is empty, too long, malformed, not http(s), or has a password.
+    """Parse a link. Raises BadLink if it is empty, too long, malformed or not http(s), or if it has a password.
 
     This is the parser of the HTTP client, because two parsers could find different hosts in a hostile link.
     """

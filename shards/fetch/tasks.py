@@ -25,7 +25,7 @@ from shards.storage.paths import is_remote
 
 #: Number of links per task on a cluster. A task takes seconds to minutes, so a lost worker costs little work.
 CHUNK = 256
-#: Number of links per task in this process. At the end of each task, connections are idle, so it has many links.
+#: Number of links per task in this process. A task has many links, because connections are idle at its end.
 CHUNK_HERE = 2048
 
 

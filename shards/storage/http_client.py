@@ -99,7 +99,7 @@ class HttpClient:
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
-                # Status 200 means that the server ignores the range and sends the whole file. Its size is checked.
+                # Status 200 means that the server ignores the range and sends the whole file. The size is checked.
                 from_start = own["headers"].get("Range", "bytes=0-").startswith("bytes=0-")
                 body.is_whole = response.status == 200 and not from_start
                 response.content = body  # type: ignore[assignment]

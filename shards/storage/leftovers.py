@@ -16,7 +16,7 @@ from shards.storage.remote_files import unique_name
 DAY = 86_400.0
 #: Largest expected difference between the times of a file system and of this machine's processes, in seconds.
 CLOCKS = 2.0
-#: End of a half-written file's name: machine and process (see `unique_name`). In old names there is only the process.
+#: End of a half-written file's name: machine and process (`unique_name`). Earlier versions wrote only the process.
 _WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
 
 
@@ -51,5 +51,5 @@ def _is_dead(writer: re.Match[str], path: Path) -> bool:
         return psutil.Process(int(writer[2])).create_time() > path.stat().st_mtime + CLOCKS
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, OverflowError):  # the process is another user's, or the number is too large for a process
+    except (psutil.Error, OverflowError):  # the process belongs to another user, or its number is too large
         return False

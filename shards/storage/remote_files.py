@@ -72,7 +72,7 @@ def uploaded(path: Any, partial: str) -> Iterator[Path]:
 
 
 def remove_remote_file(path: Any) -> None:
-    """Delete a remote file if it exists. Unlike UPath.unlink, a name such as ``a*.jpg`` is not a pattern."""
+    """Delete a remote file if it exists. UPath.unlink is not used, because ``a*.jpg`` would be a pattern."""
     with contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
 
@@ -89,7 +89,7 @@ def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the existing files among ``names`` in a remote folder. 500 are read at a time."""
     for start in range(0, len(names), 500):
         some = names[start : start + 500]
-        # fs.cat is not used, because a name such as ``Up [2009].jpg`` would be a pattern.
+        # fs.cat is not used, because ``Up [2009].jpg`` would be a pattern.
         found = folder.fs.cat_ranges([(folder / name).path for name in some], None, None, on_error="return")
         for name, data in zip(some, found, strict=True):
             if not isinstance(data, Exception):
