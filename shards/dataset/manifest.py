@@ -1,4 +1,4 @@
-"""manifest.json, the description of a shard set. Its size depends on the number of shards and duplicates only.
+"""manifest.json, the description of a shard set. Its size depends only on the number of shards and duplicates.
 
 Sets may come from untrusted sources. So every command checks the values of a manifest when it reads the file. Names
 become paths, digests become file names in a cache, and counts become array sizes.

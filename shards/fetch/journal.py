@@ -108,7 +108,7 @@ def merge_parts(folder: StoragePath, journal: str) -> None:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
         # The order of the parts does not matter, because they are about different links. If two tasks tried the same
-        # link, an existing poster is kept with any last entry.
+        # link, its poster is kept if it exists.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)
