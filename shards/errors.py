@@ -84,8 +84,8 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = r
 def without_secrets(text: str) -> str:
     """Return ``text`` with the user, password and query of every URL left out.
 
-    >>> without_secrets("GET 'http://me:secret@host/set?token=abc' failed")
-    "GET 'http://host/set?... failed"
+    >>> without_secrets("GET http://me:secret@host/set?token=abc failed")
+    'GET http://host/set?... failed'
     """
     if ":/" not in text:
         return text

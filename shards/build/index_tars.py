@@ -123,11 +123,11 @@ def _vouch_for_indexes(folder: Path, manifest: Manifest, workers: int) -> Manife
         what = f"{folder} is damaged, and its manifest is not changed: {problems[0]}{more}"
         remedy = "`posters shards verify` lists all problems; delete the named tars and run their build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
-    vouched = replace(manifest, shards=manifest.vouched(indexes))
-    if vouched != manifest:
-        vouched.write(folder)
-    log.info("%d shards are sound; the manifest has the digests of their indexes", len(vouched.shards))
-    return vouched
+    complete = replace(manifest, shards=manifest.with_index_digests(indexes))
+    if complete != manifest:
+        complete.write(folder)
+    log.info("%d shards are sound; the manifest has the digests of their indexes", len(complete.shards))
+    return complete
 
 
 def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:

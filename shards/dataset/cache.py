@@ -1,19 +1,18 @@
-"""A folder of this node that caches remote files. Each file is fetched once; the least recently used is deleted first.
+"""Cache of remote files in a folder of this node. Each file is fetched once. The least recently used is deleted first.
 
-    CACHE/SHA256.tar           a complete file, named by its digest: sets, builds and jobs share equal files
-    CACHE/SHA256.tar.partial   a file during its download, with its full size from the start to reserve the space
+    CACHE/SHA256.tar           a complete file, named after its digest, so that shard sets share equal files
+    CACHE/SHA256.tar.partial   partial file of a download, with the full size from the start to reserve disk space
     CACHE/SHA256.tar.failed    the error of a failed download, for other processes that wait for the file
-    CACHE/.room                lock file for making room and for renaming a complete file
+    CACHE/.room                lock file of a process that deletes old files, or that renames a partial file
 
-Processes use locks of the operating system (file_locks.py), which releases them when a process ends:
+Processes lock these files (file_locks.py). The operating system releases a lock when its process ends.
 
-- A download holds an exclusive lock on the partial; other processes wait and then use the complete file. A partial
-  without a lock was left by a killed process and is deleted.
-- A reader holds a shared lock on the file. A locked file is in use and is not deleted.
+- A download holds an exclusive lock on the partial file. Other processes wait, and then use the complete file. A
+  partial file without a lock was left by a killed process and is deleted.
+- A reader holds a shared lock on the complete file. A locked file is not deleted.
 
-Name and size alone are not trusted (cache_locks.py): a file must belong to this user, and its digest is checked once
-per node, after the download or at first use. A special modification time marks a checked file. The access time is the
-time of last use.
+A file must belong to this user (cache_locks.py). Its digest is checked once per node, after the download or at the
+first use. A special modification time marks a checked file. The access time is the time of the last use.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from shards.dataset.cache_locks import FAILED, Ours, held_for_reading, held_partial, stamp, write_own
+from shards.dataset.cache_locks import FAILED, OwnFiles, held_for_reading, held_partial, stamp, write_own
 from shards.dataset.cache_options import CacheOptions, RemoteFile
-from shards.dataset.cache_room import Room
+from shards.dataset.cache_room import CacheSpace
 from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_stream
 from shards.storage.paths import StoragePath
@@ -44,24 +43,24 @@ log = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
 
-#: Seconds between two checks for a file that another process fetches.
+#: Seconds between two checks whether another process has fetched a file.
 POLL_SECONDS = 0.05
-#: Least seconds between two updates of a file's time of last use: each update is a write.
+#: Shortest time in seconds between two updates of a file's time of last use, because each update is a write.
 USE_NOTE_SECONDS = 1.0
-#: Largest number of downloads of a file whose digest differs from the manifest's.
+#: Largest number of downloads of a file if the digest differs from the digest in the manifest.
 WHOLE_TRIES = 3
-#: Seconds for which the other threads of a process reuse the error of a failed download.
+#: Seconds after a failed download in which other threads of the process raise the same error instead of a new try.
 FAILURE_SECONDS = 30.0
-#: Largest number of tries to open a file: other processes may delete it between download and opening.
+#: Largest number of tries to open a file. Other processes may delete the file between its download and its opening.
 OPEN_TRIES = 100
 _key = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
 class Cache:
-    """The cached files of one folder. Safe for many threads and processes.
+    """Cache of remote files in one folder. Many threads and processes may use the folder at the same time.
 
-    Errors of the folder become a UserError that names the folder. Passing failures are retried (retry.py).
+    Errors of the folder become a UserError that names the folder. Temporary failures are retried (retry.py).
     """
 
     def __init__(self, options: CacheOptions) -> None:
@@ -71,13 +70,13 @@ class Cache:
         self._checked: set[tuple[int, ...]] = set()
         with self._own_errors():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ours = Ours(self.folder)
+            self._files = OwnFiles(self.folder)
             self._keep_private()
-        self._room = Room(options, self._ours)
+        self._space = CacheSpace(options, self._files)
         self._writable = os.access(self.folder, os.W_OK)
 
     def open(self, file: RemoteFile, stop: threading.Event | None = None) -> int:
-        """Return a descriptor of the complete file, locked until closed; fetch it if needed. Raises UserError."""
+        """Return a descriptor of the complete file, after a download if needed. The descriptor locks the file."""
         path = self.folder / file.name
         for _ in range(OPEN_TRIES):
             with self._own_errors():
@@ -89,22 +88,23 @@ class Cache:
         raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; name another with --cache-dir")
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
-        """Return a locked descriptor of the file; None if the file is missing or incomplete."""
-        if (descriptor := held_for_reading(path, self._ours)) is None:
+        """Return a locked descriptor of the file. None if the file is missing or incomplete."""
+        if (descriptor := held_for_reading(path, self._files)) is None:
             return None
         with contextlib.ExitStack() as unless_whole:
             unless_whole.callback(os.close, descriptor)
             if self._is_whole(file, os.fstat(descriptor)):
-                self._note(path, descriptor)
+                self._update_last_use(path, descriptor)
                 unless_whole.pop_all()
                 return descriptor
         return None
 
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
-        """Download the file if it is not in the cache; return True if this call downloaded it.
+        """Download the file if it is not in the cache. Return whether this call downloaded the file.
 
-        Raises NoRoom if the limit leaves no room (with ``over_limit``: warns instead), UserError if the download fails,
-        and Abandoned soon after ``stop`` is set. Updates the time of last use of an existing file.
+        The time of last use of an existing file is updated. Raises NoRoom if the file does not fit under the limit.
+        With ``over_limit``, logs a warning instead. Raises UserError if the download fails, and Abandoned soon after
+        ``stop`` is set.
         """
         path = self.folder / file.name
         with self._own_errors():
@@ -113,34 +113,34 @@ class Cache:
                 self._share_failure(path, before)
                 if not self._writable and self._check_kept(path, file):
                     break
-                with held_partial(path, self._ours) as held:
+                with held_partial(path, self._files) as held:
                     if held is None:  # another thread or process fetches the file
                         RetryBudget.rest(POLL_SECONDS, stop)
                         continue
                     descriptor, partial = held
-                    if self.has(file) or self._check_kept(path, file):  # it came meanwhile, or from elsewhere
+                    if self.has(file) or self._check_kept(path, file):  # fetched or copied meanwhile
                         break
                     self._share_failure(path, before)
-                    self._room.take(file, descriptor, over_limit)
-                    self._bring(file, descriptor, stop)
-                    with self._room.held():  # so that a listing of the folder finds exactly one of the two names
-                        if not self._ours.locks and self.has(file):  # another process fetched it and may read it
+                    self._space.take(file, descriptor, over_limit)
+                    self._fetch_into(file, descriptor, stop)
+                    with self._space.held():  # so that a listing of the folder finds only one of the two names
+                        if not self._files.locks and self.has(file):  # another process fetched it and may read it
                             break
                         os.replace(partial, path)
                     return True
-            self._note(path, path)
+            self._update_last_use(path, path)
             return False
 
     def checked(self, source: StoragePath, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """Return the parsed contents of a small file that has no digest in a manifest, cached as ``name``.
+        """Return the parsed contents of a small file without a digest in the manifest. Cache the file as ``name``.
 
-        parse: must raise UserError for wrong bytes. A damaged cached file is fetched again.
+        parse: must raise UserError for wrong bytes. If the cached file is damaged, it is fetched again.
         """
         if not _SMALL.fullmatch(name):
             raise UserError("path-name", f"{source} cannot be cached as {name[:200]!r}: that is not a file name")
         kept = self.folder / name
         with self._own_errors():
-            if (data := self._ours.read(kept, MAX_SMALL_BYTES)) is not None:
+            if (data := self._files.read(kept, MAX_SMALL_BYTES)) is not None:
                 with contextlib.suppress(UserError):
                     return parse(data)
                 kept.unlink(missing_ok=True)
@@ -160,19 +160,20 @@ class Cache:
         return False
 
     def _is_whole(self, file: RemoteFile, facts: os.stat_result) -> bool:
-        if not self._ours.owns(facts) or facts.st_size != file.bytes:
+        if not self._files.owns(facts) or facts.st_size != file.bytes:
             return False
         return facts.st_mtime_ns == stamp(file.sha256, facts) or _key(facts) in self._checked
 
     def _check_kept(self, path: Path, file: RemoteFile) -> bool:
-        """Check the size and digest of an unchecked cached file; return whether they match. Delete the file if not."""
-        if (descriptor := self._ours.open(path)) is None:
+        """Return whether an unchecked cached file has the right size and digest. If not, delete the file."""
+        if (descriptor := self._files.open(path)) is None:
             return False
         try:
             facts = os.fstat(descriptor)
             if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
-                why = f"the manifest says {file.bytes}: the manifest is damaged; upload the set again"
-                raise UserError("set-damaged", f"{file.place}, by its sha256, has {facts.st_size} bytes, {why}")
+                sizes = f"has {facts.st_size} bytes, the manifest says {file.bytes}"
+                why = f"the file with its sha256 {sizes}: the manifest is damaged; upload the set again"
+                raise UserError("set-damaged", f"{file.place}: {why}")
             with open(descriptor, "rb", closefd=False) as stream:
                 same = facts.st_size == file.bytes and sha256_stream(stream) == file.sha256
             if same:
@@ -185,19 +186,19 @@ class Cache:
             os.close(descriptor)
 
     def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
-        """Record, for all processes of this node, that the open file has the digest."""
+        """Record for all processes of this node that the open file has the right digest."""
         facts = os.fstat(descriptor)
         with contextlib.suppress(OSError):  # a file of root on a read-only disk
             os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
-        # For this process, in case the file system stores times with less precision.
+        # This process also remembers the file, in case the file system stores times with less precision.
         self._checked.add(_key(os.fstat(descriptor)))
 
     def _keep_private(self) -> None:
-        """Remove write permission for other users from the default folder; only warn for a folder the user named."""
+        """Remove other users' write permission from the default folder. Warn instead if the user named the folder."""
         facts = self.folder.stat()
-        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._ours.uid, 0):
+        if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._files.uid, 0):
             return
-        if self.options.is_usual and facts.st_uid == self._ours.uid:
+        if self.options.is_usual and facts.st_uid == self._files.uid:
             self.folder.chmod(0o700)
         else:
             hint = "set --cache-dir to your own folder, so that they cannot delete or block files"
@@ -211,33 +212,32 @@ class Cache:
             remedy = "repair it, or name another with --cache-dir"
             raise UserError("cache", f"the cache {self.folder} cannot be used: {one_line(error)}; {remedy}") from None
 
-    def _note(self, path: Path, file: Path | int) -> None:
-        """Update the time of last use of the file."""
+    def _update_last_use(self, path: Path, file: Path | int) -> None:
         now = time.time()
         if now - self._noted.get(path.name, 0.0) >= USE_NOTE_SECONDS:
             self._noted[path.name] = now
-            # The file may be deleted, or belong to root on a read-only disk. It is still usable.
+            # An update can fail if the file was deleted, or if it belongs to root on a read-only disk.
             with contextlib.suppress(OSError):
                 facts = os.stat(file) if isinstance(file, int) else file.lstat()
-                if self._ours.owns(facts):
+                if self._files.owns(facts):
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
-        """Raise the error of another thread's or process's failed download, so that not each reader waits for its own.
+        """Raise the error of a download that failed in another thread or process, so that readers do not repeat it.
 
-        before: version of the marker at the start of the call; dates are not compared.
+        before: version of the .failed file at the start of the call. Only a later version is a new failure.
         """
         at, code, message = self._failures.get(path.name, (-FAILURE_SECONDS, "network", ""))
         if time.monotonic() - at < FAILURE_SECONDS:
             raise UserError(code, message)
         marker = path.with_name(path.name + FAILED)
-        text = b"" if _version(marker) in (None, before) else self._ours.read(marker, 4096) or b""
+        text = b"" if _version(marker) in (None, before) else self._files.read(marker, 4096) or b""
         message, _, word = text.decode("utf-8", "replace").strip().partition("\n")
-        if message:  # markers of earlier versions have no code
+        if message:  # .failed files of earlier versions have no error code
             raise UserError(next((code for code in get_args(Code) if code == word), "network"), one_line(message))
 
-    def _bring(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
-        """Download into the partial. Raises UserError if that fails or the file is not that of the manifest."""
+    def _fetch_into(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
+        """Download to the partial file. Raises UserError if the download fails or the digest is wrong."""
         marker = self.folder / (file.name + FAILED)
         try:
             budget = RetryBudget(self.options.remote_timeout, stop, "--remote-timeout", file.bytes)
@@ -267,7 +267,7 @@ class Cache:
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """Return a value that changes when the file is written again; None if there is no file."""
+    """Return a value that changes when the file is written again. None if there is no file."""
     with contextlib.suppress(FileNotFoundError):
         version: tuple[int, ...] = _key(path.lstat())
         return version

@@ -1,11 +1,12 @@
-"""Owners, checks, locks and deletion of the files in a cache.
+"""Ownership, locks and deletion of the files in a cache.
 
-Locks are on the files themselves: a reader has a shared lock, a deletion needs an exclusive one. For the latter the
-file is opened for writing, as NFS requires. Some file systems bind locks to a process, not to an open file, so the
-partials of this process are also recorded here. Without locks, each download has its own partial; nothing is deleted.
+A reader holds a shared lock on a cached file. A deletion needs an exclusive lock on the file, which NFS grants only if
+the file is open for writing. A download holds an exclusive lock on its partial file, NAME.partial. Some file systems
+give locks to processes and not to open files. So this module also records which partial files its process is writing.
+On a file system without locks, each download has a partial file of its own, and nothing is deleted.
 
-Other users may be able to write to the folder. A file is used only if it is a regular file of this user (or of root),
-has one hard link, and is not writable for other users. Anything else of that name is removed.
+Other users may be able to write to the folder. A file is used only if it is a regular file of this user or of root, has
+one hard link, and is not writable for other users. Any other file, link or folder of the same name is removed.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ log = logging.getLogger(__name__)
 FAILED = ".failed"
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-#: Errors of opening symbolic links, sockets, pipes, directories and files of other users with these flags.
+#: Error numbers if a symbolic link, socket, pipe, directory or file of another user is opened with these flags.
 _FOREIGN = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EACCES)
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class Ours:
-    """Owner and mode of this user's files in a folder: some file systems give all files the same owner or mode."""
+class OwnFiles:
+    """Files of this user in a folder. A test file shows which owner and mode the file system gives to new files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.locks = folder, True
@@ -52,7 +53,7 @@ class Ours:
             self.uid, self._modes = os.geteuid(), True
 
     def lock(self, descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-        """Lock a file as ``locked`` does. Without lock support, set ``locks`` to False and return True."""
+        """Lock a file like ``locked``. If the file system has no locks, set ``self.locks`` to False and return True."""
         if not self.locks:
             return True
         try:
@@ -66,11 +67,11 @@ class Ours:
 
     def owns(self, facts: os.stat_result) -> bool:
         """Return whether only this user or root can have made or changed the file."""
-        ours = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
-        return ours and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
+        own = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
+        return own and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
-        """Return a descriptor of this user's file; None if there is none. Delete anything else of that name."""
+        """Return a descriptor of this user's file. None if there is no such file. Delete anything else of that name."""
         try:
             descriptor = os.open(path, flags | _OPEN)
         except FileNotFoundError:
@@ -90,7 +91,7 @@ class Ours:
         return None
 
     def open_to_delete(self, path: Path) -> int | None:
-        """As ``open``, but for writing if permitted: NFS requires it for an exclusive lock. Writes nothing."""
+        """Like ``open``, but open the file for writing if permitted, as NFS requires for an exclusive lock."""
         if (descriptor := self.open(path)) is None:
             return None
         with contextlib.suppress(OSError):  # a file of root, or a read-only disk
@@ -101,7 +102,7 @@ class Ours:
         return descriptor
 
     def make(self, path: Path) -> int:
-        """Return a descriptor of this user's file for reading and writing; make the file if needed."""
+        """Return a descriptor of this user's file for reading and writing. Create the file if it does not exist."""
         for _ in range(100):
             with contextlib.suppress(FileExistsError):
                 return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
@@ -110,7 +111,7 @@ class Ours:
         raise OSError(errno.EEXIST, "another user repeatedly creates this file", str(path))
 
     def read(self, path: Path, most: int) -> bytes | None:
-        """Return the first ``most`` bytes of this user's file; None if there is no file."""
+        """Return the first ``most`` bytes of this user's file. None if there is no such file."""
         if (descriptor := self.open(path)) is None:
             return None
         with open(descriptor, "rb") as stream:
@@ -126,35 +127,38 @@ def write_own(path: Path, data: bytes) -> None:
 
 
 def stamp(sha256: str, facts: os.stat_result) -> int:
-    """Return the modification time, in ns, that marks a file whose digest was checked.
+    """Return the modification time in ns that a file gets after its digest was checked.
 
-    It is derived from digest, inode and size. A later write changes the time, and a replaced or copied file has another
-    inode. So os.stat is enough to see whether a file was checked on this node.
+    The time is computed from the digest, inode and size. A later write changes the time, and a replaced or copied file
+    has another inode. So os.stat is enough to find out whether the file was checked on this node.
     """
     digest = hashlib.sha256(f"{sha256} {facts.st_ino} {facts.st_size}".encode()).digest()
-    # In the past: with a modification time in the future, every read would update the access time.
+    # The time is in the past, because Linux updates the access time at each read if the modification time is later.
     seconds = 10**8 + int.from_bytes(digest[:4], "big") % 2**29
     return seconds * 10**9 + int.from_bytes(digest[4:8], "big") % 10**9
 
 
-#: Partials that this process fills, and a thread lock for each lock file, by path.
+#: Partial files that this process is writing, and a thread lock for the path of each lock file.
 _filled: set[Path] = set()
 _alone: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 _mutex = threading.Lock()
 
 
 @contextlib.contextmanager
-def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    """Lock the file's partial; yield (descriptor, path), or None if in use. Delete it at the end unless renamed."""
+def held_partial(path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
+    """Lock the partial file for a download to ``path``. Yield the descriptor and the path of the partial file.
+
+    Yield None if another thread or process uses it. When the block ends, delete the file if it was not renamed.
+    """
     partial = path.with_name(path.name + PARTIAL)
-    with _mutex:  # before the partial is opened: closing it may release the lock of the thread that fills it
+    with _mutex:  # before the file is opened: on some file systems, closing it releases the lock of another thread
         busy = partial in _filled
         _filled.add(partial)
     if busy:
         yield None
         return
     try:
-        with _opened_partial(partial, path, ours) as found:
+        with _opened_partial(partial, path, files) as found:
             yield found
     finally:
         with _mutex:
@@ -162,13 +166,13 @@ def held_partial(path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
 
 
 @contextlib.contextmanager
-def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int, Path] | None]:
-    if not ours.locks:
+def _opened_partial(partial: Path, path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
+    if not files.locks:
         partial = path.with_name(unique_name(path.name, PARTIAL))
-    descriptor = ours.make(partial)
+    descriptor = files.make(partial)
     try:
-        # Not the same file: it was renamed or deleted before this thread got the lock.
-        if not ours.lock(descriptor) or not same(descriptor, partial):
+        # If the path has another file now, the partial file was renamed or deleted before this thread got the lock.
+        if not files.lock(descriptor) or not same(descriptor, partial):
             yield None
             return
         try:
@@ -181,15 +185,15 @@ def _opened_partial(partial: Path, path: Path, ours: Ours) -> Iterator[tuple[int
 
 
 @contextlib.contextmanager
-def held_alone(path: Path, ours: Ours) -> Iterator[None]:
-    """Wait for a lock file and hold it until the block ends."""
+def held_alone(path: Path, files: OwnFiles) -> Iterator[None]:
+    """Wait for the lock of a lock file, and hold the lock until the block ends."""
     with _mutex:
-        own = _alone[path]
-    with own:
+        thread_lock = _alone[path]
+    with thread_lock:
         while True:
-            descriptor = ours.make(path)
+            descriptor = files.make(path)
             try:
-                ours.lock(descriptor, wait=True)
+                files.lock(descriptor, wait=True)
                 if same(descriptor, path):
                     yield
                     return
@@ -197,24 +201,24 @@ def held_alone(path: Path, ours: Ours) -> Iterator[None]:
                 os.close(descriptor)
 
 
-def held_for_reading(path: Path, ours: Ours) -> int | None:
-    """Return a descriptor of this user's file; the file is not deleted until it is closed. None if there is no file."""
-    if (descriptor := ours.open(path)) is None:
+def held_for_reading(path: Path, files: OwnFiles) -> int | None:
+    """Return a descriptor of this user's file. Its lock prevents a deletion. None if there is no such file."""
+    if (descriptor := files.open(path)) is None:
         return None
     with contextlib.ExitStack() as unless_there:
         unless_there.callback(os.close, descriptor)
-        ours.lock(descriptor, shared=True, wait=True)  # only a deletion has an exclusive lock
+        files.lock(descriptor, shared=True, wait=True)  # waits only while another process deletes the file
         if same(descriptor, path):  # on NFS, the link count of a deleted file does not drop while it is open
             unless_there.pop_all()
             return descriptor
     return None
 
 
-def delete_unused(path: Path, ours: Ours) -> bool:
-    """Delete this user's file unless it is locked or locks are not supported; return whether it is gone."""
-    if not ours.locks or path in _filled:
+def delete_unused(path: Path, files: OwnFiles) -> bool:
+    """Delete this user's file. Returns False if the file is locked, or if the file system has no locks."""
+    if not files.locks or path in _filled:
         return False
-    if (descriptor := ours.open_to_delete(path)) is None:
+    if (descriptor := files.open_to_delete(path)) is None:
         return True
     try:
         if not locked(descriptor):
@@ -222,14 +226,14 @@ def delete_unused(path: Path, ours: Ours) -> bool:
         if same(descriptor, path):
             path.unlink(missing_ok=True)
         return True
-    except NoLocks:  # on NFS, for a file that this user may not write
+    except NoLocks:  # NFS raises this error for a file that this user may not write
         return False
     finally:
         os.close(descriptor)
 
 
 def same(descriptor: int, path: Path) -> bool:
-    """Return whether the path is still the file of the descriptor."""
+    """Return whether the path still names the file that the descriptor has opened."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     return False

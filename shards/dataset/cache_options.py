@@ -1,4 +1,4 @@
-"""Options and file descriptions of a node's cache of remote files, without an import of the cache itself."""
+"""Options of the cache of remote files on a node, and the description of a cached file. The cache is in cache.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-#: A file name with an alphanumeric extension, which becomes the extension in the cache.
+#: A file name with an alphanumeric extension. The cached file has the same extension.
 _NAME = re.compile(r"[^/\\\x00]*[^/\\\x00.]\.[A-Za-z0-9]{1,16}")
-#: Extensions of the cache's own files.
+#: Extensions of files that the cache makes for itself.
 _MARKS = (".partial", ".failed")
 
 
@@ -32,7 +32,7 @@ def parse_limit(text: str) -> int:
 
 
 def parse_remote_timeout(text: str) -> float:
-    """Convert the text to seconds. Raises UserError."""
+    """Convert a text such as ``300`` or ``2.5`` to seconds. Raises UserError."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise UserError("option-value", f"--remote-timeout takes seconds, 0 or more, not {text!r}")
     return float(text)
@@ -43,21 +43,20 @@ class CacheOptions:
     """Folder, size limit and timeout of the cache of remote files."""
 
     folder: Path | None = option(None, "--cache-dir", metavar="DIR", parse=Path)
-    """Cache folder of this node for shards at a URL (default: $POSTERS_CACHE, else poster-toolkit in $XDG_CACHE_HOME or
-    ~/.cache)."""
+    """Cache folder of this node for shards at a URL. The default is $POSTERS_CACHE. If that is not set, the default is
+    poster-toolkit in $XDG_CACHE_HOME or in ~/.cache."""
     limit: int = option(0, "--cache-limit", metavar="SIZE", parse=parse_limit)
-    """Size limit of the cache, in bytes or with a unit, such as 200GB (default 0: no limit)."""
+    """Size limit of the cache, in bytes or with a unit, such as 200GB. The default 0 means no limit."""
     remote_timeout: float = option(300.0, old=("--patience",), metavar="SECONDS", parse=parse_remote_timeout)
-    """How long to retry if a remote store does not answer or sends no data (default 300)."""
+    """Seconds of retries if a remote store does not respond or sends no data (default 300)."""
 
     @property
     def is_usual(self) -> bool:
-        """Whether the folder is the default, because the user named none."""
+        """Whether the folder is the default one, because the user did not name a folder."""
         return self.folder is None and not os.environ.get("POSTERS_CACHE")
 
     @property
     def path(self) -> Path:
-        """The cache folder."""
         if named := self.folder or os.environ.get("POSTERS_CACHE"):
             return Path(named)
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poster-toolkit"
@@ -65,7 +64,7 @@ class CacheOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SetOptions:
-    """A shard set to read."""
+    """Options of commands that read a shard set."""
 
     shards: StoragePath = option(MISSING, parse=storage_path)
     """Shard set: a folder or URL (s3://, gs://, hf://, http://)."""
@@ -73,12 +72,12 @@ class SetOptions:
 
 
 class NoRoom(Exception):
-    """The limit leaves no room for a file, because the cached files are in use."""
+    """A file does not fit into the cache under its size limit, because the cached files are in use."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file with its size and digest in a manifest. Raises UserError if one of them, or the name, is not valid."""
+    """A remote file. Raises UserError if its name, or its size or SHA-256 in the manifest, is not valid."""
 
     place: StoragePath
     bytes: int
@@ -89,7 +88,7 @@ class RemoteFile:
             found = str(self.sha256)[:80]
             raise UserError("set-damaged", f"{self.place} has no sha256 of 64 hex digits in its manifest: {found!r}")
         if not isinstance(self.bytes, int) or not 0 <= self.bytes <= 1 << 53:
-            raise UserError("set-damaged", f"{self.place} has no size in its manifest: {str(self.bytes)[:80]!r}")
+            raise UserError("set-damaged", f"{self.place} has no valid size in its manifest: {str(self.bytes)[:80]!r}")
         if not _NAME.fullmatch(self.place.name) or self.place.suffix.lower() in _MARKS:
             where = printable_line(str(self.place))
             why = f"cannot be a file of a shard set: its name is {self.place.name!r}"

@@ -1,4 +1,4 @@
-"""Keep a cache within its size limit: delete unused files and the leftovers of killed processes."""
+"""Keep a cache within its size limit: delete unused files, and the files that killed processes left."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ import threading
 import time
 from pathlib import Path
 
-from shards.dataset.cache_locks import FAILED, Ours, delete_unused, held_alone
+from shards.dataset.cache_locks import FAILED, OwnFiles, delete_unused, held_alone
 from shards.dataset.cache_options import CacheOptions, NoRoom, RemoteFile
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a .failed marker is deleted, since no process still waits for that download.
+#: Age in seconds after which a .failed file is deleted, because no process still waits for that download.
 FAILURE_SECONDS = 3600.0
-#: Seconds after which an unchanged partial counts as left over, on file systems without locks.
+#: Age in seconds after which an unchanged partial file is deleted, on file systems without locks.
 LEFTOVER_SECONDS = 86400.0
 _KEPT = re.compile(r"[0-9a-f]{64}(\.\w+)+")
 _UNLOCKED = re.compile(r"[0-9a-f]{64}(\.\w+)+\.[\w-]+-\d+-[0-9a-f]{8}")
 
 
-class Room:
-    """The folder of a cache and its limit in bytes (0: no limit)."""
+class CacheSpace:
+    """Disk space of a cache. ``limit`` is the largest size of the cache in bytes. 0 means no limit."""
 
-    def __init__(self, options: CacheOptions, ours: Ours) -> None:
-        self.folder, self.limit, self._ours = options.path, options.limit, ours
-        self._told = threading.Event()
+    def __init__(self, options: CacheOptions, files: OwnFiles) -> None:
+        self.folder, self.limit, self._files = options.path, options.limit, files
+        self._warned = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return the lock of the folder: while it is held, no file is added, deleted or renamed."""
-        return held_alone(self.folder / ".room", self._ours)
+        """Return a context manager that locks the folder. Only its holder may add, delete or rename complete files."""
+        return held_alone(self.folder / ".room", self._files)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
-        """Reserve the space of a file for its partial. Delete the least recently used files if the limit requires it.
+        """Reserve disk space in an open partial file. If needed, first delete the least recently used files.
 
-        Raises NoRoom if the limit leaves no room, unless ``over_limit``; UserError if the disk is full.
+        Raises NoRoom if the file does not fit under the limit. With ``over_limit``, logs a warning instead. Raises
+        UserError if the disk is full.
         """
         limit = self.limit or float("inf")
         with self.held():
             kept, partials = self._listed()
             total = sum(size for _, size, _ in kept) + partials + file.bytes
             for _, size, path in sorted(kept):
-                if total > limit and delete_unused(path, self._ours):
+                if total > limit and delete_unused(path, self._files):
                     total -= size
             if total > limit:
                 if not over_limit:
@@ -66,30 +67,33 @@ class Room:
                 raise UserError("disk-full", f"{what}: {one_line(error)}; {remedy}") from None
 
     def _listed(self) -> tuple[list[tuple[float, int, Path]], int]:
-        """Return ((last use, bytes, path) of complete files, bytes of partials). Delete files that killed runs left."""
+        """Delete the files that killed processes left, and list the other files.
+
+        Returns (time of last use, bytes, path) of each complete file, and the total bytes of the partial files.
+        """
         kept, partials, now = [], 0, time.time()
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                # Small files have partials with other names, which are not counted here.
+                # Small files have partial files with other names, which are not counted here.
                 name = entry.name.removesuffix(PARTIAL)
                 whole = _KEPT.fullmatch(name)
                 try:
                     facts = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # deleted meanwhile
                     continue
-                if not self._ours.owns(facts):
+                if not self._files.owns(facts):
                     continue
                 if whole and entry.name.endswith(PARTIAL):
-                    # A partial of this process is locked by another descriptor, so it is not deleted either.
-                    if not delete_unused(Path(entry.path), self._ours):
+                    # A partial file that this process is writing has a lock as well, so it is not deleted.
+                    if not delete_unused(Path(entry.path), self._files):
                         partials += facts.st_size
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
                     partials += facts.st_size
-                    # A complete partial before its renaming has an artificial modification time (stamp).
+                    # A partial file that is complete but not yet renamed has an artificial modification time (stamp).
                     if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFTOVER_SECONDS:
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
-                    if abs(now - facts.st_mtime) > FAILURE_SECONDS:  # clocks differ
+                    if abs(now - facts.st_mtime) > FAILURE_SECONDS:  # clocks of machines differ
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole:
                     used = facts.st_atime if facts.st_atime <= now + FAILURE_SECONDS else 0.0
@@ -97,8 +101,8 @@ class Room:
         return kept, partials
 
     def _warn_over_limit(self, size: int) -> None:
-        if not self._told.is_set():
-            self._told.set()
+        if not self._warned.is_set():
+            self._warned.set()
             over = f"is over its limit ({size / 2**30:.1f} of {self.limit / 2**30:.1f} GiB)"
             why = "its files are in use or cannot be deleted"
             log.warning("the cache %s %s: %s; raise --cache-limit", self.folder, over, why)

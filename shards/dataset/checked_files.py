@@ -1,11 +1,11 @@
-"""Marks of files that were checked on this node, so that only one of its processes reads them completely.
+"""Check files only once on each node: an empty file, the mark, records that a check has passed.
 
-    TMPDIR/posters-checked-UID/KEY     an empty file: the files of that key passed their check
-    TMPDIR/posters-checked-UID/XX.lock lock of the process that checks; other processes wait for it
+    TMPDIR/posters-checked-UID/KEY       the mark: the files with this key have passed their check
+    TMPDIR/posters-checked-UID/XX.lock   lock file of the process that does the check while other processes wait
 
-The key is a digest of the files' paths, devices, inodes, sizes and times of change, and of the expected contents. A
-file that changed after the check has another key. The folder belongs to the user; it is not used if other users can
-write there.
+The key is a digest of the expected contents and of the path, device, inode, size and times of change of each file. If a
+file changes after the check, its key changes. The folder belongs to the user. It is not used if other users can write
+to it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from shards.storage.file_locks import held_file
 from shards.storage.files import fingerprint
 from shards.storage.paths import StoragePath
 
-#: Seconds after which a file is checked again.
+#: Age of a mark in seconds after which the file is checked again.
 CHECK_AGAIN_SECONDS = 30 * 86400.0
 _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
 
 
 def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: str, check: Callable[[], None]) -> None:
-    """Run ``check``, unless it passed before for the same files, for this user on this node.
+    """Call ``check`` if it has not passed before for the same files, by this user on this node.
 
-    files: paths and results of os.stat. digest: identifies the contents that are expected.
+    files: path and os.stat result of each file. digest: text that identifies the expected contents.
     """
     key = fingerprint([digest, [[str(path), *_version(facts)] for path, facts in files]])
     with contextlib.ExitStack() as held:  # so that no other process of this user runs the same check
@@ -50,7 +50,7 @@ def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: s
 
 
 def _own_folder() -> Path:
-    """Return the folder of the marks. Raises OSError if it cannot be made, or if other users can write there."""
+    """Return the folder of the marks. Raises OSError if it cannot be made, or if other users can write to it."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir()) / f"posters-checked-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -68,7 +68,7 @@ def _fresh(mark: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete expired marks. Lock files stay, since another process may wait for one."""
+    """Delete expired marks. Keep lock files, because another process may wait for one of them."""
     for entry in list(folder.iterdir()):
         if len(entry.name) == 64 and not _fresh(entry):
             entry.unlink(missing_ok=True)

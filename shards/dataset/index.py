@@ -1,11 +1,13 @@
-"""The Parquet index beside each tar: byte ranges, sizes and labels of its samples. It marks a tar as finished.
+"""Parquet index beside each tar: byte ranges, image sizes and labels of its samples. A tar with an index is complete.
 
-Columns: key, id (str); image_offset, image_size, json_offset, json_size (bytes; json_* are -1 without a JSON); crc32
-(of the bytes of the image, then of the JSON); height, width (pixels); labels (genre columns). The schema's metadata
-``poster_toolkit`` identifies the input of the shard, so that a later run can find its own shards.
+- ``key`` and ``id`` of the sample are text.
+- ``image_offset``, ``image_size``, ``json_offset`` and ``json_size`` are in bytes. Without a JSON, json_* are -1.
+- ``crc32`` is the checksum of the bytes of the image, followed by the bytes of the JSON.
+- ``height`` and ``width`` of the image are in pixels. ``labels`` are the column numbers of the genres.
+- The schema's metadata ``poster_toolkit`` identifies the input of the shard, so that a later run can reuse the shard.
 
-The manifest has the SHA-256 of each index. The values of an index are checked at each reading, too: sets may come from
-untrusted sources, and the values become sizes of memory and positions in arrays.
+The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets may come from
+untrusted sources, and the values become memory sizes and array positions.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ SCHEMA = pa.schema(
 
 #: Pillow refuses images with more pixels.
 MAX_PIXELS = 178_956_970
-#: Least and largest value of each numeric column.
+#: Smallest and largest value of each numeric column.
 BOUNDS = {
     "image_offset": (0, 1 << 53),
     "image_size": (0, (1 << 32) - 1),
@@ -55,7 +57,7 @@ BOUNDS = {
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
 }
-#: Limits in bytes: of a key or an id, and of all values of a row.
+#: Largest sizes in bytes: of a key or an id, and of all values of a row.
 NAME_BYTES = 1 << 14
 ROW_BYTES = 1 << 17
 AGAIN = "build or index the set again"
@@ -74,7 +76,7 @@ class Member:
 
 
 def index_path(tar: StoragePath) -> StoragePath:
-    """Return ``train-00000.index.parquet`` for ``train-00000.tar`` (img2dataset has a ``train-00000.parquet``)."""
+    """Return the path of a tar's index: ``train-00000.index.parquet`` for ``train-00000.tar``."""
     return tar.with_name(tar.name.removesuffix(".tar") + SUFFIX)
 
 
@@ -84,7 +86,7 @@ def tar_path(index: StoragePath) -> StoragePath:
 
 
 def member_checksum(stream: IO[bytes], member: Member) -> int:
-    """Return the CRC-32 of a sample's image and JSON bytes, to find the damaged sample if the tar's sha256 differs."""
+    """Return the CRC-32 of a sample's image and JSON bytes. It identifies the damaged samples of a damaged tar."""
     stream.seek(member.image_offset)
     value = zlib.crc32(stream.read(member.image_size))
     if member.json_offset < 0:
@@ -96,7 +98,10 @@ def member_checksum(stream: IO[bytes], member: Member) -> int:
 def build_table(
     tar: Path, members: Sequence[Member], ids: Sequence[str], sizes: Sequence[tuple[int, int]], labels: Sequence[Any]
 ) -> pa.Table:
-    """Return the index table of a shard. ids, sizes ((width, height) in pixels), labels (columns): in member order."""
+    """Return the index table of a shard. ``ids``, ``sizes`` and ``labels`` have one value for each of ``members``.
+
+    sizes: (width, height) in pixels. labels: list of genre columns.
+    """
     columns: dict[str, Sequence[Any]] = {}
     for name in Member.__dataclass_fields__:
         columns[name] = [getattr(member, name) for member in members]
@@ -107,7 +112,7 @@ def build_table(
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write the index atomically, with ``facts`` (JSON types) in the schema's metadata."""
+    """Write the index atomically. Store ``facts``, values of JSON types, in the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
@@ -120,12 +125,12 @@ def require_index(tar: StoragePath) -> None:
 
 
 def read_index(tar: StoragePath) -> tuple[pa.Table, dict[str, Any]]:
-    """Return (table, facts) of a tar's index. Raises UserError if the index is absent or not valid."""
+    """Return the table and the metadata of a tar's index. Raises UserError if the index is absent or not valid."""
     return parse_index(index_bytes(tar), index_path(tar))
 
 
 def read_index_of(root: StoragePath, shard: Shard) -> pa.Table:
-    """Read and check the index of a shard, see ``index_of``."""
+    """Read and check the index of a shard in the folder ``root`` (see ``index_of``)."""
     tar = root / shard.name
     return index_of(index_bytes(tar), index_path(tar), shard)
 
@@ -147,9 +152,9 @@ def index_bytes(tar: StoragePath) -> bytes:
 
 
 def index_of(data: bytes, path: StoragePath, shard: Shard) -> pa.Table:
-    """Return the table of a shard's index from the bytes of the index.
+    """Return the table of a shard's index from the bytes of the index. Messages name ``path``.
 
-    Raises UserError, with ``path``, if the digest differs from the manifest's or the values do not fit the shard.
+    Raises UserError if the digest differs from the digest in the manifest, or if the values do not fit the shard.
     """
     require_digest(data, path, shard)
     table, facts = parse_index(data, path, shard.samples)
@@ -161,20 +166,20 @@ def index_of(data: bytes, path: StoragePath, shard: Shard) -> pa.Table:
 
 
 def require_digest(data: bytes, path: StoragePath, shard: Shard) -> None:
-    """Raise UserError if the SHA-256 of an index differs from the manifest's."""
+    """Raise UserError if the SHA-256 of an index differs from the one in the manifest."""
     if shard.index_sha256 is not None and hashlib.sha256(data).hexdigest() != shard.index_sha256:
         what = "belongs to another build than the manifest, or was changed (its sha256 differs)"
         raise UserError("set-damaged", f"the index {path} of {shard.name} {what}: {COPY_AGAIN}")
 
 
 def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
-    """Return a problem if an index was made for another tar than the manifest's; empty if not."""
-    ours = facts.get("sha256") == shard.sha256 and table.num_rows == shard.samples
-    return "" if ours else f"of {shard.name} belongs to another build than the manifest"
+    """Return a message if an index was made for a tar of another build. Empty if the index fits ``shard``."""
+    fits = facts.get("sha256") == shard.sha256 and table.num_rows == shard.samples
+    return "" if fits else f"of {shard.name} belongs to another build than the manifest"
 
 
 def misfit_of(table: pa.Table, shard: Shard) -> str:
-    """Return a problem if values of an index exceed the size of its tar or the number of genres; empty if not."""
+    """Return a message if values of an index exceed the size of its tar or the number of genres. Empty if all fit."""
     for part in ("image", "json"):
         ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
         if np.max(ends, initial=0) > shard.bytes:
@@ -184,9 +189,10 @@ def misfit_of(table: pa.Table, shard: Shard) -> str:
 
 
 def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """Return (table, facts) from the bytes of an index. rows: expected number of samples; None for any.
+    """Return the table and the metadata of an index from its bytes. Messages name ``path``.
 
-    Raises UserError, with ``path``, if the index has other columns, or values that are absent or out of bounds.
+    rows: expected number of samples. None accepts any number. Raises UserError if the index has the wrong columns, or
+    if a value is absent or out of bounds.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -199,7 +205,7 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
             raise UserError("set-other", f"the index {path} {problem}; {AGAIN}")
         if _is_oversize(file.metadata):
             raise UserError("set-damaged", f"the index {path} is too large for its number of samples; {AGAIN}")
-        # As dictionaries: a long text that all samples share is in memory only once while lengths are checked.
+        # Keys and ids are read as dictionaries. Then a long text that many samples share is in memory only once.
         names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=["key", "id"])
         table = names.read(use_threads=False)
         if problem := _unsound(table):
@@ -211,7 +217,7 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
 
 
 def _is_oversize(found: pq.FileMetaData) -> bool:
-    """Return whether a Parquet file is too large to read: a small file can expand to any amount of memory."""
+    """Return whether a Parquet file needs too much memory. Even a small file can expand to any size."""
     groups = [found.row_group(number) for number in range(found.num_row_groups)]
     values = max((group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0)
     size = sum(group.total_byte_size for group in groups)
@@ -219,7 +225,7 @@ def _is_oversize(found: pq.FileMetaData) -> bool:
 
 
 def _unsound(table: pa.Table) -> str:
-    """Return the first problem with the values of an index; empty if there is none."""
+    """Return a message about the first wrong value of an index. Empty if all values are valid."""
     table.validate(full=True)  # finds text that is not UTF-8, and offsets outside of their buffers
     labels = table["labels"].combine_chunks().flatten()
     for name in SCHEMA.names:
@@ -235,7 +241,7 @@ def _unsound(table: pa.Table) -> str:
             return f"the column {name!r} has values that are not from {low} to {high}"
     pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
     if np.max(pixels, initial=0) > MAX_PIXELS:
-        return f"an image of {np.max(pixels)} pixels, over {MAX_PIXELS}"
+        return f"an image has {np.max(pixels)} pixels, over the limit of {MAX_PIXELS}"
     return "a label is below 0" if np.min(labels.to_numpy(), initial=0) < 0 else ""
 
 

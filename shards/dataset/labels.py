@@ -1,4 +1,4 @@
-"""The ordered genres that shards, checkpoints and models share, with their fingerprint; spellings of a genre."""
+"""The ordered genres that shards, checkpoints and models share. Different spellings of a genre are merged."""
 
 from __future__ import annotations
 
@@ -16,25 +16,23 @@ from shards.schema import check_as
 from shards.storage.files import fingerprint, read_json
 from shards.storage.paths import StoragePath
 
-MAX_GENRES = 32_767  # the index stores columns as int16
+MAX_GENRES = 32_767  # the index stores the columns of genres as int16
 
-#: Invisible characters that belong to a name: they join letters in Persian, and emoji.
+#: Invisible characters that are kept, because they join letters in Persian, and the parts of an emoji.
 JOINERS = "\u200c\u200d"
-
 #: Invisible characters outside Unicode's category of format characters: fillers, blanks, variation selectors.
 FILLERS = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
-
-#: Typographic forms of the hyphen and the apostrophe.
+#: The plain character for each typographic form of the hyphen and the apostrophe.
 PLAIN_FORMS = {ord(c): "-" for c in "\u2010\u2011\u2012\u2013\u2212"} | {ord(c): "'" for c in "\u2018\u2019\u02bc"}
 
-#: Schema for JSON from outside (shards/schema.py). ``genres_problem`` has further checks.
+#: Schema of the genres in a JSON file (shards/schema.py). ``genres_problem`` has further checks.
 Genres = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]], msgspec.Meta(max_length=MAX_GENRES)
 ]
 
 
 def genres_problem(genres: Sequence[str]) -> str:
-    """Return why genres are not valid names of columns; empty if they are."""
+    """Return a message if genres are not valid names of columns. Empty if they are valid."""
     if not all(genre.strip() for genre in genres):
         return "a genre has no visible character"
     if len(set(genres)) < len(genres):
@@ -44,7 +42,7 @@ def genres_problem(genres: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Genres in the order of the multi-hot vector's columns."""
+    """Genres in the order of the columns of a multi-hot vector."""
 
     genres: tuple[str, ...]
 
@@ -55,12 +53,12 @@ class LabelSet:
 
     @classmethod
     def from_samples(cls, genre_lists: Iterable[Sequence[str]]) -> LabelSet:
-        """Return all genres that occur, in alphabetical order (as scikit-learn's MultiLabelBinarizer)."""
+        """Return the label set of all genres that occur in the samples, in alphabetical order."""
         return cls(tuple(sorted({genre for genres in genre_lists for genre in genres})))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits, which depend on the genres and their order."""
+        """16 hexadecimal digits that depend on the genres and their order."""
         return fingerprint(list(self.genres))[:16]
 
     @cached_property
@@ -72,7 +70,7 @@ class LabelSet:
         return len(self.genres)
 
     def columns(self, genres: Iterable[str]) -> list[int]:
-        """Return the sorted columns of the genres; genres outside of this set are ignored."""
+        """Return the sorted columns of the genres. Genres outside of this set are ignored."""
         return sorted(self.index[genre] for genre in genres if genre in self.index)
 
     def multi_hot(self, columns: Iterable[int]) -> list[int]:
@@ -82,7 +80,7 @@ class LabelSet:
 
 
 def tidy(genre: str) -> str:
-    """Normalize a genre: composed (NFC), no invisible characters, single spaces inside and none around.
+    """Return a genre in Unicode's NFC form, with single spaces and without invisible characters except JOINERS.
 
     >>> tidy(" Film\\u00a0 Noir\\u200b ")
     'Film Noir'
@@ -96,10 +94,10 @@ def merge_spellings(
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Merge genres that differ only in case, spaces, invisible characters or Unicode form into one spelling.
 
-    samples: the genres of every sample. known: given labels, such as those of a model; their spelling is kept.
-    Returns the samples with merged genres, and a line for each merged genre: its spellings with their numbers of
-    samples, and the spelling that is kept. This is the known label, else the most frequent tidy spelling, else the
-    first in alphabetical order; the order of the samples has no influence.
+    samples: the genres of every sample. known: labels whose spelling is kept, such as the labels of a model.
+    Returns the samples with merged genres, and a message for each merged genre. The label in ``known`` is kept if there
+    is one. If there is none, the most frequent spelling after ``tidy`` is kept. Of equally frequent spellings, the
+    first in alphabetical order is kept.
     """
     counts = Counter(genre for genres in samples for genre in set(genres))
     spellings: dict[str, dict[str, int]] = {}
@@ -112,7 +110,7 @@ def merge_spellings(
     lines = []
     for essence, found in spellings.items():
         given = labels.get(essence, [])
-        if len(given) > 1:  # the given labels have both spellings: they are separate genres
+        if len(given) > 1:  # ``known`` has several of these spellings, so they are separate genres
             continue
         label = given[0] if given else _most_frequent(found)
         kept.update(dict.fromkeys(found, label))
@@ -136,13 +134,13 @@ def _most_frequent(found: dict[str, int]) -> str:
 
 
 def _shown(genre: str) -> str:
-    """Return the genre in quotes, with escapes if it has characters that look like others (such as decomposed ones)."""
+    """Return the genre in quotes. Use escapes if some of its characters look like other characters."""
     plain = genre == unicodedata.normalize("NFKC", genre) and not FILLERS.intersection(genre)
     return repr(genre) if plain else ascii(genre)
 
 
 def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> str:
-    """Describe the difference of two label sets in a few words."""
+    """Describe the difference between two label sets in a few words."""
     only_left = [repr(g) for g in left.genres if g not in right.index]
     only_right = [repr(g) for g in right.genres if g not in left.index]
     if only_left or only_right:
@@ -150,14 +148,14 @@ def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet)
         return "; ".join(f"only in {name}: {some(only)}" for name, only in sides if only)
     first = next(i for i, (a, b) in enumerate(zip(left.genres, right.genres, strict=True)) if a != b)
     two = f"{left.genres[first]!r} in {left_name}, {right.genres[first]!r} in {right_name}"
-    return f"same genres in another order, first at column {first}: {two}"
+    return f"same genres in another order, with the first difference at column {first}: {two}"
 
 
 def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:
-    """Raise UserError if two label sets differ: outputs would get the names of other genres."""
+    """Raise UserError if two label sets differ, because outputs would get the names of wrong genres."""
     if left.fingerprint != right.fingerprint:
-        ours, theirs = f"{len(left)} genres ({left.fingerprint})", f"{len(right)} ({right.fingerprint})"
-        what = f"labels differ: {left_name} has {ours}, {right_name} has {theirs}"
+        in_left, in_right = f"{len(left)} genres ({left.fingerprint})", f"{len(right)} ({right.fingerprint})"
+        what = f"labels differ: {left_name} has {in_left}, {right_name} has {in_right}"
         raise UserError("labels-differ", f"{what}; {difference(left_name, left, right_name, right)}")
 
 

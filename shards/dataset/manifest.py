@@ -1,7 +1,7 @@
-"""manifest.json, the description of a shard set. Its size depends on the numbers of shards and duplicates, not samples.
+"""manifest.json, the description of a shard set. Its size depends only on the number of shards and duplicates.
 
-Sets may come from untrusted sources. The values of a manifest are checked at each reading, for every command: names
-become paths, digests become names in a cache, counts become sizes of arrays.
+Sets may come from untrusted sources. So every command checks the values of a manifest when it reads the file. Names
+become paths, digests become file names in a cache, and counts become array sizes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, R
 
 NAME = "manifest.json"
 FORMAT = 1
-#: Limit of a shard's name in bytes: with the longest extension (.jsonl.facts.json), it must be a valid file name, too.
+#: Largest length of a shard's name in bytes. The name with the extension .jsonl.facts.json is then a valid file name.
 NAME_BYTES = 242
-# Slashes (on Windows also backslashes and colons) could lead to other folders; control characters end names or lines.
+# Slashes, and on Windows backslashes and colons, could lead to other folders. Control characters could end a line.
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _REMEDY = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name is, on every system, a plain file name without a folder.
+    """Return whether a name is a plain file name without a folder, on every operating system.
 
     >>> [is_plain(name) for name in ("train-00000.tar", "../a.tar", "/a.tar", "file:a.tar", "..", "")]
     [True, False, False, False, False, False]
@@ -47,7 +47,7 @@ def is_plain(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of the set."""
+    """One tar of a shard set."""
 
     name: str
     split: str
@@ -59,9 +59,9 @@ class Shard:
     genre_counts: list[Count]
     """Samples per genre, in the order of the genres."""
     index_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_SMALL_BYTES)] = 0
-    """Size of the index (shards/dataset/index.py); 0 in sets of earlier versions."""
+    """Size of the index file (index.py) in bytes. 0 if an earlier version wrote the set."""
     index_sha256: Sha256 | None = None
-    """Digest of the index; None in sets of earlier versions."""
+    """SHA-256 of the index file. None if an earlier version wrote the set."""
 
 
 class _Head(msgspec.Struct):
@@ -73,11 +73,11 @@ class _Labels(msgspec.Struct):
 
 
 class Source(msgspec.Struct):
-    """The fields of ``source`` that commands read; other fields are only information."""
+    """The fields of ``source`` that commands read. All other fields are only information for people."""
 
     indexed: bool = False
     genre_field: str | None = None
-    """Field of the JSONs with the genres, in an indexed set; None in sets of earlier versions."""
+    """Field with the genres in each sample's JSON, if `posters shards index` made the set. None in older sets."""
     genre_separator: str = "|"
     rejected: dict[str, Count] = {}
     duplicate_groups: Count = 0
@@ -97,7 +97,7 @@ class _Document(msgspec.Struct):
 
 @dataclass
 class Manifest:
-    """The description of a shard set; ``shards`` are in split order, then by name."""
+    """The description of a shard set. ``shards`` are in the order of the splits, and sorted by name in each split."""
 
     genres: list[str]
     shards: list[Shard]
@@ -105,10 +105,9 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     tables: dict[str, SampleTable] = field(default_factory=dict)
-    """Sample tables by split; empty in sets of earlier versions."""
+    """Sample table of each split. Empty if an earlier version wrote the set."""
     duplicates: dict[str, list[list[int]]] | None = None
-    """By split: groups of near-duplicates, as positions in the split. None for sets of earlier versions or of other
-    tools."""
+    """Groups of near-duplicates in each split, as positions in the split. None if the duplicates are unknown."""
 
     @property
     def labels(self) -> LabelSet:
@@ -116,7 +115,6 @@ class Manifest:
 
     @property
     def by_split(self) -> dict[str, list[Shard]]:
-        """The shards of each split."""
         found: dict[str, list[Shard]] = {}
         for shard in self.shards:
             found.setdefault(shard.split, []).append(shard)
@@ -128,7 +126,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits, which depend on the bytes of the shards, their order and the genres."""
+        """16 hexadecimal digits that depend on the genres, and on the name, split, bytes and order of the shards."""
         return fingerprint([self.genres, [[s.name, s.split, s.sha256] for s in self.shards]])[:16]
 
     def of_split(self, split: str) -> list[Shard]:
@@ -139,7 +137,7 @@ class Manifest:
         return by_split[split]
 
     def table_of(self, split: str) -> SampleTable | None:
-        """Return the sample table of a split; None in sets of earlier versions. Raises UserError for a wrong table."""
+        """Return a split's sample table. None if an earlier version wrote the set. Raises UserError if it is wrong."""
         table = self.tables.get(split)
         name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
         if table is not None and table.name != name:
@@ -148,7 +146,7 @@ class Manifest:
         return table
 
     def units_of(self, split: str) -> NDArray[np.int64] | None:
-        """Return (n,) numbers of a split's samples from 0, equal for duplicates. None if duplicates are unknown."""
+        """Return (n,) group numbers of a split's samples. Duplicates share a number. None if duplicates are unknown."""
         if self.duplicates is None:
             return None
         units = np.arange(sum(shard.samples for shard in self.of_split(split)))
@@ -157,7 +155,7 @@ class Manifest:
         return np.unique(units, return_inverse=True)[1].astype(np.int64)
 
     def split_summary(self) -> dict[str, dict[str, Any]]:
-        """Return, per split, the numbers of shards, samples and bytes, and the samples of each genre."""
+        """Return the numbers of shards, samples and bytes of each split, and the number of samples of each genre."""
         return {
             name: {
                 "shards": len(shards),
@@ -169,9 +167,9 @@ class Manifest:
         }
 
     def write_tables(self, folder: StoragePath) -> None:
-        """Write the sample tables from the indexes in ``folder``, and store the digests of the indexes in ``shards``.
+        """Write the sample tables from the indexes in ``folder``. Add the digests of the indexes to ``self.shards``.
 
-        Call it before ``write``. Raises UserError for a set that ``read`` would refuse.
+        Call this method before ``write``. Raises UserError if ``read`` would not accept the set.
         """
         if problem := self._problem():
             raise UserError("path-name", f"{folder} cannot become a shard set: {problem}")
@@ -181,14 +179,14 @@ class Manifest:
             unknown = [replace(shard, index_sha256=None) for shard in shards]
             self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
             digests.update(zip((shard.name for shard in shards), found, strict=True))
-        self.shards = self.vouched(digests)
+        self.shards = self.with_index_digests(digests)
         ours = {table.name for table in self.tables.values()}
         for name in names_in(folder):
             if name.endswith(TABLE) and name not in ours:  # left by an earlier build
                 remove_file(folder / name)
 
-    def vouched(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """Return the shards with the given {shard name: (bytes, SHA-256)} of their indexes."""
+    def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
+        """Return the shards with the size and SHA-256 of each index. ``indexes`` maps a shard's name to these two."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 
@@ -212,7 +210,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: StoragePath, remote_timeout: float = FIRST_RETRY_SECONDS) -> Manifest:
-        """Read a folder's manifest. remote_timeout: in seconds. Raises UserError if it is absent or not valid."""
+        """Read a folder's manifest, with ``remote_timeout`` seconds of retries. Raises UserError if it is not valid."""
         path = folder / NAME
         if is_remote(folder):
             data = read_small(path, RetryBudget(remote_timeout))
@@ -228,7 +226,8 @@ class Manifest:
         head = parse_as(data, _Head, *message, "set-damaged")
         if head.format != FORMAT:
             remedy = "build the set again"
-            raise UserError("set-format", f"{path} has format {head.format}, this version reads {FORMAT}; {remedy}")
+            what = f"{path} has format {head.format}, but this version reads format {FORMAT}"
+            raise UserError("set-format", f"{what}; {remedy}")
         raw = parse_as(data, _Document, *message, "set-damaged")
         check_as(raw.source, Source, *message, "set-damaged")
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
@@ -239,7 +238,7 @@ class Manifest:
         return manifest
 
     def _problem(self) -> str:
-        """Return the first invalid name, count or table; empty if there is none. Paths and arrays depend on them."""
+        """Return a message about the first invalid name, count or table. Empty if all are valid."""
         return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
 
     def _files_problem(self) -> str:
@@ -249,12 +248,12 @@ class Manifest:
             if not is_plain(shard.name) or not shard.name.endswith(".tar"):
                 return f"the shard {shard.name[:100]!r} is not a plain name of a .tar file in the set's folder"
             if not is_plain(shard.split):
-                return f"the split {shard.split[:100]!r} is not a plain word, which file names need"
+                return f"the split {shard.split[:100]!r} is not a plain name that file names can contain"
             if len(shard.genre_counts) != len(self.genres):
                 return f"the shard {shard.name!r} does not have one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
-                return f"the shard {shard.name!r} has more samples of a genre than samples"
-        # Prediction files get the names of shards, and some file systems ignore case.
+                return f"the shard {shard.name!r} has more samples of a genre than samples in all"
+        # Prediction files are named after shards, and some file systems ignore case.
         name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:
             return f"{times} shards are named {name!r}"
@@ -275,5 +274,5 @@ class Manifest:
 
 
 def column_sums(shards: Sequence[Shard], genres: int) -> list[int]:
-    """Return the samples per genre, summed over shards."""
+    """Return the number of samples of each genre, summed over the shards."""
     return [sum(shard.genre_counts[column] for shard in shards) for column in range(genres)]

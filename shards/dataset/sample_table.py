@@ -1,11 +1,11 @@
-"""The samples of a split in one file of fixed-width records, which readers map into memory instead of reading it.
+"""Sample table of a split: one file with a record of fixed size for each sample. Readers map the file into memory.
 
-    SPLIT-FINGERPRINT.samples.npy      a NumPy array with one record per sample, in shard order, then index order
+    SPLIT-FINGERPRINT.samples.npy      a NumPy array of the records, in the order of the shards and of their indexes
 
-A build writes it at its end from the Parquet indexes. A record has the byte range of the image, its height and width in
-pixels, and its genres as bits: 20 bytes plus one for every eight genres. So readers start fast, and only used pages
-need memory, which all processes of a node share. The fingerprint in the name depends on the shards of the split, so a
-table of another build is not used by mistake.
+A build writes the table at its end, from the Parquet indexes. 20 bytes of a record are the byte range, height and width
+of the image. The other bytes have one bit per genre. Readers start fast, because only the used pages of the file are
+read. All processes of a node share these pages. The fingerprint in the file name depends on the shards of the split, so
+a table of another build is not used by mistake.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Shard
 
 SUFFIX = ".samples.npy"
-#: Records that are checked together.
+#: Number of records that are checked at a time.
 CHECKED_AT_A_TIME = 1 << 18
 
 
@@ -39,7 +39,7 @@ class SampleTable:
     """The sample table of a split, as listed in the manifest."""
 
     name: str
-    """Equal to ``table_name`` of the shards, which Manifest.table_of checks."""
+    """File name. Manifest.table_of checks that it is the ``table_name`` of the split's shards."""
     bytes: Count
     sha256: Sha256
 
@@ -51,7 +51,7 @@ def record_type(genres: int) -> np.dtype[Any]:
 
 
 def records_of(table: pa.Table, genres: int) -> np.ndarray:
-    """Return (n,) records of the samples of an index table (shards/dataset/index.py)."""
+    """Return an array (n,) with the records of the samples in an index table (index.py)."""
     records = np.zeros(table.num_rows, dtype=record_type(genres))
     for field in ("offset", "size", "height", "width"):
         records[field] = table[field if field in table.column_names else f"image_{field}"].to_numpy()
@@ -60,7 +60,7 @@ def records_of(table: pa.Table, genres: int) -> np.ndarray:
 
 
 def multi_hot_of(records: np.ndarray, genres: int) -> np.ndarray:
-    """Return the genres of records as (n, G) uint8 of 0 and 1."""
+    """Return the genres of records as an (n, G) uint8 array of 0 and 1."""
     return np.unpackbits(records["genres"], axis=1, count=genres)
 
 
@@ -72,9 +72,9 @@ def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str
 def write_sample_table(
     folder: StoragePath, split: str, shards: Sequence[Shard], genres: Sequence[str]
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
-    """Write a split's table from the indexes of its shards. Return it and (bytes, SHA-256) of each index.
+    """Write a split's table from the indexes of its shards. Return the table, and (bytes, SHA-256) of each index.
 
-    Needs memory for one shard. Raises UserError for an index that is absent, damaged or of another shard.
+    One index at a time is in memory. Raises UserError for an index that is absent, damaged or of another shard.
     """
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
@@ -105,9 +105,9 @@ def open_sample_table(path: Path) -> IO[bytes]:
 def map_sample_table(
     stream: IO[bytes], path: StoragePath, table: SampleTable, samples: int, genres: int
 ) -> np.memmap[Any, Any]:
-    """Map the records of an open file into memory, (n,), read-only. Raises UserError if its layout is not as expected.
+    """Map an open table read-only into memory. Return its records, an array (n,). ``path`` is for messages.
 
-    path: for the message. ``check_sample_table`` checks the contents.
+    Raises UserError if the layout of the file is not as expected. ``check_sample_table`` checks the contents.
     """
     if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
         raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
@@ -127,9 +127,9 @@ def map_sample_table(
 def check_sample_table(
     stream: IO[bytes], path: StoragePath, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
 ) -> None:
-    """Raise UserError if the digest of the file is not the manifest's, or if a record does not fit its tar.
+    """Raise UserError if the file has another digest than ``table``, or if a record does not fit its tar.
 
-    Reads the whole file: 1 to 2 s per GB.
+    Reads the whole file, which takes 1 to 2 s per GB.
     """
     if sha256_stream(stream) != table.sha256:
         raise _damaged(path, "its sha256 differs from the manifest's")
@@ -137,7 +137,7 @@ def check_sample_table(
     ends = np.cumsum([shard.samples for shard in filled])
     limits = np.array([shard.bytes for shard in filled], dtype=np.uint64)
     first = shard = 0
-    while shard < len(filled):  # some whole shards at a time
+    while shard < len(filled):  # each pass checks several whole shards
         after = max(shard + 1, int(np.searchsorted(ends, first + CHECKED_AT_A_TIME, side="right")))
         part = records[first : ends[after - 1]]
         starts = np.concatenate([[0], ends[shard : after - 1] - first])
@@ -146,7 +146,7 @@ def check_sample_table(
             raise _damaged(path, "a sample is outside of its tar")
         pixels = part["height"].astype(np.uint64) * part["width"]
         if not pixels.min() or pixels.max() > MAX_PIXELS:
-            raise _damaged(path, f"a sample has no pixels, or over {MAX_PIXELS}")
+            raise _damaged(path, f"a sample has no pixels, or more than {MAX_PIXELS}")
         first, shard = int(ends[after - 1]), after
 
 
@@ -156,7 +156,6 @@ def _damaged(path: StoragePath, problem: str) -> UserError:
 
 
 def _multi_hot(labels: pa.ListArray, width: int) -> np.ndarray:
-    """Return (n, G) uint8 of 0 and 1 from lists of columns."""
     counts = np.diff(labels.offsets.to_numpy())
     targets = np.zeros((len(labels), width), dtype=np.uint8)
     targets[np.repeat(np.arange(len(labels)), counts), labels.flatten().to_numpy()] = 1

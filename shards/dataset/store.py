@@ -59,24 +59,26 @@ class ShardStore(ABC):
 
     @abstractmethod
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """Raise UserError for missing or changed files before work begins. indexes: whether to read indexes, too."""
+        """Raise UserError if a file is missing or changed. ``indexes``: whether to check the indexes as well."""
 
     @abstractmethod
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """Return a descriptor of a shard's tar; the caller closes it. Raises UserError if the tar cannot be opened.
+        """Return a descriptor of a shard's tar, which the caller must close.
 
-        Raises OSError for a failure that may pass (retry.py), and Abandoned soon after ``stop`` is set.
+        Raises OSError for a temporary failure (retry.py), and UserError if the tar cannot be opened for another reason.
+        Raises Abandoned soon after ``stop`` is set.
         """
 
     @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
-        """Return the index of a shard. Raises UserError if it is missing, damaged, or not that of the manifest."""
+        """Return the index of a shard. Raises UserError if the index is missing, damaged or of another build."""
 
     @abstractmethod
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """Return (n,) mapped records of a split's table (shards/dataset/sample_table.py). shards: those of the split.
+        """Return a split's sample table (sample_table.py), an array (n,) of records that is mapped into memory.
 
-        The first process of a node checks the digest. Raises UserError if the file is missing or not the manifest's.
+        shards: all shards of the split. The first process of a node checks the digest. Raises UserError if the file is
+        missing, or if the digest is not the one in the manifest.
         """
 
 
@@ -88,15 +90,15 @@ class LocalShards(ShardStore):
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Compares the sizes of files with those in the manifest: errors appear at the start."""
+        """See ShardStore. Compare the sizes of the tars, and with ``indexes`` the digests of the indexes."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
         if indexes:
-            vouched = [shard for shard in shards if shard.index_sha256 is not None]
-            paths = [index_path(self.root / shard.name) for shard in vouched]
-            expected = fingerprint([shard.index_sha256 for shard in vouched])
-            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(vouched))
+            with_digest = [shard for shard in shards if shard.index_sha256 is not None]
+            paths = [index_path(self.root / shard.name) for shard in with_digest]
+            expected = fingerprint([shard.index_sha256 for shard in with_digest])
+            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(with_digest))
 
     def _check_indexes(self, shards: Sequence[Shard]) -> None:
         for shard in shards:
@@ -104,7 +106,7 @@ class LocalShards(ShardStore):
             require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """See ShardStore. Raises UserError, too, if the tar was replaced after it was first opened."""
+        """See ShardStore. Also raises UserError if the tar was replaced after its first check."""
         path = self.root / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -143,13 +145,13 @@ class RemoteShards(ShardStore):
         self.cache = cache
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Does nothing, since requests take time: files are checked when they are downloaded."""
+        """See ShardStore. Do nothing, because requests take time. Each file is checked after its download."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         return self.cache.open(self._file(shard), stop)
 
     def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
-        """Download a shard to the cache; return whether this call did. Raises NoRoom (cache limit) and Abandoned."""
+        """Download a shard to the cache. Return whether this call downloaded it. Raises errors like Cache.fetch."""
         return self.cache.fetch(self._file(shard), stop=stop)
 
     def index(self, shard: Shard) -> pa.Table:
@@ -172,7 +174,7 @@ class RemoteShards(ShardStore):
         return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
 
 
-#: A shard set: its path or URL, or its store (for options of the cache).
+#: A shard set: its path, its URL, or its store. A store can have other cache options than the default ones.
 ShardsAt: TypeAlias = str | StoragePath | ShardStore
 
 
@@ -191,7 +193,7 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStor
 
 
 def check_files(path: Path, shard: Shard) -> os.stat_result:
-    """Return os.stat of a shard's tar. Raises UserError if it is missing, truncated or changed, or has no index."""
+    """Return the os.stat result of a tar. Raises UserError if the tar is missing, has a wrong size or has no index."""
     try:
         facts = path.stat()
     except FileNotFoundError:
@@ -208,7 +210,7 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
 def _records(
     stream: IO[bytes], path: StoragePath, table: SampleTable, shards: Sequence[Shard], genres: int
 ) -> np.ndarray:
-    """Return the mapped records of an open table, checked once per node."""
+    """Return the records of an open sample table, mapped into memory. The table is checked once per node."""
     records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
     limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
     expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
@@ -221,7 +223,7 @@ _warned: set[str] = set()
 
 
 def warn_of_unknown_indexes(root: StoragePath, manifest: Manifest) -> None:
-    """Warn once, in the main process, if a set of an earlier version has no digests of its indexes."""
+    """Warn once, in rank 0, if an earlier version wrote the set and its manifest has no digests of the indexes."""
     if str(root) in _warned or os.environ.get("RANK", "0") != "0":
         return
     if any(shard.index_sha256 is None for shard in manifest.shards):

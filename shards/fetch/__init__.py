@@ -1,1 +1,1 @@
-"""``posters fetch``: download the links of a CSV into a folder of checked posters. Each failed link gets a reason."""
+"""``posters fetch``: download the links of a CSV to a folder of posters. Each failed link is reported with a reason."""

@@ -1,4 +1,4 @@
-"""Download one link, with retries, redirects and limits. The result is its bytes or the reason of the failure."""
+"""Download one link, with retries, redirects and limits. The result is the bytes, or the reason of the failure."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-#: Temporary statuses besides 5xx: request timeout, too early, too many requests.
+#: HTTP statuses that are temporary, like 5xx: request timeout, too early, too many requests.
 PASSING = (408, 425, 429)
-#: Error numbers of missing resources on this machine; the link is not the cause.
-OUR_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
-#: Longest pause of our own backoff between two tries, in seconds.
+#: Error numbers that mean too few resources on this machine. The link is not the cause.
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+#: Longest pause between two tries, in seconds. A Retry-After of the server can be longer.
 MAX_BACKOFF = 30.0
 
 
@@ -44,8 +44,8 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             resolver=PolicyResolver(allowed),
-            limit=0,  # the number of workers and the downloader's places per host are the limits
-            keepalive_timeout=5,  # idle connections to many hosts would use up the open files
+            limit=0,  # the number of tasks and ``per_host`` are the limits
+            keepalive_timeout=5,  # idle connections to many hosts would use up the file descriptors
         ),
         timeout=aiohttp.ClientTimeout(total=options.timeout, sock_connect=options.connect_timeout),
         # Ignore the environment. A proxy would connect to addresses that the policy has not checked,
@@ -55,19 +55,19 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
         headers={
             "User-Agent": options.user_agent,
             "Accept": "image/jpeg,image/png,image/*;q=0.8",
-            "Accept-Encoding": "identity",  # pictures are compressed already
+            "Accept-Encoding": "identity",  # images are already compressed
         },
     )
 
 
 class Downloader:
-    """Download links. Any number of callers may use it at the same time."""
+    """Downloader of links. Any number of asyncio tasks may call ``fetch`` at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed
-        # By host, not by link: redirects lead many links to one host.
-        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
-        self._silent_until: dict[str, float] = {}
+        # Redirects can lead links of many hosts to one host, so the limit applies to the host of each request.
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
+        self._not_before: dict[str, float] = {}
 
     async def fetch(self, link: str) -> bytes:
         """Return the link's bytes. Raises Unfetched after a permanent failure or the last try."""
@@ -83,7 +83,7 @@ class Downloader:
             tries += 1
 
     async def _follow(self, link: str) -> bytes:
-        """Try once and follow redirects. Each target is checked like a link of the CSV."""
+        """Make one try and follow its redirects. Each target is checked like a link in the CSV."""
         seen: set[URL] = set()
         while True:
             try:
@@ -106,7 +106,7 @@ class Downloader:
         literal = literal_ip(host)  # numeric addresses do not pass through the resolver
         if literal is not None and not self._allowed(literal):
             raise Unfetched("private address", f"{host} is {literal}" if host != str(literal) else host)
-        async with self._places[host]:
+        async with self._slots[host]:
             await self._wait_for(host)
             try:
                 async with self._session.get(url, allow_redirects=False) as response:
@@ -123,8 +123,7 @@ class Downloader:
                 raise _unfetched(error) from None
 
     async def _wait_for(self, host: str) -> None:
-        """Wait until the host's Retry-After time is over."""
-        while (seconds := self._silent_until.get(host, 0.0) - time.monotonic()) > 0:
+        while (seconds := self._not_before.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(seconds)
 
     def _check_status(self, response: aiohttp.ClientResponse, host: str) -> None:
@@ -133,10 +132,10 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        # A try before that time would be refused. A wait over max_wait is left to another run.
+        # A try before the Retry-After time would be refused. If that time is over max_wait, only a later run tries.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
-            self._silent_until[host] = max(self._silent_until.get(host, 0.0), time.monotonic() + seconds)
+            self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)
         raise Unfetched("http status", str(status), passing=passing, retry=retry)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -162,27 +161,27 @@ def _seconds(text: str) -> float | None:
 
 
 def _unfetched(error: Exception) -> Unfetched:
-    """Map an exception of the HTTP client to one of our reasons, with a detail that is the same in every run."""
+    """Convert an exception of the HTTP client to an Unfetched, with a detail that is the same in every run."""
     if isinstance(error, aiohttp.ClientPayloadError):
-        return Unfetched("truncated", "the connection ended before the file did", passing=True)
+        return Unfetched("truncated", "the connection ended before the end of the file", passing=True)
     if isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)):
         return Unfetched("no connection", "the certificate is not valid", passing=True, retry=False)
     if isinstance(error, aiohttp.ClientSSLError):
-        return Unfetched("no connection", "no secure connection could be agreed on", passing=True)
+        return Unfetched("no connection", "the TLS handshake failed", passing=True)
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         if isinstance(cause, PrivateAddress):
             return Unfetched("private address", str(cause))
-        if cause.errno in OUR_FAULT:
+        if cause.errno in LOCAL_ERRORS:
             raise cause
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return Unfetched("no connection", "the host is not known", passing=True)
-        word = os.strerror(cause.errno) if cause.errno else "no address could be connected to"
+        word = os.strerror(cause.errno) if cause.errno else "no address of the host accepts connections"
         if cause.errno is None and isinstance(cause, ssl.SSLError):
-            word = "no secure connection could be agreed on"
+            word = "the TLS handshake failed"
         return Unfetched("no connection", word, passing=True)
     if isinstance(error, (aiohttp.InvalidURL, ValueError)):
         return Unfetched("bad link", one_line(error)[:200])
-    if isinstance(error, aiohttp.ClientConnectionError):  # also the system's resets of open connections
+    if isinstance(error, aiohttp.ClientConnectionError):  # also if the system resets an open connection
         return Unfetched("no connection", "the server closed the connection", passing=True)
     return Unfetched("no connection", "the response is not valid HTTP", passing=True)

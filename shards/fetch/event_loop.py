@@ -1,4 +1,4 @@
-"""Event loop of a download: workers take links, save posters and record the result of each link."""
+"""Event loop of a download: asyncio tasks take links, save posters and record the result of each link."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 
 
-def bring_in(
+def download_links(
     links: Sequence[Link],
     options: FetchOptions,
     allowed: Policy,
     store: PosterStore,
     done: Callable[[], object] = lambda: None,
 ) -> dict[int, Rejection]:
-    """Download links into a store. Returns the rejections by CSV line. ``done`` is called after each link."""
+    """Download links to ``store``. Returns the rejections by CSV line. ``done`` is called after each link."""
     rejected: dict[int, Rejection] = {}
 
     async def fetch_all() -> None:
         """Download all links with a fixed number of workers: one asyncio task per link would need too much memory."""
-        # Host names are resolved in the default threads. Images have threads of their own, so neither waits.
+        # Host names are resolved in one thread pool, and images are checked in another. So neither waits for the other.
         lookups = ThreadPoolExecutor(min(32, options.concurrency), "lookup")
         asyncio.get_running_loop().set_default_executor(lookups)
         queue = HostQueue(links, options.per_host)
@@ -40,7 +40,7 @@ def bring_in(
 
                 async def work() -> None:
                     while (link := await queue.take()) is not None:
-                        if rejection := await _bring(link, downloader, store, options.limits(), threads):
+                        if rejection := await _download_link(link, downloader, store, options.limits(), threads):
                             rejected[link.line] = rejection
                         done()
                         await queue.done(link)
@@ -48,7 +48,7 @@ def bring_in(
                 tasks = [asyncio.create_task(work()) for _ in range(min(options.concurrency, len(links)))]
                 try:
                     await asyncio.gather(*tasks)
-                finally:  # a worker failed (for example, a full disk) or the user stopped the run: cancel all
+                finally:  # cancel all tasks if one has failed (for example, on a full disk) or the user stops the run
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
@@ -58,10 +58,10 @@ def bring_in(
     return rejected
 
 
-async def _bring(
+async def _download_link(
     link: Link, downloader: Downloader, store: PosterStore, limits: str, threads: ThreadPoolExecutor
 ) -> Rejection | None:
-    """Download, check and save one poster. Returns the rejection, None if the poster was saved."""
+    """Download, check and save one poster. Returns None, or a rejection if the poster could not be saved."""
     try:
         data = await downloader.fetch(link.url)
         # Decoding needs a core and would block the event loop for all other links.
@@ -72,17 +72,17 @@ async def _bring(
         settled = not failure.passing and failure.reason != "private address"
         rejection = failure.rejection(link.id)
     except BadImage as bad:
-        settled = bad.reason != "bad id"  # the file at that path may be gone in another run
+        settled = bad.reason != "bad id"  # another file blocks the path, but may be absent in another run
         rejection = bad.rejection(link.id)
     if settled:
-        # A poster of the id's earlier link must not remain.
+        # Delete the poster that an earlier link of this id has left.
         store.remove(link)
         store.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, limits))
     return rejection
 
 
 class HostQueue:
-    """Queue of links: hosts take turns, with at most ``per_host`` active links each, so a slow host delays no other."""
+    """Queue of links. Hosts take turns and have at most ``per_host`` active links, so a slow host delays no other."""
 
     def __init__(self, links: Iterable[Link], per_host: int) -> None:
         self._per_host = per_host
@@ -92,12 +92,12 @@ class HostQueue:
             self._waiting.setdefault(link.host, []).append(link)
         for waiting in self._waiting.values():
             waiting.reverse()  # links are taken from the end
-        #: Hosts with a waiting link and a free place, in turn.
+        #: Hosts with a waiting link and fewer than ``per_host`` active links, in the order of their turns.
         self._ready = deque(self._waiting)
         self._changed = asyncio.Condition()
 
     async def take(self) -> Link | None:
-        """Wait for a host with a free place and return its next link. None if no links are left."""
+        """Wait until a host may get another request, and return its next link. None if no links are left."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._ready or not self._waiting)
             if not self._ready:
@@ -114,7 +114,7 @@ class HostQueue:
             return link
 
     async def done(self, link: Link) -> None:
-        """Free the link's place at its host."""
+        """Record that a link is no longer active, so that its host may get another request."""
         async with self._changed:
             if link.host in self._waiting and self._active[link.host] == self._per_host:
                 self._ready.append(link.host)

@@ -1,8 +1,8 @@
-"""Journal of a download: one line with the result of each link. It stays usable after a run was killed.
+"""Journal of a download: a file with the result of each link in a line. It can be used even after a run was killed.
 
-On this machine it is one append-only file. Chunks of links (tasks.py) write their own parts into the folder ``PARTS``
-beside it, and the client merges the parts at the end or at the next start. The reason: several machines cannot append
-to one file, and a store cannot append to an object.
+A run in one process appends to the journal. A run with tasks (tasks.py) writes one part of the journal for each task,
+a file in the folder ``PARTS``. The reason is that several machines cannot append to one file, and a store cannot append
+to an object. The main process merges the parts into the journal at its end, or at the start of the next run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTS = ".fetch"
 
 @dataclass(frozen=True)
 class Entry:
-    """A link with a final result: fetched (no reason), or rejected under the limits of that run."""
+    """The final result of a link. ``reason`` is empty if the poster was fetched. ``limits`` are those of the run."""
 
     id: str
     url: str
@@ -34,7 +34,7 @@ class Entry:
 
 
 class Journal:
-    """Open journal of a local folder. ``add`` may be called from any thread."""
+    """Open journal in a local folder. Any thread may call ``add``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,11 +42,11 @@ class Journal:
         self._stream = open(path, "a+b")  # noqa: SIM115  # closed by close()
         if self._stream.tell():
             self._stream.seek(-1, os.SEEK_END)
-            if self._stream.read(1) != b"\n":  # end the last line of a killed run, so that the next entry is separate
+            if self._stream.read(1) != b"\n":  # a killed run did not end its last line
                 self._stream.write(b"\n")
 
     def add(self, entry: Entry) -> None:
-        """Write and flush an entry. It must be in the file before the poster gets its final name."""
+        """Write and flush an entry. Call this method before the poster gets its final name."""
         with self._lock:
             try:
                 self._stream.write(_line(entry))
@@ -62,10 +62,10 @@ class Journal:
 
 
 class RemoteJournal:
-    """Journal part in a store. The whole part is written again before some posters and at the end.
+    """Part of a journal at a URL. Each write replaces the whole part, because a store cannot append to an object.
 
-    ``expected``: entries of links without a poster so far. They are written in advance, all at once. If such a link
-    fails, its entry names a poster that does not exist, and the link counts as not tried.
+    ``expected``: entries of links without a poster so far. They are all written at the start, with one request. If the
+    poster of such an entry does not exist at the next run, the link is tried again.
     """
 
     def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:
@@ -98,7 +98,7 @@ def _line(entry: Entry) -> bytes:
     return json.dumps({key: value for key, value in asdict(entry).items() if value}).encode() + b"\n"
 
 
-def take_in_parts(folder: StoragePath, journal: str) -> None:
+def merge_parts(folder: StoragePath, journal: str) -> None:
     """Merge the parts into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
@@ -107,8 +107,8 @@ def take_in_parts(folder: StoragePath, journal: str) -> None:
     with atomic_write(path) as stream:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
-        # Any order works. Parts of one run are about different links, or about links that were tried twice: those are
-        # tried again if the journal has a rejection, and kept if their posters exist.
+        # The order of the parts does not matter, because they are about different links. If two tasks tried the same
+        # link, its poster is kept if it exists.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)
@@ -135,10 +135,10 @@ def read_journal(path: StoragePath) -> Iterator[Entry]:
 def recall(
     path: StoragePath, urls: Mapping[str, str], limits: str, key: Callable[[str], str]
 ) -> tuple[set[str], dict[str, Rejection]]:
-    """Read the results of earlier runs for these links. Keys are those of the ids (files.place_key).
+    """Read the results of earlier runs. ``urls`` maps the ``key`` (files.place_key) of each id to its current link.
 
-    Returns the keys of ids whose poster came from a different link, and the rejections of links that have not changed
-    and were rejected under the same limits.
+    Returns the keys of ids whose poster came from a different link. Also returns the rejections that still hold: the
+    link and the limits have not changed.
     """
     moved: set[str] = set()
     rejected: dict[str, Rejection] = {}

@@ -20,7 +20,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class BadLink(ValueError):
-    """A text that is not an accepted link. The message gives the reason."""
+    """A text that is not an accepted link. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,9 @@ def read_links(
 ) -> tuple[list[Link], dict[int, Rejection]]:
     """Return the links of a CSV with a header line, in file order, and the rejected rows by line.
 
-    Columns are named by header or by number from 0. ``id_column`` None means the first column, unless it contains row
-    numbers. Raises UserError if the file or a column is missing. A bad row is a Rejection, not an error.
+    A column is given by its header or by its number from 0. If ``id_column`` is None, the first column has the ids.
+    Raises UserError if the file or a column is missing, or if this first column has row numbers instead of ids. A bad
+    row does not raise an error, but becomes a Rejection.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}
@@ -52,11 +53,11 @@ def read_links(
             if problem := id_problem(sample_id):
                 rejected[line] = Rejection(sample_id, "bad id", f"line {line}: {problem}")
             elif sample_id in seen:
-                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}; the first row with it counts")
+                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}: the first row with this id is used")
             else:
                 seen.add(sample_id)
                 try:
-                    host = sys.intern(parse_link(text).raw_host or "")  # a million links have few hosts
+                    host = sys.intern(parse_link(text).raw_host or "")  # one string in memory for all links of a host
                     links.append(Link(line, sample_id, text, host))
                 except BadLink as bad:
                     rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
@@ -66,14 +67,14 @@ def read_links(
 
 
 def parse_link(text: str) -> URL:
-    """Parse a link. Raises BadLink if it is empty, not http(s), malformed, or has a password.
+    """Parse a link. Raises BadLink if it is empty, too long, malformed or not http(s), or if it has a password.
 
-    The HTTP client's own parser is used, because two parsers could find different hosts in a hostile link.
+    This is the parser of the HTTP client, because two parsers could find different hosts in a hostile link.
     """
     if not text:
         raise BadLink("empty")
     if len(text) > MAX_LINK_TEXT:
-        raise BadLink(f"{len(text)} characters")
+        raise BadLink(f"{len(text)} characters, over the limit of {MAX_LINK_TEXT}")
     if CONTROL.search(text):
         raise BadLink("control characters in the link")
     try:

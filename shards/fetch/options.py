@@ -21,32 +21,32 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     metadata: StoragePath = option(MISSING, parse=storage_path)
     """CSV with ids and links."""
     out: StoragePath = option(MISSING, parse=storage_path)
-    """Folder for the posters and rejected.csv, or its URL."""
+    """Folder or URL for the posters and rejected.csv."""
     url_column: str = option(MISSING)
     """CSV column of the links, by name or number from 0."""
     concurrency: Count = 64
-    """Links downloaded at the same time, over all hosts, on each machine or worker."""
+    """Number of links that each machine or worker downloads at the same time, over all hosts."""
     per_host: Count = 8
-    """Requests to one host at the same time. The workers of a cluster share them, at least one each."""
+    """Number of requests to one host at the same time. The workers of a cluster divide it, with at least 1 for each."""
     timeout: Positive = 30.0
-    """Seconds for a request, from the connection to the last byte."""
+    """Time limit of a request in seconds, from the connection to the last byte."""
     connect_timeout: Positive = 10.0
-    """Seconds to open a connection."""
+    """Time limit for opening a connection, in seconds."""
     retries: Annotated[int, at_least(0, "0 or more")] = 3
-    """Retries of a link after a temporary failure."""
+    """Number of retries of a link after temporary failures."""
     backoff: NotNegative = option(0.5, hidden=True)
-    """Seconds before the first retry. They double with each retry."""
+    """Pause before the first retry in seconds. The pause doubles with each retry."""
     max_wait: NotNegative = option(60.0, hidden=True)
-    """Longest Retry-After of a server in seconds. After a longer one, the link is left to another run."""
+    """Longest wait in seconds if a server sends Retry-After. If more is required, only a later run tries the link."""
     max_bytes: Count = 20_000_000
     """Largest file in bytes. Larger files are rejected."""
     image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))
     user_agent: str = "poster-toolkit"
     """User-Agent header of each request."""
     allow_private: bool = False
-    """Let links lead to this machine and to private networks."""
+    """Allow links to this machine and to private networks."""
     retry_rejected: bool = False
-    """Try links again that an earlier run rejected."""
+    """Try again the links that an earlier run rejected."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,5 +55,5 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
             raise UserError("option-value", "--user-agent takes one line of printable ASCII")
 
     def limits(self) -> str:
-        """Return the limits of a rejection as text: under other limits the poster may be accepted."""
+        """Return the limits as text. A rejected link is tried again if the limits have changed since its rejection."""
         return f"{self.max_bytes} bytes, {self.image.min_side} to {self.image.max_pixels} pixels"

@@ -1,4 +1,4 @@
-"""The poster folder: paths of posters, and how a new poster is checked and saved."""
+"""Folder of posters: find the paths of a poster, check a new poster and save it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shards.storage.paths import StoragePath
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
 
-#: Folder of half-written posters. Names there are short, because an id may be as long as a file name can be.
+#: Folder of half-written posters. The file names in it are short, because an id can be as long as a file name may be.
 INCOMING = ".incoming"
 JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
-#: Names that an id cannot use as a folder.
+#: Names that cannot be the first folder in the path of an id.
 OUR_NAMES = (INCOMING, JOURNAL, PARTS, REJECTED, ".lock")
 
 
@@ -39,7 +39,7 @@ def incoming(folder: StoragePath) -> Iterator[None]:
 
 
 class PosterStore(ABC):
-    """Posters by id in a folder. The caller, or the process that sent the task, must hold the folder's lock."""
+    """Folder with a poster for each id. The calling process, or the sender of its task, must hold the folder's lock."""
 
     def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options
@@ -47,7 +47,7 @@ class PosterStore(ABC):
     def save(self, link: Link, data: bytes) -> None:
         """Check a poster and save it. Raises BadImage if it is not a complete, usable image.
 
-        The order is: delete the older poster, write the link to the journal, give the new poster its name.
+        First the older poster is deleted, then the link is written to the journal, then the new poster gets its name.
         So a poster always comes from the link in the journal, even if the run is killed.
         """
         parts = PurePosixPath(link.id).parts
@@ -61,14 +61,14 @@ class PosterStore(ABC):
 
     @abstractmethod
     def remove(self, link: Link) -> None:
-        """Delete the poster of an earlier link."""
+        """Delete the poster that an earlier link of the same id left."""
 
 
 class FolderStore(PosterStore):
-    """A folder on this machine or on a file system that several machines share."""
+    """Posters in a folder on this machine, or on a file system that several machines share."""
 
     def _put(self, link: Link, final: Path, data: bytes) -> None:
-        # Two machines may work on the same chunk, so the name is random.
+        # The name is random, because two machines may download the same links.
         incoming = self._folder / INCOMING / f"{link.line}-{secrets.token_hex(4)}"
         with atomic_write(incoming) as stream:
             stream.write(data)
@@ -87,7 +87,7 @@ class FolderStore(PosterStore):
 
 
 class RemoteStore(PosterStore):
-    """A folder at a URL. ``replaces`` are the ids with a poster of an earlier link."""
+    """Posters in a folder at a URL. ``replaces``: ids that have a poster from an earlier link."""
 
     def __init__(
         self, folder: StoragePath, journal: EntryLog, options: ImageOptions, replaces: Collection[str]
@@ -108,7 +108,7 @@ class RemoteStore(PosterStore):
 
 
 def poster_paths(folder: StoragePath, sample_id: str) -> list[StoragePath]:
-    """Return the possible paths of an id's poster. Not ``folder/{id}``: ``x.jpg`` may be the poster of the id ``x``."""
+    """Return the paths that an id's poster can have. The poster of the id ``x`` may be ``x.jpg``, but not ``x``."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
 
 

@@ -1,4 +1,4 @@
-"""Run a whole download and report its result."""
+"""Run `posters fetch`: download the links of a CSV and report the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.errors import UserError
 from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.extras import require_extra
-from shards.fetch.journal import Journal, recall, take_in_parts
+from shards.fetch.journal import Journal, merge_parts, recall
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, incoming, poster_paths
 from shards.inputs.listing import NoFolder, list_posters
@@ -23,7 +23,7 @@ from shards.storage.files import place_key, remove_partials
 from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, is_remote
 
-if TYPE_CHECKING:  # aiohttp is an extra: only a run of this command needs it
+if TYPE_CHECKING:  # these modules need aiohttp, an optional dependency
     from shards.fetch.links import Link
     from shards.storage.address_policy import Policy
 
@@ -42,8 +42,8 @@ class Fetched:
 def fetch_posters(options: FetchOptions) -> Fetched:
     """Download the links of a CSV into ``options.out`` and write rejected.csv there.
 
-    Existing posters are kept, and finally rejected links are not tried again, so a stopped run can be resumed.
-    Raises UserError if there is no poster at the end.
+    A stopped run can be resumed: existing posters are kept, and links with a final rejection are not tried again.
+    Raises UserError if the folder has no poster of these links at the end.
     """
     require_extra("clean", "`posters fetch`", "aiohttp")
     from shards.fetch.links import read_links
@@ -53,13 +53,13 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public
-        # Parts are merged while no worker writes them: after the workers have finished tasks of a killed run, and
-        # again at the end.
+        # The parts of the journal are merged only while no worker writes them: here, after the workers have finished
+        # the tasks of a killed run, and again at the end.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
-            take_in_parts(options.out, JOURNAL)
+            merge_parts(options.out, JOURNAL)
             result = Fetched(rejected)
             _fetch_missing(options, allowed, links, executor, result)
-            take_in_parts(options.out, JOURNAL)
+            merge_parts(options.out, JOURNAL)
         write_rejected(options.out / REJECTED, [result.rejected[line] for line in sorted(result.rejected)])
     counts = Counter(rejection.reason for rejection in result.rejected.values())
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
@@ -75,7 +75,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
 def _fetch_missing(
     options: FetchOptions, allowed: Policy, links: Sequence[Link], executor: Executor, result: Fetched
 ) -> None:
-    """Download the missing posters into ``options.out``. The caller must hold its lock."""
+    """Download the missing posters and update ``result``. The caller must hold the lock of the output folder."""
     key = place_key(options.out)
     wanted = _of_own_places(links, key, result.rejected)
     urls = {key(link.id): link.url for link in wanted}
@@ -107,7 +107,7 @@ def _fetch_missing(
 
 
 def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: dict[int, Rejection]) -> list[Link]:
-    """Return the links with a poster path of their own. A link with the path of an earlier id goes to ``rejected``."""
+    """Return the links whose poster path is unique. If two links share a path, add the second to ``rejected``."""
     first: dict[str, str] = {}
     kept = []
     for link in links:
@@ -121,8 +121,8 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
 
 
 def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
-    """Download into a local folder, in one event loop of this process. Returns the rejections by CSV line."""
-    from shards.fetch.event_loop import bring_in
+    """Download to a local folder, in an event loop of this process. Returns the rejections by CSV line."""
+    from shards.fetch.event_loop import download_links
 
     with (
         progress(len(links), "fetching posters") as bar,
@@ -130,7 +130,7 @@ def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -
         incoming(options.out),
     ):
         store = FolderStore(options.out, journal, options.image)
-        return bring_in(links, options, allowed, store, done=bar.update)
+        return download_links(links, options, allowed, store, done=bar.update)
 
 
 def _posters_there(folder: StoragePath, ids: Sequence[str]) -> Callable[[str], bool]:

@@ -2,8 +2,8 @@
 
     links ─ tasks_of ─→ FetchTask ─ fetch_chunk on a worker ─→ posters in the folder, a part of the journal
 
-Each chunk has its own event loop, the same as a whole download on this machine. The limit ``per_host`` is divided among
-the workers: each worker sends its share of requests to one host at the same time, at least one.
+Each chunk is downloaded in an event loop of its own (event_loop.py). The limit ``per_host`` is divided among the
+workers, with at least one request for each worker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from shards.executors.chunks import split_into_chunks
-from shards.fetch.event_loop import bring_in
+from shards.fetch.event_loop import download_links
 from shards.fetch.journal import PARTS, Entry, Journal, RemoteJournal
 from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
@@ -23,9 +23,9 @@ from shards.inputs.metadata import Rejection
 from shards.storage.address_policy import Policy
 from shards.storage.paths import is_remote
 
-#: Links per task of a cluster's worker: seconds to minutes of work, so that a lost worker costs little.
+#: Number of links per task on a cluster. A task takes seconds to minutes, so a lost worker costs little work.
 CHUNK = 256
-#: Links per task of this process. Larger chunks have fewer idle connections at their ends.
+#: Number of links per task in this process. A task has many links, because connections are idle at its end.
 CHUNK_HERE = 2048
 
 
@@ -36,7 +36,7 @@ class FetchTask:
     options: FetchOptions
     allowed: Policy
     links: tuple[Link, ...]
-    replaces: frozenset[str]  # ids of these links with a poster of an earlier link
+    replaces: frozenset[str]  # ids that have a poster from an earlier link
 
     def __len__(self) -> int:
         return len(self.links)
@@ -48,18 +48,18 @@ class FetchTask:
 def tasks_of(
     options: FetchOptions, allowed: Policy, links: Sequence[Link], replaces: Collection[str], slots: int
 ) -> list[FetchTask]:
-    """Split links into tasks, of which ``slots`` run at the same time."""
+    """Split links into tasks. ``slots`` tasks run at the same time."""
     size = CHUNK if options.scheduler else CHUNK_HERE
     # A task must not connect to the scheduler again.
-    polite = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
+    per_task = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)
     return [
-        FetchTask(polite, allowed, part, frozenset(link.id for link in part if link.id in replaces))
+        FetchTask(per_task, allowed, part, frozenset(link.id for link in part if link.id in replaces))
         for part in split_into_chunks(links, size)
     ]
 
 
 def fetch_chunk(task: FetchTask) -> dict[int, Rejection]:
-    """Download the posters of a chunk. Returns the rejections by CSV line."""
+    """Download the posters of a task. Returns the rejections by CSV line."""
     out, image = task.options.out, task.options.image
     path = out / PARTS / f"{task.links[0].line:09d}-{secrets.token_hex(4)}.jsonl"
     store: PosterStore
@@ -70,4 +70,4 @@ def fetch_chunk(task: FetchTask) -> dict[int, Rejection]:
         path.parent.mkdir(exist_ok=True)
         store = FolderStore(out, Journal(path), image)
     with closing(store.journal):
-        return bring_in(task.links, task.options, task.allowed, store)
+        return download_links(task.links, task.options, task.allowed, store)

@@ -1,7 +1,7 @@
 """Rules for the IP addresses of links and redirects. They protect services of this machine and its network.
 
-A link of a CSV is not trusted and must satisfy ``is_public``. A URL that the user typed may have any address. The
-addresses of its redirects are limited by ``reachable_from``, according to the address of the redirecting server.
+A link in a CSV is not trusted and must satisfy ``is_public``. A URL that the user typed may have any address. If its
+server redirects, ``reachable_from`` limits the addresses of the target.
 """
 
 from __future__ import annotations
@@ -16,27 +16,24 @@ from aiohttp.resolver import ThreadedResolver
 
 IPAddress = IPv4Address | IPv6Address
 
-#: Kinds of addresses: this machine, its link (where clouds keep their credentials), its network, and all others.
+#: Kinds of addresses: this machine, link-local (clouds serve credentials there), private networks, public internet.
 MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public")
 
-#: Returns whether connections to an address are allowed.
+#: A function that returns whether connections to an address are allowed.
 Policy = Callable[[IPAddress], bool]
 
-#: Networks that Python counts as global: services of gateways (port control, relays), protocol assignments (with
-#: Teredo), and documentation, which is missing in the tables of older Pythons.
+#: Networks that are not public, although Python or an older version of it counts them as global. They belong to
+#: gateways, to protocols such as Teredo, and to documentation.
 _SERVICES = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
-
-#: "This host on this network": connecting there reaches this machine.
+#: Addresses of "this host on this network". A connection to one of them reaches this machine.
 _IPV4_THIS = IPv4Network("0.0.0.0/8")
-
 _IPV6_UNICAST = IPv6Network("2000::/3")
-
-#: DNS64 returns these addresses in a network with only IPv6. The last 32 bits are the IPv4 address.
+#: Addresses that DNS64 returns in a network with only IPv6. Their last 32 bits are the IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddress(OSError):
-    """A host without an allowed address."""
+    """The host has no allowed address."""
 
 
 def is_public(address: IPAddress) -> bool:
@@ -50,7 +47,7 @@ def is_public(address: IPAddress) -> bool:
         return False
     if isinstance(address, IPv4Address):
         return not (address.is_multicast or address.is_reserved)
-    # Only allocated unicast addresses. Loopback, link-local, unique local, multicast and unassigned ones are outside.
+    # Loopback, link-local, unique local, multicast and unassigned addresses are outside of this network.
     return address in _IPV6_UNICAST
 
 
@@ -69,7 +66,7 @@ def kind_of(address: IPAddress) -> str:
 
 
 def _reached(address: IPAddress) -> IPAddress:
-    """Return the IPv4 address that an IPv6 address represents, otherwise the address itself."""
+    """Return the IPv4 address that an IPv6 address represents. If there is none, return the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
@@ -78,7 +75,7 @@ def _reached(address: IPAddress) -> IPAddress:
 
 
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
-    """Return the kinds of addresses to which servers of ``kinds`` may redirect: never closer to this machine.
+    """Return the kinds to which servers of these ``kinds`` may redirect. A redirect never leads closer to this machine.
 
     >>> sorted(reachable_from({"network"})), sorted(reachable_from({"machine", "public"}))
     (['network', 'public'], ['public'])
@@ -96,23 +93,23 @@ def is_any(address: IPAddress) -> bool:
 
 
 def literal_ip(host: str) -> IPAddress | None:
-    """Parse a host as an address, in every spelling that the system accepts. None if it is a name.
+    """Parse a host as an address, in every spelling that the system accepts. None if the host is a name.
 
     >>> literal_ip("0x7f.1")
     IPv4Address('127.0.0.1')
     """
     host = host.rstrip(".")
-    with contextlib.suppress(ValueError):  # inet_aton parses spellings such as 2130706433 and 0177.1
+    with contextlib.suppress(ValueError):
         return ip_address(host)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # inet_aton parses spellings such as 2130706433 and 0177.1
         return IPv4Address(socket.inet_aton(host))
     return None
 
 
 class PolicyResolver(AbstractResolver):
-    """Resolver that returns only addresses that the policy allows.
+    """Name resolver that returns only the addresses that a policy allows.
 
-    The connection uses exactly the checked addresses, so a name that resolves differently later cannot bypass it.
+    The connection uses exactly the checked addresses. So a name cannot bypass the policy if its address changes later.
     """
 
     def __init__(self, allowed: Policy, inner: AbstractResolver | None = None) -> None:

@@ -1,8 +1,8 @@
 """Cells of CSV files: exact text for programs, and escaped text for people who open the file in a spreadsheet.
 
-Predictions are for programs. rejected.csv, duplicates.csv and the CSVs of reports and audits are opened in
-spreadsheets, which run a cell that begins with ``=``. Such text gets an apostrophe in front, as in spreadsheets.
-``unescaped`` removes the apostrophe. Numbers stay numbers.
+Predictions are written exactly. rejected.csv, duplicates.csv and the CSVs of reports and audits are written for people.
+A spreadsheet treats a cell that begins with ``=`` as a formula, so ``escaped`` puts an apostrophe before such text.
+``unescaped`` removes the apostrophe. Numbers are not changed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-#: First characters of a formula (OWASP, "CSV injection"; some languages use the wide ones), and our own mark.
+#: First characters of text that is escaped: those of formulas (OWASP, "CSV injection"), also in full width, and MARK.
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 MARK = "'"
 
 
 def escaped(cell: Any) -> Any:
-    """Return a cell for people: text that a spreadsheet would run is marked, other values are unchanged.
+    """Return a cell for people. Text that could be a formula gets MARK in front. Other values are not changed.
 
     A lone surrogate (from a name that is not UTF-8) becomes an escape sequence, because UTF-8 cannot encode it.
     ``unescaped`` restores all other text.
@@ -29,7 +29,7 @@ def escaped(cell: Any) -> Any:
 
 
 def unescaped(cell: str) -> str:
-    """Return the original text of a cell for people. Cells of older versions have no mark and are unchanged.
+    """Return the original text of a cell that ``escaped`` has written. Text without MARK is not changed.
 
     >>> [unescaped(escaped(text)) for text in ("=1+1", "'", "'quoted'", "plain")]
     ['=1+1', "'", "'quoted'", 'plain']
@@ -38,7 +38,7 @@ def unescaped(cell: str) -> str:
 
 
 def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows with ``escaped`` text."""
+    """Write rows for people. Each cell is ``escaped``."""
     write_exact(stream, ([escaped(cell) for cell in row] for row in rows), end)
 
 
@@ -47,5 +47,5 @@ def write_exact(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n")
     plain = csv.writer(stream, lineterminator=end)
     quoted = csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL)
     for row in rows:
-        # csv quotes only its own line end, but readers end a line at any line end.
+        # The csv module can leave \r without quotes, but readers end a line there.
         (quoted if any(isinstance(cell, str) and "\r" in cell for cell in row) else plain).writerow(row)

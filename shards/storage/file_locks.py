@@ -1,8 +1,8 @@
-"""Locks on open files, on local disks and network file systems. The system releases them when their process ends.
+"""Locks on open files, on local disks and network file systems. The system releases a lock when its process ends.
 
-flock is used if the file system supports it. On NFS the client turns flock into byte-range locks. So an exclusive lock
-needs a file that is open for writing, and a shared lock a file that is open for reading. Without flock, Linux's open
-file description locks (fcntl(2), F_OFD_SETLK) are used, which mean the same. Without both, there are no locks.
+flock is used if the file system supports it. An NFS client turns flock into byte-range locks. For these, the file of an
+exclusive lock must be open for writing, and the file of a shared lock must be open for reading. If flock is not
+supported, Linux's open file description locks (F_OFD_SETLK in fcntl(2)) are used, which work the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ else:
 #: Error numbers if a file system has no locks, or its lock server is missing.
 _NONE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
-#: struct flock of 64-bit Linux: type, whence, start, length (0: to the end), process (0 for these).
+#: struct flock of 64-bit Linux: type, whence, start, length (0 means to the end of the file), process (must be 0).
 _FLOCK = struct.Struct("hhqqi0q")
 
 
@@ -32,10 +32,10 @@ class NoLocks(OSError):
 
 
 def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-    """Take a lock on an open file. Returns False if a lock of another open file excludes it.
+    """Lock an open file. Returns False if another descriptor holds a conflicting lock.
 
-    The lock lasts until the descriptor is closed. The file must be open for writing, or for reading if ``shared``.
-    Raises NoLocks or OSError.
+    The lock lasts until the descriptor is closed. For a ``shared`` lock, the file must be open for reading. For an
+    exclusive lock, it must be open for writing. Raises NoLocks or OSError.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     taken = _taken(lambda: fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB))
@@ -51,7 +51,7 @@ def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
 
 
 def _taken(take: Callable[[], object]) -> bool | OSError:
-    """Return whether ``take`` got the lock, or its error if such locks are not supported. Raises other OSErrors."""
+    """Return whether ``take`` got the lock. If such locks are not supported, return the error of ``take``."""
     try:
         take()
         return True
@@ -65,9 +65,9 @@ def _taken(take: Callable[[], object]) -> bool | OSError:
 
 @contextlib.contextmanager
 def held_file(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file, which is created if it is missing. Yields False if another process or thread holds the lock.
+    """Lock a file until the block ends. Create the file if it is missing. Raises NoLocks or OSError.
 
-    ``wait``: wait until the lock is released. Raises NoLocks or OSError.
+    Yields False if another process or thread has locked the file. With ``wait``, wait until the lock is released.
     """
     if sys.platform == "win32":
         with contextlib.ExitStack() as held:

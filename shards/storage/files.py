@@ -1,6 +1,6 @@
 """Atomic writes, reads, checksums and deletions of files. Locks are in lock.py.
 
-Most functions accept local paths and URLs (shards/storage/paths.py). shards/storage/remote_files.py has the URL part.
+Most functions accept local paths and URLs (paths.py). The code for URLs is in remote_files.py.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from shards.storage import remote_files
 from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
-#: Ending of half-written files until they are renamed. Readers ignore these files.
+#: Ending of the temporary name of a half-written file. Readers ignore such files.
 PARTIAL = ".partial"
-
-#: Largest text at a URL in bytes: a CSV of about ten million rows.
+#: Largest size of a text file at a URL in bytes. It is enough for a CSV of about ten million rows.
 LARGEST_TEXT = 1 << 30
 
 
 @contextlib.contextmanager
 def atomic_path(path: StoragePath) -> Iterator[Path]:
-    """Yield the name of a local file to write. The file becomes ``path`` when the block ends without an error.
+    """Yield the path of a temporary local file to write. The file becomes ``path`` if the block ends without an error.
 
-    For a local ``path`` the temporary file is in the same folder. Its name is unique for each process and call, so two
-    processes never write the same temporary file, even on two machines. The data are flushed to disk before the
-    rename, so a final name means a complete file even after a power cut. For a URL the file is uploaded at the end.
+    For a local ``path``, the temporary file is in the same folder and has a name that no other call on any machine
+    uses. The data are flushed to the disk before the file is renamed. So a file with its final name is complete, even
+    after a power cut. For a URL, the file is uploaded when the block ends.
     """
     if is_remote(path):
         with remote_files.uploaded(path, PARTIAL) as local:
@@ -57,9 +56,9 @@ def atomic_path(path: StoragePath) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing. It becomes ``path`` when the block ends without an error (see atomic_path).
+    """Open a temporary file for writing. It becomes ``path`` if the block ends without an error (see atomic_path).
 
-    Text is UTF-8. A lone surrogate, from a name that is not UTF-8, becomes an escape that JSON reads back.
+    Text is written as UTF-8. A lone surrogate (from a name that is not UTF-8) becomes a JSON escape sequence.
     """
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     with atomic_path(path) as temporary, open(temporary, mode, **text) as stream:  # type: ignore[call-overload]
@@ -88,7 +87,7 @@ def flush_tree(folder: Path) -> None:
 
 
 def write_json(path: StoragePath, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically and with a stable layout."""
+    """Write ``value`` atomically as indented JSON."""
     with atomic_write(path, "w") as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
@@ -96,7 +95,7 @@ def write_json(path: StoragePath, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text for reading with unchanged line ends; at a URL up to LARGEST_TEXT. Raises OSError or UserError."""
+    """Open a text file with unchanged line ends. The limit at a URL is LARGEST_TEXT. Raises OSError or UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
@@ -107,7 +106,7 @@ def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]
 
 
 def small_bytes(path: Path) -> bytes:
-    """Return the bytes of a local manifest or index. Raises UserError if it is over MAX_SMALL_BYTES, or OSError."""
+    """Return the bytes of a local manifest or index. Raises OSError, or UserError if it has over MAX_SMALL_BYTES."""
     if (size := path.stat().st_size) > MAX_SMALL_BYTES:
         why = f"it has {size} bytes, over the limit of {MAX_SMALL_BYTES}; copy it again"
         raise UserError("path-unreadable", f"{path} cannot be read: {why}")
@@ -115,7 +114,7 @@ def small_bytes(path: Path) -> bytes:
 
 
 def read_json(path: StoragePath, what: str) -> Any:
-    """Read JSON. ``what`` is the file's role for messages. Raises UserError if the file is absent or malformed."""
+    """Return the value in a JSON file. ``what`` names the file in messages. Raises UserError if it cannot be read."""
     try:
         with opened_text(path) as stream:
             return json.load(stream)
@@ -141,7 +140,7 @@ def sha256_stream(stream: IO[bytes]) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of the canonical JSON of ``value``: equal values have equal fingerprints on every machine."""
+    """SHA-256 of the canonical JSON of ``value``. Equal values have equal fingerprints on every machine."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -157,7 +156,7 @@ def names_in(folder: StoragePath) -> set[str]:
 
 
 def read_present(folder: StoragePath, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the existing files among ``names``, in any order."""
+    """Yield (name, bytes) of each existing file among ``names``, in any order."""
     there = names_in(folder)
     wanted = [name for name in names if name in there]
     if is_remote(folder):
@@ -168,16 +167,16 @@ def read_present(folder: StoragePath, names: Iterable[str]) -> Iterator[tuple[st
 
 
 def place_key(folder: StoragePath) -> Callable[[str], str]:
-    """Return a key function for paths below a folder: two paths mean the same file if and only if their keys are equal.
+    """Return a function that maps a path below a folder to a key. Paths of the same file have equal keys.
 
-    ``a//b`` is ``a/b`` everywhere. Some file systems do not distinguish A and a, or an accented letter and the letter
-    with a combining accent. A temporary file shows how this folder's file system behaves.
+    For example, ``a//b`` and ``a/b`` have equal keys. Some file systems do not distinguish A and a, or an accented
+    letter and the letter with a combining accent. This function creates a temporary file to test the file system.
     """
     capital, small, apart = "\u00c9", "\u00e9", "E\u0301"
     case = form = False
     if not is_remote(folder):
         probe = folder / f".{capital}{PARTIAL}"
-        with contextlib.suppress(OSError, UnicodeError):  # if such a name is impossible, no paths can be confused
+        with contextlib.suppress(OSError, UnicodeError):  # if the name is not allowed, no two paths can be confused
             probe.touch()
             case, form = (probe.with_name(f".{name}{PARTIAL}").exists() for name in (small, apart))
             probe.unlink()
@@ -191,8 +190,8 @@ def place_key(folder: StoragePath) -> Callable[[str], str]:
 
 
 def remove_partials(folder: StoragePath) -> None:
-    """Delete half-written files of a killed process. The caller must hold the folder's lock."""
-    if is_remote(folder) and remote_files.puts_whole(folder):
+    """Delete the half-written files of killed processes. The caller must hold the folder's lock."""
+    if is_remote(folder) and remote_files.writes_atomically(folder):
         return  # such stores have no half-written files, and listing a large folder is slow
     for name in names_in(folder):
         if name.endswith(PARTIAL):
@@ -208,7 +207,7 @@ def remove_file(path: StoragePath) -> None:
 
 
 def remove_tree(folder: StoragePath) -> None:
-    """Delete a folder of ours with its contents. Errors of a local folder are ignored."""
+    """Delete a folder with its contents. Errors of a local folder are ignored."""
     if is_remote(folder):
         remote_files.remove_remote_tree(folder)
     else:
@@ -217,7 +216,7 @@ def remove_tree(folder: StoragePath) -> None:
 
 @contextlib.contextmanager
 def local_copy(path: StoragePath) -> Iterator[Path]:
-    """Yield a local path of a file: the file itself, or a copy that is deleted when the block ends."""
+    """Yield the local path of a file. For a URL, this is a copy that is deleted when the block ends."""
     if is_remote(path):
         with remote_files.downloaded(path) as local:
             yield local

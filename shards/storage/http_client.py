@@ -1,11 +1,11 @@
-"""HTTP client of ``http://`` and ``https://`` paths. It limits redirects, response sizes and waiting times.
+"""HTTP client for ``http://`` and ``https://`` paths. It limits redirects, response sizes and waiting times.
 
-fsspec's HTTP file system uses it instead of an aiohttp session (its option ``get_client``). Servers are not trusted:
+fsspec's HTTP file system uses this client instead of an aiohttp session (option ``get_client``). No server is trusted:
 
-- A redirect never leads closer to this machine than its server (address_policy.py); the addresses of the actual
-  connections are checked. It stays with http and https, never goes from https to http, and MAX_REDIRECTS is the limit.
-- The user's password, query and headers are sent only to the server that the user named.
-- A body has a largest size, a lowest rate and a longest total time.
+- At most MAX_REDIRECTS redirects are followed. They must lead to http or https, and must not lead from https to http.
+- A redirect must not lead closer to this machine (address_policy.py). The addresses of the connections are checked.
+- The user's password, query, cookies and most headers are sent only to the server that the user named.
+- A response body has a largest size, a lowest rate and a longest total time.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-
-#: Default of the largest response, in bytes.
+#: Default of the largest response in bytes.
 MAX_ANSWER_BYTES = 1 << 30
-#: Default of the longest time in seconds before a response begins, and of a period below RATE.
+#: Default time limit in seconds until a response begins. The rate of a body is also measured over this time.
 ANSWER_SECONDS = 90.0
-#: Lowest rate of a body in bytes per second, over each period.
+#: Lowest average rate of a body in bytes per second.
 RATE = 1024
 
-#: Headers that may be sent to servers other than the user's, and options that may not.
+#: Headers that may be sent to every server, and options that are sent only to the server that the user named.
 _HARMLESS = ("range", "accept", "accept-encoding", "user-agent")
 _SECRET = ("auth", "cookies", "params")
 
@@ -45,30 +44,29 @@ class Refused(PermissionError):
 
 
 class TooSlow(OSError):
-    """A body below the lowest rate or over its total time."""
+    """A response body is below the lowest rate or over its total time."""
 
 
 async def open_client(**options: Any) -> HttpClient:
-    """Open the client for fsspec. ``options`` are those of aiohttp.ClientSession."""
+    """Return a client for fsspec. ``options`` are those of aiohttp.ClientSession."""
     return HttpClient(**options)
 
 
 class HttpClient:
-    """HTTP client for one user's servers. ``get`` and ``head`` work like those of an aiohttp session."""
+    """HTTP client for fsspec. ``get`` and ``head`` work like the methods of an aiohttp session."""
 
     def __init__(self, **options: Any) -> None:
-        # A session would send these to every redirect target.
+        # An aiohttp session would send these options to every target of a redirect.
         self._own: dict[str, Any] = {key: options.pop(key) for key in ("headers", "auth", "cookies") if key in options}
         self._options = options
         self._sessions: dict[frozenset[str], aiohttp.ClientSession] = {}
         self._kinds: dict[str, set[str]] = {}
 
-    def get(self, url: URL | str, **request: Any) -> _Asked:
-        """Request a file, with options of aiohttp and of ``_follow``."""
-        return _Asked(self._follow("GET", url, **request))
+    def get(self, url: URL | str, **request: Any) -> _PendingResponse:
+        return _PendingResponse(self._follow("GET", url, **request))
 
-    def head(self, url: URL | str, **request: Any) -> _Asked:
-        return _Asked(self._follow("HEAD", url, **request))
+    def head(self, url: URL | str, **request: Any) -> _PendingResponse:
+        return _PendingResponse(self._follow("HEAD", url, **request))
 
     async def close(self) -> None:
         for session in self._sessions.values():
@@ -88,8 +86,8 @@ class HttpClient:
     ) -> aiohttp.ClientResponse:
         """Follow redirects and return the last response.
 
-        query: query string of the user's URL. most: largest body in bytes. seconds: longest time until the response
-        begins, and longest period below RATE. ends: deadline of the whole body, by time.monotonic.
+        query: query string of the user's URL. most: largest body in bytes. seconds: time limit until the response
+        begins, and time over which RATE is measured. ends: deadline of the whole body as a time of time.monotonic.
         """
         given = [options.get("headers") or {} for options in (self._own, request)]
         own: dict[str, Any] = {k: value for k, value in {**self._own, **request}.items() if value is not None}
@@ -97,11 +95,11 @@ class HttpClient:
         url = URL(f"{URL(asked)}?{query}", encoded=True) if query else URL(asked)
         seconds, first, sources = max(seconds, MIN_REQUEST_SECONDS), url, set[str]()
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._ask(method, url, sources, seconds, own)
+            response = await self._send(method, url, sources, seconds, own)
             location = response.headers.get("Location")
             if response.status not in REDIRECTS or location is None or not allow_redirects:
                 body = _Body(response, most, seconds, ends)
-                # Status 200 for a range means that the whole file comes. It is usable if it has the expected size.
+                # Status 200 means that the server ignores the range and sends the whole file. The size is checked.
                 from_start = own["headers"].get("Range", "bytes=0-").startswith("bytes=0-")
                 body.is_whole = response.status == 200 and not from_start
                 response.content = body  # type: ignore[assignment]
@@ -114,7 +112,7 @@ class HttpClient:
                 own = {name: value for name, value in own.items() if name not in _SECRET}
         raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
 
-    async def _ask(
+    async def _send(
         self, method: str, url: URL, sources: set[str], seconds: float, request: dict[str, Any]
     ) -> aiohttp.ClientResponse:
         allowed = reachable_from(sources)
@@ -130,10 +128,10 @@ class HttpClient:
             raise
 
     def _session(self, allowed: frozenset[str]) -> aiohttp.ClientSession:
-        """Return the session for these kinds of addresses. Connections are not shared between sessions."""
+        """Return the session for these kinds of addresses. Sessions do not share connections."""
         if allowed not in self._sessions:
             options = dict(self._options)
-            # With the user's proxy, the proxy connects. Its own address must not be checked.
+            # If the user has set a proxy, the proxy connects to the servers, and its own address is not checked.
             if not any(map(options.get, ("trust_env", "proxy", "connector"))):
                 options["connector"] = aiohttp.TCPConnector(resolver=_Resolver(allowed, self._kinds))
             self._sessions[allowed] = aiohttp.ClientSession(**options)
@@ -142,12 +140,12 @@ class HttpClient:
     def _kinds_of(self, url: URL) -> set[str]:
         host = url.raw_host or ""
         literal = literal_ip(host)
-        # A name that was not resolved here was resolved by a proxy. Servers behind a proxy count as public.
+        # If a name was not resolved here, a proxy has resolved it. Servers behind a proxy count as public.
         return {kind_of(literal)} if literal is not None else self._kinds.get(host, {PUBLIC})
 
 
 class _Resolver(PolicyResolver):
-    """Resolver that returns only addresses of allowed kinds, and records the kinds of each name's addresses."""
+    """Name resolver that returns only addresses of allowed kinds and records their kinds for each name."""
 
     def __init__(self, allowed: frozenset[str], kinds: dict[str, set[str]]) -> None:
         super().__init__(lambda address: kind_of(address) in allowed)
@@ -156,7 +154,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve as PolicyResolver. A public name must stay public: an attacker could change its address later."""
+        """Resolve like PolicyResolver. A public name must stay public, because an attacker may change its address."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
@@ -168,7 +166,7 @@ class _Resolver(PolicyResolver):
 
 
 class _Body:
-    """Content of a response with limits of size and time. Other attributes are those of the stream."""
+    """Body of a response, with limits of size and time. Other attributes come from the stream of aiohttp."""
 
     def __init__(self, response: aiohttp.ClientResponse, most: int, seconds: float, ends: float) -> None:
         self._stream = response.content
@@ -185,7 +183,7 @@ class _Body:
         return getattr(self._stream, name)
 
     async def read(self, wanted: int = -1) -> bytes:
-        """Read ``wanted`` bytes, or all remaining bytes. The body of an error response is not read."""
+        """Read ``wanted`` bytes, or all remaining bytes if it is -1. The body of an error response is not read."""
         if self._silent:
             return b""
         blocks: list[bytes] = []
@@ -195,16 +193,18 @@ class _Body:
             try:
                 await asyncio.wait_for(self._fill(blocks, wanted), max(min(self._seconds, self._ends - now), 0.0))
                 if self.is_whole and self._got != self._most:
-                    raise OSError(f"its server does not support ranges, and it has {self._got} bytes, not {self._most}")
+                    size = f"the file has {self._got} bytes instead of {self._most}"
+                    raise OSError(f"the server does not support ranges, and {size}")
                 return b"".join(blocks)
             except aiohttp.ServerTimeoutError:
                 raise
             except asyncio.TimeoutError:
                 if self._got - before < RATE * self._seconds or time.monotonic() >= self._ends:
-                    raise TooSlow(f"only {self._got - before} bytes came in {time.monotonic() - now:.0f} s") from None
+                    seconds = time.monotonic() - now
+                    raise TooSlow(f"only {self._got - before} bytes arrived in {seconds:.0f} s") from None
 
     async def _fill(self, blocks: list[bytes], wanted: int) -> None:
-        """Add to ``blocks`` until the end or until they have ``wanted`` bytes. It can be cancelled and called again."""
+        """Append to ``blocks`` until they have ``wanted`` bytes or the body ends. A cancelled call can be repeated."""
         left = wanted - sum(map(len, blocks)) if wanted >= 0 else -1
         while left:
             block = await (self._stream.readany() if left < 0 else self._stream.read(left))
@@ -217,7 +217,7 @@ class _Body:
             left = left - len(block) if left > 0 else left
 
 
-class _Asked:
+class _PendingResponse:
     """A pending response, for ``await`` or ``async with``."""
 
     def __init__(self, answer: Any) -> None:
@@ -250,7 +250,7 @@ def _target(url: URL, location: str) -> URL:
 
 
 def _same_server(first: URL, other: URL) -> bool:
-    """Return whether both URLs have the same origin. A redirect of a server from http to its own https counts, too."""
+    """Return whether two URLs have the same origin, or the same host and the default ports (http and https)."""
     usual = first.is_default_port() and other.is_default_port()
     return first.origin() == other.origin() or (first.host == other.host and usual)
 

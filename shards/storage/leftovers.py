@@ -1,4 +1,4 @@
-"""Delete half-written files of killed processes in folders without a lock. It happens at the next run."""
+"""Delete the half-written files that killed processes left in folders without a lock."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shards.storage.files import PARTIAL
 from shards.storage.remote_files import unique_name
 
 DAY = 86_400.0
-#: Largest difference between the clocks of files and of processes, in seconds.
+#: Largest expected difference between the times of a file system and of this machine's processes, in seconds.
 CLOCKS = 2.0
-#: End of a half-written file's name: machine and process, from `unique_name`. Older versions wrote only the process.
+#: End of a half-written file's name: machine and process (`unique_name`). Earlier versions wrote only the process.
 _WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
 
 
 def remove_dead_partials(folder: Path, name: str = "*") -> None:
-    """Delete half-written files of ended processes in a local folder. Running processes may write there meanwhile.
+    """Delete half-written files of ended processes in a local folder. Running processes may write to the folder.
 
-    name: pattern of the final names. Only files whose name contains their process are deleted, if that process of this
-    machine has ended, or if the file of another machine is a day old. A half-written folder (of a model) is deleted if
-    it contains only files.
+    name: pattern of the final names. The name of a half-written file contains its machine and process. A file of this
+    machine is deleted if its process has ended. A file of another machine is deleted if it is over a day old. A
+    half-written model folder is deleted if it contains only files.
     """
     for path in folder.glob(f"{name}.*{PARTIAL}"):
         writer = _WRITER.search(path.name)
@@ -39,7 +39,7 @@ def remove_dead_partials(folder: Path, name: str = "*") -> None:
 
 
 def machine() -> str:
-    """Return this machine's name as it is used in names of half-written files."""
+    """Return the name of this machine as it appears in the names of half-written files."""
     return unique_name("", "").removeprefix(".").rsplit("-", 2)[0]
 
 
@@ -51,5 +51,5 @@ def _is_dead(writer: re.Match[str], path: Path) -> bool:
         return psutil.Process(int(writer[2])).create_time() > path.stat().st_mtime + CLOCKS
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, OverflowError):  # a process of another user; a number too large for a process
+    except (psutil.Error, OverflowError):  # the process belongs to another user, or its number is too large
         return False

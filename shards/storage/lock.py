@@ -1,4 +1,4 @@
-"""Locks of folders: one process at a time works in a folder. A local folder has a file lock, a URL a lock object."""
+"""Locks of folders: only one process at a time may write to a folder, on a local disk or at a URL."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from shards.storage.remote_files import read_whole, remove_remote_file, require_
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-#: Largest lock object in bytes.
+#: Largest size of a lock object in bytes.
 MAX_LOCK_BYTES = 1 << 16
-#: Error numbers of stores without exclusive creation, and of S3's "precondition failed" (the object exists).
+#: Error numbers if a store does not support exclusive creation, or if the object already exists (S3).
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
-
 
 _Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class LockOwner(msgspec.Struct, frozen=True):
-    """Process that holds a folder at a URL."""
+    """Process that has locked a folder at a URL: the contents of the lock object."""
 
     token: _Text = ""
     machine: _Text = ""
@@ -46,14 +45,14 @@ class LockOwner(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
-    """Lock ``folder`` for this process. Raises UserError at once if another process holds it.
+def folder_lock(folder: StoragePath, break_lock: bool = False) -> Iterator[None]:
+    """Lock ``folder`` for this process. Raises UserError at once if another process has locked it.
 
-    The operating system releases the lock when its process ends, so a killed run never blocks the next one. A URL has a
-    lock object instead. If its run was killed on another machine, only ``take_over`` breaks the lock (remote_lock).
+    The lock of a local folder ends with the process. At a URL, a killed run leaves its lock object behind. The next run
+    on the same machine replaces that object. A run on another machine replaces it only if ``break_lock`` is true.
     """
     if is_remote(folder):
-        with remote_lock(folder, take_over):
+        with remote_lock(folder, break_lock):
             yield
         return
     try:
@@ -65,7 +64,7 @@ def folder_lock(folder: StoragePath, take_over: bool = False) -> Iterator[None]:
 
 
 def this_machine() -> str:
-    """Return a text that is equal for processes that share file locks. It differs between machines and containers."""
+    """Return a text that identifies this machine and container. Processes with equal texts share file locks."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
         with contextlib.suppress(OSError):
@@ -76,7 +75,7 @@ def this_machine() -> str:
 
 @contextlib.contextmanager
 def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
-    """Hold ``file``, the lock file of ``folder``. Raises UserError at once if another process holds it."""
+    """Lock ``folder`` with its lock file ``file``. Raises UserError at once if another process has the lock."""
     with contextlib.ExitStack() as held:
         free = True
         try:
@@ -93,12 +92,12 @@ def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
-    """Lock a remote folder. Its object ``.lock`` names the owner, because a store cannot release a lock by itself.
+def remote_lock(folder: Any, break_lock: bool = False) -> Iterator[None]:
+    """Lock a remote folder with an object ``.lock``, which names the owner. Raises UserError at once if it is locked.
 
-    A local lock file, named after the URL, is taken first. While this process holds that file, a lock object from the
-    same machine belongs to an ended process and is replaced. A lock object from another machine is an error, unless
-    ``take_over`` is true. Raises UserError at once if the folder is locked.
+    This function first locks a local file that is named after the URL. After that, a lock object of this machine can
+    only come from a process that has ended, and is replaced. A lock object of another machine is an error, or is
+    replaced if ``break_lock`` is true.
     """
     require_writable(folder)
     name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
@@ -110,7 +109,7 @@ def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
         path = folder / LOCK_NAME
         try:
             with as_user_error("write", folder):
-                _take(path, owner, take_over)
+                _take(path, owner, break_lock)
         except FileNotFoundError as error:
             remedy = "create the bucket first"
             raise UserError("path-unwritable", f"cannot write to {folder}: {one_line(error)}; {remedy}") from None
@@ -123,11 +122,11 @@ def remote_lock(folder: Any, take_over: bool = False) -> Iterator[None]:
                     remove_remote_file(path)
 
 
-def _take(path: Any, owner: LockOwner, take_over: bool) -> None:
+def _take(path: Any, owner: LockOwner, break_lock: bool) -> None:
     data = msgspec.json.encode(owner)
     if not _created(path, data):
         holder = _holder(path)
-        if holder.token and holder.machine != owner.machine and not take_over:
+        if holder.token and holder.machine != owner.machine and not break_lock:
             raise _held(path, holder)
         path.fs.pipe_file(path.path, data)
     holder = _holder(path)
@@ -136,7 +135,7 @@ def _take(path: Any, owner: LockOwner, take_over: bool) -> None:
 
 
 def _created(path: Any, data: bytes) -> bool:
-    """Create the object if it does not exist. Returns False if it exists, or if the store cannot create exclusively."""
+    """Create the object. Returns False if the object exists, or if the store does not support exclusive creation."""
     try:
         path.fs.pipe_file(path.path, data, mode="create")
         return True
@@ -150,12 +149,12 @@ def _created(path: Any, data: bytes) -> bool:
 
 def _held(path: Any, holder: LockOwner) -> UserError:
     who = f"process {holder.pid} on {holder.host}, since {holder.since}"
-    remedy = "wait until it ends, choose another folder, or pass --break-lock if that run is dead"
+    remedy = "wait until it ends, choose another folder, or pass --break-lock if that run was killed"
     return UserError("path-locked", f"{path.parent} is locked by another run ({who}); {remedy}")
 
 
 def _holder(path: Any) -> LockOwner:
-    """Return the owner of the folder's lock; an empty owner if there is no readable lock object."""
+    """Return the owner that the lock object names. An empty owner if there is no readable lock object."""
     try:
         return parse_as(read_whole(path, MAX_LOCK_BYTES), LockOwner, path, "lock", "delete it")
     except (FileNotFoundError, UserError):

@@ -1,12 +1,12 @@
-"""Paths of files: a path of this machine, or a URL that fsspec supports (``s3://``, ``gs://``, ``hf://``, ``http://``).
+"""Paths of files: local paths, and URLs that fsspec supports (``s3://``, ``gs://``, ``hf://``, ``http://``, ...).
 
-``storage_path`` turns the user's text into a ``pathlib.Path``, or for URLs into universal_pathlib's ``UPath``. Both
-have ``/``, ``name``, ``exists``, ``glob``, ``open``, ``read_bytes``, ..., so the same code works on both. Settings of
-a store (endpoint, keys, timeouts) come from fsspec's configuration files and ``FSSPEC_*`` variables, or from the
-settings of its client (``AWS_ENDPOINT_URL``, ``~/.aws``, ...).
+``storage_path`` converts a local path to a ``pathlib.Path`` and a URL to a ``UPath`` of universal_pathlib. Both classes
+have ``/``, ``name``, ``exists``, ``glob`` and ``open``, so the same code works with both. The settings of a store
+(endpoint, keys, timeouts) come from fsspec's configuration files, from ``FSSPEC_*`` variables or from the settings of
+the store's client (``AWS_ENDPOINT_URL``, ``~/.aws``, ...).
 
-The text of a path never contains secrets. The user, password and query of a URL are moved to the options of its file
-system. Tasks on other machines receive these options, too, and no message or file shows them.
+The text of a path never contains secrets. The user, password and query of a URL become options of its file system.
+Tasks on other machines receive these options. No message and no file shows the options.
 """
 
 from __future__ import annotations
@@ -24,19 +24,15 @@ from urllib.parse import unquote, urlsplit
 from shards.errors import UserError, one_line
 from shards.extras import install
 
-#: A local path or a URL. UPath is not a subclass of Path, but has all methods that are used here.
+#: A local path or a URL. UPath is not a subclass of Path, but it has all methods that this project uses.
 StoragePath: TypeAlias = Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-#: Timeouts of HTTP in seconds: for a connection, and for the next byte.
+#: Timeouts of HTTP in seconds: to open a connection, and to wait for the next byte.
 HTTP_TIMEOUT = (30.0, 60.0)
-
-#: Extra with the client of each protocol.
+#: Optional dependencies (extra) with the client of each protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-
-
-#: Errors of store clients that are not OSErrors: (module, class).
+#: Module and name of each exception of a store client that is not an OSError.
 CLIENT_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -49,7 +45,7 @@ CLIENT_ERRORS = (
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is a URL, not a path.
+    """Return whether a text is a URL and not a local path.
 
     >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
     (True, False, False)
@@ -58,7 +54,7 @@ def is_url(text: str) -> bool:
 
 
 def is_remote(path: StoragePath) -> bool:
-    """Return whether a path is a URL, not a path of this machine."""
+    """Return whether a path is a URL and not a local path."""
     return not isinstance(path, Path)
 
 
@@ -70,18 +66,19 @@ def storage_path(text: str | StoragePath) -> StoragePath:
     protocol = protocol.lower()
     if protocol in ("file", "local"):
         return Path(rest)
-    from upath import UPath  # imported only for URLs: it is slow
+    from upath import UPath  # a slow import, which only URLs need
 
     try:
         shown, options = _http(text, protocol) if protocol in ("http", "https") else (text, {})
         path = UPath(shown, **options)
-        _ = path.fs  # created at first use: a missing client must fail now, not in the middle of the work
+        _ = path.fs  # imports the client: a missing package must be an error now, not in the middle of the work
     except ImportError as error:
-        how = install(EXTRAS[protocol]) if protocol in EXTRAS else "install the package it names"
-        raise UserError("extra-missing", f"{protocol}:// needs another package: {how} ({one_line(error)})") from None
+        how = install(EXTRAS[protocol]) if protocol in EXTRAS else "install that package"
+        what = f"{protocol}:// needs a package that is not installed ({one_line(error)})"
+        raise UserError("extra-missing", f"{what}: {how}") from None
     except ValueError as error:
         raise UserError("url-refused", f"{text} cannot be read: {one_line(error)}") from None
-    except remote_errors() as error:  # FTP's client connects at once
+    except remote_errors() as error:  # FTP's client connects when it is created
         remedy = "check the address and the network"
         raise UserError("network", f"{text} cannot be reached: {one_line(error)}; {remedy}") from None
     user = urlsplit(str(path)).netloc.rpartition("@")[0]
@@ -92,10 +89,10 @@ def storage_path(text: str | StoragePath) -> StoragePath:
 
 
 def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
-    """Split a URL into a text without secrets and the options with its secrets, as fsspec does for FTP.
+    """Split a URL into its text without secrets and fsspec options that contain the secrets.
 
-    The options also contain our HTTP client and its timeouts, unless the user has set ``client_kwargs``. Raises
-    UserError if the URL is malformed.
+    The options also name our HTTP client. They set timeouts if the user's configuration has no ``client_kwargs``.
+    Raises UserError if the URL is malformed.
     """
     import aiohttp
     import fsspec.config
@@ -105,7 +102,7 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
     try:
         url = urlsplit(text)
         _ = url.port
-    except ValueError:  # its message could show a part of the password
+    except ValueError:  # the message of this error could show a part of the password
         why = "its port is not a number or its host is malformed (write / : @ of a password as %2F %3A %40)"
         raise UserError("url-refused", f"a URL cannot be read: {why}") from None
     if not url.hostname:
@@ -123,7 +120,7 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:
-    """Return the exceptions of remote reads and writes with external causes, also those of the stores' clients."""
+    """Return the exception classes of failed remote reads and writes, with those of the installed store clients."""
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
     for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):
@@ -133,7 +130,7 @@ def remote_errors() -> tuple[type[BaseException], ...]:
 
 @contextlib.contextmanager
 def as_user_error(what: str, path: StoragePath) -> Iterator[None]:
-    """Turn errors of a remote path into a UserError for the operation ``what``. Errors of local paths are kept."""
+    """Turn errors at a remote path, except FileNotFoundError, into a UserError that names the operation ``what``."""
     if not is_remote(path):
         yield
         return

@@ -16,16 +16,15 @@ from typing import Any
 from shards.errors import UserError
 from shards.storage.paths import StoragePath, as_user_error, remote_errors
 
-#: Stores with atomic writes. In other stores a complete file is moved to its final name.
+#: Protocols of stores with atomic writes. In other stores, a file is uploaded and then moved to its final name.
 ATOMIC_PUT = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "obs", "hf", "memory")
-
 #: Largest number of folders in one listing.
 MOST_FOLDERS = 10_000
 READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 
 def unique_name(name: str, suffix: str) -> str:
-    """Return a name from ``name`` that no other process on any machine uses. At most 255 bytes long."""
+    """Return a file name of at most 255 bytes, made from ``name``, that no process on any machine has used before."""
     if len(name.encode()) >= 200:  # file systems allow 255 bytes
         name = hashlib.sha256(name.encode()).hexdigest()
     host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname()[:20])
@@ -42,21 +41,21 @@ def require_writable(folder: StoragePath) -> None:
         raise UserError("url-refused", f"{folder} contains * ? or [, which are wildcards: {why}")
 
 
-def puts_whole(place: Any) -> bool:
+def writes_atomically(place: Any) -> bool:
     """Return whether writes to this store are atomic."""
     return place.protocol in ATOMIC_PUT
 
 
 @contextlib.contextmanager
 def uploaded(path: Any, partial: str) -> Iterator[Path]:
-    """Yield a local file to write. It is uploaded to ``path`` when the block ends without an error.
+    """Yield the path of a local file to write. The file is uploaded to ``path`` if the block ends without an error.
 
-    ``partial``: ending of unfinished files. Errors of the store are not changed, so that a task can be tried again.
+    ``partial``: ending of an unfinished upload. Errors of the store are not changed, so that a task can be retried.
     """
     with tempfile.TemporaryDirectory(prefix="posters-") as folder:
         local, fs = Path(folder) / "file", path.fs
         yield local
-        if puts_whole(path):
+        if writes_atomically(path):
             fs.put_file(str(local), path.path)
             return
         fs.makedirs(path.parent.path, exist_ok=True)
@@ -73,14 +72,14 @@ def uploaded(path: Any, partial: str) -> Iterator[Path]:
 
 
 def remove_remote_file(path: Any) -> None:
-    """Delete a remote file if it exists. UPath.unlink would use ``a*.jpg`` as a pattern."""
+    """Delete a remote file if it exists. UPath.unlink is not used, because ``a*.jpg`` would be a pattern."""
     with contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
 
 
 def read_whole(path: Any, most: int = 0) -> bytes:
-    """Return the bytes of a remote file, the first ``most`` if set, with one request if possible."""
-    # s3fs would request the size first, to download large files in parts.
+    """Return the bytes of a remote file, or only the first ``most`` bytes if ``most`` is not 0."""
+    # Without this option, s3fs requests the size first, to download large files in parts.
     once = {"max_concurrency": 1} if path.protocol in ("s3", "s3a") else {}
     data: bytes = path.fs.cat_file(path.path, **({"start": 0, "end": most} if most else once))
     return data
@@ -90,7 +89,7 @@ def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the existing files among ``names`` in a remote folder. 500 are read at a time."""
     for start in range(0, len(names), 500):
         some = names[start : start + 500]
-        # Not fs.cat: it would use the name ``Up [2009].jpg`` as a pattern.
+        # fs.cat is not used, because ``Up [2009].jpg`` would be a pattern.
         found = folder.fs.cat_ranges([(folder / name).path for name in some], None, None, on_error="return")
         for name, data in zip(some, found, strict=True):
             if not isinstance(data, Exception):
@@ -101,7 +100,7 @@ def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 @contextlib.contextmanager
 def downloaded(path: Any) -> Iterator[Path]:
-    """Yield a local copy of a remote file. It is deleted when the block ends."""
+    """Yield the path of a local copy of a remote file. The copy is deleted when the block ends."""
     with tempfile.TemporaryDirectory(prefix="posters-") as folder:
         local = Path(folder) / path.name
         path.fs.get_file(path.path, str(local))
@@ -125,7 +124,7 @@ def remote_names(folder: Any) -> set[str]:
 def remote_files(folder: Any) -> Iterator[str]:
     """Yield the names of all files below a remote folder, folder by folder.
 
-    Raises UserError if there are over MOST_FOLDERS folders: an HTTP server may list more folders without end.
+    Raises UserError if there are over MOST_FOLDERS folders, because an HTTP server may list folders without end.
     """
     folder.fs.invalidate_cache()
     try:

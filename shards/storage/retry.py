@@ -1,13 +1,11 @@
 """Retry reads after temporary failures of a disk or a network file system.
 
-An OSError does not mean that the file's bytes are wrong, so such a file is never reported as damaged. Three kinds:
+An OSError does not mean that the bytes of a file are wrong, so such a file is never reported as damaged. There are
+three kinds of OSErrors:
 
-- Temporary (EIO, ESTALE, timeouts, lost connections): the file is opened and read again for some seconds.
-- About one file, for example if it was deleted or may not be read: code that lists a user's files reports each one.
-- All others are about this process or its machine, for example too many open files: the run ends with that error.
-
-`tenacity` would not shorten this: the choice of errors, the one warning for many threads, the final error and the wait
-that ``stop`` ends would be its callbacks. The same is true for retrying_read.py and for fetch/download.py.
+- Temporary errors (EIO, ESTALE, timeouts, lost connections): the file is opened and read again for some seconds.
+- Errors of one file, for example because it was deleted: the file can be left out and reported.
+- Errors of this process or its machine, for example too many open files: the run ends with the error.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds between two tries (first and longest pause), and in total for one file. Network file systems have already
-#: retried before they report an error.
+#: First and longest pause between two tries, and the total time for one file, in seconds. The total is short, because
+#: a network file system has already retried before it reports an error.
 PAUSES, LONGEST = (0.1, 5.0), 30.0
-
-#: Numbers of temporary errors. They are found by name, because some systems lack some of them.
+#: Numbers of temporary errors. They are looked up by name, because not every system has all of them.
 _PASSING = {
     number
     for name in (
@@ -42,21 +39,20 @@ _PASSING = {
     )
     if (number := getattr(errno, name, None)) is not None
 }  # fmt: skip
-#: Error numbers of a file that was deleted, moved, or may not be read.
+#: Error numbers that concern one file, for example because it was deleted or may not be read.
 _OF_ONE_FILE = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
     errno.EINVAL, errno.EFBIG, errno.EOVERFLOW,
 }  # fmt: skip
-
-#: Files whose retry this process has already logged.
-_told: set[str] = set()
+#: Files for which this process has already logged a warning.
+_warned: set[str] = set()
 
 
 class Unreadable(UserError):
     """A file that cannot be read now. Its contents may be correct."""
 
     def __init__(self, message: str, passing: bool = False) -> None:
-        """``passing``: another run may read the file. The exit status is then 69, as for a lost service."""
+        """``passing``: the failure is temporary. The exit status is then 69 (service unavailable)."""
         super().__init__("path-unreadable", message)
         if passing:
             self.status = 69
@@ -69,7 +65,7 @@ def may_pass(error: OSError) -> bool:
 
 
 def of_one_file(error: OSError) -> bool:
-    """Return whether an error is only about this file, so that other files of its folder may be readable."""
+    """Return whether an error concerns only this file, so that other files of its folder may be readable."""
     return error.errno in _OF_ONE_FILE
 
 
@@ -82,9 +78,9 @@ def unreadable(what: str, error: OSError, seconds: float = 0.0) -> Unreadable:
 
 
 def retried(read: Callable[[], T], what: str, stop: threading.Event | None = None) -> T:
-    """Call ``read`` and return its result. It is called again after temporary OSErrors, for LONGEST seconds at most.
+    """Return the result of ``read``. After a temporary OSError, call ``read`` again, for LONGEST seconds at most.
 
-    Raises Unreadable after that time, Abandoned soon after ``stop`` is set, and other OSErrors unchanged.
+    Raises Unreadable after that time, and Abandoned soon after ``stop`` is set. Other OSErrors are not changed.
     """
     began, pause, tries = time.monotonic(), PAUSES[0], 0
     while True:
@@ -99,8 +95,8 @@ def retried(read: Callable[[], T], what: str, stop: threading.Event | None = Non
             if (seconds := time.monotonic() - began) >= LONGEST:
                 raise unreadable(what, error, seconds) from None
             tries += 1
-            if what not in _told:  # many threads read one file
-                _told.add(what)
+            if what not in _warned:  # many threads may read the same file
+                _warned.add(what)
                 log.warning("%s: %s; retrying for up to %.0f s", what, one_line(error), LONGEST)
         RetryBudget.rest(pause * random.uniform(0.5, 1.0), stop)
         pause = min(2 * pause, PAUSES[1])

@@ -1,4 +1,4 @@
-"""Read a file of an unreliable store, with retries. Responses may be cut, incomplete, late, too slow or endless."""
+"""Read a file from an unreliable store, with retries. A response may be cut off, late, too slow or endless."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from shards.storage.paths import StoragePath, remote_errors
 
 log = logging.getLogger(__name__)
 
-#: Bytes per request. A cut connection loses at most this much.
+#: Bytes per request. At most this number of bytes is lost if a connection breaks.
 BLOCK = 8 << 20
-#: Seconds between two tries: the first and the longest pause.
+#: First and longest pause between two tries, in seconds.
 PAUSES = (0.25, 15.0)
-#: Seconds of retries for a set's first file: a wrong address must be reported soon.
+#: Seconds of retries for the first file of a shard set. The time is short, so that a wrong address is reported soon.
 FIRST_RETRY_SECONDS = 30.0
-#: Largest small file (manifest, index) in bytes: a hundred times the size for 10^8 samples.
+#: Largest size of a manifest or an index in bytes. A set of 10^8 samples needs about a hundredth of it.
 MAX_SMALL_BYTES = 256 << 20
-#: Lowest useful rate in bytes per second. It limits the total time of a file, even if blocks keep coming.
+#: Lowest accepted rate in bytes per second. It limits the total time of a file, even if blocks keep arriving.
 SLOWEST = 64 << 10
-#: Assumed rate in bytes per second. It extends the time limit of requests whose progress cannot be seen.
+#: Assumed rate in bytes per second. It extends the time limit of a request whose progress cannot be observed.
 USUAL = 1 << 20
-#: Number of time limits that one file may use in total, besides its time at SLOWEST.
+#: The total time for one file is this number of time limits, plus the time that the file takes at the rate SLOWEST.
 RETRY_BUDGETS = 10
 #: Errors that are never retried.
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -42,7 +42,7 @@ class _Ends(OSError):
 
 
 class _Missing(UserError):
-    """A file that does not exist."""
+    """The file does not exist."""
 
 
 class Abandoned(Exception):
@@ -50,13 +50,13 @@ class Abandoned(Exception):
 
 
 class RetryBudget:
-    """Time limit of retries. Each received block renews it, up to a total time."""
+    """Time limit of the retries for one file. Each received block starts the limit again, up to a total time."""
 
     def __init__(self, seconds: float, stop: threading.Event | None = None, option: str = "", size: int = 0) -> None:
-        """Time limit for one file.
+        """Start the time limit of ``seconds``.
 
-        stop: waiting raises Abandoned as soon as it is set. option: the user's option that sets ``seconds``, for
-        messages. size: bytes of the file, for the total time.
+        stop: as soon as this event is set, a wait raises Abandoned. option: command-line option that sets ``seconds``,
+        for messages. size: bytes of the file, for the total time.
         """
         self.seconds, self.stop, self.option = seconds, stop, option
         self.ends = time.monotonic() + RETRY_BUDGETS * max(seconds, MIN_REQUEST_SECONDS) + size / SLOWEST
@@ -73,7 +73,7 @@ class RetryBudget:
         return now - self._since >= self.seconds or now >= self.ends
 
     def wait(self) -> None:
-        """Sleep, longer each time. The pause is random, so that processes do not retry at the same moment."""
+        """Sleep before a retry, each time longer. The pause is random, so that processes retry at different times."""
         self.rest(self._pause * random.uniform(0.5, 1.0), self.stop)
         self._pause = min(2 * self._pause, PAUSES[1])
 
@@ -90,16 +90,16 @@ def read_blocks(path: StoragePath, size: int, budget: RetryBudget) -> Iterator[b
     """Yield the ``size`` bytes of a remote file in blocks, with retries. Raises UserError if they cannot be read."""
     position = 0
     while position < size:
-        block = _asked(path, budget, position, min(position + BLOCK, size), size)
+        block = _read_range(path, budget, position, min(position + BLOCK, size), size)
         position += len(block)
         yield block
         budget.rest(0.0, budget.stop)
 
 
 def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYTES) -> bytes | None:
-    """Return the bytes of a small remote file, None if it does not exist. Retries and errors as ``read_blocks``."""
+    """Return the bytes of a small remote file. None if the file does not exist. Retries like ``read_blocks``."""
     try:
-        data = _asked(path, budget, 0, None, most)
+        data = _read_range(path, budget, 0, None, most)
     except _Missing:
         return None
     if len(data) > most:
@@ -108,14 +108,15 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
     return data
 
 
-def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Return at least one of the bytes from ``start`` to ``end``, or all bytes from ``start`` if ``end`` is None.
+def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
+    """Return one or more bytes of the range from ``start`` to ``end``. If ``end`` is None, return the whole file.
 
-    size: bytes of the file. If ``end`` is None, the largest allowed size; one more byte may be returned.
+    size: bytes of the file. If ``end`` is None, ``size`` is the largest allowed number of bytes. For a larger file,
+    one byte more may be returned.
     """
     while True:
         try:
-            block = _once(path, budget, start, end, size)
+            block = _request(path, budget, start, end, size)
             if end is not None:
                 if len(block) > end - start:  # a server without ranges sends the whole file
                     block = block[start:] if len(block) == size else b""
@@ -124,13 +125,13 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
             budget.renew()
             return block
         except remote_errors() as error:
-            if isinstance(error, FINAL_ERRORS) or _answered(error) in REFUSALS:
-                line = f"{path} cannot be read: {_said(error)}"
+            if isinstance(error, FINAL_ERRORS) or _http_status(error) in REFUSALS:
+                line = f"{path} cannot be read: {_reason(error)}"
                 if isinstance(error, FileNotFoundError):
                     raise _Missing("path-missing", line) from None
                 raise UserError("network", line) from None
-            beyond = _answered(error) == 416 or "range" in str(error).lower()
-            if beyond and end is None:  # the response of stores for an empty file
+            beyond = _http_status(error) == 416 or "range" in str(error).lower()
+            if beyond and end is None:  # stores respond with this error if the file is empty
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, budget)
@@ -138,19 +139,19 @@ def _asked(path: StoragePath, budget: RetryBudget, start: int, end: int | None, 
                 remedy = "upload the right file again"
                 raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}; {remedy}") from None
             if budget.over:
-                longer = f" ({budget.option} waits longer)" if budget.option else ""
+                longer = f" (a larger {budget.option} waits longer)" if budget.option else ""
                 tried = f"retried for {budget.seconds:.0f} s"
                 remedy = f"check the network and the store, then start again{longer}"
-                raise UserError("network", f"{path} cannot be read: {_said(error)}; {tried}: {remedy}") from None
-            log.info("%s from byte %d: %s; retrying", path, start, _said(error))
+                raise UserError("network", f"{path} cannot be read: {_reason(error)}; {tried}: {remedy}") from None
+            log.info("reading %s from byte %d failed: %s; retrying", path, start, _reason(error))
             budget.wait()
 
 
-def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Send one request. Only our HTTP client checks the progress. For other stores the whole request has a timeout."""
+def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
+    """Send one request. Our HTTP client checks its progress. Other clients can only limit the time of the request."""
     store = path.fs
     limits: dict[str, Any] = {}
-    if "get_client" in path.storage_options:  # http_client.py
+    if "get_client" in path.storage_options:  # the client of http_client.py
         limits = {"most": size, "seconds": budget.seconds, "ends": budget.ends}
     else:
         end = size + 1 if end is None else end  # a range, so that the response is limited
@@ -162,23 +163,23 @@ def _once(path: Any, budget: RetryBudget, start: int, end: int | None, size: int
 
 
 def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
-    """Raise UserError if the store reports another file size: a retry would not help."""
+    """Raise UserError if the store reports another size than ``size``, because a retry cannot repair that."""
     limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
-    with contextlib.suppress(*remote_errors()):  # the store may fail here, too
+    with contextlib.suppress(*remote_errors()):  # this request may fail as well
         path.fs.invalidate_cache()
         there = path.fs.info(path.path, **limits).get("size")
     if there not in (None, size):
         raise UserError("set-damaged", f"{path} has {there} bytes, the manifest says {size}: upload it again")
 
 
-def _answered(error: BaseException) -> int:
-    """Return the HTTP status of an error of aiohttp or gcsfs. 0 if there is none."""
+def _http_status(error: BaseException) -> int:
+    """Return the HTTP status of an error of aiohttp or gcsfs. 0 if the error has no status."""
     found = (str(getattr(error, name, None)) for name in ("status", "code"))
     return next((int(text) for text in found if text.isdecimal()), 0)
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError) and not str(error):
-        return "it did not answer in time"
+        return "no response in time"
     return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__

@@ -46,7 +46,7 @@ def test_fingerprint_never_changes() -> None:
 def test_differences_are_named() -> None:
     a, b = LabelSet(("Action", "Drama")), LabelSet(("Drama", "Action"))
     require_same("model", a, "shards", LabelSet(("Action", "Drama")))
-    with pytest.raises(UserError, match="another order, first at column 0: 'Action' in model, 'Drama' in shards"):
+    with pytest.raises(UserError, match="the first difference at column 0: 'Action' in model, 'Drama' in shards"):
         require_same("model", a, "shards", b)
     with pytest.raises(UserError, match="only in model: 'Drama'; only in shards: 'War'"):
         require_same("model", a, "shards", LabelSet(("Action", "War")))

@@ -112,8 +112,8 @@ def test_bytes_come_after_failures_that_pass(server: MisbehavingServer, handler:
         (reply(b"", 302), "http status", "302", 1),  # without a Location
         (reply(b"", 503), "http status", "503", 3),
         (reply(b"", 429, Retry_After="3600"), "http status", "429", 1),  # not to be asked again so soon
-        (reply(BODY, Content_Length=len(BODY) + 9), "truncated", "the connection ended before the file did", 3),
-        (chunked_cut(BODY), "truncated", "the connection ended before the file did", 3),
+        (reply(BODY, Content_Length=len(BODY) + 9), "truncated", "the connection ended before the end of the file", 3),
+        (chunked_cut(BODY), "truncated", "the connection ended before the end of the file", 3),
         (reset, "no connection", "the server closed the connection", 3),
         (raw(b""), "no connection", "the server closed the connection", 3),
         (raw(b"SSH-2.0-OpenSSH\r\n"), "no connection", "the response is not valid HTTP", 3),

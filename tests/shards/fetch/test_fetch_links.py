@@ -32,7 +32,7 @@ def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
     assert rejected == {
         3: Rejection("b", "bad link", "line 3: empty"),
         4: Rejection("../c", "bad id", "line 4: the id is a path outside of the image folder"),
-        5: Rejection("a", "repeated id", "line 5; the first row with it counts"),
+        5: Rejection("a", "repeated id", "line 5: the first row with this id is used"),
         6: Rejection("d", "bad link", "line 6: empty"),
         9: Rejection("", "bad id", "line 9: empty id"),
     }

@@ -106,18 +106,19 @@ def test_other_files_are_counted_by_ending(tmp_path: Path, caplog: pytest.LogCap
         write_file(source.images / name, b"x")
     with caplog.at_level(logging.WARNING):
         build(source, tmp_path / "out")
-    lines = [record.getMessage() for record in caplog.records if "other kind" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "image ending" in record.getMessage()]
     (line,) = lines
     start, _, kinds = line.rpartition(": ")
-    assert start == f"{source.images}: 5 files of other kinds were left out"
+    assert start == f"{source.images}: 5 files without a supported image ending were left out"
     assert sorted(kinds.split(", ")) == ["1 .psd", "1 .txt", "1 without an ending", "2 .heic"]
 
 
 def test_many_kinds_are_told_in_a_line() -> None:
     others = Counter({f".k{number}": 20 - number for number in range(12)})
     text = others_text(others)
-    assert text.startswith("174 files of other kinds were left out: 20 .k0, ") and text.endswith("13 .k7, 42 more")
-    assert others_text(Counter({"": 1})) == "1 file of another kind was left out: 1 without an ending"
+    start = "174 files without a supported image ending were left out: 20 .k0, "
+    assert text.startswith(start) and text.endswith("13 .k7, 42 more")
+    assert others_text(Counter({"": 1})) == "1 file without a supported image ending was left out: 1 without an ending"
 
 
 def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +142,7 @@ def test_names_that_are_not_utf8_harm_no_other(tmp_path: Path, caplog: pytest.Lo
             stream.write(JPEG)
     assert sum(shard.samples for shard in build(source, tmp_path / "out").shards) == 8
     assert len(list(walk_images(source.images, Walk()))) == 10
-    assert "1 file of another kind was left out: 1 .j\\udcffg" in caplog.text
+    assert "1 file without a supported image ending was left out: 1 .j\\udcffg" in caplog.text
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_whoever_comes_second_is_refused(error: Exception | None, folder: Storag
         with remote_lock(folder):
             pass
     assert json.loads((folder / LOCK_NAME).read_bytes()) == OTHER
-    with remote_lock(folder, take_over=True):
+    with remote_lock(folder, break_lock=True):
         assert json.loads((folder / LOCK_NAME).read_bytes())["token"] != "another"
 
 

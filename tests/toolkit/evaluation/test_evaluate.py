@@ -171,7 +171,7 @@ def test_labels_of_another_set_are_refused_with_the_difference(shard_set: Path, 
     folder = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
     run = posters_command("evaluate", "--model", folder, "--shards", shard_set)
     (line,) = error_lines(run)
-    assert run.returncode == 2 and "another order, first at column 0" in line
+    assert run.returncode == 2 and "another order, with the first difference at column 0" in line
 
 
 def test_an_unknown_split_and_a_missing_model(model_folder: Path, shard_set: Path):

@@ -111,7 +111,7 @@ def test_another_set_is_told_and_other_labels_are_refused(
     swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
     foreign = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
     before = (foreign / "labels.json").read_bytes()
-    with pytest.raises(UserError, match="another order, first at column 0"):
+    with pytest.raises(UserError, match="another order, with the first difference at column 0"):
         tune(foreign, shard_set)
     assert (foreign / "labels.json").read_bytes() == before
 

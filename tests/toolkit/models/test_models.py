@@ -169,7 +169,7 @@ def head_of(model: Any) -> torch.Tensor:
             LabelSet(tuple("abcdx")),
             "of other genres (only in the weights: 'x'; only in the shard set: 'e') and was dropped",
         ),
-        (LabelSet(tuple("abced")), "same genres in another order, first at column 3"),
+        (LabelSet(tuple("abced")), "same genres in another order, with the first difference at column 3"),
         (LabelSet(tuple("abcd")), "has another size and was dropped"),
     ],
 )

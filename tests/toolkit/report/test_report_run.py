@@ -150,7 +150,7 @@ def test_a_missing_or_other_run_is_refused(shard_set: Path, model_folder: Path, 
         ReportRun.of(options(shard_set, model_folder, *wanted, tmp_path / "nowhere"))
     swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
     other = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
-    with pytest.raises(UserError, match=r"labels differ: the model has .* --compare has .* first at column 0"):
+    with pytest.raises(UserError, match=r"labels differ: the model has .* --compare has .* difference at column 0"):
         ReportRun.of(options(shard_set, model_folder, *wanted, other))
 
 
