@@ -73,7 +73,7 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "years": ("id,tag", [(1990 + n % 5,) for n in range(24)], ["contains years instead of genres ('1990'"]),
     "all the same": ("id,genre", [("Drama",)] * 24, ["gives all 24 posters the same genres: 'Drama'"]),
     "all the same lists": ("id,genre", [("War|Drama",)] * 24, ["gives all 24 posters the same genres: 'War', 'Drama'"]),
-    "dates": ("id,tag", [(f"1990-0{n % 5 + 1}-17",) for n in range(24)], ["contains numbers", "accept this one with"]),
+    "dates": ("id,tag", [(f"1990-0{n % 5 + 1}-17",) for n in range(24)], ["contains numbers", "accept this column with"]),
     "own labels": ("id,tag", [(f"Title {n}",) for n in range(24)], ["nearly every poster a different label"]),
     "semicolons": ("id,genre", [(";".join(g),) for g in GENRES], ["genres in one label", "--genre-separator ';'"]),
     "slashes": ("id,genre", [("/".join(g),) for g in GENRES], ["--genre-separator '/'"]),
