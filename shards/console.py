@@ -3,7 +3,7 @@
 Names, ids and genres come from a user's files and may contain control characters. So the entry point of the command
 line replaces stdout and stderr while a command runs:
 
-- Control characters are escaped on both streams. Data for programs goes unchanged to ``exact_stdout()``.
+- Control characters are escaped on stdout and in log records. Data for programs goes unchanged to ``exact_stdout()``.
 - A closed pipe (``| head``) or a full disk does not end the command. The command still writes its files, and the
   entry point reports the write error at the end.
 """
@@ -79,13 +79,13 @@ class _ForPeople:
 
 
 def for_people(stream: TextIO) -> TextIO:
-    """Return a stream that escapes control characters in text. Do not use it for progress bars, which need them."""
+    """Return a stream that escapes control characters in text. Progress bars need a stream without it."""
     return cast(TextIO, _ForPeople(stream))
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Output]:
-    """Replace sys.stdout and sys.stderr until the block ends. Yield the Output in the new sys.stdout."""
+    """Replace sys.stdout and sys.stderr until the block ends. Yield the Output that gets the text of stdout."""
     before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
     exact, errors = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, errors)
@@ -139,5 +139,5 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """Return a console for tables. By default it prints to stdout, and as wide as the terminal, without wrapping."""
+    """Return a console for tables. The default is stdout, without wrapping. ``width`` is in characters."""
     return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)

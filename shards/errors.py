@@ -1,4 +1,4 @@
-"""The exception UserError, whose message says what is wrong, where, and how to repair it, and functions for texts."""
+"""UserError, the exception for bad input and bad environments, and functions for the texts of messages."""
 
 import re
 import unicodedata

@@ -51,7 +51,7 @@ def run_referee(options: RefereeCommand) -> int:
         ("clean enough", f"{found['clean_enough']:.1%} of posters keep {CLEAN_ENOUGH:.0%} of their text or less"),
         ("altered", f"{found['altered_median']:.1%} of the picture (median)"),
         ("seconds", f"{found['seconds_mean']:.2f} per poster and core, for cleaning"),
-        *(("left on", f"{name}: {shares}") for name, shares in left),
+        *(("most text left", f"{name}: {shares}") for name, shares in left),
     ])  # fmt: skip
     if options.json:
         write_json(options.json, found)

@@ -1,4 +1,4 @@
-"""The type of the command table, and the choice of a command. A command's module is imported only when it runs."""
+"""The type of the command table, and the choice of a command. Commands are listed without imports of their modules."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Command:
 def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) -> tuple[str, list[str]]:
     """Return (name of the command, words after the name). Raises UserError if no command has this name.
 
-    If a word before the end of the name is --help, print the help and exit.
-    commands: full name, such as "shards build" with its group, → command. about: the help text of ``posters`` itself.
+    For ``posters --help`` or the --help of a group, print the help and exit.
+    commands: command by full name, such as "shards build". about: the help text of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:

@@ -44,7 +44,7 @@ class Table:
     delimiter: str = ","
 
     def column(self, wanted: str, option: str) -> int:
-        """Return the position of the column with a name or number. Raises UserError if there is not exactly one."""
+        """Return the position of the column with the name or number ``wanted``. Raises UserError if none is unique."""
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)
@@ -79,7 +79,7 @@ class Table:
 
 @contextlib.contextmanager
 def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
-    """Open a CSV with a header line. Columns are separated by commas, or by one of DELIMITERS (see there).
+    """Open a CSV with a header line. Columns are separated by commas, or else by one of DELIMITERS.
 
     Raises UserError if the file is missing or is not a CSV in this encoding. Reading a row can raise it, too.
     """

@@ -89,7 +89,7 @@ def signatures_agree(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.b
     """Return (n,) bool: whether the signatures a[i] and b[i] show the same picture. ``a`` and ``b`` are (n, 192).
 
     Two signatures show the same picture if their luma correlates and their brightness and colour are similar. Colour
-    is not compared if one picture is grey. A blank picture (no luma contrast) equals only blank ones of its colour.
+    is not compared if one picture is grey. A blank picture (no luma contrast) only equals pictures of its colour.
     """
     rgb_a, rgb_b = (x.reshape(len(x), SIGNATURE_SIDE**2, 3).astype(np.float32) for x in (a, b))
     luma_a, luma_b = rgb_a @ _LUMA, rgb_b @ _LUMA
@@ -147,7 +147,7 @@ def group_duplicates(
 
 
 class _Groups:
-    """Connected components of a graph. `labels`, (nodes,), is the component of each node. The first are contents."""
+    """Connected components of a graph: `labels[i]` is the component of node i. The first nodes are the contents."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)

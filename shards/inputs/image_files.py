@@ -142,8 +142,8 @@ def _is_file(path: Path) -> bool:
 def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None) -> bytes:
     """Return the bytes of a poster. Raises BadImage if the file is missing, empty or not readable.
 
-    ``name`` is the path of the file relative to the folder. If it is None, the file is searched. Errors of a remote
-    store are raised unchanged. A disk error is retried if it may be temporary, and finally raised as UserError.
+    ``name`` is the path of the file in the folder. If it is None, the usual names are tried. Errors of a remote store
+    are raised unchanged. A disk error is retried if it may be temporary, and finally raised as UserError.
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:

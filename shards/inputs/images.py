@@ -55,7 +55,7 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 class ImageOptions(Checked):
     """How posters are checked, and encoded for a shard.
 
-    The fields are part of the fingerprint PackTask.plan. A new field must not change it at the default value.
+    The fields are part of the fingerprint PackTask.plan. A new field with its default value must not change it.
     """
 
     short_side: int = 256
@@ -117,8 +117,8 @@ class Packed:
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
     """Return the upright RGB pixels of a picture. If it has several frames, the first one is used.
 
-    target: smallest (width, height) at which a JPEG may be decoded, to save time. The JPEG is then not checked for
-    missing pixel data. Without ``target``, the picture is checked and has its full size.
+    target: (width, height). To save time, a JPEG may be decoded at a smaller scale, but not below this size. It is then
+    not checked for missing pixel data.
     Raises BadImage: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
     image, header = _opened(data, options)
@@ -148,7 +148,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         raise BadImage(reason, _without_address(error)) from None
     low, high = options.aspect or (0.0, float("inf"))
     if not low <= upright.width / upright.height <= high:
-        raise BadImage("odd shape", f"{upright.width}x{upright.height}: its aspect is not from {low:g} to {high:g}")
+        raise BadImage("odd shape", f"{upright.width}x{upright.height}: width / height is not {low:g} to {high:g}")
     return upright
 
 

@@ -1,7 +1,7 @@
 """Read the size, the orientation and the scans from the headers of a JPEG, without decoding (images.py decodes).
 
 All commands use these functions, so that they treat a file in the same way. Sources: ITU-T T.81, Annex B, and EXIF 2.3
-for the orientation. Files that break the rules of these standards are read like in Pillow.
+for the orientation. Files that break these standards are read as Pillow reads them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EXIF = b"Exif\0\0"
 _SEGMENT = struct.Struct(">HH").unpack_from  # marker, size
 _FRAME = struct.Struct(">BBHBHHB").unpack_from  # 0xFF, kind, size, bits, height, width, components
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-#: Markers of a start of frame. 0xC4 (Huffman tables), 0xC8 (reserved) and 0xCC (arithmetic conditioning) are others.
+#: Start-of-frame markers. 0xC4 (Huffman tables), 0xC8 (reserved) and 0xCC (arithmetic conditioning) are excluded.
 _FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 #: All other markers that a header may have.
 _OTHERS = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFFF)))

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
 #: Largest number of ids per listing. Stores return about this number of files in one response.
 GROUP = 1000
-#: Keys of a value that changes with the content of a file. Stores have different ones. The first that exists is used.
+#: Keys of a value that changes with the content of a file. Stores use different keys. The first existing key is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
 
@@ -129,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Group sorted (prefix, key) pairs with ``known`` equal first characters. Yield (common prefix, pairs)."""
+    """Yield (common prefix, pairs) of groups of sorted (prefix, key) pairs. All prefixes share ``known`` characters."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))

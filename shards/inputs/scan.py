@@ -1,4 +1,4 @@
-"""Check all posters: decode each, and compute its SHA-256, perceptual hashes and signature. A restart can continue."""
+"""Check all posters: decode each, and compute its SHA-256, perceptual hashes and signature. Results are cached."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ScanTask:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
-        """Return a fingerprint of the files (name, size and time of change) and options. If it differs, check again."""
+        """Return a fingerprint of the files (name, size and time of change) and options. A change means a new check."""
         files: list[list[Any]] = []
         for sample_id, file in zip(self.ids, self.listed, strict=True):
             files.append([sample_id])

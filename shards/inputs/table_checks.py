@@ -1,4 +1,4 @@
-"""Find the column of genres in a CSV. If it is doubtful, a message says how to choose the right column."""
+"""Find the column of genres in a CSV. If the column is doubtful, an error says how to choose another."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _peek(path: StoragePath, encoding: str) -> list[list[str]]:
 
 
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the positions of the columns that contain only FLAGS."""
+    """Return the positions of the columns that contain only flags such as 0 and 1."""
     columns = ({row[at].strip().lower() for row in rows if at < len(row)} - {""} for at in range(len(table.header)))
     return [at for at, values in enumerate(columns) if values and values <= FLAGS]
 

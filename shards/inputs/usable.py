@@ -62,10 +62,10 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
 def problem_with_rows(
     csv: StoragePath, codec: str, images: StoragePath, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
 ) -> str:
-    """Log how many rows have no image. Return a message if no row has one or too many are unreadable, else "".
+    """Return a message if no row has an image or too many rows are unreadable, else "". Log rows without an image.
 
-    limit: largest share of unreadable rows among the rows with an image. pixels: whether unreadable images count like
-    unreadable genres. Posters in the rejected.csv that `fetch` or `clean` wrote into the image folder do not count.
+    limit: largest share of unreadable rows among the rows with an image. pixels: whether unreadable images also count.
+    Posters in the rejected.csv that `fetch` or `clean` wrote into the image folder do not count.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}

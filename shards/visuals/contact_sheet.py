@@ -1,4 +1,4 @@
-"""Draw a contact sheet: one PNG with a grid of posters, and with their true and predicted genres.
+"""Draw a contact sheet: one PNG with a grid of posters and their true and predicted genres.
 
 A mark (tick, cross, ring or dot) repeats the meaning of each colour, for readers who cannot tell red from green.
 """
@@ -18,7 +18,7 @@ from shards.storage.files import atomic_write
 
 Color = tuple[int, int, int]
 
-# Sizes in pixels. The sheet is for screens of double density, which show 26 pixels like 13.
+# Sizes in pixels. On a screen of double density, text of 26 pixels looks like text of 13 pixels.
 MARGIN, GAP, PADDING = 48, 28, 14
 COLUMNS, THUMB = 6, (320, 480)
 CARD_WIDTH = THUMB[0] + 2 * PADDING
@@ -58,7 +58,7 @@ class _Line:
 def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> None:
     """Draw the contact sheet of ``items``, row by row, and write it atomically to ``path`` as a PNG.
 
-    If the bytes of an item are not a picture, a message is drawn in its place.
+    If the bytes of an item are not a picture, the tile shows a message.
     """
     columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
