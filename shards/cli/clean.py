@@ -1,4 +1,4 @@
-"""``posters clean`` and ``posters referee``."""
+"""The commands ``posters clean`` and ``posters referee``."""
 
 from __future__ import annotations
 

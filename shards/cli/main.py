@@ -1,4 +1,4 @@
-"""``posters shards build | info | verify | index``."""
+"""The commands ``posters shards build``, ``info``, ``verify`` and ``index``."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Table:
     delimiter: str = ","
 
     def column(self, wanted: str, option: str) -> int:
-        """Return the position of the column with the name or number ``wanted``. Raises UserError if none is unique."""
+        """Return the position of the only column with the name or number ``wanted``, or raise UserError."""
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)

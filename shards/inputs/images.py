@@ -148,7 +148,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
         raise BadImage(reason, _without_address(error)) from None
     low, high = options.aspect or (0.0, float("inf"))
     if not low <= upright.width / upright.height <= high:
-        raise BadImage("odd shape", f"{upright.width}x{upright.height}: width / height is not {low:g} to {high:g}")
+        raise BadImage("odd shape", f"{upright.width}x{upright.height}: width / height is not from {low:g} to {high:g}")
     return upright
 
 

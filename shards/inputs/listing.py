@@ -96,7 +96,7 @@ def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
 
 
 class NoFolder(UserError):
-    """A URL at which there is no folder."""
+    """There is no folder at a URL."""
 
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:

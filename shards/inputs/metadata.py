@@ -73,7 +73,7 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class GenreOptions(CsvOptions):
-    """Columns of ids and genres of a CSV, and how it is written."""
+    """Columns of ids and genres of a CSV, and the form of the genres."""
 
     genre_column: str | None = None
     """CSV column of genres, by name or by number from 0. The default is the column named genre, label or tag (or a

@@ -125,7 +125,7 @@ def warn_of_frames(names: Sequence[str]) -> None:
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """Return [id, SHA-256, hex hashes, hex signature, reason, detail, more frames?] of each poster, in order."""
+    """Return a list for each poster: id, SHA-256, hex hashes, hex signature, reason, detail, several frames or not."""
     state = task.state()
     if "answer" in (done := read_result(task.cache, state)):
         return done["answer"]
