@@ -1,1 +1,1 @@
-"""Preprocessing: make WebDataset shards with indexes and a manifest from posters and a CSV. Never imports torch."""
+"""Preprocessing: make WebDataset shards, their indexes and a manifest from posters and a CSV. torch is not imported."""

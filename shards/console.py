@@ -1,11 +1,11 @@
-"""Output of commands: safe for a terminal; a write error on stdout does not stop a command.
+"""Output of commands that is safe for a terminal. A write error on stdout does not stop a command.
 
-Names, ids and genres come from outside and may contain control characters. So the entry point replaces the two
-standard streams while a command runs:
+Names, ids and genres come from a user's files and may contain control characters. So the entry point of the command
+line replaces stdout and stderr while a command runs:
 
-- Text on stdout, and log records on stderr, are made ``printable``. Data for programs goes to ``exact_stdout()``.
+- Control characters are escaped on stdout and in log records. Data for programs goes unchanged to ``exact_stdout()``.
 - A closed pipe (``| head``) or a full disk does not end the command. The command still writes its files, and the
-  entry point reports the failure at the end.
+  entry point reports the write error at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shards.errors import printable, printable_line
 
 
 class Output:
-    """A text stream whose ``write`` and ``flush`` do not raise OSError. The first error is kept in ``failure``."""
+    """A text stream whose ``write`` and ``flush`` do not raise OSError. ``failure`` is the first OSError, or None."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,28 +47,28 @@ class Output:
             action(*given)
         except OSError as error:
             self.failure = error
-            # The interpreter flushes the stream's buffer when it ends; that must not fail again.
+            # Python flushes the stream again at exit. It then writes to the null device, so this cannot fail.
             with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def problem(self) -> str | None:
-        """Return why stdout is incomplete. None if all was written, or if the reader closed the pipe."""
+        """Return a message if stdout is incomplete. None if it is complete, or if the reader closed the pipe."""
         self.flush()
         if self.failure is None or self.failure.errno in (errno.EPIPE, errno.ECONNRESET):
             return None
         why = f"standard output cannot be written ({self.failure.strerror or self.failure})"
-        return f"{why}; the command's output is lost, but its files are complete"
+        return f"{why}; the printed text is incomplete, but the files of the command are complete"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 class _ForPeople:
-    """A stream that makes text printable and writes the result to ``exact``."""
+    """A stream that escapes control characters in text, and then writes the text to ``exact``."""
 
     def __init__(self, exact: TextIO) -> None:
         self.exact = exact
-        #: rich reads this attribute and writes there, so that its own escape codes stay (see console()).
+        #: rich writes to the stream in this attribute, so the escape codes of rich are not escaped.
         self.rich_proxied_file = exact
 
     def write(self, text: str) -> int:
@@ -79,13 +79,13 @@ class _ForPeople:
 
 
 def for_people(stream: TextIO) -> TextIO:
-    """Wrap ``stream`` so that all text is made printable. Not for progress bars, whose escape codes would be lost."""
+    """Return a stream that escapes control characters in text. Progress bars need a stream without it."""
     return cast(TextIO, _ForPeople(stream))
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Output]:
-    """Replace sys.stdout and sys.stderr (see above) until the block ends. Yields the Output that replaces stdout."""
+    """Replace sys.stdout and sys.stderr until the block ends. Yield the Output that gets the text of stdout."""
     before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
     exact, errors = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, errors)
@@ -99,7 +99,7 @@ def standard_streams() -> Iterator[Output]:
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
-    """Make the stream escape characters that its encoding lacks. Return a null stream if ``stream`` is None."""
+    """Make the stream escape characters that its encoding does not have. Return a null stream for None."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
@@ -108,13 +108,13 @@ def _encoding_all(stream: TextIO | None) -> TextIO:
 
 
 def exact_stdout() -> IO[str]:
-    """Return the stream for data that programs read: unchanged text, but printable text on a terminal."""
+    """Return the stream for data that programs read. Control characters are escaped only on a terminal."""
     out = sys.stdout
     return out if out.isatty() else getattr(out, "exact", out)
 
 
 class PrintableFormatter(logging.Formatter):
-    """A formatter that escapes terminal control characters, and line breaks in arguments such as names."""
+    """A formatter that escapes control characters. Line breaks are escaped in the arguments of a message."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
@@ -127,7 +127,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 class SafeConsole(Console):
-    """A rich console that makes the text of tables printable and does not interpret markup."""
+    """A rich console that escapes control characters in the text of tables."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
@@ -139,5 +139,5 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """Return a console for tables. file: default stdout. width: in columns, default the terminal's without wrapping."""
+    """Return a console for tables. The default is stdout, without wrapping. ``width`` is in characters."""
     return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)

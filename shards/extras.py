@@ -1,4 +1,4 @@
-"""Code that is imported only when it is used: objects by name, and optional packages with the extras of setup.cfg."""
+"""Import code only when it is used: objects by name, and optional packages (the extras in setup.cfg)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def load_object(place: str) -> Any:
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an extra in a checkout of this toolkit."""
+    """Return the command that installs an extra of setup.cfg in a checkout of this toolkit."""
     return f"pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def absent(*modules: str) -> list[str]:
-    """Return the modules that are not installed. They are searched but not imported: an import may take seconds."""
+    """Return the modules that are not installed. No module is imported, because an import may take seconds."""
     return [module for module in modules if find_spec(module) is None]
 
 
 def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
-    """Import the modules that ``what`` needs and return the first; without ``load``, only find them and return None.
+    """Import the modules that ``what`` needs, and return the first one. If ``load`` is false, only find them.
 
-    Raises UserError with the command that installs ``extra``.
+    If a module is missing, raise UserError with the command that installs ``extra``.
     """
     missing, reason = absent(*modules), ""
     try:

@@ -1,4 +1,4 @@
-"""Sessions of onnxruntime on the CPU or on CUDA, for networks in ONNX files."""
+"""Open networks in ONNX files with onnxruntime, on the CPU or with CUDA."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shards.extras import require_extra
 
 
 def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu") -> Any:
-    """Return an onnxruntime session for an ONNX file or its bytes.
+    """Return an onnxruntime session for an ONNX file or its bytes. Raises UserError.
 
-    what: role of the file, for messages. extra: the extra that installs onnxruntime. threads: per operator on the CPU.
-    device: cpu, cuda, or auto (CUDA if onnxruntime supports it). Raises UserError.
+    what: role of the file in messages, such as "text detector". extra: the extra of setup.cfg with onnxruntime.
+    threads: number of CPU threads for an operator. device: cpu, cuda, or auto (CUDA if onnxruntime supports it).
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")
     if isinstance(source, Path) and not source.is_file():
@@ -24,7 +24,7 @@ def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 
         raise UserError("device", f"--device cuda needs onnxruntime with CUDA: {remedy}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors only: warnings of shape inference are false alarms
+    options.log_severity_level = 3  # only errors, because the warnings of shape inference are false alarms
     name, graph = (f"{what} {source}", str(source)) if isinstance(source, Path) else (what, source)
     try:
         return runtime.InferenceSession(

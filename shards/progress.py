@@ -1,4 +1,4 @@
-"""A progress bar with images per second and time left; few lines if stderr is a log file."""
+"""A progress bar with images per second and remaining time. It writes fewer lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import printable_line
 
 
 def progress(total: int, description: str, unit: str = "img", **options: Any) -> tqdm:
-    """Return a tqdm bar on stderr, updated every 0.2 s on a terminal and every 10 s in a log file."""
+    """Return a tqdm bar on stderr. It is updated every 0.2 s on a terminal, and every 10 s in a file."""
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -1,4 +1,4 @@
-"""Rules for the values of options, as part of a field's type: ``Annotated[float, at_least(0)]``."""
+"""Rules for the values of options. A rule is part of the type of a field: ``Annotated[float, at_least(0)]``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Rule(NamedTuple):
     """A condition on the value of an option."""
 
     wanted: str
-    """The end of the sentence "KEY must be ..."."""
+    """The condition in words, for the message "KEY must be ..."."""
     holds: Callable[[Any], object]
 
 
 def at_least(least: float, wanted: str = "") -> Rule:
-    """A rule: ``least`` or more."""
+    """Return the rule that a value is ``least`` or more."""
     return Rule(wanted or f"at least {least}", lambda value: value >= least)
 
 
 def between(low: float, high: float, wanted: str = "") -> Rule:
-    """A rule: from ``low`` to ``high``, both included."""
+    """Return the rule that a value is from ``low`` to ``high`` (both included)."""
     return Rule(wanted or f"from {low:g} to {high:g}", lambda value: low <= value <= high)
 
 
 def or_more(zero: str) -> Rule:
-    """A rule: 0 or more; 0 means ``zero``."""
+    """Return the rule that a value is 0 or more. ``zero`` is the meaning of 0 in words."""
     return at_least(0, f"0 ({zero}) or more")
 
 
@@ -46,7 +46,7 @@ Automatic = Annotated[int, or_more("automatic")]
 
 @cache
 def rules_of(kind: type) -> dict[str, list[Rule]]:
-    """Return the rules of each field of a dataclass, including those inside ``Count | None``."""
+    """Return the rules of each field of a dataclass. Rules in a union such as ``Count | None`` are included."""
     return {
         name: [
             part
@@ -61,7 +61,7 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 def check_rules(options: Any, called: Callable[[str], str]) -> None:
     """Raise UserError if a field of a dataclass breaks a rule of its type. None is always valid.
 
-    called: maps a field's name to the name that the user typed.
+    called: function from the name of a field to the name of its option.
     """
     kind: Any = type(options)
     for name, rules in rules_of(kind).items():
@@ -72,13 +72,13 @@ def check_rules(options: Any, called: Callable[[str], str]) -> None:
 
 
 def flag(name: str) -> str:
-    """Return the option's name for a field's name."""
+    """Return the name of the option for a field, such as ``--out-dir`` for ``out_dir``."""
     return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Base of options dataclasses: checks the rules of the fields' types at creation."""
+    """Base class of options dataclasses. A new instance checks the rules of its fields (see `check_rules`)."""
 
     def __post_init__(self) -> None:
         check_rules(self, flag)

@@ -30,7 +30,7 @@ from shards.errors import UserError, printable
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata, write_rejected
-from shards.inputs.scan import warn_of_films
+from shards.inputs.scan import warn_of_frames
 from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
@@ -103,7 +103,7 @@ def index_folder(options: IndexOptions) -> Manifest:
         else:
             _merge_spellings(options, found)
         require_genres(found)
-        warn_of_films([key for contents in found for key in contents.films])
+        warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:

@@ -1,1 +1,1 @@
-"""Options of the commands that need no torch."""
+"""Command-line functions of the commands that need no torch."""

@@ -1,4 +1,4 @@
-"""``posters clean`` and ``posters referee``."""
+"""The commands ``posters clean`` and ``posters referee``."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def run_clean(options: CleanOptions) -> int:
 
 
 def run_referee(options: RefereeCommand) -> int:
-    """Compare the text before and after cleaning, print the figures and return the exit status."""
+    """Compare the text in posters before and after cleaning, print the results and return the exit status."""
     found = compare_text(options.images, options.cleaned, options.referee, options.sample, options.workers)
-    after, kept = f"{found['text_after_mean']:.2%} of the picture", f"{found['text_after_of_before']:.2%} of before"
+    after = f"{found['text_after_mean']:.2%} of the picture"
+    kept = f"{found['text_after_of_before']:.2%} of the text before"
     left = [(row["id"], f"{row['before']:.2%} before, {row['after']:.2%} after") for row in found["worst"][:5]]
     _show([
         ("posters", f"{found['posters']}, {found['posters_with_text']} with text"),
@@ -49,8 +50,8 @@ def run_referee(options: RefereeCommand) -> int:
         ("text after", f"{after}, {kept}"),
         ("clean enough", f"{found['clean_enough']:.1%} of posters keep {CLEAN_ENOUGH:.0%} of their text or less"),
         ("altered", f"{found['altered_median']:.1%} of the picture (median)"),
-        ("seconds", f"{found['seconds_mean']:.2f} a poster and core, cleaning"),
-        *(("left on", f"{name}: {shares}") for name, shares in left),
+        ("seconds", f"{found['seconds_mean']:.2f} per poster and core, for cleaning"),
+        *(("most text left", f"{name}: {shares}") for name, shares in left),
     ])  # fmt: skip
     if options.json:
         write_json(options.json, found)

@@ -1,4 +1,4 @@
-"""The table of commands, and the choice of one. Listing the commands imports no options and no libraries."""
+"""The type of the command table, and the choice of a command. Commands are listed without imports of their modules."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shards.extras import load_object
 
 @dataclass(frozen=True)
 class Command:
-    """One command, by the names of its options and its function. A group of commands has only ``help``."""
+    """One command, with the import names of its options and function. A group of commands has only ``help``."""
 
     help: str
     options: str = ""
-    """``module:Class``: a dataclass whose fields are the options."""
+    """The options as ``module:Class``, the name of a dataclass whose fields are the options."""
     run: str = ""
-    """``module:function``: takes an instance of that dataclass and returns the exit status."""
+    """The function as ``module:function``. It takes an instance of that dataclass and returns the exit status."""
     description: str = ""
-    """First paragraph of the command's --help; ``help`` if empty."""
+    """First paragraph of the command's --help. If it is empty, --help shows ``help``."""
 
     @property
     def options_class(self) -> Any:
-        """Import and return the dataclass."""
+        """Import and return the dataclass of the options."""
         return load_object(self.options)
 
     def __call__(self, options: Any) -> int:
@@ -34,9 +34,10 @@ class Command:
 
 
 def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) -> tuple[str, list[str]]:
-    """Return (name of the command, words after the name). For --help, print the help and exit. Raises UserError.
+    """Return (name of the command, words after the name). Raises UserError if no command has this name.
 
-    commands: by name, with the group's name first ("shards build"). about: the help text of ``posters`` itself.
+    For ``posters --help`` or the --help of a group, print the help and exit.
+    commands: command by full name, such as "shards build". about: the help text of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:

@@ -1,4 +1,4 @@
-"""``posters fetch``."""
+"""The command ``posters fetch``."""
 
 from __future__ import annotations
 

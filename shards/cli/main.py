@@ -1,4 +1,4 @@
-"""``posters shards build | info | verify | index``."""
+"""The commands ``posters shards build``, ``info``, ``verify`` and ``index``."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def run_info(options: InfoOptions) -> int:
 
 
 def run_verify(options: VerifyOptions) -> int:
-    """Verify a shard set, print the problems and return the exit status: 1 if there is a problem."""
+    """Verify a shard set, print the problems and return the exit status, 1 if there is a problem."""
     if is_remote(options.shards):
-        why = "verification reads every byte of a set in a folder; copy the set to a folder first"
-        others = "Commands that read shards from a URL compare the SHA-256 of each file with the manifest's"
+        why = "only a shard set in a local folder can be verified; copy the set to a folder first"
+        others = "Commands that read shards from a URL compare the SHA-256 of each file with the manifest"
         raise UserError("url-refused", f"{options.shards}: {why}. {others}")
     manifest, problems = verify_shards(options.shards, options.workers)
     samples = sum(shard.samples for shard in manifest.shards)
@@ -69,7 +69,7 @@ def run_verify(options: VerifyOptions) -> int:
     for problem in problems:
         print(printable_line(problem))
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    remedy = "delete the named tars and run their build again"
+    remedy = "delete the named tars and run the build of the set again"
     print(f"{options.shards} has {count} in {len(manifest.shards)} shards; {remedy}")
     return 1
 
@@ -87,12 +87,12 @@ def run_index(options: IndexOptions) -> int:
     if reasons:
         print(f"rejected        {options.folder / REJECTED}")
     if not manifest.genres:
-        print("no genres found: the set can be predicted on, not trained on (see --genre-field and --metadata)")
+        print("no genres found: the set is for prediction only; to train, pass --genre-field or --metadata")
     return 0
 
 
 def render_info(manifest: Manifest, console: Console) -> None:
-    """Print splits, sizes and genres of a shard set on a console of shards/console.py."""
+    """Print the splits, sizes and genres of a shard set."""
     summary = manifest.split_summary()
     total = max(sum(split["samples"] for split in summary.values()), 1)
     table = Table(title="Splits", title_justify="left")

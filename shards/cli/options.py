@@ -1,4 +1,4 @@
-"""Make the parser of a command from the dataclass of its options."""
+"""Build the command-line parser of a command from the dataclass of its options."""
 
 from __future__ import annotations
 
@@ -22,68 +22,69 @@ from shards.values import flag
 
 log = logging.getLogger(__name__)
 
-# Help texts are the attribute docstrings of the dataclasses.
+# The attribute docstrings of the dataclasses are the help texts.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One field of an options dataclass, with the facts that the parser needs."""
+    """One field of an options dataclass."""
 
     name: str
     kind: Any
     """Type of the field, without None."""
     default: Any
     help: str
-    said: Option
+    declared: Option
+    """The properties that the field declares with shards.options.option()."""
 
     @property
     def flags(self) -> list[str]:
-        """Option strings; the last one is shown in messages. A positional argument has the name of its field."""
-        if self.said.positional:
+        """Option strings such as ``--out``. Messages show the last one. A positional argument has its field's name."""
+        if self.declared.positional:
             return [self.name]
-        flags = [*self.said.flags]
+        flags = [*self.declared.flags]
         return flags if flags and flags[-1].startswith("--") else [*flags, flag(self.name)]
 
     @property
     def dest(self) -> str:
-        """Name of the parsed value."""
+        """Attribute of the parsed namespace."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
     @property
     def is_group(self) -> bool:
-        """Whether the type is a dataclass, whose fields are the options."""
+        """Whether the type is a dataclass. Its fields are then options of the command."""
         return dataclasses.is_dataclass(self.kind)
 
     def details(self) -> dict[str, Any]:
-        """Return the keyword arguments of add_argument."""
-        said, kind = self.said, self.kind
-        shown = said.text or self.default
-        unsaid = shown in (None, False, True, MISSING, "") or "default" in self.help or said.positional
-        help = (self.help if unsaid else f"{self.help.rstrip('.')} (default {shown})").replace("%", "%%")
+        """Return the keyword arguments of ``add_argument``."""
+        declared, kind = self.declared, self.kind
+        shown = declared.text or self.default
+        complete = shown in (None, False, True, MISSING, "") or "default" in self.help or declared.positional
+        help = (self.help if complete else f"{self.help.rstrip('.')} (default {shown})").replace("%", "%%")
         if kind is bool and self.default is False:
             return {"action": "store_true", "help": help}
         if kind is bool:
             return {"action": argparse.BooleanOptionalAction, "default": self.default, "help": help}
-        found: dict[str, Any] = {"help": help, "metavar": said.metavar}
-        if said.parse is not None:
+        found: dict[str, Any] = {"help": help, "metavar": declared.metavar}
+        if declared.parse is not None:
             kind = str
-        elif said.choices or get_origin(kind) is Literal:
-            found["choices"], kind = said.choices or get_args(kind), str
+        elif declared.choices or get_origin(kind) is Literal:
+            found["choices"], kind = declared.choices or get_args(kind), str
         elif get_origin(kind) in (tuple, list):
             found["nargs"], kind = "+", get_args(kind)[0]
-        if said.const is not None:
-            found |= {"nargs": "?", "const": said.const}
-        if self.default is MISSING and not said.positional:
+        if declared.const is not None:
+            found |= {"nargs": "?", "const": declared.const}
+        if self.default is MISSING and not declared.positional:
             found["required"] = True
-        elif not said.positional:
-            found["default"] = said.text if said.parse else self.default
+        elif not declared.positional:
+            found["default"] = declared.text if declared.parse else self.default
         return found | {"type": kind}
 
 
 @cache
 def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
-    """Return the fields of a dataclass: its own first, then the inherited ones; required ones before all others."""
+    """Return the fields of a dataclass as arguments: required fields first, and own fields before inherited ones."""
     found = []
     hints = get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
@@ -92,22 +93,21 @@ def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
         for name in [name for name in vars(klass).get("__annotations__", ()) if name in fields]:
             field = fields.pop(name)
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            said = field.metadata.get("option", Option())
-            if said.hidden:
+            declared = field.metadata.get("option", Option())
+            if declared.hidden:
                 continue
             help = " ".join(docs.get(name, "").replace("``", "").split())
-            found.append(Argument(name, _given(hints[name]), default, help, said))
+            found.append(Argument(name, _without_none(hints[name]), default, help, declared))
     return sorted(found, key=lambda argument: argument.default is not MISSING)
 
 
-def _given(hint: Any) -> Any:
-    """Return the type without None."""
+def _without_none(hint: Any) -> Any:
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     return kinds[0] if get_origin(hint) in (Union, types.UnionType) and len(kinds) == 1 else hint
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """The parser of one command. Each error is one line."""
+    """The parser of one command. Its errors are UserErrors of one line."""
 
     def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
         super().__init__(
@@ -119,16 +119,16 @@ class Parser(jsonargparse.ArgumentParser):
         )
         self.commands = commands
         self.options = commands[name].options_class
-        self.has_sections = any(argument.said.sections for argument in arguments(self.options))
+        self.has_sections = any(argument.declared.sections for argument in arguments(self.options))
         self.flags = ["-h", "--help"]
-        self.shown: dict[str, str] = {}  # by dest
-        self.old: dict[str, str] = {}
+        self.shown: dict[str, str] = {}  # Argument.dest -> option string in messages
+        self.old: dict[str, str] = {}  # option string of an earlier version -> current one
         self._add(self.options)
 
     def _add(self, options: type, only: tuple[str, ...] = ()) -> None:
         for argument in arguments(options, only):
-            said, flags = argument.said, argument.flags
-            if said.sections:
+            declared, flags = argument.declared, argument.flags
+            if declared.sections:
                 self.add_argument("--config", action="config", help=argument.help)
                 self.add_class_arguments(argument.kind, nested_key=None)
                 self.old |= {f"--{old}": f"--{new}" for old, new in self.options.renamed.items()}
@@ -137,23 +137,23 @@ class Parser(jsonargparse.ArgumentParser):
                 for title, keys in self.options.registered().items():
                     self.add_argument_group(title, " ".join(f"{key}: {help}" for key, help in keys.items()))
                 continue
-            if said.switch:
-                self.flags.append(said.switch)
-                self.add_argument(said.switch, action="store_true", help=argument.help)
+            if declared.switch:
+                self.flags.append(declared.switch)
+                self.add_argument(declared.switch, action="store_true", help=argument.help)
             if argument.is_group:
-                self._add(argument.kind, said.only)
+                self._add(argument.kind, declared.only)
                 continue
             self.flags += flags
             self.shown[argument.dest] = flags[-1]
-            self.old |= dict.fromkeys(said.old, flags[-1])
+            self.old |= dict.fromkeys(declared.old, flags[-1])
             if argument.kind is bool:
-                self.old |= {old.replace("--", "--no-", 1): flags[-1].replace("--", "--no-", 1) for old in said.old}
+                self.old |= {old.replace("--", "--no-", 1): flags[-1].replace("--", "--no-", 1) for old in declared.old}
             details = argument.details()
             # A config file may set required options.
             self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the words; texts are not converted here (see ``make``). Raises UserError."""
+        """Parse the words. ``make`` converts the values. Raises UserError."""
         if self.has_sections:
             self.options.check_words(words)
         words = [self._renamed(word) for word in words]
@@ -166,7 +166,7 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """Replace an old option name, or the beginning of one, by the current name, and log that."""
+        """Replace an option string of an earlier version, or the beginning of it, by the current one. Log this."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word
@@ -176,31 +176,31 @@ class Parser(jsonargparse.ArgumentParser):
         return new + given + value
 
     def make(self, parsed: Any) -> Any:
-        """Return the options dataclass for parsed values. Raises UserError for invalid values."""
+        """Return an instance of the options dataclass from parsed values. Raises UserError for invalid values."""
         return self._made(self.options, self.instantiate(parsed) if self.has_sections else parsed)
 
     def _made(self, options: type, parsed: Any, only: tuple[str, ...] = ()) -> Any:
         values = {}
         for argument in arguments(options, only):
-            said = argument.said
-            if said.sections:
+            declared = argument.declared
+            if declared.sections:
                 names = [section.name for section in dataclasses.fields(argument.kind)]
                 value = argument.kind(**{name: getattr(parsed, name) for name in names})
-            elif said.switch and not getattr(parsed, said.switch.lstrip("-").replace("-", "_")):
+            elif declared.switch and not getattr(parsed, declared.switch.lstrip("-").replace("-", "_")):
                 value = None
             elif argument.is_group:
-                value = self._made(argument.kind, parsed, said.only)
+                value = self._made(argument.kind, parsed, declared.only)
             else:
                 value = getattr(parsed, argument.dest)
-                if argument.default is MISSING and (value is None or (said.parse and not value)):
+                if argument.default is MISSING and (value is None or (declared.parse and not value)):
                     raise UserError("option-missing", f"{argument.flags[-1]} is missing; see `{self.prog} --help`")
-                if said.parse is not None:  # an empty text comes from an unset shell variable: use the default
-                    value = said.parse(value) if value or (said.text and value == "") else argument.default
+                if declared.parse is not None:  # an unset shell variable gives an empty text: use the default
+                    value = declared.parse(value) if value or (declared.text and value == "") else argument.default
             values[argument.name] = value
         return options(**values)
 
     def _explained(self, text: str) -> UserError:
-        """Return the UserError for a message of jsonargparse or argparse; for an unknown name, with a similar one."""
+        """Turn a message of jsonargparse or argparse into a UserError. If a name is unknown, suggest a similar name."""
         for pattern in (
             r"unrecognized arguments: (\S+)",
             r"Option '([\w.\-]+)' is not accepted",
@@ -231,19 +231,18 @@ class Parser(jsonargparse.ArgumentParser):
             return f"unknown key {key!r}{hint or '; see --help'}"
         others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
         if name in others:
-            hint = ": other commands have it, this one does not"
+            hint = ": other commands have it, this command does not"
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
 
 
 def _flags(command: Command) -> Iterator[str]:
-    """Yield all option strings of a command."""
     groups: list[tuple[type, tuple[str, ...]]] = [(command.options_class, ())] if command.options else []
     for options, only in groups:
         for argument in arguments(options, only):
-            yield from (argument.said.switch,) if argument.said.switch else ()
+            yield from (argument.declared.switch,) if argument.declared.switch else ()
             if argument.is_group:
-                groups.append((argument.kind, argument.said.only))
-            elif not argument.said.positional:
-                yield from (*argument.flags, *argument.said.old)
+                groups.append((argument.kind, argument.declared.only))
+            elif not argument.declared.positional:
+                yield from (*argument.flags, *argument.declared.old)

@@ -1,1 +1,1 @@
-"""The posters and CSVs of a user: read them, check them, compare posters with each other."""
+"""Read and check the posters and CSVs of a user, and find duplicate posters."""

@@ -1,4 +1,4 @@
-"""Open a user's CSV: its header, its requested columns, and its rows with line numbers."""
+"""Open a user's CSV: read the header, find columns, and yield the rows with line numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
 from shards.storage.paths import StoragePath
 
-#: Names of the column of row numbers that pandas writes by default.
+#: Names of the column of row numbers that pandas writes by default, in lower case.
 ROW_NUMBERS = ("", "unnamed: 0")
-#: Other separators of columns. One is used if the header line has it and no comma.
+#: Separators of columns besides the comma. One is used if it is the only separator in the header line.
 DELIMITERS = ";\t|"
-#: First bytes of files that are not text: ZIP and Excel, Parquet, gzip.
+#: First bytes of ZIP and Excel files, of Parquet files and of gzip files, which are not text.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
 
 
@@ -28,7 +28,7 @@ class CsvOptions:
     """Column of ids and text encoding of a CSV."""
 
     id_column: str | None = None
-    """CSV column of ids, by name or by number from 0 (default: the first; an error if it contains row numbers)."""
+    """CSV column of ids, by name or by number from 0 (default 0). Required if column 0 contains row numbers."""
     encoding: str = "utf-8-sig"
     """Text encoding of the CSV (default UTF-8)."""
 
@@ -40,11 +40,11 @@ class Table:
     path: StoragePath
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
-    """(line number, cells) of every row that is not empty. A row may be shorter or longer than the header."""
+    """(line number, cells) of every row that is not empty. A row can have fewer or more cells than the header."""
     delimiter: str = ","
 
     def column(self, wanted: str, option: str) -> int:
-        """Return the position of a column, given by name or number. Raises UserError if there is none."""
+        """Return the position of the only column with the name or number ``wanted``, or raise UserError."""
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)
@@ -57,7 +57,7 @@ class Table:
             return int(wanted)
         else:
             problem = f"no column number {wanted};"
-        remedy = f"its columns are {self.listing()}; choose one{by} with {option}"
+        remedy = f"the columns are {self.listing()}; choose one{by} with {option}"
         raise UserError("table-column", f"{self.path} has {problem} {remedy}")
 
     def listing(self) -> str:
@@ -73,15 +73,15 @@ class Table:
         if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
             what = "has no name and contains numbers, like the row numbers that pandas writes"
             remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
-            message = f"column {self.name(position)} {what}; {remedy}; its columns are {self.listing()}"
+            message = f"column {self.name(position)} {what}; {remedy}; the columns are {self.listing()}"
             raise UserError("table-column", f"{self.path}: {message}")
 
 
 @contextlib.contextmanager
 def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
-    """Open a CSV with a header line. The separator is a comma, or the one of DELIMITERS that the header has instead.
+    """Open a CSV with a header line. Columns are separated by commas, or else by one of DELIMITERS.
 
-    Raises UserError if the file is missing or is not a CSV in this encoding, also while rows are read.
+    Raises UserError if the file is missing or is not a CSV in this encoding. Reading a row can raise it, too.
     """
     csv.field_size_limit(1 << 24)
     try:
@@ -102,10 +102,10 @@ def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
             yield Table(path, header, ((reader.line_num, row) for row in reader if row), delimiter)
     except FileNotFoundError:
         raise UserError("path-missing", f"metadata CSV not found: {path}") from None
-    except UnicodeError as error:  # not only UnicodeDecodeError: UTF-16 without a byte order mark raises the base class
+    except UnicodeError as error:  # UTF-16 without a byte order mark raises this base class of UnicodeDecodeError
         start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
         utf16 = start.startswith((b"\xff\xfe", b"\xfe\xff"))
-        remedy = f"name its encoding, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
+        remedy = f"pass the encoding of the file, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
         if start.startswith(OTHER_FILES):
             remedy = "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
         message = f"{path} is not {encoding} text ({one_line(error)}); {remedy}"

@@ -1,14 +1,14 @@
 """Find exact and near-duplicate posters, so that all duplicates of a poster can be kept in one split.
 
-Two posters are joined if their files are equal (SHA-256), or if both of these conditions are true:
+Two posters are duplicates if their files are equal (SHA-256), or if both of these conditions are true:
 
-* their 64-bit perceptual hashes differ in at most ``MAX_DISTANCE`` bits; the hash is the DCT hash of Zauner,
-  "Implementation and benchmarking of perceptual image hash functions" (2010);
-* their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
+* Their 64-bit perceptual hashes differ in at most ``MAX_DISTANCE`` bits. The hash is the DCT hash of Zauner,
+  "Implementation and benchmarking of perceptual image hash functions" (2010).
+* Their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
-Each poster is also compared with mirror images, because training flips pictures. Groups are the connected components of
-these joins. Candidate pairs come from multi-index hashing: Norouzi, Punjani, Fleet, "Fast search in Hamming space with
-multi-index hashing" (2012). docs/results/duplicates.md has error rates, and why `imagehash.phash` is not used.
+Each poster is also compared with the mirror images of the others, because training flips pictures. A group is a
+connected component of the graph of duplicate pairs. Multi-index hashing finds the candidate pairs: Norouzi, Punjani,
+Fleet, "Fast search in Hamming space with multi-index hashing" (2012). docs/results/duplicates.md lists the error rates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,15 +25,15 @@ SIGNATURE_SIDE = 8
 SIGNATURE_BYTES = 3 * SIGNATURE_SIDE**2
 
 MIN_LUMA_CORRELATION = 0.85
-MAX_LUMA_RMS = 32.0  # grey levels; brightness +-10% reaches 25
-MAX_CHROMA_RMS = 16.0  # grey levels; random pairs: median 34, brightness and crops: below 14
-ACHROMATIC_RMS = 2.0  # below this a picture is grey, and its colour is not compared
-BLANK_STD = 3.0  # below this luma is too flat to correlate; real posters start at 10
-BLANK_RMS = 2.5  # two blank pictures are the same if their colours differ by at most this
+MAX_LUMA_RMS = 32.0  # grey levels; a change of brightness by 10% reaches 25
+MAX_CHROMA_RMS = 16.0  # grey levels; the median of random pairs is 34, brighter or cropped copies stay below 14
+ACHROMATIC_RMS = 2.0  # grey levels; a picture below this limit counts as grey, and its colour is not compared
+BLANK_STD = 3.0  # grey levels; a picture with less luma contrast counts as blank; real posters have 10 or more
+BLANK_RMS = 2.5  # grey levels; largest difference between the colours of two equal blank pictures
 
 _HASH_SIDE = 32
-_FLAT = 4.0  # DCT units; a picture is blank if all coefficients are smaller (typical: hundreds)
-_ROUNDING = 1e-3  # DCT units; so that the coefficients of exactly flat rows or columns set no bits
+_FLAT = 4.0  # DCT units; a picture is flat if all its coefficients are smaller; they usually reach hundreds
+_ROUNDING = 1e-3  # DCT units; margin for rounding errors, which would set bits for exactly flat rows or columns
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _PAIRS_AT_ONCE = 1 << 21
 _CHECKS_AT_ONCE = 1 << 15
@@ -44,7 +44,6 @@ _Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _dct_matrix(n: int) -> NDArray[np.float64]:
-    """Return the orthonormal DCT-II matrix, (n, n)."""
     k = np.arange(n)
     matrix = np.cos(np.pi * (2 * k[None, :] + 1) * k[:, None] / (2 * n)) * np.sqrt(2 / n)
     matrix[0] /= np.sqrt(2)
@@ -52,15 +51,15 @@ def _dct_matrix(n: int) -> NDArray[np.float64]:
 
 
 _DCT = _dct_matrix(_HASH_SIDE)[:8]
-#: Signs that turn the coefficients of a picture into those of its mirror image: odd columns change their sign.
+#: Factors that turn the coefficients of a picture into the coefficients of its mirror image.
 _MIRROR = np.tile([1.0, -1.0], 4)
 
 
 def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
-    """Return the 64-bit DCT hashes of a picture and of its mirror image (0.5 ms for a 182x268 poster).
+    """Return the 64-bit DCT hashes of a picture of any size and mode, and of its mirror image.
 
-    The picture may have any size and mode. The bits are the lowest 8x8 frequencies, row by row from bit 63 (the mean).
-    A bit is set if its frequency is above their median. In flat pictures the bits below 63 would be noise and are 0.
+    The bits stand for the lowest 8x8 DCT coefficients, row by row from bit 63 (the mean) to bit 0. A bit is set if its
+    coefficient is above the median of all 64. In a flat picture, bits 62 to 0 would be noise, so they are 0.
     """
     grey = image.convert("RGB").convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
@@ -68,7 +67,6 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
 
 
 def _hash_bits(low: NDArray[np.float64]) -> int:
-    # A wider margin would miss real duplicates: more coefficients would be close to the limit.
     bits = (low > np.median(low) + _ROUNDING).ravel()
     if np.abs(low.ravel()[1:]).max() < _FLAT:
         bits[1:] = False
@@ -76,7 +74,7 @@ def _hash_bits(low: NDArray[np.float64]) -> int:
 
 
 def poster_signature(image: Image.Image) -> bytes:
-    """Return the picture as an 8x8 RGB thumbnail: 192 bytes, row by row (about 0.15 ms)."""
+    """Return the pixels of an 8x8 RGB thumbnail of the picture: 192 bytes, row by row."""
     side = (SIGNATURE_SIDE, SIGNATURE_SIDE)
     return image.convert("RGB").resize(side, Image.Resampling.BOX).tobytes()
 
@@ -88,14 +86,14 @@ def mirrored_signatures(signatures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def signatures_agree(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return whether the signatures a[i] and b[i] show the same picture: (n,) bool, for a and b of (n, 192).
+    """Return (n,) bool: whether the signatures a[i] and b[i] show the same picture. ``a`` and ``b`` are (n, 192).
 
-    The same picture means: correlated luma, similar brightness, and similar colour unless one of the two is grey.
-    A blank picture (no luma contrast) matches only a blank of the same colour.
+    Two signatures show the same picture if their luma correlates and their brightness and colour are similar. Colour
+    is not compared if one picture is grey. A blank picture (no luma contrast) only equals pictures of its colour.
     """
     rgb_a, rgb_b = (x.reshape(len(x), SIGNATURE_SIDE**2, 3).astype(np.float32) for x in (a, b))
     luma_a, luma_b = rgb_a @ _LUMA, rgb_b @ _LUMA
-    # Chroma is red and blue minus luma; green follows from them.
+    # Chroma is red minus luma and blue minus luma; green follows from luma, red and blue.
     chroma_a, chroma_b = (rgb_a - luma_a[..., None])[..., ::2], (rgb_b - luma_b[..., None])[..., ::2]
     flat_a, flat_b = luma_a - luma_a.mean(1, keepdims=True), luma_b - luma_b.mean(1, keepdims=True)
     power_a, power_b = (flat_a**2).mean(1), (flat_b**2).mean(1)
@@ -119,23 +117,23 @@ def group_duplicates(
 ) -> NDArray[np.int64]:
     """Return the group number of every sample, (n,) int64. Duplicates have the same number.
 
-    digests: hex SHA-256 of each file; equal files are always grouped. hashes, mirrored: (n,) each, the two results of
-    `perceptual_hashes`; without ``mirrored``, mirrored copies are not found. signatures: (n, 192) uint8 from
-    `poster_signature`. max_distance: largest Hamming distance, 0 to 15, of two hashes that are joined. Groups are
-    numbered by first appearance; otherwise they do not depend on the order of rows, nor, with ``mirrored``, on flips.
+    digests: hex SHA-256 of each file. hashes, mirrored: (n,) each, the two results of `perceptual_hashes`. Mirrored
+    copies are found only if ``mirrored`` is given. signatures: (n, 192) uint8 from `poster_signature`.
+    max_distance: largest Hamming distance (0 to 15) between the hashes of two near-duplicates.
+    Groups are numbered in the order of their first samples. The order of the samples does not change the groups.
     """
     n = len(digests)
     if n == 0:
         return np.zeros(0, dtype=np.int64)
-    if mirrored is not None:  # every sample twice: as it is, and mirrored
+    if mirrored is not None:  # the second half of the arrays describes the mirror images
         hashes = np.concatenate([hashes, mirrored])
         signatures = np.concatenate([signatures, mirrored_signatures(signatures)])
-    # Equal rows (hash and signature) become one content, so that repeated pictures cost no time.
+    # A content is a distinct pair of hash and signature. Repeated pictures have one content and take no extra time.
     record = np.hstack([hashes[:, None].astype(">u8").view(np.uint8), signatures])
     rows = np.ascontiguousarray(record).view(np.dtype((np.void, record.shape[1]))).ravel()
     _, first, content = np.unique(rows, return_index=True, return_inverse=True)
     _, file = np.unique(np.asarray(digests), return_inverse=True)
-    # Nodes: contents, then files. Each sample joins its contents and its file.
+    # The nodes of the graph are the contents, then the files. Each sample connects its contents and its file.
     groups = _Groups(len(first) + int(file.max()) + 1, signatures[first])
     groups.join(content, np.tile(file, len(content) // n) + len(first))
     _join_contents(groups, hashes[first], max_distance)
@@ -149,21 +147,20 @@ def group_duplicates(
 
 
 class _Groups:
-    """Connected components of a graph. `labels`, (nodes,), has the component of each node; contents come first."""
+    """Connected components of a graph: `labels[i]` is the component of node i. The first nodes are the contents."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
-        self.signatures = signatures  # one for each content
+        self.signatures = signatures  # of the contents
         luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
         for begin in range(0, len(luma), _CHECKS_AT_ONCE):
             part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
             luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
         self.light = luma.mean(1)
-        # Largest difference of mean luma at which two can agree; for blank ones |_LUMA| * sqrt(3) * 2.5 = 2.9.
+        # Largest difference of mean luma between signatures that agree. For blank ones: |_LUMA| * sqrt(3) * 2.5 = 2.9.
         self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
 
     def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        """Join nodes a[i] and b[i]."""
         if len(a) == 0:
             return
         size = int(self.labels.max()) + 1
@@ -172,7 +169,7 @@ class _Groups:
         self.labels = merged[self.labels].astype(np.int64)
 
     def join_alike(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        """Join the contents a[i] and b[i] whose signatures agree. A cheap necessary test comes first."""
+        """Join the contents a[i] and b[i] whose signatures agree. Mean luma is compared first, to save time."""
         near = np.abs(self.light[a] - self.light[b]) <= np.minimum(self.reach[a], self.reach[b])
         near &= self.labels[a] != self.labels[b]
         a, b = a[near], b[near]
@@ -181,7 +178,6 @@ class _Groups:
 
 
 def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -> None:
-    """Join all pairs of contents (rows sorted by hash) that are near-duplicates."""
     unique, start, count = np.unique(hashes, return_index=True, return_counts=True)
     pending: list[_Pairs] = []
     for pairs in _near_hashes(unique, distance):
@@ -193,12 +189,12 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
 
 
 def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-    """Join the contents of the hashes u[i] and v[i] that agree. Hash h has count[h] contents from start[h]."""
+    """Join the near-duplicate contents of each pair of hashes. Hash h has count[h] contents from start[h] on."""
     if not pairs:
         return
     u, v = (np.concatenate(side) for side in zip(*pairs, strict=True))
     while len(u):
-        # Skip what is joined already: this keeps large groups cheap.
+        # Skip pairs of hashes whose contents are all in one group. This saves time in large groups.
         contents = groups.labels[: start[-1] + count[-1]]
         low, high = np.minimum.reduceat(contents, start), np.maximum.reduceat(contents, start)
         todo = (low[u] != low[v]) | (low[u] != high[u]) | (low[v] != high[v])
@@ -215,9 +211,9 @@ def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int
 
 
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
-    """Yield index pairs of unique hashes within `distance` bits: each with itself, then i != j (some repeated).
+    """Yield index pairs of hashes that differ in at most `distance` bits, also (i, i). Pairs may repeat.
 
-    Multi-index hashing with 4 tables of 16 bits. If two hashes differ in at most r bits, they differ in at most
+    A table holds one quarter of each hash (16 bits). If two hashes differ in at most r bits, they differ in at most
     r // 4 bits in one of the first r % 4 + 1 tables, or in at most r // 4 - 1 bits in one of the other tables.
     """
     everyone = np.arange(len(unique))
@@ -231,7 +227,7 @@ def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
         for bits in range(radius + 1):
             for chosen in combinations(range(_BITS), bits):
                 other = keys ^ sum(1 << bit for bit in chosen)
-                # Each pair once: a later row of the same bucket, or a bucket of a greater key.
+                # To find each pair once per table, pair a row only with later rows or with buckets of a greater key.
                 low = everyone + 1 if bits == 0 else bucket[other]
                 high = np.where(other >= keys, bucket[other + 1], low)
                 for i, j in _ranges(low, high):
@@ -241,7 +237,7 @@ def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
 
 
 def _ranges(low: NDArray[np.int64], high: NDArray[np.int64]) -> Iterator[_Pairs]:
-    """Yield all (i, j) with low[i] <= j < high[i], in arrays of about _PAIRS_AT_ONCE pairs."""
+    """Yield all pairs (i, j) with low[i] <= j < high[i], as arrays of about _PAIRS_AT_ONCE pairs."""
     rows = np.flatnonzero(high > low)
     size = (high - low)[rows]
     total = np.cumsum(size)

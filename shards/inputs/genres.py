@@ -1,4 +1,4 @@
-"""Parse a cell of genres: a list as Python, NumPy, pandas or JSON writes it, or names with a separator between them."""
+"""Parse the genres of a CSV cell: a list in the form of Python, NumPy, pandas or JSON, or names with separators."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from shards.dataset.labels import tidy
 
-#: Cells without a genre; MovieLens writes the last one.
+#: Cells that mean "no genre". The last one is from MovieLens.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-#: Characters of the longest cell that is parsed; longer ones are not genres.
+#: Largest number of characters of a cell that is parsed.
 MAX_GENRE_TEXT = 100_000
-#: Calls around a list: ``array([...], dtype=object)``, ``list([...])``, ``set([...])``.
+#: The beginning of a call with a list: ``array([...], dtype=object)``, ``list([...])``, ``set([...])``.
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
 
 STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-#: Strings as NumPy writes them since version 2.
+#: A string in the form of NumPy 2: ``np.str_('Drama')``.
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: Pieces of a list that was split, text that was quoted twice, or a call: deque(['Drama']), np.str_('Drama').
+#: A part of a list that was split at a separator, text in quotes, or a call such as deque(['Drama']).
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened when it was printed; write all genres"
@@ -34,13 +34,13 @@ PARTNERS = {"[": "]", "(": ")", "{": "}"}
 def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     """Parse ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
 
-    Sets, tuples, ``array([...], dtype=object)``, and lists of dicts with a ``name`` (TMDB) are accepted, too. Only
-    literals are evaluated. The order is kept, repeated genres are dropped. Raises ValueError if the text is none of
-    these or is ambiguous; the message says what to write instead.
+    Sets, tuples, ``array([...], dtype=object)`` and lists of dicts with a ``name`` (TMDB) are accepted, too. Only
+    literals are evaluated. The order is kept, and repeated genres are dropped. Raises ValueError for all other texts
+    and for ambiguous ones. The message says what to write instead.
     """
     text = text.strip()
     if len(text) > MAX_GENRE_TEXT:
-        raise ValueError(f"{len(text)} characters of genres")
+        raise ValueError(f"the cell has {len(text)} characters, over {MAX_GENRE_TEXT}")
     if text.lower() in NO_GENRE_WORDS:
         return ()
     if is_list(text):
@@ -56,11 +56,11 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     genres = [value.strip(" \t\r\n\f\v") for value in values]
     categories = {unicodedata.category(character) for genre in genres for character in genre}
     if "Cs" in categories:
-        raise ValueError(f"{text[:60]!r} contains half a character (a lone surrogate)")  # cannot be written to a file
+        raise ValueError(f"{text[:60]!r} contains half a character (a lone surrogate)")  # such text cannot be encoded
     if "Cc" in categories:
         raise ValueError(
-            f"{text[:60]!r} contains a line break or another control character in a genre; separate genres by | "
-            f"(or is the text in another encoding, such as --encoding cp1252?)"
+            f"{text[:60]!r} contains a line break or another control character in a genre; separate genres by |, or "
+            f"pass the encoding of the file, such as --encoding cp1252"
         )
     if any(genre in ("...", "\u2026") for genre in genres):
         raise ValueError(SHORTENED.format(text[:60]))
@@ -68,7 +68,7 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
 
 
 def is_list(text: str) -> bool:
-    """Return whether a cell, stripped of spaces, is written as a list."""
+    """Return whether a cell (without spaces around it) begins like a list."""
     return text[:1] in PARTNERS or WRAPPER.match(text) is not None
 
 
@@ -85,13 +85,13 @@ def _parse_list(text: str) -> list[str]:
 
 
 def _parse_python(text: str) -> list[str]:
-    """Parse a list as Python or NumPy prints it.
+    """Parse a list in the form of Python or NumPy.
 
-    Python joins adjacent strings: ``['Action' 'Drama']`` would become one genre. So adjacent strings are handled first.
+    Python joins adjacent strings: it reads ``['Action' 'Drama']`` as one genre. So adjacent strings are handled first.
     """
     tokens = []
     for match in TOKEN.finditer(text[1:-1]):
-        if match.lastgroup == "open":  # a quote that is not closed; to search on would take quadratic time
+        if match.lastgroup == "open":  # a quote that is not closed; a longer search takes quadratic time
             raise ValueError(f"a quote is not closed in {text[:60]!r}; write ['Action', 'Drama']")
         if match[0] == "...":
             raise ValueError(SHORTENED.format(text[:60]))
@@ -105,20 +105,20 @@ def _parse_python(text: str) -> list[str]:
             f"between names"
         )
     if flat and text[0] == "[" and "," not in kinds and len(strings) > 1:
-        return [_literal(string, text) for string in strings]  # NumPy writes no commas
+        return [_literal(string, text) for string in strings]  # NumPy writes lists without commas
     if "s s" in kinds:
         raise ValueError(f"{text[:60]!r} lacks a comma between two names; write ['Action', 'Drama']")
     if flat and re.fullmatch(r"(s(,s)*,?)?", kinds.replace(" ", "")):
-        return [_literal(string, text) for string in strings]  # literal_eval would lose the order of a set
+        return [_literal(string, text) for string in strings]  # literal_eval loses the order of a set
     return _names(_literal(text, text), text)
 
 
 def _literal(part: str, text: str) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of unknown escapes such as \d
+            warnings.simplefilter("ignore")  # unknown escapes such as \d cause warnings
             return ast.literal_eval(part)
-    # documented errors of literal_eval on malformed or hostile text
+    # the documented errors of literal_eval
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama") from None
 

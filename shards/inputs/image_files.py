@@ -1,4 +1,4 @@
-"""Find and read poster files: which belong to an id, and which other files a folder has. images.py decodes them."""
+"""Find the image files of poster ids, and read their bytes. images.py decodes the bytes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from shards.storage.retry import of_one_file, retried, unreadable
 
 log = logging.getLogger(__name__)
 
-#: Conventional folders of cleaned posters, in the order in which they are tried.
+#: Usual folders of cleaned posters, in the order in which they are tried.
 DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
 
-#: Endings as they are usually written, the preferred ones first. Earlier versions had only those of _FIRST: they come
-#: first, so that a set that is built again uses the same files.
+#: Usual endings, the preferred ones first. Earlier versions accepted only the endings in _FIRST. These come first, so
+#: that a new build of an old shard set uses the same files.
 _FIRST, _LATER = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"), IMAGE_ENDINGS[3:]
 USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 
 @dataclass
 class Walk:
-    """Files that are no images, and unreadable folders, found during a walk through a folder."""
+    """What a walk through a folder cannot use: files that are not images, and folders that cannot be listed."""
 
-    others: Counter[str] = field(default_factory=Counter)  # count by ending
-    unreadable: list[str] = field(default_factory=list)  # a message for each folder that cannot be listed
+    others: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are not images
+    unreadable: list[str] = field(default_factory=list)  # one message for each folder that cannot be listed
 
     def warn(self, folder: StoragePath) -> None:
-        """Log one line for other files, and one for each of the first five folders that cannot be read."""
+        """Log a line about files that are not images, and lines about folders that cannot be listed."""
         if self.others:
             log.warning("%s: %s", folder, others_text(self.others))
         for problem in self.unreadable[:5]:
@@ -53,39 +53,42 @@ def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
 
 
 def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
-    """Yield (path ending with a slash, paths of its files) of each folder, all paths relative to ``folder``."""
+    """Yield (path, paths of the files) of ``folder`` and of each folder below it.
+
+    All paths are relative to ``folder``. The path of a subfolder ends with a slash. The path of ``folder`` is empty.
+    """
     waiting = [""]
     while waiting:
-        below = waiting.pop()
-        folders, files = list_folder(folder, below, walk)
-        yield below, files
+        subfolder = waiting.pop()
+        folders, files = list_folder(folder, subfolder, walk)
+        yield subfolder, files
         waiting += folders
 
 
-def list_folder(folder: Path, below: str, walk: Walk) -> tuple[list[str], list[str]]:
-    """Return the paths of the subfolders (with a slash at the end) and files of ``below``, relative to ``folder``.
+def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], list[str]]:
+    """Return the paths of the folders (with a slash at the end) and of the files that are directly in a subfolder.
 
-    ``walk`` counts visible files that are no images, and gets an error message if the folder cannot be listed.
+    All paths are relative to ``folder``. Visible files that are not images, and an error, are added to ``walk``.
     """
     folders, files = [], []
     try:
-        with os.scandir(folder / below) as entries:
+        with os.scandir(folder / subfolder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{below}{entry.name}/")
+                    folders.append(f"{subfolder}{entry.name}/")
                     continue
-                files.append(below + entry.name)
+                files.append(subfolder + entry.name)
                 if not is_image_name(entry.name) and not entry.name.startswith("."):
                     walk.others[ending(entry.name)] += 1
     except OSError as error:
-        walk.unreadable.append(f"{folder / below} cannot be read ({error.strerror or one_line(error)})")
+        walk.unreadable.append(f"{folder / subfolder} cannot be read ({error.strerror or one_line(error)})")
     return folders, files
 
 
 def image_names(sample_id: str) -> Iterator[str]:
-    """Yield the usual file names of an id's poster, relative to the image folder; the first existing one is used.
+    """Yield the usual file names of an id's poster, relative to the image folder, in the order of preference.
 
-    These are the id with each ending, and the id itself if it is a file name (``x.jpg``).
+    These are the id with each of USUAL_ENDINGS, then the id itself if it has an image ending (``x.jpg``).
     """
     yield from (f"{sample_id}{kind}" for kind in USUAL_ENDINGS)
     if is_image_name(sample_id):
@@ -93,7 +96,10 @@ def image_names(sample_id: str) -> Iterator[str]:
 
 
 def files_of(ids: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return id → its files among ``names``, the preferred one first. Endings may be in any case."""
+    """Return id → its files among ``names``, in the order of preference. An id without a file is left out.
+
+    Names with USUAL_ENDINGS come first, then names with endings in mixed case (``.Jpg``), then the id itself.
+    """
     found: dict[str, list[str]] = {}
     wanted = set(ids)
     for name in names:
@@ -112,7 +118,7 @@ def _rank(sample_id: str, name: str) -> tuple[int, str]:
 
 
 def find_image(folder: Path, sample_id: str) -> Path | None:
-    """Return the file of an id's poster in a local folder, or None. (listing.py finds the files of many ids.)"""
+    """Return the file of an id's poster in a local folder, or None. For many ids, list_posters is faster."""
     for name in image_names(sample_id):
         path = folder / name
         if _is_file(path):
@@ -130,14 +136,14 @@ def _is_file(path: Path) -> bool:
     except OSError as error:
         if not of_one_file(error):
             raise unreadable(str(path), error) from None
-        return False  # no permission to read the folder, or a name that is too long
+        return False  # for example, the folder may not be read, or the name is too long
 
 
 def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None) -> bytes:
-    """Return the bytes of a poster. Raises BadImage: missing file, zero bytes, unreadable file (no permission).
+    """Return the bytes of a poster. Raises BadImage if the file is missing, empty or not readable.
 
-    ``name`` is the path of the file relative to the folder, if a listing has it. Errors of a remote store are raised
-    unchanged, since they may be temporary. Errors of a disk are retried and then raised as UserError (retry.py).
+    ``name`` is the path of the file in the folder. If it is None, the usual names are tried. Errors of a remote store
+    are raised unchanged. A disk error is retried if it may be temporary, and finally raised as UserError.
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:
@@ -146,7 +152,7 @@ def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None
 
 
 def read_checked(folder: StoragePath, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
-    """As ``read_image_file``. Raises UserError if the SHA-256 is no longer ``digest``, that of the checked poster."""
+    """Read a poster like ``read_image_file``. Raises UserError if its SHA-256 is not ``digest``."""
     try:
         data = read_image_file(folder, sample_id, name)
         problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
@@ -192,7 +198,7 @@ def default_image_folder(start: Path) -> Path:
         if holds_images(folder):
             return folder
     tried = " and ".join(DEFAULT_FOLDERS)
-    raise UserError("images-none", f"no images found in {tried} (under {start}); name the folder with --images DIR")
+    raise UserError("images-none", f"no images found in {tried} (under {start}); pass the folder with --images DIR")
 
 
 def require_images(folder: StoragePath) -> None:
@@ -200,7 +206,7 @@ def require_images(folder: StoragePath) -> None:
     with as_user_error("find posters", folder):
         if not folder.is_dir():
             raise UserError("path-missing", f"image folder not found: {folder}")
-        # A remote folder is listed by ids later; walking through a million other files would take too long.
+        # A remote folder may have a million other files, so it is not walked through. list_posters searches it by id.
         if not is_remote(folder):
             walk = Walk()
             if next(walk_images(folder, walk), None) is None:

@@ -1,8 +1,8 @@
-"""Check the structure of a picture's bytes before decoding: would decoding take too long, and are there more frames?
+"""Check the bytes of a picture before images.py decodes it: reject slow pictures, find pictures with several frames.
 
-Pillow limits pixels, but not metadata. A directory of 65,535 entries that each point at the whole file, a comment of
-80,000 blocks, or 500 progressive scans occupy a core for minutes. Sources: T.81 (JPEG), PNG 3rd edition, GIF
-89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
+Pillow limits the number of pixels, but not the metadata. A JPEG of 500 scans, a GIF comment of 80,000 blocks or a TIFF
+with 65,535 directory entries that each point at the whole file can occupy a core for minutes. Sources: T.81 (JPEG),
+PNG 3rd edition, GIF 89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import struct
 
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, check_scans, read_jpeg_header
 
-#: Limits for chunks of a PNG, blocks of GIF extensions, entries of a directory: far above what programs write.
+#: Largest numbers of PNG chunks, GIF extension blocks and TIFF directory entries. Programs write far fewer.
 MAX_CHUNKS, MAX_BLOCKS, MAX_ENTRIES = 100_000, 4_000, 4_000
 
 PNG, GIF = b"\x89PNG\r\n\x1a\n", (b"GIF87a", b"GIF89a")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 AVIF = (b"ftypavif", b"ftypavis")
-#: TIFF type -> bytes of a value.
+#: Number of a TIFF type -> size of one value in bytes.
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-#: Tags of nested directories, which Pillow reads too: EXIF, GPS, interoperability.
+#: TIFF tags of the nested directories (EXIF, GPS, interoperability). Pillow reads these directories.
 _DIRECTORIES = (34665, 34853, 40965)
 
 
 def check_structure(data: bytes) -> JpegHeader | None:
-    """Return the header of a valid JPEG, else None. Raises TooMuchWork if decoding the picture would take minutes."""
+    """Return the header of a valid JPEG, else None. Raises TooMuchWork if decoding can take minutes."""
     if data.startswith(b"\xff\xd8"):
         header = read_jpeg_header(data)
         check_scans(data, header)
@@ -35,12 +35,12 @@ def check_structure(data: bytes) -> JpegHeader | None:
         _gif_image(data)
     elif data.startswith(TIFF):
         _check_directory(data, 0)
-    elif data[4:8] == b"ftyp":  # AVIF: Pillow reads its EXIF when it opens the file
-        for head in TIFF[:2]:
-            at = data.find(head)
+    elif data[4:8] == b"ftyp":  # Pillow reads the EXIF of an AVIF when it opens the file
+        for start in TIFF[:2]:
+            at = data.find(start)
             while at >= 0:
-                _check_directory(data[at:], 0, sure=False)
-                at = data.find(head, at + 4)
+                _check_directory(data[at:], 0, certain=False)
+                at = data.find(start, at + 4)
     return None
 
 
@@ -49,7 +49,7 @@ def more_frames(data: bytes) -> bool:
     if data.startswith(b"\xff\xd8"):
         return False
     if data.startswith(PNG):
-        at = data.find(b"acTL", 0, 4096)  # after the header, before the pixels
+        at = data.find(b"acTL", 0, 4096)  # this chunk of an animated PNG comes before the pixels
         return 0 <= at < data.find(b"IDAT") and _number(data, at + 4, ">I") > 1
     if data.startswith(GIF):
         try:
@@ -69,13 +69,13 @@ def more_frames(data: bytes) -> bool:
 
 
 def cut_off(data: bytes) -> bool:
-    """Return whether the headers of an undecodable JPEG, WebP, TIFF or AVIF give a size beyond its last byte."""
+    """Return whether the headers of a JPEG, WebP, TIFF or AVIF need more bytes than the file has. Else False."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _number(data, 4, "<I") + 8 > len(data)
     if data.startswith(TIFF[:2]):
         return _number(data, 4, f"{'<' if data[:1] == b'I' else '>'}I") + 2 > len(data)
     at = 0
-    if data.startswith(b"\xff\xd8"):  # headers only; check_structure limits their number
+    if data.startswith(b"\xff\xd8"):  # check_structure has limited the number of segments
         at = 2
         while data[at : at + 1] == b"\xff":
             at += 2 + _number(data, at + 2, ">H")
@@ -103,7 +103,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _gif_image(data: bytes, at: int = 0) -> int:
-    """Return the offset of the next image descriptor after ``at``, or after the header; 0 if there is none."""
+    """Return the offset of the first image descriptor at or after ``at``, or 0 if there is none."""
     if not at:
         flags = data[10] if len(data) > 10 else 0
         at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
@@ -118,7 +118,7 @@ def _gif_image(data: bytes, at: int = 0) -> int:
                 blocks += 1
                 if blocks > MAX_BLOCKS:
                     raise TooMuchWork(f"over {MAX_BLOCKS} blocks of comments")
-        at += 1  # after the last block, or a byte that Pillow skips
+        at += 1  # skip the end of an extension, or a byte that Pillow skips
     return 0
 
 
@@ -128,25 +128,25 @@ def _blocks_end(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _check_directory(data: bytes, depth: int, start: int | None = None, sure: bool = True) -> None:
-    """Raise TooMuchWork if the values of a directory are larger than the file, which means that they overlap.
+def _check_directory(data: bytes, depth: int, start: int | None = None, certain: bool = True) -> None:
+    """Raise TooMuchWork if a TIFF directory has too many entries, or values of more than twice the file's size.
 
-    sure: whether the bytes are known to be TIFF; if not, they may only look like it.
+    certain: whether the bytes are certainly TIFF. If not, only the number of entries is checked.
     """
     if data[2:4] in (b"+\0", b"\0+"):
-        raise TooMuchWork("a BigTIFF, which is for files over 4 GB")
+        raise TooMuchWork("BigTIFF, the format for files over 4 GB, is not supported")
     order = "<" if data[:1] == b"I" else ">"
     start = _number(data, 4, f"{order}I") if start is None else start
     entries, total = _number(data, start, f"{order}H"), 0
     if entries > MAX_ENTRIES and start + 12 * entries <= len(data):
         raise TooMuchWork(f"{entries} entries in a directory, over {MAX_ENTRIES}")
-    for number in range(entries if sure else 0):
+    for number in range(entries if certain else 0):
         try:
             tag, kind, count, value = struct.unpack_from(f"{order}HHII", data, start + 2 + 12 * number)
         except struct.error:
             return
         total += _TYPE_SIZES.get(kind, 1) * count
         if total > 2 * len(data):
-            raise TooMuchWork("its tags claim more bytes than the file has")
+            raise TooMuchWork("its tags refer to more bytes than the file has")
         if tag in _DIRECTORIES and depth < 2:
-            _check_directory(data, depth + 1, value, sure)
+            _check_directory(data, depth + 1, value, certain)

@@ -1,7 +1,8 @@
-"""Check and decode the bytes of a poster, and turn them into the JPEG of a shard. image_files.py finds the files.
+"""Check and decode the bytes of a poster, and encode them as the JPEG of a shard. image_files.py finds the files.
 
-All functions depend on the bytes and the options only, so a shard built twice is the same. Every command decodes here
-or in toolkit/data/transforms/jpeg.py, which is faster, gives the same pixels, and calls this module for other files.
+The results depend only on the bytes and the options, so a shard that is built twice is the same. Every command decodes
+here or in toolkit/data/transforms/jpeg.py. That module is faster for most JPEGs, gives the same pixels, and calls this
+module for all other files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import simplejpeg
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # to register formats
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # registers formats
 
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
@@ -26,18 +27,18 @@ from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
 from shards.values import Checked, Count, between
 
-#: Only picture formats are allowed: Pillow starts other programs for document formats (EPS, PDF).
+#: Names of the allowed formats. Document formats (EPS, PDF) are not allowed, because Pillow starts programs for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
-#: Messages of libjpeg-turbo for a JPEG with an end marker whose pixel data ends too early.
+#: Messages of libjpeg-turbo for a JPEG that has an end marker, but too little pixel data.
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
-#: Larger JPEGs are only checked by simplejpeg and decoded by Pillow: another copy would double the memory.
+#: Pixels of the largest JPEG that simplejpeg decodes. Pillow decodes larger ones, which needs half the memory.
 FAST_PIXELS = 16_000_000
-#: Largest memory of decoding in bytes per pixel: the usual value, and formats that need more.
+#: Largest memory for decoding in bytes per pixel: of most formats, and of the formats that need more.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
 
 def parse_aspect(text: str) -> tuple[float, float]:
-    """``0.5,0.9`` → (0.5, 0.9). Raises UserError."""
+    """Parse two ratios: ``0.5,0.9`` becomes (0.5, 0.9). Raises UserError."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -52,23 +53,23 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 
 @dataclass(frozen=True)
 class ImageOptions(Checked):
-    """How posters are checked and packed.
+    """How posters are checked, and encoded for a shard.
 
-    All fields are part of a shard's plan (pack.PackTask.plan): a new field at its default must not change plans.
+    The fields are part of the fingerprint PackTask.plan. A new field with its default value must not change it.
     """
 
     short_side: int = 256
-    """Largest short side in pixels; larger posters are shrunk, smaller ones are not enlarged."""
+    """Largest short side in pixels. Larger posters are shrunk. Smaller posters are not enlarged."""
     long_side: int = 512
-    """Largest long side in pixels; it limits very wide and very tall posters."""
+    """Largest long side in pixels, for very wide and very tall posters."""
     quality: Annotated[int, between(1, 95)] = 90
-    """JPEG quality of re-encoded posters; posters that already fit keep their bytes."""
+    """JPEG quality of posters that are encoded again. Upright RGB JPEGs that fit both sides keep their bytes."""
     min_side: Count = 32
-    """Posters with a shorter side (pixels) are rejected as too small."""
+    """Smallest allowed side in pixels. Posters with a shorter side are rejected."""
     max_pixels: Count = 64_000_000
-    """Posters with more pixels in their header are rejected as decompression bombs."""
+    """Largest allowed number of pixels. Posters whose header has more are rejected as decompression bombs."""
     aspect: tuple[float, float] | None = option(None, metavar="LOW,HIGH", parse=parse_aspect)
-    """Narrowest and widest width / height; posters outside are rejected as odd shapes."""
+    """Smallest and largest allowed ratio of width to height. Other posters are rejected (default: no limits)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,19 +81,19 @@ class ImageOptions(Checked):
             raise UserError("option-value", message)
 
 
-#: Accepts everything that can be decoded: for pictures that were named one by one, or checked before.
+#: Options that accept every picture that can be decoded and is not a decompression bomb.
 ANY = ImageOptions(min_side=1)
 
 
 class BadImage(Unusable):
-    """A picture that cannot be used."""
+    """A picture that cannot be decoded or is outside of the limits of ImageOptions."""
 
 
 @contextmanager
 def blamed_on_the_picture(reason: str) -> Iterator[None]:
-    """Turn a library's error about one picture, such as a shape beyond OpenCV's limits, into BadImage.
+    """Raise BadImage instead of an error of a library, for example if a picture is too large for OpenCV.
 
-    Errors of a full disk or a wrong environment (UserError) pass unchanged.
+    UserError and operating system errors (such as a full disk) are raised unchanged.
     """
     try:
         yield
@@ -106,7 +107,7 @@ def blamed_on_the_picture(reason: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Packed:
-    """A poster as it is stored in a shard: the bytes of an upright RGB JPEG, and its size in pixels."""
+    """A poster for a shard. ``data`` is an upright RGB JPEG, ``width`` and ``height`` are its size in pixels."""
 
     data: bytes
     width: int
@@ -114,16 +115,16 @@ class Packed:
 
 
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
-    """Decode fully and return RGB pixels in their upright orientation. Of several frames, the first is used.
+    """Return the upright RGB pixels of a picture. If it has several frames, the first one is used.
 
-    ``target`` (width, height): a JPEG may be decoded at a reduced scale, not below this size. It is then not checked
-    for missing pixels.
+    target: (width, height). To save time, a JPEG may be decoded at a smaller scale, but not below this size. It is then
+    not checked for missing pixel data.
     Raises BadImage: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
     image, header = _opened(data, options)
     pixels = None
     if header is not None and target is None:
-        # Pillow decodes CMYK and large pictures: another decoder's copy would double the memory.
+        # Pillow decodes CMYK and large pictures. For these, simplejpeg only checks the pixel data.
         fast = header.components != 4 and header.width * header.height <= FAST_PIXELS
         found = _whole_jpeg(data, header, smallest=not fast)
         pixels = Image.fromarray(found) if fast and found is not None else None
@@ -142,20 +143,17 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
                 pixels = rgb(image)
         del image  # free its memory before the turned copy is made
         upright = turned(pixels, turn)
-    except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+    except Exception as error:  # bad bytes cause many kinds of exceptions in the parsers
         reason = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise BadImage(reason, _without_address(error)) from None
     low, high = options.aspect or (0.0, float("inf"))
     if not low <= upright.width / upright.height <= high:
-        raise BadImage("odd shape", f"{upright.width}x{upright.height} pixels, not within {low:g} to {high:g}")
+        raise BadImage("odd shape", f"{upright.width}x{upright.height}: width / height is not from {low:g} to {high:g}")
     return upright
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Return the (width, height) of the picture that ``decode`` returns. All pixel data is checked.
-
-    Raises BadImage if the picture cannot be decoded.
-    """
+    """Check all pixel data. Return the (width, height) of the upright picture. Raises BadImage if it has a fault."""
     _, header = _opened(data, ANY)
     if header is None or _whole_jpeg(data, header, smallest=True) is None:
         return decode(data, ANY).size
@@ -163,18 +161,18 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 
 def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader | None]:
-    """Return the picture with only its headers read, and the header of a valid JPEG, else None."""
+    """Read the headers. Return the Pillow image, and the JpegHeader (None if the bytes are not a valid JPEG)."""
     try:
         header = check_structure(data)
     except TooMuchWork as error:
         raise BadImage("decompression bomb", str(error)) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and of size; both are checked here
+        warnings.simplefilter("ignore")  # Pillow warns of unusual EXIF and of large sizes, which are checked here
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise BadImage("decompression bomb", one_line(error)) from None
-        except Exception as error:  # parsers of hostile bytes raise nearly anything; the reason is recorded
+        except Exception as error:  # bad bytes cause many kinds of exceptions in the parsers
             if cut_off(data):
                 raise BadImage("truncated", "the file ends before the picture does") from None
             raise BadImage("not an image", _without_address(error)) from None
@@ -183,7 +181,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
     tile = _tile_pixels(image)
     if image.format == "TIFF" and image.info.get("compression") in ("jpeg", "tiff_jpeg"):
         found, limit = data.count(b"\xff\xda"), most_scans(width * height)
-        if found > limit:  # of all tiles; each tile is a JPEG
+        if found > limit:  # each tile of the TIFF is a JPEG, and the scans of all tiles are counted
             raise BadImage("decompression bomb", f"{width}x{height} in {found} scans, over {limit}")
     if max(width * height, tile) > most:
         what = f"{width}x{height} pixels" if width * height > most else f"tiles of {tile} pixels"
@@ -194,7 +192,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Return the pixels of a TIFF's tile, since a tile is decoded as a whole; 0 if there are no tiles."""
+    """Return the number of pixels in a tile of a TIFF, 0 if it has no tiles. A tile is always decoded as a whole."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     sides = [image.tag_v2.get(tag, 0) for tag in (322, 323)]
@@ -202,9 +200,9 @@ def _tile_pixels(image: Image.Image) -> int:
 
 
 def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray | None:
-    """Return the stored pixels of a faultless JPEG, (h, w, c) uint8; None if Pillow must decode it.
+    """Decode a JPEG with simplejpeg. Return (h, w, c) uint8, not rotated, or None if simplejpeg refuses the JPEG.
 
-    ``smallest``: at 1/8 size. Raises BadImage if data is missing: libjpeg fills gaps with grey, Pillow ignores that.
+    smallest: decode at 1/8 size. Raises BadImage if pixel data is missing. Pillow would fill the gap with grey.
     """
     lack = "" if header.one_scan else missing_scans(data, header)
     if lack:
@@ -220,22 +218,22 @@ def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray |
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (width, height) of an upright RGB JPEG, else None. Only headers are read."""
+    """Return the (width, height) of an upright RGB JPEG, None for other pictures. Only headers are read."""
     image, header = _opened(data, ANY)
     plain = image.format == "JPEG" and image.mode == "RGB" and header is not None and header.orientation == 1
     return image.size if plain else None
 
 
 def pack_image(data: bytes, options: ImageOptions) -> Packed:
-    """Return the JPEG for the shard: the original bytes if they fit, else a shrunk, upright RGB re-encoding.
+    """Return the JPEG for the shard. An upright RGB JPEG that fits the size limits keeps its bytes.
 
-    Raises BadImage as ``decode`` does. Callers usually check the bytes before, by decoding them.
+    All other pictures are turned upright, shrunk if they are too large, and encoded again. Raises BadImage.
     """
     size = plain_jpeg_size(data)
     if size is not None and fitted_size(*size, options) == size:
         return Packed(data, *size)
     header, _ = _opened(data, options)
-    # The stored picture may lie on its side, so the target is a square.
+    # The orientation may exchange width and height, so the target is a square.
     bound = 2 * max(fitted_size(header.width, header.height, options))
     return shrunk(decode(data, options, target=(bound, bound)), options)
 
@@ -249,14 +247,14 @@ def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
 
 
 def jpeg(image: Image.Image, quality: int, **how: Any) -> bytes:
-    """Return the bytes of an RGB picture as JPEG; ``how``: other options of Pillow's JPEG writer."""
+    """Encode an RGB picture as JPEG. ``how`` are other options of Pillow's JPEG writer."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality, **how)
     return out.getvalue()
 
 
 def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, int]:
-    """Return (width, height) after shrinking to the size limits. The aspect ratio is kept; pictures are never enlarged.
+    """Return (width, height) after shrinking to the size limits. The aspect ratio is kept.
 
     >>> fitted_size(500, 750, ImageOptions(short_side=250, long_side=500))
     (250, 375)
@@ -266,6 +264,6 @@ def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, in
 
 
 def _without_address(error: Exception) -> str:
-    """Return an error's message without object addresses, which would make rejected.csv differ between runs."""
+    """Return an error's message without memory addresses. They differ between runs, but rejected.csv must not."""
     text = one_line(error)
     return "no known picture format" if "BytesIO" in text else text[:200]

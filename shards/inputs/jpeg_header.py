@@ -1,7 +1,7 @@
-"""Read the headers of a JPEG: size, orientation, scans. Pure Python, some microseconds per image.
+"""Read the size, the orientation and the scans from the headers of a JPEG, without decoding (images.py decodes).
 
-Build, loader and predict all use these functions, so that they treat a file in the same way. Sources: ITU-T T.81,
-Annex B; EXIF 2.3 for the orientation. Files that break these rules are read as Pillow reads them.
+All commands use these functions, so that they treat a file in the same way. Sources: ITU-T T.81, Annex B, and EXIF 2.3
+for the orientation. Files that break these standards are read as Pillow reads them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Largest number of scans. Encoders write 17 at most.
+#: Largest allowed number of scans. Encoders write 17 at most.
 MAX_SCANS = 100
-#: Largest pixels times scans, so that a large file cannot occupy a core for minutes; MIN_SCANS are always allowed.
+#: Largest product of pixels and scans, so that decoding cannot take minutes. MIN_SCANS scans are always allowed.
 MAX_WORK, MIN_SCANS = 640_000_000, 20
-#: Limits for marker segments and padding bytes before the pixels: far above what cameras and editors write.
+#: Largest numbers of segments and padding bytes before the pixels. Cameras and editors write far fewer.
 MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
-#: Largest EXIF in bytes; Pillow reads its directory when it opens a file. One segment has 64 KB at most.
+#: Largest size of the EXIF of all segments in bytes. Pillow parses the EXIF when it opens a file.
 MAX_EXIF = 256_000
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -27,30 +27,30 @@ _EXIF = b"Exif\0\0"
 _SEGMENT = struct.Struct(">HH").unpack_from  # marker, size
 _FRAME = struct.Struct(">BBHBHHB").unpack_from  # 0xFF, kind, size, bits, height, width, components
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
-#: Start of frame, without Huffman tables (0xC4), a reserved marker (0xC8) and arithmetic conditioning (0xCC).
+#: Start-of-frame markers. 0xC4 (Huffman tables), 0xC8 (reserved) and 0xCC (arithmetic conditioning) are excluded.
 _FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 #: All other markers that a header may have.
 _OTHERS = frozenset((0xFFC4, 0xFFC8, 0xFFCC, *range(0xFFDB, 0xFFFF)))
 
 
 class TooMuchWork(ValueError):
-    """A picture whose decoding would take minutes."""
+    """Decoding the picture can take minutes."""
 
 
 class JpegHeader(NamedTuple):
-    """Contents of the header before the first scan."""
+    """Contents of a JPEG's headers, which come before the first scan."""
 
     frame: int  # offset of the start-of-frame marker
-    width: int  # of the stored pixels, before the orientation is applied
+    width: int  # of the stored pixels, before they are turned upright
     height: int
     components: int
-    orientation: int  # 1 to 8, as in EXIF; 1 is upright
+    orientation: int  # the EXIF value, 1 to 8; 1 means upright
     scan: int  # offset of the first start-of-scan marker
-    one_scan: bool  # whether the first scan has all data, as in baseline JPEGs of nearly all encoders
+    one_scan: bool  # whether the first scan has all data, which is usual for baseline JPEGs
 
 
 def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
-    """Return the header; None if the bytes are not a valid JPEG. Raises TooMuchWork if the header is too long."""
+    """Return the header, or None if the bytes are not a valid JPEG. Raises TooMuchWork if the header is too long."""
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 10
@@ -95,7 +95,7 @@ def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
 
 
 def without_junk(data: bytes) -> bytes:
-    """Return a JPEG without the bytes between its header segments, which decoders skip."""
+    """Return a JPEG without the bytes between its header segments. Decoders skip such bytes."""
     kept, at = [data[:2]], 2
     while len(kept) < MAX_SEGMENTS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
         marker, size = _SEGMENT(data, at)
@@ -110,7 +110,7 @@ def without_junk(data: bytes) -> bytes:
 
 
 def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
-    """Return the orientation, 1 to 8, from EXIF bytes, else from XMP bytes; 1 if neither has one."""
+    """Return the orientation, 1 to 8, from EXIF bytes, or else from XMP bytes. Return 1 if neither contains it."""
     value = _exif_orientation(exif)
     if value is None and (found := _XMP_ORIENTATION.search(xmp)):
         value = int(found[1])
@@ -118,7 +118,7 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return ORIENTATION of the first directory, or None. Only the 12 bytes of each entry are read, not long values."""
+    """Return the value of ORIENTATION in the first EXIF directory, or None."""
     at = 0
     while exif.startswith(_EXIF, at):
         at += len(_EXIF)
@@ -132,26 +132,26 @@ def _exif_orientation(exif: bytes) -> int | None:
         for entry in range(at + start + 2, at + start + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", exif, entry)
             if tag == ORIENTATION:
-                form = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # short and long, with and without sign
+                form = {3: "H", 4: "I", 8: "h", 9: "i"}.get(kind)  # 16 or 32 bits, unsigned or signed
                 if form is None or not count:
                     value = 0
                     continue
                 place = entry + 8
-                if count * struct.calcsize(form) > 4:  # then the entry has their offset; the first value is used
+                if count * struct.calcsize(form) > 4:  # then the entry has the offset of the values
                     place = at + struct.unpack_from(f"{order}I", exif, place)[0]
                 value = struct.unpack_from(f"{order}{form}", exif, place)[0]
     except struct.error:
-        pass  # truncated: the value found before is used
+        pass  # the EXIF is truncated
     return value
 
 
 def check_scans(data: bytes, header: JpegHeader | None) -> None:
     """Raise TooMuchWork if a JPEG has too many scans for its size."""
     limit = most_scans(header.width * header.height) if header else MAX_SCANS
-    # Pixel data never contains these two bytes, so this cheap count is an upper limit.
+    # Pixel data never contains these two bytes, so there are at most as many scans as this fast count finds.
     if data.count(b"\xff\xda") <= limit:
         return
-    found = sum(1 for _ in scans(data))  # without previews, profiles and data after the picture
+    found = sum(1 for _ in scans(data))  # skips previews, profiles and data after the picture
     if found > limit:
         size = f"{header.width}x{header.height}" if header else "a JPEG"
         raise TooMuchWork(f"{size} in {found} scans, over {limit}")
@@ -169,7 +169,7 @@ def scans(data: bytes) -> Iterator[int]:
         marker = data[at + 1]
         if marker == 0xFF:
             at += 1
-        elif marker == 0 or 0xD0 <= marker <= 0xD8 or marker == 1:  # stuffed, restart, without a segment
+        elif marker == 0 or 0xD0 <= marker <= 0xD8 or marker == 1:  # markers without a segment
             at += 2
         elif marker == 0xD9:
             return
@@ -180,14 +180,14 @@ def scans(data: bytes) -> Iterator[int]:
 
 
 def missing_scans(data: bytes, header: JpegHeader) -> str:
-    """Return what is missing in a JPEG of several scans, or an empty string if it has all coefficients.
+    """Return a message if coefficients are missing in a JPEG of several scans, else an empty string.
 
-    A file that is cut between two scans and has an end marker is a valid JPEG of a blurred picture.
+    A JPEG that is cut between two scans and has an end marker is valid, but shows a blurred picture.
     """
     progressive = data[header.frame + 1] in _PROGRESSIVE
     ids = [data[header.frame + 10 + 3 * k] for k in range(header.components)]
-    # Bits still missing of each of the 64 coefficients of a component
-    left = {component: [14] * 64 for component in ids}
+    # component -> number of bits that are still missing in each of the 64 coefficients
+    missing = {component: [14] * 64 for component in ids}
     for at in scans(data):
         count = data[at + 4]
         named = [data[at + 5 + 2 * k] for k in range(count)] if at + 8 + 2 * count <= len(data) else []
@@ -196,8 +196,8 @@ def missing_scans(data: bytes, header: JpegHeader) -> str:
         first, last, bits = data[at + 5 + 2 * count], data[at + 6 + 2 * count], data[at + 7 + 2 * count] & 15
         for component in named:
             for k in range(first, min(last, 63) + 1) if progressive else range(64):
-                if component in left:
-                    left[component][k] = bits if progressive else 0
-    if any(bits[0] == 14 for bits in left.values()):
+                if component in missing:
+                    missing[component][k] = bits if progressive else 0
+    if any(bits[0] == 14 for bits in missing.values()):
         return "a colour component is missing"
-    return "its last scans are missing" if any(any(bits) for bits in left.values()) else ""
+    return "its last scans are missing" if any(any(bits) for bits in missing.values()) else ""

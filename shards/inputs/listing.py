@@ -1,8 +1,7 @@
-"""Find the files of many ids with a few listings, instead of a request for every name that a poster may have.
+"""Find the image files of many ids. A few listings of the folder replace one request for each possible file name.
 
-The listing of a whole folder can be too large for memory, and most of it may belong to no id. So the ids of a folder at
-a URL are grouped by prefix, and only one prefix is listed at a time. A local folder is walked through once. Only files
-that belong to an id are kept.
+The listing of a whole remote folder can be too large for memory. So the ids are grouped by common prefixes of their
+names, and only one prefix is listed at a time. A local folder is walked through once.
 """
 
 from __future__ import annotations
@@ -22,45 +21,45 @@ from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 log = logging.getLogger(__name__)
 
-#: Stores that can list by prefix. Others are listed once as a whole.
+#: URL schemes of stores that can list by prefix. Folders in other stores are listed once as a whole.
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-#: Largest number of ids per listing: about one page of a store's answer.
+#: Largest number of ids per listing. Stores return about this number of files in one response.
 GROUP = 1000
-#: Stores' names of a value that changes with the content of a file; the first one present is used.
+#: Keys of a value that changes with the content of a file. Stores use different keys. The first existing key is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A poster's file."""
+    """The image file of a poster."""
 
     name: str  # path relative to the folder
-    state: str = ""  # of a file at a URL: its size and version, which change with its content
+    state: str = ""  # size and version of a remote file; they change if its content changes
 
 
 def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
-    """Return id → file, for the ids with a file. Raises UserError if the folder is missing or cannot be listed.
+    """Return id → image file. Ids without a file are left out. Raises UserError if the folder cannot be listed.
 
-    Unless ``quiet``, logs a line about ids with several files, of which one is used. For a local folder, also logs
-    files of other kinds and folders that cannot be read.
+    Log a line if ids have several files. For a local folder, log files that are not images and subfolders that cannot
+    be read. If ``quiet`` is true, log nothing.
     """
     groups: Iterable[tuple[Sequence[str], Mapping[str, Any]]]
     if is_remote(folder):
-        # With the dot, the prefix matches only the id's own files. An id that is a file name is a prefix itself.
+        # With a dot at the end, the prefix of "p1" does not match "p10.jpg". An id such as "p1.jpg" needs no dot.
         groups = _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
     else:
         groups = _local_posters(folder, ids, quiet)
     found, several = {}, []
     for members, files in groups:
-        # Ids may have ./ and double slashes: two ids may then belong to one file.
+        # Ids may have ./ and double slashes. So two ids may belong to one file.
         plain = {sample_id: _plain(sample_id) for sample_id in members}
         chosen = files_of(set(plain.values()), files)
-        for sample_id, own in plain.items():
-            if names := chosen.get(own):
+        for sample_id, name in plain.items():
+            if names := chosen.get(name):
                 info = files[names[0]]
                 version = next((info[key] for key in VERSION_KEYS if info.get(key)), "") if info else ""
                 found[sample_id] = Listed(names[0], f"{info.get('size')} {version}" if info else "")
-                others = [name for name in names[1:] if name != own]
+                others = [other for other in names[1:] if other != name]
                 several += [f"{names[0]} (not {', '.join(others)})"] if others else []
     if several and not quiet:
         shown = some(several, 3, "; ")
@@ -69,23 +68,23 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
 
 
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Yield (ids of one folder, files of that folder)."""
+    """Yield (ids, files) of each subfolder that contains ids. The values of ``files`` are None."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
     walk = Walk()
-    for below, files in walk_folders(folder, walk):
-        if members := by_folder.pop(below.rstrip("/"), None):
+    for subfolder, files in walk_folders(folder, walk):
+        if members := by_folder.pop(subfolder.rstrip("/"), None):
             yield members, dict.fromkeys(files)
-    for below, members in by_folder.items():
-        if os.path.isdir(folder / below):  # a link to a folder, which the walk does not follow
-            yield members, dict.fromkeys(list_folder(folder, f"{below}/", walk)[1])
+    for subfolder, members in by_folder.items():
+        if os.path.isdir(folder / subfolder):  # behind a link to a folder, which walk_folders does not follow
+            yield members, dict.fromkeys(list_folder(folder, f"{subfolder}/", walk)[1])
     if not quiet:
         walk.warn(folder)
 
 
 def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
-    """Return the sizes, in bytes, of the files that exist. Empty if there is no folder."""
+    """Return name → size in bytes of the remote files that exist. Empty if the folder does not exist."""
     found = {}
     try:
         for members, files in _groups_with_files(folder, {name: _plain(name) for name in names}):
@@ -97,11 +96,14 @@ def list_sizes(folder: StoragePath, names: Iterable[str]) -> dict[str, int]:
 
 
 class NoFolder(UserError):
-    """A URL at which there is no folder."""
+    """There is no folder at a URL."""
 
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """Yield groups of keys, each with the files (relative path → the store's facts) whose names have their prefixes."""
+    """Yield (keys, files) for groups of the keys. ``begins`` maps a key to the prefix of its files' names.
+
+    files: relative path → file information from the store, for at least the files with these prefixes.
+    """
     with as_user_error("list", folder):
         folder.fs.invalidate_cache()
         if not folder.fs.isdir(folder.path):
@@ -110,9 +112,9 @@ def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple
         for prefix, group in _groups(sorted((begin, key) for key, begin in begins.items())):
             yield [key for _, key in group], _files(folder, prefix=prefix)
     else:
-        # Not deeper than the names need: an HTTP server may list nested folders without end.
+        # The depth is limited because an HTTP server may list nested folders without end.
         yield (list(begins), _files(folder, maxdepth=1 + max((b.count("/") for b in begins.values()), default=0)))
-    folder.fs.invalidate_cache()  # or it would keep whole listings in memory
+    folder.fs.invalidate_cache()  # free the memory of its listings
 
 
 def _files(folder: Any, **which: Any) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Yield (common prefix, pairs) of sorted (prefix, key) pairs whose first ``known`` characters are the same."""
+    """Yield (common prefix, pairs) of groups of sorted (prefix, key) pairs. All prefixes share ``known`` characters."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))
@@ -141,5 +143,5 @@ def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[
 
 
 def _plain(name: str) -> str:
-    """Return the name without ``./`` and double slashes, as paths have it."""
+    """Return the name without ``./`` and double slashes."""
     return str(PurePosixPath(name))

@@ -1,4 +1,4 @@
-"""Read a user's CSV of posters and genres. Every row becomes a sample, part of one, or a rejection with a reason."""
+"""Read a user's CSV of posters and genres. A row becomes a sample, is joined to another row, or is rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
 from shards.inputs.csv_table import CsvOptions, Table, open_table
 from shards.inputs.genres import is_list, parse_genres
-from shards.inputs.table_checks import doubt_about, find_genres, is_named, refuse_headless, refuse_unless_lists
+from shards.inputs.table_checks import doubt_about, find_genres, is_named, refuse_missing_header, refuse_unless_lists
 from shards.options import option
 from shards.storage.csv_text import unescaped, write_for_people
 from shards.storage.files import atomic_write
@@ -22,13 +22,13 @@ from shards.storage.paths import StoragePath
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-#: Reasons of rows whose genres cannot be read.
+#: Reasons for which the genres of a row cannot be read.
 UNREADABLE = ("unparsable genres", "bad row")
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row or image that was left out. ``reason`` is one of a fixed set of words, ``detail`` is free text."""
+    """A row or image that is left out. ``reason`` is one of a few fixed texts, ``detail`` is any text."""
 
     id: str
     reason: str
@@ -36,7 +36,7 @@ class Rejection:
 
 
 class Unusable(Exception):
-    """A poster that cannot be used; ``reason`` is one of the words in rejected.csv."""
+    """A poster that cannot be used. ``reason`` and ``detail`` are those of `Rejection`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -48,16 +48,16 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row with genres. After the rows of an id are joined: one usable poster."""
+    """A row of the CSV with genres, or the joined rows of one poster."""
 
     id: str
     genres: tuple[str, ...]
-    line: int = field(default=0, compare=False)  # of the CSV
+    line: int = field(default=0, compare=False)  # line number in the CSV
 
 
 @dataclass
 class Metadata:
-    """Contents of a CSV: usable posters in file order, and rejected rows."""
+    """Contents of a CSV. ``rows`` are the usable posters in the order of the file."""
 
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
@@ -67,22 +67,22 @@ class Metadata:
 
     @property
     def posters(self) -> int:
-        """Number of rows of the CSV; joined rows count as one."""
+        """Number of rows of the CSV. Rows that are joined count as one row."""
         return len(self.rows) + len(self.rejected)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenreOptions(CsvOptions):
-    """Columns of ids and genres of a CSV, and how it is written."""
+    """Columns of ids and genres of a CSV, and the form of the genres."""
 
     genre_column: str | None = None
-    """CSV column of genres, by name or number from 0 (default: the one named genre, label or tag, or their plurals;
-    else 3 if it contains lists). If you name it, genres that are numbers, years or all the same are accepted, too."""
+    """CSV column of genres, by name or by number from 0. The default is the column named genre, label or tag (or a
+    plural), or column 3 if it contains lists. If you give a column, it may contain numbers, years or only one genre."""
     genre_separator: str = "|"
-    """Separator of genres that are not written as a list."""
+    """Separator between the genres of a cell that is not a list."""
     spellings: str = option("merge", choices=("merge", "refuse"))
-    """Genres that differ only in case, spaces, invisible characters or Unicode form: merge them and log it (default),
-    or refuse the CSV."""
+    """What to do with genres that differ only in case, spaces, invisible characters or Unicode form: merge them and
+    log it (default), or refuse the CSV."""
 
 
 def read_metadata(
@@ -90,12 +90,11 @@ def read_metadata(
 ) -> Metadata:
     """Read ids and genre lists from a CSV with a header line, and log a summary.
 
-    known: given labels, such as those of a model; other spellings are replaced by them.
-    strict: refuse doubtful genres, such as numbers (see table_checks.doubt_about); if False, only warn. Numbers, years
-    and a single genre are accepted if their column was named; ``known`` labels are always accepted.
+    known: labels that are always accepted, such as the labels of a model. They replace their other spellings.
+    strict: whether doubtful genres (see table_checks.doubt_about) raise UserError. If false, a warning is logged.
 
-    Raises UserError if the file or a column is missing, if the column of genres is ambiguous, or if genres are
-    doubtful. A bad row is a Rejection, never an error.
+    Raises UserError if the file or a column is missing, or if several columns may contain the genres. A bad row raises
+    no error, but becomes a Rejection.
     """
     genre_column, separator = options.genre_column, options.genre_separator
     if not separator:
@@ -107,14 +106,14 @@ def read_metadata(
         if options.id_column is None and cells.rows:
             table.refuse_row_numbers(id_at, [row.id for row in cells.rows])
         if genre_column is None or genre_column not in map(str.strip, table.header):
-            refuse_headless(table, genres_at, {genre for genres in read for genre in genres}, separator)
+            refuse_missing_header(table, genres_at, {genre for genres in read for genre in genres}, separator)
     if genre_column is None and not is_named(table, genres_at):
         refuse_unless_lists(table, options.encoding, cells.written, cells.lists, read)
     merged, lines = merge_spellings(read, known)
     if lines and options.spellings == "refuse":
-        ways = "; ".join(lines[:3]).replace(": merged", "")
+        spellings = "; ".join(lines[:3]).replace(": merged", "")
         remedy = f"repair the column {table.name(genres_at)}, or pass --spellings merge"
-        raise UserError("table-row", f"{path} spells a genre in several ways: {ways}; {remedy}")
+        raise UserError("table-row", f"{path} has several spellings of a genre: {spellings}; {remedy}")
     rows = [replace(row, genres=genres) for row, genres in zip(cells.rows, merged, strict=True)]
     metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
     _join(rows, cells.rejected, metadata)
@@ -131,15 +130,14 @@ def read_metadata(
 
 
 def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
-    """Return the positions of the columns of ids and genres."""
     id_at = 0 if options.id_column is None else table.column(options.id_column, "--id-column")
     if options.genre_column is None:
         genres_at = find_genres(table, id_at)
     else:
         genres_at = table.column(options.genre_column, "--genre-column")
     if genres_at == id_at:
-        problem = f"{table.path}: column {table.name(id_at)} cannot hold both ids and genres"
-        remedy = f"choose others with --id-column and --genre-column; its columns are {table.listing()}"
+        problem = f"{table.path}: column {table.name(id_at)} cannot contain both ids and genres"
+        remedy = f"choose two columns with --id-column and --genre-column; the columns are {table.listing()}"
         raise UserError("table-column", f"{problem}; {remedy}")
     return id_at, genres_at
 
@@ -149,10 +147,10 @@ class _Cells:
     """Parsed cells of all rows."""
 
     rows: list[Row] = field(default_factory=list)
-    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # by line
+    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # with line numbers
     count: int = 0
     written: int = 0  # rows whose cell of genres is not empty
-    lists: int = 0  # rows whose genres are written as a list
+    lists: int = 0  # rows whose cell of genres is a list or has a separator
 
 
 def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
@@ -183,11 +181,11 @@ def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Ce
 
 
 def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
-    """Write one row per id to ``out``.
+    """Write one row per id, and all rejections, to ``out``.
 
-    The rows of an id are joined if the table has one row per genre: each row has a single genre, and at least a tenth
-    of the ids have several genres. Otherwise two posters may have the same id by mistake, and the first row is used. If
-    one row of an id is unreadable, all its rows are rejected: its genres would be incomplete.
+    The rows of an id are joined if each row of the table has a single genre and at least a tenth of the ids have
+    several genres. If not, two posters may have the same id by mistake, so only the first row of an id is used. If one
+    row of an id is unreadable, all rows of this id are rejected, because the genres would be incomplete.
     """
     by_id: dict[str, list[Row]] = {}
     for entry in entries:
@@ -210,7 +208,7 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
                 genres += entry.genres
                 out.joined += 1
             else:
-                detail = f"{where}: its genres differ from line {first.line}, which is used; are these two posters?"
+                detail = f"{where}: its genres differ from line {first.line}, which is used; use one id per poster"
                 rejected.append((entry.line, Rejection(sample_id, "conflicting rows", detail)))
         out.rows.append(replace(first, genres=tuple(genres)))
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
@@ -232,7 +230,7 @@ def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows
 
 
 def id_problem(sample_id: str) -> str:
-    """Return why an id cannot be a file name in the image folder, or an empty string if it can."""
+    """Return why an id cannot be a path in the image folder. The text is empty if it can."""
     if not sample_id:
         return "empty id"
     if any(unicodedata.category(character) == "Cc" for character in sample_id):
@@ -246,14 +244,14 @@ def id_problem(sample_id: str) -> str:
 
 
 def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail) atomically. csv_text.unescaped restores its text."""
+    """Write rejected.csv (id, reason, detail) atomically. Cells that begin like a formula are escaped."""
     rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, rows, end="\r\n")
 
 
 def read_rejected(path: StoragePath) -> dict[str, str]:
-    """Return id → reason of a rejected.csv; empty if it is missing or has other columns."""
+    """Return id → reason of a rejected.csv. Empty if the file is missing or has unknown columns."""
     if not path.is_file():
         return {}
     with open_table(path, "utf-8") as table:
@@ -263,7 +261,7 @@ def read_rejected(path: StoragePath) -> dict[str, str]:
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:
-    """Return a one-line summary: counts by reason, and an example of each of the three most frequent reasons."""
+    """Return a one-line summary: the count of each reason, and one row for each of the three most frequent."""
     if not rejected:
         return "the file has only a header line"
     first = {rejection.reason: rejection for rejection in reversed(rejected)}

@@ -1,4 +1,4 @@
-"""Convert any picture that Pillow can open to RGB: upright, alpha on white, 16 bits scaled to 8."""
+"""Convert any picture that Pillow can open to upright RGB. Transparent pixels become white, 16 bits become 8 bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from shards.inputs.jpeg_header import orientation_of
 
-#: The transposition that undoes each EXIF orientation.
+#: EXIF orientation -> transposition that turns the picture upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -20,7 +20,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Pixels that are converted at a time, to limit memory.
+#: Largest number of pixels that are converted at a time, to limit memory.
 STRIP = 2_000_000
 
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -28,21 +28,18 @@ _LAYERED = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return the RGB pixels of any picture: upright by its EXIF, alpha on white, 16-bit grey levels scaled.
-
-    Raises ValueError for 32-bit pixels of unknown scale.
-    """
-    turn = orientation(image)  # loads the pixels: in a PNG, EXIF may come after them
+    """Return a picture as upright RGB (see `orientation` and `rgb`)."""
+    turn = orientation(image)  # this call loads the pixels, because the EXIF of a PNG may come after them
     return turned(rgb(image), turn)
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return the picture in upright orientation."""
+    """Return the picture turned upright. ``orientation`` is the EXIF value."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation, 1 to 8, of a picture, and load its pixels. 1 for TIFF, which Pillow turns itself."""
+    """Load the pixels of a picture and return its EXIF orientation. 1 for a TIFF, because Pillow turns it upright."""
     image.load()
     if image.format == "TIFF":
         return 1
@@ -58,7 +55,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return RGB pixels in the stored orientation; the picture itself if it is RGB already."""
+    """Return the picture as RGB, not turned. Raises ValueError for floating-point pixels and levels over 65535."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     scale = _scale(image)
@@ -75,7 +72,7 @@ def rgb(image: Image.Image) -> Image.Image:
 def _strip(image: Image.Image, scale: bool) -> Image.Image:
     if image.mode in _DEEP:
         pixels = np.asarray(image)
-        # 16-bit scans: convert() would clip at 255, and the result would be white
+        # Image.convert would clip the levels above 255, and 16-bit scans would become white.
         grey = _levels()[pixels] if scale else pixels.astype(np.uint8)
         key = image.info.get("transparency")
         if isinstance(key, int):
@@ -89,10 +86,10 @@ def _strip(image: Image.Image, scale: bool) -> Image.Image:
 
 
 def _scale(image: Image.Image) -> bool:
-    """Return whether grey levels go up to 65535 instead of 255."""
+    """Return whether the picture has 16-bit grey levels."""
     if image.mode not in _DEEP:
         return False
-    low, high = cast(tuple[float, float], image.getextrema())  # these modes have one band
+    low, high = cast(tuple[float, float], image.getextrema())  # these modes have one channel
     if not (low >= 0 and high <= 65535) or image.mode == "F":
         raise ValueError(f"32-bit pixels from {low} to {high}: save the picture with 8 or 16 bits")
     return bool(high > 255)
@@ -100,5 +97,5 @@ def _scale(image: Image.Image) -> bool:
 
 @cache
 def _levels() -> np.ndarray:
-    """Return the 8-bit grey level of each 16-bit level, (65536,) uint8."""
+    """Return the 8-bit grey level of each 16-bit grey level, (65536,) uint8."""
     return (np.arange(65536) * (255.0 / 65535.0)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Check every poster in resumable chunks: decode it, and compute its SHA-256, perceptual hashes and signature."""
+"""Check all posters: decode each, and compute its SHA-256, perceptual hashes and signature. Results are cached."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from shards.storage.paths import StoragePath, is_remote
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # posters per task: some seconds of work, so that little is lost if the run is killed
+CHUNK = 256  # posters per task; a task takes some seconds, so a killed run loses little work
 
 RULES = 3
-"""Version of the checks and hashes. Cached results of other versions are not used."""
+"""Version of the checks and hashes. Results of other versions in the cache are not used."""
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """A chunk of posters to check. ``cache`` is the file of its result, which a restarted build reuses."""
+    """Some posters to check. ``cache`` is the file of the result, which a restarted build reads."""
 
     folder: StoragePath
     ids: tuple[str, ...]
     options: ImageOptions
     cache: StoragePath
-    listed: tuple[Listed | None, ...]  # the file of each poster, or None if it has no file
+    listed: tuple[Listed | None, ...]  # the file of each poster, None if the poster has no file
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +48,7 @@ class ScanTask:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
-        """Return the fingerprint of the chunk's files (size and time of change) and options, to detect old results."""
+        """Return a fingerprint of the files (name, size and time of change) and options. A change means a new check."""
         files: list[list[Any]] = []
         for sample_id, file in zip(self.ids, self.listed, strict=True):
             files.append([sample_id])
@@ -56,7 +56,7 @@ class ScanTask:
                 files[-1] += [file.name, file.state]
             elif file is not None:
                 path = self.folder / file.name
-                with contextlib.suppress(OSError):  # deleted since it was listed
+                with contextlib.suppress(OSError):  # the file was deleted after the listing
                     stat = path.stat()
                     files[-1] += [stat.st_size, stat.st_mtime_ns, path.name]
         return fingerprint([files, asdict(self.options), RULES])
@@ -64,27 +64,27 @@ class ScanTask:
 
 @dataclass
 class Scan:
-    """Result of the checks: SHA-256, perceptual hashes and signature of each good poster, and the rejected others."""
+    """Result of the checks. Every dict maps the ids of the good posters to a value."""
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
-    mirrored: dict[str, int] = field(default_factory=dict)  # perceptual hashes of their mirror images
+    mirrored: dict[str, int] = field(default_factory=dict)  # hashes of the mirror images
     signatures: dict[str, bytes] = field(default_factory=dict)
     rejected: list[Rejection] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)  # paths of the good posters relative to the folder
+    names: dict[str, str] = field(default_factory=dict)  # paths of the files relative to the image folder
 
     def duplicate_groups(self, ids: Sequence[str], max_distance: int, mirrored: bool = True) -> np.ndarray:
-        """Return the group numbers of good posters, (n,) int64; duplicates have equal ones (see group_duplicates).
+        """Return the group number of each id, (n,) int64. Duplicates have the same number (see group_duplicates).
 
         mirrored: whether mirrored copies count as duplicates.
         """
         digests = [self.digests[sample_id] for sample_id in ids]
-        hashes, turned = (
+        hashes, mirrors = (
             np.array([found[sample_id] for sample_id in ids], dtype=np.uint64) for found in (self.hashes, self.mirrored)
         )
         signatures = np.frombuffer(b"".join(self.signatures[sample_id] for sample_id in ids), dtype=np.uint8)
         signatures = signatures.reshape(len(ids), SIGNATURE_BYTES)
-        return group_duplicates(digests, hashes, signatures, turned if mirrored else None, max_distance)
+        return group_duplicates(digests, hashes, signatures, mirrors if mirrored else None, max_distance)
 
 
 def scan_images(
@@ -96,14 +96,14 @@ def scan_images(
     *,
     chunk: int = CHUNK,
 ) -> Scan:
-    """Check all posters. ``work`` is the folder of results that a restart reuses."""
+    """Check the posters of ``ids``. ``work`` is the folder for results of chunks, which a restarted build reads."""
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = list_posters(folder, ids)
     tasks = [
         ScanTask(folder, part, options, work / f"scan-{number:06d}.json", tuple(map(listed.get, part)))
         for number, part in enumerate(split_into_chunks(ids, chunk))
     ]
-    scan, films = Scan(), []
+    scan, with_frames = Scan(), []
     for answer in results_in_order(executor, scan_chunk, tasks, "checking posters"):
         for sample_id, digest, hashes, signature, reason, detail, more in answer:
             if reason:
@@ -113,19 +113,19 @@ def scan_images(
                 scan.hashes[sample_id], scan.mirrored[sample_id] = int(hashes[:16], 16), int(hashes[16:], 16)
                 scan.signatures[sample_id] = bytes.fromhex(signature)
                 scan.names[sample_id] = listed[sample_id].name
-                films += [sample_id] if more else []
-    warn_of_films(films)
+                with_frames += [sample_id] if more else []
+    warn_of_frames(with_frames)
     return scan
 
 
-def warn_of_films(names: Sequence[str]) -> None:
-    """Log which posters have several frames."""
+def warn_of_frames(names: Sequence[str]) -> None:
+    """Log the names of posters that have several frames. The list may be empty."""
     if names:
         log.warning("%d posters have several frames or pages; the first one is used: %s", len(names), some(names))
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """Return [id, SHA-256, hex hashes, hex signature, reason, detail, more frames?] of each poster, in order."""
+    """Return a list for each poster: id, SHA-256, hex hashes, hex signature, reason, detail, several frames or not."""
     state = task.state()
     if "answer" in (done := read_result(task.cache, state)):
         return done["answer"]

@@ -1,13 +1,13 @@
-"""Draw a small synthetic set of movie posters, to try the whole pipeline offline.
+"""Draw a small set of synthetic movie posters, to try the whole pipeline offline.
 
-Each genre of a poster adds its own objects to the picture. Palette and title depend on the genres only loosely, and
-some posters have an object of a genre that is not theirs, so no model can always be right.
+Each genre of a poster usually adds its own objects to the picture. Palette and title depend only loosely on the genres.
+Some posters have an object of another genre. So no model can always be right.
 
-The last ten rows of the CSV are bad on purpose, to show what is rejected. Their ids name the fault:
-``bad_zero_bytes`` (an empty file), ``bad_truncated`` (a JPEG that stops after 40 % of its bytes),
-``bad_not_an_image`` (text named .jpg), ``bad_missing_file`` (no file), ``bad_no_genres`` (good image, genre
-``[]``), ``bad_unparsable_genre`` (good image, genre ``['Drama', 'Roman``), ``p00000`` (repeats the first id)
-and ``copy_of_p00001`` to 3 (near-duplicates: re-encoded at another quality and size, same genres).
+The last ten rows of the CSV are bad on purpose. Six of them have the fault in their id: ``bad_zero_bytes`` (an empty
+file), ``bad_truncated`` (a JPEG that stops after 40 % of its bytes), ``bad_not_an_image`` (text named .jpg),
+``bad_missing_file`` (no file), ``bad_no_genres`` (genre ``[]``) and ``bad_unparsable_genre`` (genre
+``['Drama', 'Roman``). The next row repeats the first id, ``p00000``. The last three, ``copy_of_p00001`` to
+``copy_of_p00003``, are near-duplicates: copies of another quality and size with the same genres.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from shards.storage.files import atomic_write
 Color = tuple[int, ...]  # RGB or RGBA
 Points = Sequence[tuple[float, float]]
 
-W, H = 800, 1200  # size of drawing in pixels; reduced later, which smooths edges
-#: Genre -> weight in the random choice of genres. The distribution has a long tail on purpose.
+W, H = 800, 1200  # size of the drawing in pixels; it is shrunk later, which makes edges smooth
+#: Genre -> weight in the random choice of genres. Some genres are rare, as in real sets.
 GENRES = {"Drama": 45, "Comedy": 26, "Romance": 19, "Horror": 14, "Sci-Fi": 9.5, "Western": 5.5, "War": 3.5}
-#: Genre -> colours at the top and bottom of the sky, of silhouettes, and of the title.
+#: Genre -> four colours: the top of the sky, the bottom of the sky, silhouettes, and the title.
 PALETTES: dict[str, tuple[Color, Color, Color, Color]] = {
     "Drama": ((74, 84, 104), (196, 182, 164), (34, 36, 46), (246, 238, 222)),
     "Comedy": ((84, 190, 236), (255, 232, 130), (120, 52, 122), (255, 246, 120)),
@@ -41,7 +41,7 @@ PALETTES: dict[str, tuple[Color, Color, Color, Color]] = {
     "Western": ((122, 50, 60), (252, 172, 84), (62, 24, 22), (255, 222, 160)),
     "War": ((96, 102, 74), (182, 172, 132), (36, 40, 28), (236, 226, 190)),
 }
-WORDS = {  # first words / last words of titles
+WORDS = {  # genre -> first words / last words of titles
     "Drama": "Silent Broken Distant Winter / Letters Daughter House Promise",
     "Comedy": "Crazy Lucky Awkward Double / Weekend Holiday Neighbors Wedding",
     "Romance": "Tender Parisian Endless Summer / Hearts Kiss Roses Serenade",
@@ -66,11 +66,11 @@ class Painter:
         self.rng, self.span, self.ink = rng, rng.uniform, ink
         sky = np.linspace(self.vary(top), self.vary(bottom), H).astype(np.uint8)[:, None]
         self.image = Image.fromarray(sky).resize((W, H), Image.Resampling.NEAREST)
-        self.pen = ImageDraw.Draw(self.image, "RGBA")  # RGBA: translucent colours blend with the pixels below
+        self.pen = ImageDraw.Draw(self.image, "RGBA")  # so that translucent colours blend with the pixels below
         self.free = rng.sample((0.24, 0.5, 0.76), 3)
 
     def spot(self) -> float:
-        """Return an x for the next large object: beside earlier ones while there is room."""
+        """Return an x coordinate for the next large object. The first three objects stand side by side."""
         return (self.free.pop() if self.free else self.span(0.15, 0.85)) + self.span(-0.07, 0.07)
 
     def vary(self, color: Color, by: int = 24) -> Color:
@@ -80,18 +80,18 @@ class Painter:
         self.pen.ellipse([k * W for k in (x - r, y - r * flat, x + r, y + r * flat)], fill=fill)
 
     def shape(self, form: Points, fill: Color, x: float, y: float, size: float = 1, turn: float = 0) -> None:
-        """A polygon, scaled by ``size``, turned clockwise by ``turn`` radians and moved to (x, y)."""
+        """Draw a polygon, scaled by ``size``, turned clockwise by ``turn`` radians and moved to (x, y)."""
         c, s = math.cos(turn) * size, math.sin(turn) * size
         self.pen.polygon([((x + a * c - b * s) * W, (y + a * s + b * c) * W) for a, b in form], fill=fill)
 
     def tube(self, points: Points, width: float, fill: Color) -> None:
-        """A thick line with round ends and joints."""
+        """Draw a thick line with round ends and joints."""
         self.pen.line([(x * W, y * W) for x, y in points], fill=fill, width=max(1, round(width * W)))
         for x, y in points:
             self.disc(x, y, width / 2, fill)
 
     def ground(self, y: float, fill: Color, rough: float) -> None:
-        """Everything below a bumpy horizon."""
+        """Fill the picture below a bumpy horizon."""
         self.shape([*((k / 8, self.span(-rough, rough)) for k in range(9)), (1, 1), (0, 1)], fill, 0, y)
 
     def sunset(self) -> None:
@@ -208,7 +208,7 @@ class Painter:
             self.disc(x, y, r, self.vary((200, 180, 160), 50))
 
     def lettering(self, title: str, color: Color) -> None:
-        """Draw the title, in one or two lines as wide as the poster, and the credits on a dark bottom."""
+        """Draw the title in one or two lines that are as wide as the poster, and the credits on a dark bottom."""
         for k in range(29):
             self.pen.rectangle((0, H - 14 * k, W, H - 14 * k + 13), fill=(*self.ink, 230 - 8 * k))
         y = self.rng.choice((H * 0.13, H * 0.79))
@@ -220,7 +220,7 @@ class Painter:
         self.pen.text((W / 2, H * 0.962), credits, (210, 206, 198), _font(22), "mm", align="center")
 
 
-#: From back to front: method, genre ("" for any) and probability of each object.
+#: (method, genre, probability) of each object, from back to front. The genre "" stands for any genre.
 LAYERS: list[tuple[Callable[[Painter], None], str, float]] = [
     (Painter.stars, "Sci-Fi", 0.85), (Painter.lamps, "", 0.25), (Painter.sunset, "Western", 0.75),
     (Painter.planet, "Sci-Fi", 0.8), (Painter.planes, "War", 0.85), (Painter.moonlit_tree, "Horror", 0.6),
@@ -233,13 +233,13 @@ LAYERS: list[tuple[Callable[[Painter], None], str, float]] = [
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)  # a font inside Pillow: nothing to download
+    return ImageFont.load_default(size=size)  # a font inside Pillow, so nothing is downloaded
 
 
 def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
-    """Return the picture and (title, year, genre) of one poster, the same in a set of any size."""
+    """Return the picture and (title, year, genre) of one poster. They do not depend on the size of the set."""
     rng = random.Random(f"{seed}/{index}")
-    # Each of the first posters has another main genre, so that a small set has all genres.
+    # The first posters have one main genre each in turn, so that a small set has all genres.
     names = list(GENRES)
     genres = [names[index]] if index < len(names) else rng.choices(names, list(GENRES.values()))
     for _ in range(rng.choices((0, 1, 2), (50, 37, 13))[0]):
@@ -262,12 +262,12 @@ def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[st
 
 
 def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
-    """Draw ``count`` good posters and the ten bad rows (see the top of this file). Return the path of the CSV.
+    """Draw ``count`` good posters and the ten bad rows that the module's docstring lists. Return the path of the CSV.
 
-    Writes ``folder/images/{id}.jpg`` (every 25th is a .png; most 200x300 pixels, every seventh 400x600) and
-    ``folder/metadata.csv`` with the columns ``poster_id,title,year,genre``, where genre is the text of a list
-    such as ``"['Horror', 'Sci-Fi']"``. The same seed gives the same bytes (with the same Pillow and numpy); a
-    set of 600 begins with the posters of a set of 60. Raises UserError if ``count`` is under 7.
+    Write ``folder/images/{id}.jpg`` (every 25th file is a .png) and ``folder/metadata.csv`` with the columns
+    ``poster_id,title,year,genre``. A genre cell is the text of a list, such as ``"['Horror', 'Sci-Fi']"``. Most images
+    have 200x300 pixels, every seventh has 400x600. The same seed, Pillow and NumPy give the same bytes. A set of 600
+    begins with the posters of a set of 60. Raises UserError if ``count`` is under 7.
     """
     if count < len(GENRES):
         raise UserError("option-value", f"a demo set needs at least {len(GENRES)} posters, one per genre, not {count}")
@@ -293,7 +293,7 @@ def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
             copy = original.resize((round(original.width * scale), round(original.height * scale)))
         copy.save(images / f"copy_of_{name}.jpg", quality=quality)
     rows += [(f"copy_of_{name}", title, year, genre) for name, title, year, genre in rows[1:4]]
-    # Last and atomically: if there is a CSV, all its images are complete.
+    # The CSV is written last and atomically. So if it exists, all its images are complete.
     with atomic_write(folder / "metadata.csv", "w") as stream:
         csv.writer(stream, lineterminator="\n").writerows([("poster_id", "title", "year", "genre"), *rows])
     return folder / "metadata.csv"

@@ -1,4 +1,4 @@
-"""Find the column of genres. A doubtful column is refused, with a message that says how to choose one."""
+"""Find the column of genres in a CSV. If the column is doubtful, an error says how to choose another."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from shards.errors import UserError, some
 from shards.inputs.csv_table import Table, open_table
 from shards.storage.paths import StoragePath
 
-#: Names of the column of genres.
+#: Names of a column of genres, in lower case.
 GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
-#: The column that is tried if no column has such a name.
+#: Position of the column that is tried if no column has one of GENRE_NAMES.
 FALLBACK = 3
 
 NUMBER = re.compile(r"[-+]?[\d.,\s/:-]+%?")
 YEAR = re.compile(r"(18[89]|19\d|20\d)\d(\.0)?")
 FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"})
 
-#: A list: a cell of a row, never of the header.
+#: A cell that is written as a list. A header never has such a cell.
 LIST_CELL = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 
-#: Separators that are rare in names of genres: one part must be a genre elsewhere or occur again.
+# Characters that may separate genres inside a label. A label counts as several genres if its parts fulfil a condition.
+#: Rare in names of genres. Condition: one part is also a label of its own, or a part of another label.
 PLAIN_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\u060c", "\u00b7", "\u2022")
-#: Separators in some names (Sci-Fi/Fantasy): all parts must be a genre elsewhere or occur again.
+#: In some names (Sci-Fi/Fantasy). Condition: each part is also a label of its own, or a part of another label.
 OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
-#: Separators in many names (Film-Noir): all parts must be genres elsewhere.
+#: In many names (Film-Noir). Condition: each part is also a label of its own.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 
-MANY = 20  # smallest number of posters for which shares are compared
-PEEK = 500  # rows that are read to explain what is wrong
+MANY = 20  # smallest number of posters for which the share of unique labels is checked
+PEEK = 500  # rows or file names that are examined for a helpful message
 
 
 def find_genres(table: Table, id_at: int) -> int:
-    """Return the position of the column named genre(s), label(s) or tag(s), else 3.
+    """Return the position of the column whose name is in GENRE_NAMES, or 3 (FALLBACK) if there is none.
 
-    Raises UserError if several columns have such a name, or if the table has no column 3.
+    Raises UserError if several columns have such a name, or if none has and column 3 is missing or contains the ids.
     """
     named = [at for at in range(len(table.header)) if at != id_at and is_named(table, at)]
     if len(named) > 1:
@@ -47,36 +48,39 @@ def find_genres(table: Table, id_at: int) -> int:
     if named:
         return named[0]
     if len(table.header) <= FALLBACK or id_at == FALLBACK:
-        refuse_headless(table, None, ())
+        refuse_missing_header(table, None, ())
         if is_named(table, id_at):
-            problem = f"column {table.name(id_at)} has a name for genres, but would be used for the ids"
-            remedy = f"choose the column of ids with --id-column; its columns are {table.listing()}"
+            problem = f"column {table.name(id_at)} has a name for genres, but it is the column of ids"
+            remedy = f"choose the column of ids with --id-column; the columns are {table.listing()}"
             raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
         raise _no_column(table)
     return FALLBACK
 
 
 def is_named(table: Table, at: int) -> bool:
-    """Return whether a column has a name for genres."""
+    """Return whether the name of a column is in GENRE_NAMES."""
     return tidy(table.header[at]).lower() in GENRE_NAMES
 
 
-def refuse_headless(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
-    """Raise UserError if the header line is a row: it has a list, or known genres in the column of genres."""
+def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
+    """Raise UserError if the first line has a list, or only known ``labels`` in the column of genres."""
     header = [name.strip() for name in table.header]
     genres = () if genres_at is None else header[genres_at].split(separator)
     are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
     if are_labels or any(map(LIST_CELL.fullmatch, header)):
-        problem = f"has no header line: its first line is a row ({some([repr(name[:40]) for name in header])})"
-        remedy = "add a line with the names of the columns, such as id,genre"
+        problem = f"has no header line: its first line has values ({some([repr(name[:40]) for name in header])})"
+        remedy = "add a first line with the names of the columns, such as id,genre"
         raise UserError("table-unreadable", f"{table.path} {problem}; {remedy}")
 
 
 def refuse_unless_lists(
     table: Table, encoding: str, written: int, lists: int, samples: Sequence[Sequence[str]]
 ) -> None:
-    """Raise UserError unless the unnamed column 3 has lists of genres, mostly readable, that occur again."""
-    if 10 * lists >= written > 0 and 2 * len(samples) >= written and not _mostly_own(samples, 0.5):
+    """Raise UserError if column 3 (FALLBACK) does not look like lists of genres.
+
+    written: number of cells that are not empty. lists: number of cells with lists. samples: genres of readable rows.
+    """
+    if 10 * lists >= written > 0 and 2 * len(samples) >= written and not _mostly_unique(samples, 0.5):
         return
     rows = _peek(table.path, encoding)
     cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK and row[FALLBACK].strip()]
@@ -87,7 +91,7 @@ def refuse_unless_lists(
 def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> UserError:
     flags = _flag_columns(table, rows)
     hint = f"; {_multi_hot(table, flags)}" if len(flags) > 1 else ""
-    remedy = f"its columns are {table.listing()}; choose one with --genre-column"
+    remedy = f"the columns are {table.listing()}; choose one with --genre-column"
     return UserError("table-column", f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}")
 
 
@@ -97,24 +101,24 @@ def _peek(path: StoragePath, encoding: str) -> list[list[str]]:
 
 
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the columns that have only flags: 0 and 1, true and false, yes and no."""
+    """Return the positions of the columns that contain only flags such as 0 and 1."""
     columns = ({row[at].strip().lower() for row in rows if at < len(row)} - {""} for at in range(len(table.header)))
     return [at for at, values in enumerate(columns) if values and values <= FLAGS]
 
 
 def _multi_hot(table: Table, flags: Sequence[int]) -> str:
     names = some([table.name(at) for at in flags])
-    remedy = "write the genres that are set into one column, such as Comedy|Drama"
+    remedy = "write the genres of each poster into one column, such as Comedy|Drama"
     return f"the columns {names} contain flags such as 0 and 1: {remedy}"
 
 
 def doubt_about(
     table: Table, encoding: str, at: int, samples: Sequence[Sequence[str]], chosen: bool, known: Sequence[str] = ()
 ) -> str:
-    """Return why these are probably not genres, and how to accept them; an empty string if they may be.
+    """Return a message if column ``at`` probably does not contain genres, else an empty string.
 
-    samples: the genres of every usable row; ``chosen``: whether the column was chosen with --genre-column;
-    known: given labels, which are always accepted.
+    samples: the genres of every usable row. chosen: whether the user chose the column with --genre-column.
+    known: labels that are always accepted, such as the labels of a model.
     """
     labels = Counter(label for genres in samples for label in genres if label not in known)
     if not labels:
@@ -127,40 +131,37 @@ def doubt_about(
             f"{column} contains flags instead of genres ({shown}); {_multi_hot(table, flags or [at])}, or choose "
             f"another column with --genre-column"
         )
-    if doubt := _glued_text(column, labels, len(samples), known):
+    if doubt := _several_in_one(column, labels, len(samples), known):
         return f"{doubt}; if each of these is one genre, list all genres in a file for --labels"
     if chosen or known:
         return ""
-    remedy = f"choose another with --genre-column, or accept this one with --genre-column {at}"
+    remedy = f"choose another column with --genre-column, or accept this column with --genre-column {at}"
     doubt = doubt_about_classes(column, labels, samples)
-    return f"{doubt}; {remedy}; columns are {table.listing()}" if doubt else ""
+    return f"{doubt}; {remedy}; the columns are {table.listing()}" if doubt else ""
 
 
 def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
-    """Return why labels are probably not genres (numbers, years, all equal, all different, several in one), or ''."""
+    """Return a message if labels are probably not genres, else an empty string. ``where`` is the file and column."""
     shown = some([repr(label) for label, _ in labels.most_common()], 3)
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
         return f"{where} contains {kind} instead of genres ({shown})"
     if len(samples) > 1 and len({frozenset(genres) for genres in samples}) == 1:
         return f"{where} gives all {len(samples)} posters the same genres: {shown}"
-    if _mostly_own(samples, 0.9):
+    if _mostly_unique(samples, 0.9):
         return f"{where} gives nearly every poster a different label ({shown})"
-    return _glued_text(where, labels, len(samples), ())
+    return _several_in_one(where, labels, len(samples), ())
 
 
-def _mostly_own(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether at least ``share`` of MANY or more posters have only labels that no other poster has."""
+def _mostly_unique(samples: Sequence[Sequence[str]], share: float) -> bool:
+    """Return whether at least ``share`` of the posters have only unique labels. False for fewer than MANY posters."""
     labels = Counter(label for genres in samples for label in genres)
-    own = sum(all(labels[label] == 1 for label in genres) for genres in samples)
-    return len(samples) >= MANY and own >= share * len(samples)
+    unique = sum(all(labels[label] == 1 for label in genres) for genres in samples)
+    return len(samples) >= MANY and unique >= share * len(samples)
 
 
-def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
-    """Return a message about a separator inside the labels of at least a tenth of the posters, or an empty string.
-
-    The comments of the tuples of separators say which parts a label must have.
-    """
+def _several_in_one(where: str, labels: Counter[str], samples: int, known: Sequence[str]) -> str:
+    """Return a message if at least a tenth of the posters have several genres in one label, else an empty string."""
     for mark in PLAIN_SEPARATORS + OTHER_SEPARATORS + WORD_SEPARATORS:
         parts = {label: found for label in labels if mark in label and len(found := list(_parts(label, mark))) > 1}
         if not parts or 10 * sum(labels[label] for label in parts) < samples:
@@ -175,7 +176,8 @@ def _glued_text(where: str, labels: Counter[str], samples: int, known: Sequence[
         if many and len(joined) > (0 if sure else 1):
             return (
                 f"{where} seems to contain several genres in one label: {some([repr(name) for name in joined], 3)}; "
-                f"if {mark!r} separates genres, pass --genre-separator {mark!r} (in a list, one item for each genre)"
+                f"if {mark!r} separates genres, pass --genre-separator {mark!r}; in a list, write one item for each "
+                f"genre"
             )
     return ""
 

@@ -1,4 +1,4 @@
-"""Compare the rows of a CSV with the image folder: how many have an image, and how many of those are unreadable."""
+"""Count the rows of a CSV that have no image, and the rows with an image that are unreadable."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
 
-#: Reasons other than unreadable genres or pixels: missing data, and posters outside of the user's limits.
+#: Reasons that do not mean unreadable genres or pixels: missing data, and posters outside of the user's limits.
 NOT_COUNTED = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-#: Reasons about a row, not its poster: the poster may still exist.
+#: Reasons that concern a row of the CSV, not the poster. The poster may be good.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
-#: File names that are read to explain why no id has a file.
+#: Largest number of file names that are read to explain why no id has a file.
 NAMES = 20_000
 
 
 def parse_share(text: str) -> float:
-    """Parse ``0.05`` or ``5%`` → 0.05. Raises UserError if it is not a share from 0 to 1."""
+    """Return a share from 0 to 1, such as 0.05 for ``0.05`` or ``5%``. Raises UserError for other texts."""
     number = text.strip().removesuffix("%")
     try:
         share = float(number) / (1 if number == text.strip() else 100)
@@ -51,21 +51,21 @@ def parse_share(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
-    """Options of build and clean about a CSV, its posters, and the workers."""
+    """Options of build and clean: the CSV, the posters and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
-    """Fail if a larger share of the rows with an image has unreadable genres (or pixels, in a build)."""
+    """Largest share of the rows with an image that may have unreadable genres (in a build also unreadable pixels)."""
     near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
-    """Largest Hamming distance (0-15 bits) of the 64-bit perceptual hashes of near-duplicates."""
+    """Largest Hamming distance (0 to 15 bits) between the 64-bit perceptual hashes of near-duplicates."""
 
 
 def problem_with_rows(
     csv: StoragePath, codec: str, images: StoragePath, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
 ) -> str:
-    """Log how many rows have no image. Return a message if no id names a file or too many rows are unreadable, else ''.
+    """Return a message if no row has an image or too many rows are unreadable, else "". Log rows without an image.
 
-    limit: largest share of unreadable rows among those with an image; pixels: whether unreadable images count, not only
-    genres. Rows that the image folder's rejected.csv lists do not count: `posters fetch` or `posters clean` wrote it.
+    limit: largest share of unreadable rows among the rows with an image. pixels: whether unreadable images also count.
+    Posters in the rejected.csv that `fetch` or `clean` wrote into the image folder do not count.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
@@ -75,7 +75,7 @@ def problem_with_rows(
     found = len(scan.digests) + len(present)
     if not found:
         return _no_match(csv, codec, images, metadata, missing)
-    earlier: dict[str, str] = {}  # reasons of posters (not rows) that fetch or clean rejected
+    earlier: dict[str, str] = {}  # id -> reason of the posters that `fetch` or `clean` rejected
     if missing or present:
         with as_user_error("read rejected.csv", images):
             found_before = read_rejected(images / "rejected.csv")
@@ -96,7 +96,7 @@ def problem_with_rows(
 
 
 def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
-    """Return a message why no id names a file: the ids, the nearest file, and the probable cause."""
+    """Return a message with ids that no file has, a file with a similar name, and the probable cause."""
     if is_remote(images):
         names = sorted(name for name in names_in(images) if is_image_name(name))
     else:
@@ -106,8 +106,8 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
     hints = [f"the nearest file is {near[0]!r}"] if near else []
     if ids and all(re.fullmatch(r"\d+\.0+", sample_id) for sample_id in ids):
         hints.append(
-            "these ids are whole numbers written as decimals, as pandas does if one is missing: write them as text "
-            "(pandas: dtype=str)"
+            "these ids are whole numbers written as decimals, which pandas does if an id is missing: read the ids as "
+            "text (in pandas with dtype=str)"
         )
     stems = {*names, *(name.removesuffix(PurePosixPath(name).suffix) for name in names)}
     with open_table(csv, encoding) as table:
@@ -115,17 +115,17 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
         for _, row in islice(table.rows, PEEK):
             hits.update(at for at, cell in enumerate(row[: len(table.header)]) if cell.strip() in stems)
         if hits:
-            hints.append(f"column {table.name(hits.most_common(1)[0][0])} names files")
+            hints.append(f"column {table.name(hits.most_common(1)[0][0])} contains file names")
         listing = table.listing()
     shown = some([repr(sample_id) for sample_id in ids], 3)
     return (
         f"no id of {csv} names a file in {images}: the ids are in column {metadata.id_column!r} ({shown}); "
-        f"{''.join(hint + '; ' for hint in hints)}choose the column of ids with --id-column; its columns are {listing}"
+        f"{''.join(hint + '; ' for hint in hints)}choose the column of ids with --id-column; the columns are {listing}"
     )
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
-    """Return (the rows with at least one genre of the labels, the others as rejections)."""
+    """Return (rows, rejections): the rows with at least one genre of the labels, and rejections for all others."""
     known, unknown = [], []
     strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
     if strange:

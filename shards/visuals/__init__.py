@@ -1,1 +1,1 @@
-"""HTML pages and contact sheets in one common style."""
+"""Draw HTML pages and contact sheets in one common style."""

@@ -1,6 +1,6 @@
-"""Draw a contact sheet: posters in a grid with their true and predicted genres, as one PNG.
+"""Draw a contact sheet: one PNG with a grid of posters and their true and predicted genres.
 
-Marks (a tick, a cross, a ring) repeat the meaning of colours, for readers who cannot distinguish red from green.
+A mark (tick, cross, ring or dot) repeats the meaning of each colour, for readers who cannot tell red from green.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from shards.storage.files import atomic_write
 
 Color = tuple[int, int, int]
 
-# In pixels. The sheet is made for screens of double density: text of 26 pixels looks like 13.
+# Sizes in pixels. On a screen of double density, text of 26 pixels looks like text of 13 pixels.
 MARGIN, GAP, PADDING = 48, 28, 14
 COLUMNS, THUMB = 6, (320, 480)
 CARD_WIDTH = THUMB[0] + 2 * PADDING
 TEXT, TITLE, LINE = 26, 48, 36
-MARK = 34  # the column of marks, left of the text
+MARK = 34  # width of the column of marks, which is left of the text
 
 PAPER, CARD, FRAME, TILE = (244, 244, 241), (255, 255, 255), (221, 221, 216), (234, 234, 230)
 INK, GREY = (34, 36, 40), (104, 106, 112)
-#: Verdict about a genre -> its colour and its words in the legend.
+#: Verdict about a genre -> (colour, text in the legend).
 VERDICTS: dict[str, tuple[Color, str]] = {
     "right": ((20, 122, 58), "predicted, right"),
     "wrong": ((192, 36, 40), "predicted, wrong"),
@@ -40,14 +40,14 @@ VERDICTS: dict[str, tuple[Color, str]] = {
 class GalleryItem:
     """One poster of the sheet."""
 
-    image: Image.Image | bytes  # a picture, or its encoded bytes (JPEG, PNG, ...)
-    true: list[str] | None  # the true genres; None if they are unknown
-    predicted: list[tuple[str, float]]  # (genre, probability) of the predicted genres
+    image: Image.Image | bytes  # a picture, or the bytes of its file (JPEG, PNG, ...)
+    true: list[str] | None  # the true genres, None if they are unknown
+    predicted: list[tuple[str, float]]  # (genre, probability) of each predicted genre
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line under a poster: a mark for a verdict, or none; text; and a number at the right edge."""
+    """A line under a poster. ``verdict`` selects the mark (none if empty), ``number`` is at the right edge."""
 
     text: str
     color: Color
@@ -56,14 +56,14 @@ class _Line:
 
 
 def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> None:
-    """Draw the contact sheet of ``items``, row by row in their order, and write it to ``path`` as a PNG.
+    """Draw the contact sheet of ``items``, row by row, and write it atomically to ``path`` as a PNG.
 
-    The file is written atomically. Bytes that are not a picture give a tile with a message.
+    If the bytes of an item are not a picture, the tile shows a message.
     """
     columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
     legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
-    # Even a single column must be as wide as the widest entry of the legend.
+    # A sheet with one column must be wide enough for the legend.
     inner = max(columns * (CARD_WIDTH + GAP) - GAP, round(max(legend_widths)))
     headline = wrap_text(title, inner, TITLE)
 
@@ -101,7 +101,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
 
 
 def _lines(item: GalleryItem) -> Iterator[_Line]:
-    """Yield the lines under a poster: its true genres, then every predicted and every missed genre."""
+    """Yield the lines under a poster: the true genres, then each predicted genre, then each missed genre."""
     truth = "unknown" if item.true is None else ", ".join(item.true) or "none"
     for text in wrap_text(f"True: {truth}", THUMB[0]):
         yield _Line(text, GREY)
@@ -117,38 +117,38 @@ def _lines(item: GalleryItem) -> Iterator[_Line]:
 
 
 def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
-    """Yield the lines of a genre: mark, name and number. A long name continues on indented lines without them."""
-    room = THUMB[0] - MARK - _width("100%") - 12
-    for position, text in enumerate(wrap_text(genre, room)):
+    """Yield the lines of a genre. The first has a mark and a number. A long name continues on indented lines."""
+    available = THUMB[0] - MARK - _width("100%") - 12
+    for position, text in enumerate(wrap_text(genre, available)):
         color = VERDICTS[verdict][0]
         yield _Line(text, color, verdict, number) if position == 0 else _Line(text, color, "indent")
 
 
-def wrap_text(text: str, room: float, size: int = TEXT) -> list[str]:
-    """Break ``text`` into lines of at most ``room`` pixels, between words or within a word that is too wide."""
+def wrap_text(text: str, available: float, size: int = TEXT) -> list[str]:
+    """Break ``text`` into lines that are at most ``available`` pixels wide. Wide words are broken, too."""
     # Pillow's own font has only ASCII letters, so accents are removed: "Comédie" becomes "Comedie".
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     lines: list[str] = []
     current = ""
     for word in "".join(letters).encode("ascii", "replace").decode().split():
-        if current and _width(f"{current} {word}", size) <= room:
+        if current and _width(f"{current} {word}", size) <= available:
             current = f"{current} {word}"
             continue
         if current:
             lines.append(current)
-        while len(word) > 1 and _width(word, size) > room:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _width(word[:n], size) <= room)
+        while len(word) > 1 and _width(word, size) > available:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or _width(word[:n], size) <= available)
             lines.append(word[:fits])
             word = word[fits:]
         current = word
     return [*lines, current] if current else lines
 
 
-def _flow(widths: Sequence[float], room: float) -> Iterator[tuple[float, int]]:
-    """Yield (x, row) of each item: a row takes items of these widths (pixels) until it is full."""
+def _flow(widths: Sequence[float], available: float) -> Iterator[tuple[float, int]]:
+    """Yield (x, row) of each item of the legend. An item that does not fit into a row begins the next row."""
     x, row = 0.0, 0
     for width in widths:
-        if x and x + width > room:
+        if x and x + width > available:
             x, row = 0.0, row + 1
         yield x, row
         x += width + 2 * MARK
@@ -164,7 +164,7 @@ def _draw_line(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
 
 
 def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> None:
-    """Draw a tick, a cross, a ring or a dot; nothing for the later lines of a long name."""
+    """Draw a tick, a cross, a ring or a dot. The verdict "indent" has no mark."""
     if line.verdict == "right":
         pen.line([(x - 9, y), (x - 3, y + 7), (x + 10, y - 8)], line.color, 5, "curve")
     elif line.verdict == "wrong":
@@ -177,17 +177,16 @@ def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
 
 
 def poster_tile(source: Image.Image | bytes) -> Image.Image:
-    """Return a tile of THUMB pixels with the picture in its middle, as large as fits, transparency on grey."""
+    """Return the picture in the middle of a grey tile of THUMB pixels, as large as possible."""
     tile = Image.new("RGBA", THUMB, TILE)
     try:
         image = decode(source, ANY) if isinstance(source, bytes) else source
         scale = min(THUMB[0] / image.width, THUMB[1] / image.height)
-        # At least one pixel, also for very wide or very tall pictures.
+        # A very wide or very tall picture must also have at least one pixel on each side.
         width, height = (max(1, round(side * scale)) for side in image.size)
         thumb = image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
         tile.alpha_composite(thumb, ((THUMB[0] - width) // 2, (THUMB[1] - height) // 2))
     except (OSError, ValueError, ZeroDivisionError, BadImage):
-        # One unreadable poster must not stop the whole sheet.
         ImageDraw.Draw(tile).text((THUMB[0] / 2, THUMB[1] / 2), "unreadable image", GREY, load_font(TEXT), "mm")
     return tile.convert("RGB")
 
@@ -199,4 +198,4 @@ def _width(text: str, size: int = TEXT) -> float:
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return the font of the sheet at a size in pixels."""
-    return ImageFont.load_default(size=size)  # the font inside Pillow is the same on every machine
+    return ImageFont.load_default(size=size)  # this font is inside Pillow, so it is the same on every machine

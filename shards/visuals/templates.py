@@ -1,7 +1,7 @@
-"""Render HTML templates: one Jinja2 environment for all pages, which escapes every value.
+"""Render HTML templates with one Jinja2 environment that escapes all values.
 
-A template is named by its package and its file: ``toolkit.audit/audit.html`` is toolkit/audit/templates/audit.html.
-The frame of all pages, the common style and shared pieces are in the templates folder of this package.
+The name of a template is its package and its file: ``toolkit.audit/audit.html`` is toolkit/audit/templates/audit.html.
+The templates folder of this package has the base of all pages, the common style and common macros.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ NONE = "\N{EN DASH}"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the HTML of a template. Raises jinja2.UndefinedError if a value that it uses is missing."""
+    """Return the HTML of a template. Raises jinja2.UndefinedError if the template uses a value that is missing."""
     html: str = ENVIRONMENT.get_template(template).render(values)
     return html
 
 
 def _source(template: str) -> tuple[str, str, None]:
-    """Return the text of a template, and its path for error messages."""
+    """Return the text of a template, and the path of its file for error messages."""
     package, _, name = template.rpartition("/")
     path = files(package) / "templates" / name
     return path.read_text(encoding="utf-8"), str(path), None
@@ -35,17 +35,17 @@ def _source(template: str) -> tuple[str, str, None]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Format as ``0.123``; a dash for None."""
+    """Return a text such as ``0.123``, or a dash for None."""
     return NONE if value is None else f"{value:.{digits}f}"
 
 
 def signed(value: float | None) -> str:
-    """Format as ``+0.012`` or ``−0.012``; a dash for None."""
+    """Return a text such as ``+0.012`` or ``−0.012``, or a dash for None."""
     return NONE if value is None else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None, digits: int | None = None) -> str:
-    """Format as ``12%``, or ``3.4%`` below 10%; ``digits`` sets the number of decimals. A dash for None."""
+    """Return a text such as ``12%``, or a dash for None. ``digits``: decimals (default 0, or 1 below 10%)."""
     if value is None:
         return NONE
     if digits is None:
@@ -54,17 +54,17 @@ def percent(value: float | None, digits: int | None = None) -> str:
 
 
 def count(value: int) -> str:
-    """Format as ``1,234``."""
+    """Return a text such as ``1,234``."""
     return f"{value:,}"
 
 
 def place(share: float) -> float:
-    """Return the position of a share, limited to 0 to 1, on a bar, in percent of its length."""
+    """Return a share as a position on a bar, from 0 to 100 percent of the bar's length."""
     return round(100.0 * min(max(share, 0.0), 1.0), 1)
 
 
 def data_uri(picture: Image.Image | bytes, kind: str = "jpeg") -> str:
-    """Return a data URI of a picture (encoded as JPEG) or of encoded bytes of type image/``kind``."""
+    """Return a picture as a data URI. A Pillow image is encoded as JPEG. Bytes must have the type image/``kind``."""
     if isinstance(picture, Image.Image):
         picture = jpeg(picture, 88)
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

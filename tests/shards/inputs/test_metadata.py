@@ -171,7 +171,7 @@ def test_rows_that_contradict_each_other_are_not_mixed(tmp_path: Path) -> None:
         ("2", "conflicting rows"),
         ("2", "repeated id"),
     ]
-    assert metadata.rejected[0].detail == "line 4: its genres differ from line 2, which is used; are these two posters?"
+    assert metadata.rejected[0].detail == "line 4: its genres differ from line 2, which is used; use one id per poster"
 
 
 def test_one_id_twice_among_many_is_no_layout(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_spellings_are_merged_with_a_line_each_or_refused(tmp_path: Path, caplog
         "genre 'Drama' (2 samples) is also written 'Dra\\u200bma' (1), 'drama' (1): merged",
         "genre 'War' (1 samples) is also written 'war' (1): merged",
     ]
-    with pytest.raises(UserError, match=r"spells a genre in several ways: genre 'Drama' .*--spellings merge"):
+    with pytest.raises(UserError, match=r"has several spellings of a genre: genre 'Drama' .*--spellings merge"):
         read(tmp_path, text, spellings="refuse")
     assert read(tmp_path, HEADER + "1,a,1,Drama\n2,a,1,War\n", spellings="refuse").rows
     assert {row.genres for row in read(tmp_path, text, known=("DRAMA", "war")).rows} == {
