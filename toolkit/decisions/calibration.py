@@ -28,8 +28,8 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_en
 #: Precision (1 / variance) of the priors on each label's log(scale) and bias. Values from 0.3 to 100 were tried on 400
 #: real, simulated and shifted posters. These two had nearly the lowest held-out loss.
 SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
-#: Precision of the prior on the shared means, centred on scale 1 and bias 0. This prior has an effect only if the
-#: logits separate the classes without error: it keeps the scale finite.
+#: Precision of the prior on the shared means, centred on scale 1 and bias 0. It only keeps the scale finite if the
+#: logits separate the classes without error.
 SHARED_PRIOR = 0.1
 _ITERATIONS, _CONVERGED = 100, 1e-10
 _LONGEST_STEP = 2.0  # in log(scale) and bias, so that exp does not overflow

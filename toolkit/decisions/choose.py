@@ -1,6 +1,6 @@
 """Choose the calibration and the thresholds of a model on validation, and save both as its `Decisions`.
 
-Only the order of the choice is here. The objectives of thresholds (--aim) are in objective.py and label_thresholds.py,
+The steps themselves are in other modules: the objectives of thresholds (--aim) in objective.py and label_thresholds.py,
 the calibration methods in calibration.py, and the comparisons on held-out samples in cross_fit.py.
 
 `Decisions` are saved in labels.json. All commands compute probabilities and predicted labels with them.
@@ -35,7 +35,7 @@ class Decisions:
     """Positive scales in: calibrated logit = scale * logit + bias. Without calibration, a scale is 1 and a bias 0."""
     bias: FloatArray
     global_threshold: float
-    """The best single threshold, for comparison. Labels without positives have this threshold."""
+    """The best single threshold for all labels, for comparison."""
     aim: str = "none"
     calibration: str = "none"
     source: str = "given"
@@ -159,7 +159,7 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
         found = f"the one threshold {goal} on the {where} split"
-        return f"{found}; one per genre did not help clearly on held-out parts of it" if choice.compared else found
+        return f"{found}; one per genre did not help clearly in cross-validation" if choice.compared else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres near the single threshold",
         "precision": f"for precision of at least {aim.value:g} in each genre",
@@ -169,4 +169,4 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
     if not choice.compared:
         return found
     before, after = (choice.compared[key]["macro_f"] for key in (SINGLE, choice_name(choice.slack)))
-    return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
+    return f"{found}; in cross-validation macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"

@@ -2,12 +2,11 @@
 
 The simplest decisions are one threshold for all labels on uncalibrated probabilities. Calibration and thresholds per
 label have more parameters, which can overfit a small split. They are therefore fitted without one fold and measured on
-that fold. They are used only if the gain on held-out samples is clear.
+that fold. They are used only if the gain on held-out samples is clear. Thresholds per label may cost a limited share of
+micro-F, the slack.
 
 An outer cross-validation measures the whole choice on new samples: everything is chosen without a fold and then applied
 to the samples of that fold. Inner and outer cross-validation share fits that exclude the same folds.
-
-Thresholds per label may lower micro-F by a limited share. This module calls the share the slack.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """Apply the rule of `CrossFit._choose_slack` to thresholds per label and a ``single`` threshold."""
+        """Return whether these predictions satisfy the rule of `CrossFit._choose_slack` against ``single``."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -128,7 +127,7 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return the (N, G) predicted labels in the given order. Each sample's fold is excluded from its choice."""
+        """Return (N, G) predicted labels in the given order. Each fold is predicted by a choice without this fold."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result

@@ -18,15 +18,14 @@ CLEAR_STANDARD_ERRORS = 1.0
 
 
 def enough(units: IntArray) -> bool:
-    """Return whether there are enough units for cross-validation, which are two per fold."""
+    """Return whether there are enough units for cross-validation: at least two for each of FOLDS folds."""
     return len(np.unique(units)) >= 2 * FOLDS
 
 
 def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
     """Return the (N,) fold numbers of the samples, from 0, for (N, G) targets and (N,) units from 0 to U - 1.
 
-    The units are sorted by their rarest label and assigned to the folds in turn, so that every fold gets rare
-    positives.
+    The units are sorted by their rarest label and assigned to the folds in turn. So every fold gets rare positives.
     """
     count = int(units.max()) + 1
     support = truth.sum(axis=0)

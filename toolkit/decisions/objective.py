@@ -1,8 +1,8 @@
 """Objectives of thresholds (--aim): f1, f0.5, precision>=X and recall>=X, for one threshold or one per label.
 
 Thresholds per label for f1 and f0.5 are in label_thresholds.py. With precision>=X or recall>=X, each label must reach X
-with its observed counts and with the smoothed counts of sweep.py. The smoothed counts prevent that a single positive of
-a rare label determines its threshold.
+with its observed counts and with the smoothed counts of sweep.py. Without the smoothed counts, a single positive of a
+rare label can determine the threshold.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def parse_aim(text: str) -> Aim:
 
 
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
-    """Return one threshold for all labels: with the highest micro-F, or reaching micro-precision or micro-recall X.
+    """Return one threshold for all labels. It has the highest micro-F, or reaches micro-precision or micro-recall X.
 
     Many thresholds predict the same labels. The middle of these thresholds is used (`Sweep.threshold`). If several
     predictions have the highest micro-F, the threshold nearest to 0.5 is used, then the higher one. Without positives,
@@ -78,9 +78,9 @@ def thresholds_per_label(
     The thresholds apply to the (N, G) ``probabilities``. ``expected`` (N, G) are calibrated probabilities, which smooth
     the targets. ``single`` is the result of `single_threshold`. ``slack``: see label_thresholds.py.
 
-    precision>=X: the lowest threshold at which the observed and the smoothed precision of the label reach X. It gives
-    the highest recall. If no threshold reaches X, it is 1. recall>=X: the highest threshold at which the observed and
-    the smoothed recall reach X. A label without positives gets the single threshold.
+    precision>=X: the lowest threshold at which the observed and the smoothed precision of the label reach X. The
+    threshold is 1 if X is not reached. recall>=X: the highest threshold at which the observed and the smoothed recall
+    reach X. A label without positives gets the single threshold.
     """
     smoothed = smoothed_targets(truth, expected)
     sweeps = [make_sweep(truth[:, g], smoothed[:, g], probabilities[:, g]) for g in range(truth.shape[1])]

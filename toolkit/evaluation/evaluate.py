@@ -38,12 +38,14 @@ def evaluate(
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
-        log.warning("the model's thresholds and calibration were chosen on %s: its metrics are too good there", split)
+        log.warning(
+            "the model's thresholds and calibration were chosen on %s: the metrics of %s are too good", split, split
+        )
     return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
 
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
-    """Warn if the model was trained on another shard set, because it may have been trained on these samples."""
+    """Warn if the model was trained on another shard set, which may contain samples of this split."""
     trained_on = folder.config[OWN_KEY].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:
         log.warning(

@@ -1,7 +1,7 @@
 """Compute the results of an evaluation from arrays, convert them to JSON types, and print them as tables.
 
-All printed text is ASCII, so that it can be written to any log file. rich draws the lines of the tables. On an ASCII
-stream it replaces these lines by ASCII characters.
+All text except the lines of the tables is ASCII, so that it can be written to any log file. On an ASCII stream, rich
+draws these lines with ASCII characters.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Evaluation:
         """Return a table with one row per threshold of the model, then one row per baseline."""
         shown = PLACES["decisions"]
         title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
-        # with the word "accuracy", columns are folded at 100 characters
+        # "accuracy" in full is too wide for a terminal of 100 columns
         table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
         named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
         named += [(row.label, row.metrics) for row in self.baselines]
@@ -155,13 +155,13 @@ def evaluate_arrays(
 
     train_prevalence (G,): share of positives in the training set. ``thresholds``: fixed thresholds. The rows of the
     result are the fixed thresholds, the best single threshold of validation, and last the thresholds of ``decisions``.
-    The single threshold is left out if the decisions use it for all genres. The prevalence baseline has no row for it.
+    The single threshold is left out if the decisions use it for all genres. The prevalence baseline never has this row.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
-    single, chosen = _decided(decisions)
+    single, chosen = _validation_thresholds(decisions)
     return Evaluation(
         split=split,
         shard_set=shard_set,
@@ -180,7 +180,7 @@ def evaluate_arrays(
     )
 
 
-def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
+def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
     """Return (label, value) of the best single threshold, if it was not chosen, and of the chosen thresholds."""
     if not decisions.per_label:
         value = float(decisions.thresholds[0])

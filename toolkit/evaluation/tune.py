@@ -33,7 +33,7 @@ SPLIT = "val"
 
 def run_tune(options: TuneOptions) -> int:
     """Choose thresholds and calibration, print the metrics and write the files. Returns the exit status."""
-    parse_aim(options.decide.aim)  # raises for an invalid aim before minutes of work
+    parse_aim(options.decide.aim)  # report an invalid aim before the long computation
     folder = load_model_folder(options.model)
     remove_dead_partials(options.model)
     shards = open_store(options.shards, options.cache)

@@ -23,7 +23,7 @@ from shards.extras import absent
 from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
 
-#: Name patterns of the files to upload. Predictions are not among them, because they contain labels of the samples.
+#: Name patterns of the files of a model. Predictions are separate, because they contain labels of the samples.
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
 PREDICTIONS = "predictions-*.npz"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
@@ -92,7 +92,7 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, GatedRepoError):
         raise UserError(
             "model-missing",
-            f"{constants.ENDPOINT} has no model {repo_id} that you may read; if it is private, run `hf auth login` "
+            f"{constants.ENDPOINT} has no model {repo_id} that you may read. If it is private, run `hf auth login` "
             f"or set HF_TOKEN",
         ) from None
     except Exception as error:  # errors of the hub's client and of its HTTP library, which depends on the version
@@ -144,9 +144,9 @@ def _names(value: Any) -> Iterator[Any]:
 
 
 def reachable() -> bool:
-    """Return whether the hub accepts connections. The hub's client alone retries for nearly a minute.
+    """Return whether the hub accepts connections. Without this check, the hub's client retries for nearly a minute.
 
-    If a proxy is set, only the client can check the connection, so the result is True.
+    If a proxy is set, nothing is checked and the result is True.
     """
     if constants.HF_HUB_OFFLINE:
         return False

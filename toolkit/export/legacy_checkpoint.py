@@ -1,9 +1,8 @@
-"""Convert a checkpoint of the earlier training script to a model folder. Its model is a ResNet of torchvision.
+"""Convert a checkpoint of the earlier training script to a model folder. The script trained torchvision's ResNets.
 
     posters import --checkpoint genre_predictor_model_BCE.pth --out MODEL
 
-timm's ResNets have the same weight names as torchvision's, and return the same logits. models/safe_unpickle.py reads
-the file.
+timm's ResNets have the same weight names and return the same logits. models/safe_unpickle.py reads the file.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from toolkit.models.heads import HeadSpec
 from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
 from toolkit.models.tensor_files import require_finite
 
-WHAT = "checkpoint of that script"
+WHAT = "checkpoint of the earlier training script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 #: Normalisation of torchvision, which the script used.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

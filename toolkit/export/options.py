@@ -27,8 +27,8 @@ class ExportOptions(ModelOption, Checked):
     check: list[Path] | None = option(None, metavar="DIR_or_FILE")
     """Images for the comparison of the file with PyTorch. At most 64 images are used (default: drawn posters)."""
     tolerance: Positive | None = None
-    """Largest allowed difference of logits, probabilities and embedding (default 0.001). With --preprocess it applies
-    to probabilities only (default 0.05)."""
+    """Largest allowed difference of logits, probabilities and embedding (default 0.001). With --preprocess, the limit
+    applies to probabilities only (default 0.05)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

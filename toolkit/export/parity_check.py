@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: Largest number of images for --check. If there are more, evenly spaced images are used.
 MAX_IMAGES = 64
-#: Batch sizes of the check, in this order. The last one repeats.
+#: Batch sizes of the check, in this order. The last size repeats.
 BATCHES = (1, 3, 8)
 #: Tolerance of logits for the same input. Float32 sums in another order differ by 1e-6 to 1e-5. A difference of 1e-3
 #: changes an uncalibrated probability by at most 0.00025. A missing layer or another GELU causes larger differences.
@@ -39,7 +39,7 @@ TOLERANCE_PREPROCESS = 0.05
 #: Largest and mean allowed difference from Pillow's pixels (0 to 255). A shift by half a pixel is far over the limits.
 MAX_LEVELS, MEAN_LEVELS = 3.0, 0.5
 
-#: (n, 3, S, S) float32 or (n, H, W, 3) uint8 → outputs by name.
+#: Function that runs an exported file: (n, 3, S, S) float32 or (n, H, W, 3) uint8 images → outputs by name.
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 

@@ -1,4 +1,4 @@
-"""Baselines that do not use the images. The metrics of a model are compared with theirs.
+"""Baselines that do not use the images, for comparison with the metrics of a model.
 
 A few genres are very common. On the project's posters, always predicting the two commonest genres has a micro-F1 near
 0.59. So a model with a micro-F1 of 0.6 has learnt little.
@@ -27,7 +27,7 @@ class BaselineRow:
     metrics: dict[str, float]
     """The metrics of group "decisions"."""
     threshold: float | list[float] | None = None
-    """One number, or one per label. None for kind "top_k", which has no probabilities."""
+    """One threshold, or one per label. None for kind "top_k", which has no probabilities."""
     ranking: dict[str, Any] | None = None
     """``loss`` and the metrics of group "ranking". None for kind "top_k"."""
     genre_indices: list[int] | None = None

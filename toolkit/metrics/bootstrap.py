@@ -1,10 +1,9 @@
 """Confidence intervals of metrics by the bootstrap over samples (Efron 1979).
 
-A resample consists of N samples that are drawn with replacement. Each metric is computed again on every resample. The
-interval is the middle 95% of these values (the percentile interval of Efron & Tibshirani 1993, chapter 13).
+A resample consists of N samples that are drawn with replacement. Each metric is computed on every resample. The
+interval contains the middle 95% of these values (the percentile interval of Efron & Tibshirani 1993, chapter 13).
 Near-duplicates are drawn together as one unit (the cluster bootstrap, Davison & Hinkley 1997, section 3.8). Two models,
-or a model and a baseline, are compared on the same resamples: the difficulty of a resample then cancels out (a paired
-bootstrap).
+or a model and a baseline, are compared on the same resamples, so that all resamples are equally difficult for both.
 
 Repeated samples raise mAP and calibration errors. The resampled values of a metric over all labels are therefore
 shifted: their mean becomes the observed value (bias correction, chapter 10). Metrics of single labels are not shifted,
@@ -30,7 +29,7 @@ CHUNK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """The value of a metric and its interval. All three are None if the metric is undefined."""
+    """The value of a metric and the bounds of its interval. All are None if the metric is undefined."""
 
     value: float | None
     low: float | None
@@ -38,7 +37,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Difference of two values of a metric: its value, its interval, and the two-sided p-value of no difference."""
+    """A difference of two metrics, the bounds of its interval, and the two-sided p-value of no difference."""
 
     value: float | None
     low: float | None
@@ -138,7 +137,7 @@ def label_intervals(draws: Draws, metric: str) -> list[Interval]:
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
-    """Return first minus second for each metric of both models. Both must come from one call of `bootstrap`."""
+    """Return first minus second for each common metric. Both arguments must come from one call of `bootstrap`."""
     found = {}
     for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
         plain = first.plain.metrics[name] - second.plain.metrics[name]

@@ -46,7 +46,6 @@ class Metric:
 
     @property
     def column(self) -> str:
-        """Heading of the metric's column in tables."""
         return self.heading or self.label
 
     @property

@@ -39,8 +39,8 @@ print(model.predict(["poster.jpg"]))
 
 """
 NEEDS_US = (
-    "Both need poster-toolkit: run `pip install -c constraints.txt -e .` in its checkout. Plain timm cannot load this "
-    "model, because it does not have this head."
+    "The command and the Python code need poster-toolkit: run `pip install -c constraints.txt -e .` in its checkout. "
+    "Plain timm cannot load this model, because timm does not have this head."
 )
 #: Markup within a line of Markdown: code, emphasis, links, images, tables, formulas, addresses. An underscore within a
 #: word is not markup. Names of architectures contain many such underscores.
@@ -60,8 +60,7 @@ def plain(value: object) -> str:
 def write_card(folder: Path) -> None:
     """Write the model card from config.json, labels.json and the metrics-*.json files.
 
-    A metrics file is left out and logged if it was measured with other thresholds or another calibration than the
-    current ones, for example before `posters tune`.
+    Metrics of older thresholds or an older calibration (before `posters tune`) are left out and logged.
     """
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])
@@ -76,7 +75,7 @@ def write_card(folder: Path) -> None:
 
 
 def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (split, metrics) of every valid metrics-SPLIT.json. Other metrics files are logged."""
+    """Yield (split, metrics) of every metrics-SPLIT.json. Invalid files are logged and left out."""
     for path in sorted(folder.glob("metrics-*.json")):
         split = path.stem.removeprefix("metrics-")
         try:

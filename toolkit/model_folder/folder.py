@@ -38,7 +38,6 @@ from toolkit.models.tensor_files import load_tensors, read_header, require_finit
 WEIGHTS = "model.safetensors"
 NEEDED = (CONFIG, LABELS, WEIGHTS)
 OWN_KEY = "poster_toolkit"  # key of this toolkit in config.json. timm ignores it.
-#: Endings of files with pickled weights.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
 #: Keys of timm's ``pretrained_cfg`` that are not saved: the origin of the weights, and values of another input size.
 LEFT_OUT = (
@@ -85,7 +84,7 @@ def save_model_folder(
 ) -> str:
     """Write a model folder. When it is complete, it replaces an older folder. Returns the SHA-256 of the weights.
 
-    ``model`` must be unwrapped (no DDP, no compile). ``facts`` are further keys for config.json, under OWN_KEY.
+    ``model`` must be unwrapped (no DDP, no compile). ``facts`` are further values under OWN_KEY in config.json.
     ``metrics``: split → content of metrics-SPLIT.json. ``state``: complete weights on the CPU, if ``model`` is sharded.
     On return the folder is flushed to the disk. Raises UserError or OSError if the folder cannot be written. An
     incomplete new folder is deleted.
@@ -151,7 +150,7 @@ def recover_model_folder(folder: Path) -> None:
     old = _older_path(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    elif (folder / CONFIG).exists():  # complete: the run was killed before it deleted the older folder
+    elif (folder / CONFIG).exists():  # the new folder is complete, so the older folder is not needed
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -188,7 +187,7 @@ def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours:
 
 
 def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
-    """Read the (genres, decisions) of a model folder. Raises UserError if labels.json is absent or inconsistent."""
+    """Read the genres and decisions of a model folder. Raises UserError if labels.json is absent or inconsistent."""
     found, raw = read_labels(folder)
     return LabelSet(tuple(found.genres)), Decisions.from_dict(raw, len(found.genres), folder / LABELS)
 
@@ -214,7 +213,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
             "model-damaged",
-            f"{folder / WEIGHTS} is damaged or was replaced: its SHA-256 is not that of {CONFIG}; {AGAIN}",
+            f"{folder / WEIGHTS} is damaged or was replaced: its SHA-256 differs from the value in {CONFIG}; {AGAIN}",
         )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:

@@ -1,9 +1,9 @@
 """Exponential moving average (EMA) of the weights. It is validated and saved instead of the last weights.
 
 The average is timm's ModelEmaV3 with warm-up. After t updates the decay is at most 1 - t^(-2/3) (Crowson's rule), so
-that the random start has little weight in short runs. The decay reaches 0.99 after 1,000 updates and 0.999 after
-32,000. All weights and BatchNorm's running statistics are averaged: the statistics of the current weights do not match
-the activations of the averaged weights.
+that the random initial weights have little influence in short runs. The decay reaches 0.99 after 1,000 updates and
+0.999 after 32,000. BatchNorm's running statistics are averaged, too, because the statistics of the current weights do
+not match the activations of the averaged weights.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The head "ensemble": several small networks. Each sample trains one network, and the output is their mean.
 
-A network with a hidden layer can represent more than a linear layer. On a few thousand posters, however, its outputs
-for rare genres depend on the random initial weights. The mean of several networks varies less (Lakshminarayanan,
-Pritzel, Blundell 2017, "deep ensembles"). Each sample of a training batch trains one network, which is drawn at random.
-If all samples trained the mean output, the networks would act as one wide network.
+A network with a hidden layer can represent more than a linear layer. On a few thousand posters, however, the
+outputs of such a network for rare genres depend on the random initial weights. The mean of several networks varies less
+(Lakshminarayanan, Pritzel, Blundell 2017, "deep ensembles"). For each sample of a training batch, one network is drawn
+at random. Training on the mean output instead makes the networks act as one wide network.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def build_model(
 ) -> nn.Module:
     """Build a timm model for square inputs of ``image_size`` pixels with ``num_classes`` logits.
 
-    With a linear head, all parameters keep timm's names, so plain timm can load the model. ``pretrained``: download the
-    weights of timm's hub. ``drop_path``: rate of stochastic depth at the last block (Huang et al. 2016). ``scratch``:
+    With a linear head, all parameters keep timm's names, so plain timm can load the model. ``pretrained``: load weights
+    from timm's hub. ``drop_path``: rate of stochastic depth at the last block (Huang et al. 2016). ``scratch``:
     whether the error for an unreachable hub suggests random weights. Raises UserError if timm has no such model, if the
     hub cannot be reached, or if the model does not support the head or ``drop_path``.
     """
@@ -94,9 +94,9 @@ def other_size(model: nn.Module, image_size: int) -> str | None:
 
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Use only the cache of the hub client if the hub's name cannot be resolved. The client alone retries for a minute.
+    """Use only the hub client's cache if the hub's name cannot be resolved. If a proxy is set, nothing is checked.
 
-    If a proxy is set, the name is not checked, because the proxy may resolve it.
+    Without this check, the client retries for a minute.
     """
     offline = constants.HF_HUB_OFFLINE
     if not getproxies():

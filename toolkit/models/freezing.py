@@ -32,7 +32,7 @@ class Part:
     """Number of epochs in which the part is frozen. None for all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
-        """Return whether the part is frozen in ``epoch``, from 0. None means after the last unfreezing."""
+        """Return whether the part is frozen in ``epoch`` (from 0). With None, return whether it is always frozen."""
         return self.epochs is None or (epoch is not None and epoch < self.epochs)
 
 
@@ -84,7 +84,7 @@ def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
     fixed = {id(p) for part in held for p in part.parameters}
     backbone = {id(p) for n, p in model.named_parameters() if not n.startswith(head_prefixes(model))}
     names = ", ".join(part.name for part in held)
-    everything = all(id(p) in fixed for p in model.parameters())  # `Freezing` raises the error for it
+    everything = all(id(p) in fixed for p in model.parameters())  # `Freezing` raises an error for this
     if backbone <= fixed and not everything:
         raise UserError(
             "option-conflict",
@@ -126,7 +126,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return the modules that have tensors, and all parameters, without the classifier."""
+    """Return all modules with tensors, and all parameters, except those of the classifier."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -88,7 +88,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Replace the classifier of a timm model by the head, and its features by those of two stages if ``levels``."""
+    """Replace the classifier of a timm model by the head. With ``levels``, its input is the features of two stages."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout
@@ -124,12 +124,12 @@ def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """Return the (n, F) input features of the classifier for (n, 3, S, S) images. Set the model to evaluation mode."""
+    """Return the (n, F) input features of the classifier for (n, 3, S, S) images. Evaluation mode is required."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def classifier_path(model: nn.Module) -> str:
-    """Return the dotted name of the classifier, timm's or a replaced one. Raises UserError if there are two."""
+    """Return the dotted name of the classifier, e.g. ``head.fc``. Raises UserError for a model with two classifiers."""
     prefixes = head_prefixes(model)
     if len(prefixes) != 1:
         raise UserError("model-unfit", f"{type(model).__name__} has no single classifier: set --train.feature_views 0")

@@ -36,10 +36,7 @@ def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:
-    """Return the last Linear of each classifier, for ``prefixes`` such as ``("fc.",)``.
-
-    An ensemble has one for each member. A classifier without a Linear has none.
-    """
+    """Return the last Linear of each network in the classifiers, whose name ``prefixes`` are e.g. ``("fc.",)``."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
     return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

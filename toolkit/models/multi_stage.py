@@ -3,7 +3,7 @@
 The last stage of an ImageNet model mainly represents objects. Genres also depend on style and colour. The second to
 last stage represents style and colour better. Both stages are averaged over the image and concatenated. A signed square
 root reduces the influence of a few strong channels (Perronnin, Sánchez, Mensink 2010, "power normalisation").
-docs/results/recipes.md has the gain on posters.
+docs/results/recipes.md has measurements on posters.
 
 A timm model is converted in place: its class is replaced by a subclass, and its classifier becomes wider. The names of
 all modules and weights stay the same.
@@ -31,7 +31,7 @@ class _MultiStage:
         """(n, 3, S, S) → (n, F)."""
         stages = self.forward_intermediates(x, indices=STAGES, intermediates_only=True, norm=True)
         pooled = torch.cat([stage.float().mean(dim=(2, 3)) for stage in stages], dim=1)
-        # The root's derivative is infinite at 0. The small number keeps the gradients of the backbone finite.
+        # The root's derivative is infinite at 0. Adding 1e-6 keeps the gradients of the backbone finite.
         return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
 
     def forward_head(self: Any, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

@@ -100,7 +100,7 @@ ALLOWED: dict[str, Any] = {
 def safe_load(path: Path, what: str) -> Any:
     """Return the content of a torch.save file without executing code. numpy's arrays are `PickledArray` objects.
 
-    ``what``: the expected kind of file, for errors, e.g. ``"checkpoint of that script"``. Raises UserError if the file
+    ``what``: the expected kind of file, for errors, e.g. ``"checkpoint"``. Raises UserError if the file
     imports a name that is not allowed, or if torch cannot read it.
     """
     if not path.is_file():
@@ -197,7 +197,7 @@ def _check_archive(path: Path) -> None:
 
 
 class TooMuch(Exception):
-    """A pickle is over a limit."""
+    """Raised for a pickle that is over a limit."""
 
 
 def _collect_imports(stream: IO[bytes], names: set[str]) -> None:
