@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = raw.get("config") or {}
     if not isinstance(config, dict):
         raise UserError(
-            "model-damaged", f"{path} is not a {WHAT}: its config is of type {type(config).__name__}, not dict"
+            "model-damaged", f"{path} is not a {WHAT}: its config is a {type(config).__name__} instead of a dict"
         )
     state, threshold_logits = _clean_names(raw["model_state_dict"], path)
     labels = _labels(raw.get("mlb"), path)

@@ -213,7 +213,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
             "model-damaged",
-            f"{folder / WEIGHTS} is damaged or was replaced: its SHA-256 differs from the value in {CONFIG}; {AGAIN}",
+            f"{folder / WEIGHTS} is damaged or was replaced: its sha256 differs from the value in {CONFIG}; {AGAIN}",
         )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
@@ -249,7 +249,7 @@ def read_best(folder: Path) -> tuple[OursFile, Any]:
     except OSError as error:
         raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
-        problem = f"{folder / WEIGHTS} is damaged: its SHA-256 differs from the value in {CONFIG}"
+        problem = f"{folder / WEIGHTS} is damaged: its sha256 differs from the value in {CONFIG}"
         raise UserError("model-damaged", problem)
     return ours, raw[OWN_KEY].get("training_config")
 
