@@ -1,1 +1,1 @@
-"""From logits to named labels: calibration and thresholds, chosen on validation. No torch."""
+"""Choose calibration and thresholds on validation, and apply them to logits. The package does not import torch."""

@@ -1,13 +1,14 @@
 """Calibration per label, fitted on validation logits: calibrated logit = scale * logit + bias, with scale > 0.
 
-After weighted losses, mixing or long training, probabilities are no longer frequencies. "temperature" scales the logits
-of a label (Guo et al., "On Calibration of Modern Neural Networks", 2017). "platt" also adds a bias (Platt,
-"Probabilistic Outputs for Support Vector Machines", 1999). A positive scale keeps the ranking of each label.
+After a weighted loss, mixing or long training, the probabilities of a model do not agree with frequencies. Method
+"temperature" scales the logits of a label (Guo et al., "On Calibration of Modern Neural Networks", 2017). Method
+"platt" scales them and adds a bias (Platt, "Probabilistic Outputs for Support Vector Machines", 1999). The scale is
+positive, so calibration does not change the ranking of the samples. Cross-validation on the split shows whether a
+method helps.
 
 A rare label has only a few positives for two parameters. Each label therefore has a normal prior on log(scale) and
-bias. The means of the prior are shared by all labels and fitted as well (the mode of a hierarchical model). The prior
-also keeps the parameters of a label without positives finite, so Platt's smoothed targets are not needed.
-Cross-validation inside the split decides whether the model is calibrated.
+bias. All labels share the means of the priors, which are fitted together with the labels (the mode of a hierarchical
+model). The priors keep the parameters of a label without positives finite, so Platt's smoothed targets are not needed.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, enough, standard_erro
 from toolkit.metrics.calibration_error import calibration_influence
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_entropy, sigmoid
 
-#: Precision (1 / variance) of the priors on each label's log(scale) and bias. Of values from 0.3 to 100, these had
-#: nearly the lowest held-out loss on 400 real, simulated and shifted posters.
+#: Precision (1 / variance) of the priors on each label's log(scale) and bias. Values from 0.3 to 100 were tried on 400
+#: real, simulated and shifted posters. These two had nearly the lowest held-out loss.
 SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
-#: Precision of the prior on the shared means, whose mean is the identity. It matters only if logits separate the
-#: classes without error: the scale would then grow without limit.
+#: Precision of the prior on the shared means, centred on scale 1 and bias 0. It only keeps the scale finite if the
+#: logits separate the classes without error.
 SHARED_PRIOR = 0.1
-_ITERATIONS, _SETTLED = 100, 1e-10
+_ITERATIONS, _CONVERGED = 100, 1e-10
 _LONGEST_STEP = 2.0  # in log(scale) and bias, so that exp does not overflow
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A calibration method and its parameters, (G,) each."""
+    """A calibration method and its (G,) parameters."""
 
     method: Method
     scale: FloatArray
@@ -48,12 +49,12 @@ class Calibration:
 
 
 def fit_calibration(truth: BoolArray, scores: FloatArray, method: Method) -> Calibration:
-    """Fit a method on (N, G) logits and (N, G) targets; equal inputs give bit-identical parameters."""
+    """Fit a method on (N, G) logits ``scores`` and (N, G) targets. Equal inputs give bit-identical parameters."""
     num_labels = truth.shape[1]
     if method == "none":
         return Calibration("none", np.ones(num_labels), np.zeros(num_labels))
-    # Slope and shift are fitted around the mean logit of a label. Around 0, which the logits of a rare label never
-    # reach, slope and bias would be strongly correlated.
+    # Platt's line is fitted around the mean logit of a label. The logits of a rare label are far from 0, so slope and
+    # bias are strongly correlated if the line is fitted around 0.
     pivot = scores.mean(axis=0) if method == "platt" else np.zeros(num_labels)
     centred = scores - pivot
     spread = float(np.sqrt(np.mean(centred**2))) or 1.0
@@ -65,15 +66,15 @@ def fit_calibration(truth: BoolArray, scores: FloatArray, method: Method) -> Cal
 def _fit_lines(
     truth: BoolArray, scores: FloatArray, offset: FloatArray, spread: float, *, with_bias: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Return (slope, shift), (G,) each, at the mode of sigmoid(slope * scores + offset + shift) under the priors.
+    """Fit sigmoid(slope * scores + offset + shift) under the priors. Return the (G,) slopes and the (G,) shifts.
 
-    Newton's method with the Fisher information, so that each step is a descent direction, and step halving. The shared
-    means couple the labels through two numbers, which a Schur complement eliminates.
+    The method is Newton's with the Fisher information, so each step is a descent direction. A step that raises the cost
+    is halved. The shared means connect the labels. A Schur complement first solves for these means.
     """
     num_labels = truth.shape[1]
     size = 2 if with_bias else 1
     prior = np.array([SCALE_PRIOR, BIAS_PRIOR])[:size]
-    # Row 0: log(slope), row 1: shift. The start is the identity.
+    # Row 0 is log(slope), row 1 is shift. The start is scale 1 and bias 0.
     identity = np.array([np.log(spread), 0.0])[:size]
     own, shared = np.repeat(identity[:, None], num_labels, axis=1), identity
 
@@ -81,27 +82,26 @@ def _fit_lines(
         return np.exp(own[0]) * scores + offset + (own[1] if with_bias else 0.0)
 
     def cost(own: FloatArray, shared: FloatArray) -> tuple[float, FloatArray]:
-        """Return (cost, probabilities); both use the same exponential."""
         logits = line(own)
         small = np.exp(-np.abs(logits))
         loss = (np.maximum(logits, 0.0) + np.log1p(small) - truth * logits).sum()
-        away = (prior @ (own - shared[:, None]) ** 2).sum() + SHARED_PRIOR * ((shared - identity) ** 2).sum()
-        return float(loss + 0.5 * away), np.where(logits >= 0.0, 1.0, small) / (1.0 + small)
+        penalty = (prior @ (own - shared[:, None]) ** 2).sum() + SHARED_PRIOR * ((shared - identity) ** 2).sum()
+        return float(loss + 0.5 * penalty), np.where(logits >= 0.0, 1.0, small) / (1.0 + small)
 
     now, probabilities = cost(own, shared)
     for _ in range(_ITERATIONS):
-        rest, weight = probabilities - truth, probabilities * (1.0 - probabilities)
+        residual, weight = probabilities - truth, probabilities * (1.0 - probabilities)
         tangents = [np.exp(own[0]) * scores, np.ones_like(scores)][:size]
-        away = prior[:, None] * (own - shared[:, None])
-        slope = np.stack([(rest * t).sum(axis=0) for t in tangents]) + away
-        bend = np.array([[(weight * s * t).sum(axis=0) for t in tangents] for s in tangents])
-        solved = np.linalg.inv(np.moveaxis(bend, 2, 0) + np.diag(prior))  # (G, size, size)
-        ahead = np.einsum("gij,jg->ig", solved, slope)
-        # The Schur complement: curvature of the shared means after elimination of the labels' parameters.
-        left = np.diag(num_labels * prior + SHARED_PRIOR) - np.outer(prior, prior) * solved.sum(axis=0)
-        pull = prior * ahead.sum(axis=1) - away.sum(axis=1) + SHARED_PRIOR * (shared - identity)
-        step_shared = np.linalg.solve(left, pull)
-        step = ahead + np.einsum("gij,j->ig", solved, prior * step_shared)
+        prior_gradient = prior[:, None] * (own - shared[:, None])
+        gradient = np.stack([(residual * t).sum(axis=0) for t in tangents]) + prior_gradient
+        fisher = np.array([[(weight * s * t).sum(axis=0) for t in tangents] for s in tangents])
+        solved = np.linalg.inv(np.moveaxis(fisher, 2, 0) + np.diag(prior))  # (G, size, size)
+        own_step = np.einsum("gij,jg->ig", solved, gradient)
+        # The Schur complement is the curvature of the shared means without the parameters of the labels.
+        schur = np.diag(num_labels * prior + SHARED_PRIOR) - np.outer(prior, prior) * solved.sum(axis=0)
+        shared_gradient = prior * own_step.sum(axis=1) - prior_gradient.sum(axis=1) + SHARED_PRIOR * (shared - identity)
+        step_shared = np.linalg.solve(schur, shared_gradient)
+        step = own_step + np.einsum("gij,j->ig", solved, prior * step_shared)
         length = min(1.0, _LONGEST_STEP / max(np.abs(step).max(), np.abs(step_shared).max(), 1e-12))
         while True:
             then, probabilities = cost(own - length * step, shared - length * step_shared)
@@ -109,9 +109,9 @@ def _fit_lines(
                 break
             length /= 2.0
         if then > now:
-            break  # no descent left within rounding
+            break  # only rounding errors remain
         own, shared, gain, now = own - length * step, shared - length * step_shared, now - then, then
-        if gain <= _SETTLED * (1.0 + abs(now)):
+        if gain <= _CONVERGED * (1.0 + abs(now)):
             break
     return np.exp(own[0]), own[1] if with_bias else np.zeros(num_labels)
 
@@ -124,14 +124,14 @@ def choose_calibration(
     units: IntArray,
     fit: Callable[[int | None, Method], Calibration],
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Return (the calibration fitted on all samples, method → its held-out {"loss", "ece"}).
+    """Return the chosen calibration, fitted on all samples, and a dictionary: method → its held-out "loss" and "ece".
 
-    "auto" cross-validates each method: it is fitted without one fold and measured on that fold. A method is chosen if
-    mean cross-entropy per sample and ECE both fall by more than `CLEAR_STANDARD_ERRORS` standard errors of the
-    difference. Of several such methods, the one with the lowest cross-entropy is chosen, otherwise "none".
+    "auto" cross-validates each method: the method is fitted without one fold and measured on that fold. A method helps
+    if cross-entropy and ECE both fall by more than `CLEAR_STANDARD_ERRORS` standard errors of the difference. Of the
+    methods that help, the one with the lowest cross-entropy is chosen. If no method helps, "none" is chosen.
 
     fold, units: (N,) from `toolkit.decisions.folds`. fit(k, method) returns the calibration fitted without fold k, or
-    on all samples if k is None. The second result is empty if no methods were compared.
+    on all samples if k is None. The dictionary is empty if no methods were compared.
     """
     if wanted != "auto":
         return fit(None, wanted), {}

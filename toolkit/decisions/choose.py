@@ -1,7 +1,9 @@
-"""Calibration and thresholds of a model, chosen on the validation split and saved in its labels.json.
+"""Choose the calibration and the thresholds of a model on validation, and save both as its `Decisions`.
 
-Evaluation, prediction, audit and gallery all use `Decisions` for probabilities and predicted labels, so that they
-agree. The test split is never used here.
+The steps themselves are in other modules: the objectives of thresholds (--aim) in objective.py and label_thresholds.py,
+the calibration methods in calibration.py, and the comparisons on held-out samples in cross_fit.py.
+
+`Decisions` are saved in labels.json. All commands compute probabilities and predicted labels with them.
 """
 
 from __future__ import annotations
@@ -25,20 +27,21 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """(G,) float64 arrays in the order of the labels; thresholds apply to calibrated probabilities."""
+    """A model's calibration and thresholds: (G,) float64 arrays in the order of the labels."""
 
     thresholds: FloatArray
+    """Thresholds on calibrated probabilities."""
     scale: FloatArray
-    """Positive: calibrated logit = scale * logit + bias. Without calibration, scales are 1 and biases 0."""
+    """Positive scales in: calibrated logit = scale * logit + bias. Without calibration, a scale is 1 and a bias 0."""
     bias: FloatArray
     global_threshold: float
-    """The best single threshold, for comparison; it is also the threshold of labels without positives."""
+    """The best single threshold for all labels, for comparison."""
     aim: str = "none"
     calibration: str = "none"
     source: str = "given"
     """Origin of the thresholds, as a phrase for users."""
     chosen_on: dict[str, Any] = field(default_factory=dict)
-    """JSON types: split, samples, held-out metrics of calibrations and thresholds, weight of macro-F, slack."""
+    """JSON types: the split, the number of samples, and the metrics on held-out samples that led to the choice."""
 
     @classmethod
     def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
@@ -48,7 +51,7 @@ class Decisions:
         return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
 
     def logits(self, logits: ArrayLike) -> FloatArray:
-        """Return (..., G) calibrated logits in float64; without calibration they are bit-identical to the input."""
+        """Return (..., G) calibrated logits in float64. Without calibration they equal the input bit by bit."""
         return self.scale * np.asarray(logits, dtype=np.float64) + self.bias
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
@@ -66,11 +69,11 @@ class Decisions:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of all thresholds, scales and biases; metrics with equal fingerprints have equal decisions."""
+        """16 hex digits of a hash of all thresholds, scales and biases."""
         return fingerprint([values.tolist() for values in (self.thresholds, self.scale, self.bias)])[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the part of labels.json with these decisions; floats keep their exact values."""
+        """Return the keys of labels.json for these decisions. Floats keep their exact values."""
         calibration: dict[str, Any] = {"method": self.calibration}
         if self.calibration != "none":
             calibration |= {"scale": self.scale.tolist(), "bias": self.bias.tolist()}
@@ -86,9 +89,9 @@ class Decisions:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], num_labels: int, where: object) -> Decisions:
-        """Read the keys of `to_dict`; only the thresholds are required. ``where`` names the file in errors.
+        """Read the keys of `to_dict`. Only the thresholds are required. ``where`` names the file in errors.
 
-        Raises UserError if values are missing, not finite or impossible, or if there are too many or too few.
+        Raises UserError if a value is missing, not finite or out of range, or if the number of values is wrong.
         """
         found = check_as(dict(raw), DecisionsFile, where, "labels file", DECIDE_AGAIN)
         check_decisions(found, num_labels, where)
@@ -105,7 +108,7 @@ class Decisions:
             found.aim,
             calibration.method,
             found.threshold_source,
-            dict(raw.get("chosen_on", {})),  # also keeps keys of later versions
+            dict(raw.get("chosen_on", {})),  # keeps unknown keys of later versions
         )
 
 
@@ -116,22 +119,22 @@ def choose_decisions(
     split: str = "val",
     groups: IntArray | None = None,
 ) -> Decisions:
-    """Choose a calibration, then thresholds for ``decide.aim``, on (N, G) logits and (N, G) targets.
+    """Choose a calibration, then thresholds for ``decide.aim``, on (N, G) logits ``scores`` and (N, G) targets.
 
-    groups (N,): equal numbers for near-duplicates; None: no near-duplicates. The result depends neither on the order of
-    the samples nor on the number of processes. Raises UserError for an unknown aim.
+    groups (N,): equal numbers for near-duplicates. None if there are no near-duplicates. The order of the samples does
+    not change the result. Raises UserError for an unknown aim.
     """
     fits = CrossFit(truth, scores, decide, groups)
     return decisions_of(fits.choose(), fits, split)
 
 
 def decisions_of(choice: Choice, fits: CrossFit, split: str = "val") -> Decisions:
-    """Convert a choice to the form in which it is saved."""
+    """Convert a choice to `Decisions`."""
     chosen_on: dict[str, Any] = {"split": split, "samples": len(fits.truth)}
     if choice.calibrations:
         chosen_on["held_out"] = choice.calibrations
-    if choice.ways:
-        chosen_on["cross_fit"] = choice.ways
+    if choice.compared:
+        chosen_on["cross_fit"] = choice.compared
     if choice.thresholds.weight is not None:
         chosen_on["macro_weight"], chosen_on["slack"] = choice.thresholds.weight, choice.slack
     return Decisions(
@@ -156,14 +159,14 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
             "recall": f"highest at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
         found = f"the one threshold {goal} on the {where} split"
-        return f"{found}; one per genre did not help clearly on held-out parts of it" if choice.ways else found
+        return f"{found}; one per genre did not help clearly in cross-validation" if choice.compared else found
     goal = {
-        "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres drawn toward the common one",
+        "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres near the single threshold",
         "precision": f"for precision of at least {aim.value:g} in each genre",
         "recall": f"for recall of at least {aim.value:g} in each genre",
     }[aim.kind]
     found = f"one per genre, {goal}, chosen on the {where} split"
-    if not choice.ways:
+    if not choice.compared:
         return found
-    before, after = (choice.ways[way]["macro_f"] for way in (SINGLE, choice_name(choice.slack)))
-    return f"{found}; on held-out parts of it macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"
+    before, after = (choice.compared[key]["macro_f"] for key in (SINGLE, choice_name(choice.slack)))
+    return f"{found}; in cross-validation macro-F{aim.value:g} {before:.3f} \u2192 {after:.3f}"

@@ -1,11 +1,12 @@
-"""Cross-fitting: choose calibration and thresholds by samples that they were not fitted on.
+"""Cross-fitting: compare calibrations and thresholds on samples that were not used to fit them.
 
-The simplest decisions are one threshold for all labels on uncalibrated probabilities. Calibration, thresholds per label
-and their slack have more parameters, which can overfit a small split. Each of them is therefore fitted without one fold
-and measured on that fold, and is used only if the held-out gain is larger than chance.
+The simplest decisions are one threshold for all labels on uncalibrated probabilities. Calibration and thresholds per
+label have more parameters, which can overfit a small split. They are therefore fitted without one fold and measured on
+that fold. They are used only if the gain on held-out samples is clear. Thresholds per label may cost a limited share of
+micro-F, the slack.
 
-An outer cross-validation measures the whole choice on new samples: the choice is made without a fold and then applied
-to the samples of that fold. Fits without the same two folds are shared by both levels.
+An outer cross-validation measures the whole choice on new samples: everything is chosen without a fold and then applied
+to the samples of that fold. Inner and outer cross-validation share fits that exclude the same folds.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from toolkit.decisions.objective import parse_aim, single_threshold, thresholds_
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
-#: Folds that a fit excludes.
+#: The folds that a fit excludes.
 Out = frozenset[int]
 EVERYONE: Out = frozenset()
-#: A loss of micro-F beyond the slack is allowed up to this number of standard errors.
+#: Micro-F may fall by the slack plus this number of standard errors.
 HARMLESS_STANDARD_ERRORS = 2.0
-#: Key of one threshold for all labels in `Choice.ways`; thresholds per label have the keys of `choice_name`.
+#: Key of one threshold for all labels in `Choice.compared`. `choice_name` returns the keys of thresholds per label.
 SINGLE = "single"
 T = TypeVar("T")
 
@@ -44,21 +45,21 @@ class Thresholds:
     single: float
     """The best single threshold for all labels."""
     weight: float | None = None
-    """Weight of macro-F; only for thresholds per label with an F aim."""
+    """Weight of macro-F in the objective of thresholds per label. None for any other objective."""
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Calibration and thresholds that were chosen without some folds."""
+    """The chosen calibration and thresholds. Some folds may be excluded from the choice."""
 
     calibration: Calibration
     thresholds: Thresholds
     slack: float | None
-    """None: one threshold for all labels."""
+    """Largest share of micro-F that thresholds per label may cost. None for one threshold for all labels."""
     calibrations: dict[str, Any]
-    """Method → its held-out loss and ECE; empty if no methods were compared."""
-    ways: dict[str, Any]
-    """SINGLE, or `choice_name` of a slack → held-out F-measures; empty if nothing was compared."""
+    """Method → its held-out loss and ECE. Empty if no methods were compared."""
+    compared: dict[str, Any]
+    """SINGLE or a `choice_name` → the held-out F-measures of these thresholds. Empty if nothing was compared."""
 
     def named(self, logits: FloatArray) -> BoolArray:
         """Return the (n, G) predicted labels of (n, G) logits."""
@@ -67,11 +68,11 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """F-measures of held-out decisions, and their (N,) derivatives by the samples' weights for `standard_error`."""
+    """Micro-F and macro-F of held-out predictions, and their (N,) derivatives by the weights of the samples."""
 
     micro: float
     macro: float
-    """Mean over the labels with positives."""
+    """Mean F-measure of the labels with positives."""
     by_micro: FloatArray
     by_macro: FloatArray
     units: IntArray
@@ -92,7 +93,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """Return whether these are clearly better than ``single``, by the rule of `CrossFit._choose_slack`."""
+        """Return whether these predictions satisfy the rule of `CrossFit._choose_slack` against ``single``."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -100,7 +101,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """Return the key of thresholds per label with this slack in `Choice.ways`."""
+    """Return the key in `Choice.compared` of thresholds per label with this slack."""
     return f"per genre, slack {slack:g}"
 
 
@@ -109,10 +110,10 @@ def _named(calibration: Calibration, thresholds: Thresholds, logits: FloatArray)
 
 
 class CrossFit:
-    """Choices on (N, G) targets and logits, which do not depend on the order of the samples.
+    """Choose calibration and thresholds on (N, G) targets and logits. The order of the samples has no effect.
 
-    groups (N,): equal numbers for near-duplicates, which stay in one fold; None: no near-duplicates. ``named()``
-    returns cross-fitted decisions, to measure them on new samples. Raises UserError for an unknown aim.
+    groups (N,): equal numbers for near-duplicates, which stay in one fold. None if there are no near-duplicates.
+    Raises UserError for an unknown aim.
     """
 
     def __init__(
@@ -126,13 +127,13 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return the (N, G) predicted labels of all samples, in the given order, each by a choice without its fold."""
+        """Return (N, G) predicted labels in the given order. Each fold is predicted by a choice without this fold."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
 
     def choose(self, out: Out = EVERYONE) -> Choice:
-        """Choose by the samples outside the folds ``out`` only."""
+        """Choose on all samples, except those of the folds ``out``."""
         rows = self._rows(out)
         if not rows.any():  # the split has one sample
             plain = fit_calibration(self.truth, self.scores, "none")
@@ -146,17 +147,18 @@ class CrossFit:
             self.units[rows],
             lambda k, method: self._calibration(out if k is None else out | {k}, method),
         )
-        slack, ways = self._choose_slack(out, calibration.method)
-        return Choice(calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, ways)
+        slack, compared = self._choose_slack(out, calibration.method)
+        return Choice(calibration, self._thresholds(out, calibration.method, slack), slack, calibrations, compared)
 
     def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
-        """Return (slack, or None for one threshold; held-out F-measures of each alternative).
+        """Return `Choice.slack` and `Choice.compared`.
 
-        Thresholds per label are used if all of this holds on held-out samples:
-        - They raise macro-F by more than `CLEAR_STANDARD_ERRORS` standard errors, and by more than they lower micro-F.
-        - They lower micro-F beyond their slack by at most `HARMLESS_STANDARD_ERRORS` standard errors.
-        The slack decide.max_micro_f_loss is tried first, then 0. Aims with a level are not compared: they always have
-        thresholds per label, unless decide.thresholds is "global".
+        For aim f1 or f0.5 and decide.thresholds "auto", thresholds per label must satisfy on held-out samples:
+        - Macro-F rises by more than `CLEAR_STANDARD_ERRORS` standard errors.
+        - Macro-F rises by more than micro-F falls.
+        - Micro-F falls by at most the slack plus `HARMLESS_STANDARD_ERRORS` standard errors.
+        The slack decide.max_micro_f_loss is tried first, then 0. For the other aims, "auto" always means thresholds per
+        label.
         """
         wanted, beta = self.decide.thresholds, self.aim.value
         if wanted == "global":
@@ -175,17 +177,17 @@ class CrossFit:
 
             return HeldOut.of(truth, self._held_out(out, namer)[rows], units, beta)
 
-        single, ways = measured(None), {}
-        ways[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
+        single, compared = measured(None), {}
+        compared[SINGLE] = {"micro_f": single.micro, "macro_f": single.macro}
         for slack in sorted({0.0, self.decide.max_micro_f_loss}, reverse=True):
             found = measured(slack)
-            ways[choice_name(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
+            compared[choice_name(slack)] = {"micro_f": found.micro, "macro_f": found.macro}
             if found.clearly_better(single, slack):
-                return slack, ways
-        return None, ways
+                return slack, compared
+        return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) predictions of ``namer(k)`` on fold k, for each fold outside ``out``; False elsewhere."""
+        """Return the (N, G) predictions of ``namer(k)`` on each fold k. In the folds ``out`` they are False."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

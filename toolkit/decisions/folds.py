@@ -1,6 +1,7 @@
-"""Folds of a split, and standard errors of metrics, for decisions on held-out samples.
+"""Folds of a split for cross-validation, and standard errors of metrics.
 
-Near-duplicates form a unit: all of them are in the same fold, and count as one sample in standard errors.
+A group of near-duplicates is one unit: the whole group is in one fold, and standard errors count the group once. Every
+other sample is a unit of its own.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ import numpy as np
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
 
-#: Number of folds: FOLDS, or FOLDS_OF_MANY from MANY units on, where fewer folds are enough and save time.
+#: A split has FOLDS folds. With MANY units or more it has FOLDS_OF_MANY folds, which are enough and save time.
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 3000
 
-#: Least gain on held-out samples, in standard errors, for which a choice is made.
+#: Smallest gain on held-out samples, in standard errors, for which calibration or thresholds per label are used.
 CLEAR_STANDARD_ERRORS = 1.0
 
 
 def enough(units: IntArray) -> bool:
-    """Return whether there are enough units for cross-validation: at least two per fold."""
+    """Return whether there are enough units for cross-validation: at least two for each of FOLDS folds."""
     return len(np.unique(units)) >= 2 * FOLDS
 
 
 def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
-    """Return the (N,) fold of every sample, from 0, for (N, G) targets.
+    """Return the (N,) fold numbers of the samples, from 0, for (N, G) targets and (N,) units from 0 to U - 1.
 
-    units (N,): 0 to U - 1. They are sorted by their rarest label and assigned in turn, so that every fold gets rare
-    positives.
+    The units are sorted by their rarest label and assigned to the folds in turn. So every fold gets rare positives.
     """
     count = int(units.max()) + 1
     support = truth.sum(axis=0)
@@ -38,10 +38,10 @@ def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
 
 
 def standard_error(influence: FloatArray, units: IntArray) -> float:
-    """Return the standard error of a metric; ``influence`` (N,) has its derivatives by the samples' weights, in sum 0.
+    """Return the standard error of a metric from its (N,) derivatives by the samples' weights. Their sum must be 0.
 
     This is the sandwich estimator over units (the "infinitesimal jackknife" of Efron & Tibshirani 1993, chapter 21).
-    For the mean of N units of one sample, it is the standard deviation / sqrt(N). Infinite for one unit.
+    For the mean of N independent samples, it is the standard deviation / sqrt(N). For a single unit, it is infinite.
     """
     sums = np.bincount(units, weights=influence)
     found = sums[np.bincount(units) > 0]
@@ -51,10 +51,10 @@ def standard_error(influence: FloatArray, units: IntArray) -> float:
 
 
 def in_order(truth: BoolArray, scores: FloatArray, groups: IntArray | None) -> tuple[IntArray, IntArray]:
-    """Return ((N,) indices that sort the samples, (N,) units of the sorted samples).
+    """Return the (N,) indices that sort the samples, and the (N,) units of the sorted samples.
 
-    groups (N,): equal numbers for near-duplicates; None: each sample is a unit. The sorted order does not depend on the
-    given order, so that folds and sums of floats do not either.
+    groups (N,): equal numbers for near-duplicates. None if each sample is a unit. The samples are sorted so that folds
+    and sums of floats do not depend on the given order.
     """
     order = np.lexsort((*truth.T, *scores.T))
     if groups is None or len(np.unique(groups)) == len(groups):

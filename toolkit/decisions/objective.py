@@ -1,8 +1,8 @@
-"""Objectives of thresholds: f1, f0.5, precision>=X or recall>=X, for one threshold or one per label.
+"""Objectives of thresholds (--aim): f1, f0.5, precision>=X and recall>=X, for one threshold or one per label.
 
-On the validation split, f1 and f0.5 keep the micro-F of the best single threshold, except for the share
-decide.max_micro_f_loss (label_thresholds.py). Precision and recall must reach X for each label, also with the smoothed
-counts of sweep.py, so that one lucky positive of a rare label does not determine its threshold.
+Thresholds per label for f1 and f0.5 are in label_thresholds.py. With precision>=X or recall>=X, each label must reach X
+with its observed counts and with the smoothed counts of sweep.py. Without the smoothed counts, a single positive of a
+rare label can determine the threshold.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from toolkit.decisions.label_thresholds import balanced_thresholds
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD, Sweep, make_sweep, smoothed_targets
 from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
 
-_LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # the same rule as in config/values.py
+_LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # config/values.py has this pattern, too
 
-#: The threshold that predicts a label for no sample (except at a probability of exactly 1).
+#: At this threshold a label is predicted only for a probability of exactly 1.
 NAMES_NOTHING = 1.0
 
 
 @dataclass(frozen=True)
 class Aim:
-    """``kind`` "f" with beta as ``value``, or "precision" or "recall" with the level to reach."""
+    """An objective of thresholds."""
 
     kind: Literal["f", "precision", "recall"]
     value: float
+    """Beta of F-beta for kind "f". The precision or recall to reach for the other kinds."""
 
     def __str__(self) -> str:
         return f"f{self.value:g}" if self.kind == "f" else f"{self.kind}>={self.value:g}"
 
 
 def parse_aim(text: str) -> Aim:
-    """Parse "f1", "f0.5", "precision>=X" or "recall>=X" (X from 0 to 1). Raises UserError for anything else."""
+    """Parse "f1", "f0.5", "precision>=X" or "recall>=X" with X from 0 to 1. Raises UserError for other texts."""
     plain = text.replace(" ", "")
     if plain in ("f1", "f0.5"):
         return Aim("f", float(plain[1:]))
@@ -49,10 +50,11 @@ def parse_aim(text: str) -> Aim:
 
 
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
-    """Return one threshold for all labels: with the highest micro-F, or with the level for pooled precision or recall.
+    """Return one threshold for all labels. It has the highest micro-F, or reaches micro-precision or micro-recall X.
 
-    Without positives, it is 0.5. Of the thresholds with the same decisions, the middle is used (`Sweep.threshold`). Of
-    several with the highest micro-F, 0.5 is preferred, then the one nearest to 0.5, then the highest.
+    Many thresholds predict the same labels. The middle of these thresholds is used (`Sweep.threshold`). If several
+    predictions have the highest micro-F, the threshold nearest to 0.5 is used, then the higher one. Without positives,
+    the threshold is 0.5.
     """
     if not truth.any():
         return DEFAULT_THRESHOLD
@@ -71,14 +73,14 @@ def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> f
 def thresholds_per_label(
     aim: Aim, truth: BoolArray, probabilities: FloatArray, expected: FloatArray, single: float, slack: float = 0.0
 ) -> tuple[FloatArray, float | None]:
-    """Return ((G,) thresholds, the weight of macro-F for F aims or None).
+    """Return (G,) thresholds and the weight of macro-F (None for precision>=X and recall>=X).
 
-    probabilities (N, G) are the final ones, calibrated or not. ``expected`` (N, G) are calibrated in any case, to
-    smooth the targets. ``single`` comes from `single_threshold`; ``slack`` is used for F aims only.
+    The thresholds apply to the (N, G) ``probabilities``. ``expected`` (N, G) are calibrated probabilities, which smooth
+    the targets. ``single`` is the result of `single_threshold`. ``slack``: see label_thresholds.py.
 
-    precision>=X: the lowest threshold at which observed and smoothed precision of the label reach X, for the highest
-    recall; 1 if no threshold does. recall>=X: the highest threshold at which observed and smoothed recall reach X; a
-    label without positives gets the single threshold.
+    precision>=X: the lowest threshold at which the observed and the smoothed precision of the label reach X. The
+    threshold is 1 if X is not reached. recall>=X: the highest threshold at which the observed and the smoothed recall
+    reach X. A label without positives gets the single threshold.
     """
     smoothed = smoothed_targets(truth, expected)
     sweeps = [make_sweep(truth[:, g], smoothed[:, g], probabilities[:, g]) for g in range(truth.shape[1])]

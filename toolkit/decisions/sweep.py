@@ -1,8 +1,8 @@
-"""Counts for every possible threshold of a label, from one sort of its scores.
+"""Counts for every possible threshold of a label, from one sort of its probabilities.
 
-Positives are counted in two ways: ``hits`` counts the observed positives; ``smooth`` mixes them with the positives that
-the calibrated probabilities predict. For n positives, the observed ones have the weight n / (n + OWN_EVIDENCE). A few
-positives say little about the best threshold; the probabilities of all other samples add information.
+There are two counts of positives. ``hits`` counts the observed positives. ``smooth`` is a mean of the observed targets
+and the calibrated probabilities. For n positives, the observed targets have the weight n / (n + OWN_EVIDENCE). A few
+positives are not enough to find the best threshold, and the probabilities of all samples add information.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from numpy.typing import ArrayLike
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 
 DEFAULT_THRESHOLD = 0.5
-#: Number of positives at which observed positives and calibrated probabilities have equal weight. Measured on splits of
-#: 400 (real posters, and simulated ones with AUC 0.6 to 0.7): values below about 100 fit noise, which lowers micro-F1
-#: on new samples; values above 400 leave little gain.
+#: Number of positives at which observed targets and calibrated probabilities have equal weight. It was chosen on splits
+#: of 400 real posters, and of 400 simulated posters with an AUC of 0.6 to 0.7. Values below about 100 fit noise, which
+#: lowers micro-F1 on new samples. Values above 400 gain little.
 OWN_EVIDENCE = 200.0
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Counts of one label by position: position j predicts the label for all samples with one of the j highest scores.
+    """Counts of one label by position. At position j, the label is predicted for the samples with the j highest scores.
 
-    Position 0 predicts it for no sample; m is the number of distinct scores.
+    m is the number of distinct scores. A position is a number from 0 to m.
     """
 
     scores: FloatArray
@@ -33,7 +33,7 @@ class Sweep:
     named: FloatArray
     """(m + 1,) number of samples for which the label is predicted."""
     hits: FloatArray
-    """(m + 1,) observed positives among these samples; the last value is the support."""
+    """(m + 1,) number of observed positives among these samples. The last value is the support."""
     smooth: FloatArray
     """(m + 1,) sum of the smoothed targets of these samples."""
 
@@ -46,10 +46,11 @@ class Sweep:
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:
-        """Return a threshold in [0, 1] with this position: ``near`` if possible, else the middle between two scores.
+        """Return a threshold in [0, 1] with this position. ``near`` is returned if it has this position.
 
-        The middle in log-odds is far from both logits. Rounding differences between devices then change no decision.
-        For position 0, the threshold is halfway between the highest score and 1.
+        Else the threshold is the middle between two scores in log-odds, which is far from both logits. Rounding
+        differences between devices then change no prediction. For position 0, the threshold is halfway between the
+        highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near
@@ -64,7 +65,7 @@ class Sweep:
 
 
 def make_sweep(truth: BoolArray, smoothed: FloatArray, probabilities: FloatArray) -> Sweep:
-    """Return the sweep of (N,) probabilities with (N,) targets and (N,) smoothed targets."""
+    """Return the `Sweep` of (N,) probabilities with (N,) targets and (N,) smoothed targets."""
     order = np.argsort(-probabilities, kind="stable")
     ordered = probabilities[order]
     ends = np.flatnonzero(np.append(np.diff(ordered) != 0, True))
@@ -76,13 +77,13 @@ def make_sweep(truth: BoolArray, smoothed: FloatArray, probabilities: FloatArray
 
 
 def smoothed_targets(truth: BoolArray, expected: FloatArray) -> FloatArray:
-    """Return (N, G) targets mixed with the calibrated probabilities ``expected``; the rarer the label, the more."""
+    """Return the (N, G) weighted means of the targets and the calibrated probabilities ``expected``."""
     support = truth.sum(axis=0)
     own = support / (support + OWN_EVIDENCE)
     return own * truth + (1.0 - own) * expected
 
 
 def log_odds(probabilities: ArrayLike) -> FloatArray:
-    """Return the elementwise logit, which is finite at 0 and 1 too."""
+    """Return the elementwise logit. It is finite even for probabilities 0 and 1."""
     clipped = np.clip(np.asarray(probabilities, dtype=np.float64), 1e-12, 1.0 - 1e-12)
     return np.log(clipped) - np.log1p(-clipped)

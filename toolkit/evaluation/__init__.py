@@ -1,1 +1,1 @@
-"""Evaluate a model on a split, and choose its thresholds and calibration again."""
+"""Evaluate a model on a split (evaluate.py), and choose its thresholds and calibration again (tune.py)."""

@@ -1,12 +1,11 @@
-"""Evaluate a model folder on a split of a shard set: thresholds, ranking, calibration, genres, baselines.
+"""Evaluate a model folder on a split of a shard set.
 
     posters evaluate --model RUN/model --shards SHARDS [--split test]
     accelerate launch launch/evaluate.py --model RUN/model --shards SHARDS
     posters evaluate --model RUN/model --shards SHARDS --report DIR [--compare RUN2]
 
-The thresholds and the calibration were chosen on validation and are only applied here. The command writes
-MODEL/metrics-SPLIT.json and MODEL/predictions-SPLIT.npz (or --out and an .npz file beside it), and the model card.
-With --report it also writes a page (toolkit/report/).
+The thresholds and the calibration of the model are applied, not changed. results.py computes the metrics. The command
+itself is in toolkit/cli/run_evaluate.py, and the report in toolkit/report/.
 """
 
 from __future__ import annotations
@@ -35,21 +34,23 @@ def evaluate(
     batch_size: int = 0,
     workers: int = 0,
 ) -> tuple[Evaluation, SplitLogits]:
-    """Evaluate a model on a split. Returns (evaluation, outputs of the model) on every rank."""
+    """Evaluate a model on a split. Return the evaluation and the model's outputs, on every rank."""
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
-        log.warning("the model's thresholds and calibration were chosen on %s: its metrics there are optimistic", split)
+        log.warning(
+            "the model's thresholds and calibration were chosen on %s: the metrics of %s are too good", split, split
+        )
     return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
 
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
-    """Warn if the model was trained on another shard set, because it may have been trained on these samples."""
+    """Warn if the model was trained on another shard set, which may contain samples of this split."""
     trained_on = folder.config[OWN_KEY].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that %s was trained on: if its %s split contains training samples, the metrics "
-            "there are too good",
+            "of the split are too good",
             shards,
             folder.path,
             split,
@@ -59,9 +60,9 @@ def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsA
 def evaluate_outputs(
     folder: ModelFolder, manifest: Manifest, outputs: SplitLogits, thresholds: list[float] | None = None
 ) -> Evaluation:
-    """Evaluate the logits of a split at the folder's decisions and at fixed ``thresholds``."""
+    """Evaluate the logits of a split at the model's own thresholds and at fixed ``thresholds``."""
     if "train" not in manifest.split_names:
-        log.warning("the shard set has no training split: the baselines use the prevalence of %s itself", outputs.split)
+        log.warning("the shard set has no train split: the baselines use the prevalence of %s", outputs.split)
     return evaluate_arrays(
         outputs.targets,
         outputs.logits,
@@ -75,7 +76,7 @@ def evaluate_outputs(
 
 
 def baseline_prevalence(manifest: Manifest, outputs: SplitLogits) -> FloatArray:
-    """Return the (G,) prevalence for the baselines: of the training split, or of this split if there is none."""
+    """Return the (G,) prevalence of the training split, or of the evaluated split if there is no training split."""
     if "train" in manifest.split_names:
         return train_prevalence(manifest)
     return outputs.targets.mean(axis=0)

@@ -14,7 +14,7 @@ from toolkit.config.schema import DecideConfig
 
 
 def parse_thresholds(text: str) -> list[float]:
-    """``0.3,0.5`` → [0.3, 0.5]. Raises UserError for anything outside [0, 1]."""
+    """Convert "0.3,0.5" to [0.3, 0.5]. Raises UserError for other texts and for numbers outside [0, 1]."""
     try:
         values = [float(part) for part in text.replace(" ", ",").split(",") if part]
     except ValueError:
@@ -31,21 +31,21 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     split: str = "test"
     """Split to evaluate."""
     thresholds: list[float] = option(factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7")
-    """Fixed thresholds to show beside the model's own thresholds, which were chosen on validation (posters tune)."""
+    """Fixed thresholds. Metrics are shown at these thresholds and at the model's own thresholds."""
     out: Path | None = option(None, "-o")
-    """JSON file (default MODEL/metrics-SPLIT.json)."""
+    """JSON file for the metrics (default MODEL/metrics-SPLIT.json)."""
     report: Path | None = option(None, metavar="DIR")
-    """Also write a page with plots and posters: DIR/index.html."""
+    """Write a page with plots and posters to DIR/index.html."""
     compare: Path | None = option(None, metavar="RUN2")
-    """Folder of another run, for the report: compare both runs and test the difference."""
+    """Folder of another run. The report compares both runs and tests the difference."""
     label_errors: bool | None = None
-    """List likely label errors in the report (default: if cleanlab is installed)."""
+    """List likely label errors in the report (default: true if cleanlab is installed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in ("", ".json"):
             raise UserError(
-                "option-value", f"--out {self.out} must end in .json; the predictions are written to .npz beside it"
+                "option-value", f"--out {self.out} must end in .json. The predictions are written beside it as .npz"
             )
 
 

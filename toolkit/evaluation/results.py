@@ -1,7 +1,7 @@
-"""Evaluation results: compute them from arrays, convert them to JSON types, print them as tables with rich.
+"""Compute the results of an evaluation from arrays, convert them to JSON types, and print them as tables.
 
-Except for rich's table lines only ASCII is printed, so a report can be written to any log file. On an ASCII stream rich
-replaces the table lines, too.
+All text except the lines of the tables is ASCII, so that it can be written to any log file. On an ASCII stream, rich
+draws these lines with ASCII characters.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from toolkit.metrics.weighted import Outcome
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
 
-#: Headings of columns of the genre table, if they differ from the column's name.
+#: Headings of the genre table that differ from the name of their column.
 GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
 
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """Metrics of the model at one threshold (a number, or one per genre): the table's group "decisions"."""
+    """Metrics of group "decisions" (toolkit/metrics/table.py) at one threshold, or at one threshold per genre."""
 
     label: str
     threshold: float | list[float]
@@ -44,13 +44,7 @@ class ThresholdRow:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All results of one model on one split.
-
-    loss: mean binary cross-entropy of the uncalibrated logits, in nats. ranking: the group "ranking" of
-    `toolkit.metrics.table`. calibration: the ``method``, and ``before`` and ``after`` with the loss and the keys of
-    `toolkit.metrics.calibration_error.reliability`. per_genre: frame of `toolkit.metrics.table.per_label_table` at the
-    chosen thresholds. Thresholds apply to calibrated probabilities.
-    """
+    """All results of one model on one split. Thresholds apply to calibrated probabilities."""
 
     split: str
     shard_set: str
@@ -60,28 +54,32 @@ class Evaluation:
     decisions: str
     """Fingerprint of the applied calibration and thresholds."""
     loss: float
+    """Mean binary cross-entropy of the uncalibrated logits, in nats."""
     ranking: dict[str, Any]
+    """Metrics of group "ranking" (toolkit/metrics/table.py)."""
     calibration: dict[str, Any]
+    """``method``, and the results ``before`` and ``after`` calibration: ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
+    """Table of `per_label_table` at the chosen thresholds."""
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types. Undefined values (NaN) become None."""
         return json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
 
     def render(self, console: Console | None = None) -> None:
-        """Print the tables. The default console is standard output with `REPORT_WIDTH` columns."""
+        """Print the tables, by default on standard output with `REPORT_WIDTH` columns."""
         out = console or report_console()
         for table in (self.headline_table(), self.ranking_table(), self.calibration_table(), self.genre_table()):
             out.print(table)
             out.print()
 
     def headline_table(self) -> Table:
-        """Return the table with one row per threshold of the model, then one per baseline."""
+        """Return a table with one row per threshold of the model, then one row per baseline."""
         shown = PLACES["decisions"]
         title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
-        # the full word "accuracy" would fold columns at 100 characters
+        # "accuracy" in full is too wide for a terminal of 100 columns
         table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
         named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
         named += [(row.label, row.metrics) for row in self.baselines]
@@ -104,7 +102,7 @@ class Evaluation:
         return table
 
     def ranking_table(self) -> Table:
-        """Return the table of mAP, ROC-AUC and loss of the model and of the prevalence baseline."""
+        """Return a table of mAP, ROC-AUC and loss of the model and of the prevalence baseline."""
         shown = PLACES["ranking"]
         table = number_table("without a threshold", "", [metric.column for metric in shown])
         rankings: list[tuple[str, Mapping[str, Any]]] = [("model", {**self.ranking, "loss": self.loss})]
@@ -119,7 +117,7 @@ class Evaluation:
         return table
 
     def calibration_table(self) -> Table:
-        """Return the table of loss and calibration errors before and after calibration."""
+        """Return a table of loss and calibration errors before and after calibration."""
         shown = PLACES["calibration"]
         table = number_table("calibration of the probabilities", "", [metric.column for metric in shown])
         rows = {"as trained": self.calibration["before"]}
@@ -132,7 +130,7 @@ class Evaluation:
         return table
 
     def genre_table(self) -> Table:
-        """Return the table with one row per genre at its chosen threshold, by falling support, then alphabetically."""
+        """Return a table with one row per genre at its chosen threshold, sorted by falling support, then by name."""
         first, *others = self.per_genre.columns
         headings = [GENRE_COLUMNS.get(column, column) for column in others]
         table = number_table("per genre, at the chosen threshold", first, headings)
@@ -153,17 +151,17 @@ def evaluate_arrays(
     split: str,
     shard_set: str,
 ) -> Evaluation:
-    """Evaluate (N, G) logits against (N, G) targets, together with the baselines.
+    """Compute the metrics of (N, G) logits ``scores`` for (N, G) targets, and the metrics of the baselines.
 
-    train_prevalence (G,): fraction of positives in the training set. decisions: chosen on validation data; their
-    thresholds are the last row. The fixed ``thresholds`` come first, then the best single threshold of validation if
-    thresholds differ per genre. The prevalence baseline is shown at the fixed and the chosen thresholds.
+    train_prevalence (G,): share of positives in the training set. ``thresholds``: fixed thresholds. The rows of the
+    result are the fixed thresholds, the best single threshold of validation, and last the thresholds of ``decisions``.
+    The single threshold is left out if the decisions use it for all genres. The prevalence baseline never has this row.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
-    single, chosen = _decided(decisions)
+    single, chosen = _validation_thresholds(decisions)
     return Evaluation(
         split=split,
         shard_set=shard_set,
@@ -182,25 +180,25 @@ def evaluate_arrays(
     )
 
 
-def _decided(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
-    """Return (label, value) of the best single threshold of validation if it was not chosen, and of the chosen one."""
+def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
+    """Return (label, value) of the best single threshold, if it was not chosen, and of the chosen thresholds."""
     if not decisions.per_label:
         value = float(decisions.thresholds[0])
         return [], (f"chosen {threshold_label(value)}", value)
-    # The label must be clear that this is not the best threshold of the evaluated split.
+    # The label has the name of the split, because another threshold may be best on the evaluated split.
     split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
     return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
 
 
 def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
-    def figures(logits: FloatArray) -> dict[str, Any]:
+    def results(logits: FloatArray) -> dict[str, Any]:
         loss = float(cross_entropy(logits, truth).mean())
         return {"loss": loss, **reliability(truth, sigmoid(logits))}
 
-    return {"method": decisions.calibration, "before": figures(scores), "after": figures(decisions.logits(scores))}
+    return {"method": decisions.calibration, "before": results(scores), "after": results(decisions.logits(scores))}
 
 
 def train_prevalence(manifest: Manifest) -> np.ndarray:
-    """Return the (G,) fraction of training samples with each genre, for the baselines."""
+    """Return the (G,) shares of training samples with each genre, for the baselines."""
     summary = manifest.split_summary()["train"]
     return np.array([summary["genre_counts"][genre] for genre in manifest.genres]) / summary["samples"]

@@ -1,4 +1,4 @@
-"""Tables of numbers for terminals and CSV files, and conversion of results to JSON types."""
+"""Create tables of numbers for terminals and CSV files, and convert results to JSON types."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPORT_WIDTH = 110
 
 
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
-    """Return a console of fixed width. Without a terminal rich would assume 80 columns and cut the tables."""
+    """Return a console of fixed width. Without a terminal, rich's default is 80 columns, which cuts the tables."""
     return console_of(file, width)
 
 
@@ -49,7 +49,7 @@ def number_table(title: str, first: str, others: Iterable[str]) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    # Fold, not rich's default ellipsis: a narrow stream may wrap names and headings, but no text is lost.
+    # On a narrow stream, rich by default replaces the end of a name by an ellipsis. Folding keeps all text.
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", overflow="fold")
@@ -57,6 +57,6 @@ def number_table(title: str, first: str, others: Iterable[str]) -> Table:
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> None:
-    """Write a CSV for people, atomically. Text that a spreadsheet would run is marked."""
+    """Write a CSV file, atomically. Text that a spreadsheet runs as a formula is escaped."""
     with atomic_write(path, "w") as stream:
         rows.map(escaped).to_csv(stream, index=False, float_format="%.6g", lineterminator="\n")

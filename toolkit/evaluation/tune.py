@@ -3,8 +3,9 @@
     posters tune --model RUN/model --shards SHARDS --aim "precision>=0.6"
     accelerate launch launch/tune.py --model RUN/model --shards SHARDS
 
-Rewrites MODEL/labels.json, metrics-val.json, predictions-val.npz and the model card. The weights do not change.
-Metrics of other splits then belong to the old decisions: the card omits them until `posters evaluate` runs again.
+The command rewrites MODEL/labels.json, metrics-val.json, predictions-val.npz and the model card. The weights do not
+change. The metrics of other splits belong to the old thresholds. The card leaves them out until `posters evaluate`
+measures them again.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from toolkit.model_folder.folder import OWN_KEY, load_model_folder, write_labels
 
 log = logging.getLogger(__name__)
 
-#: Split for choosing decisions. On test they would be fitted to the reported split.
+#: Split for choosing thresholds and calibration. The test split must not be used: its metrics are reported.
 SPLIT = "val"
 
 
 def run_tune(options: TuneOptions) -> int:
-    """Choose decisions, print the metrics and write the files. Returns the exit status."""
-    parse_aim(options.decide.aim)  # report an invalid aim before minutes of work
+    """Choose thresholds and calibration, print the metrics and write the files. Returns the exit status."""
+    parse_aim(options.decide.aim)  # report an invalid aim before the long computation
     folder = load_model_folder(options.model)
     remove_dead_partials(options.model)
     shards = open_store(options.shards, options.cache)
@@ -42,7 +43,7 @@ def run_tune(options: TuneOptions) -> int:
     if folder.config[OWN_KEY].get("shard_set") != manifest.fingerprint:
         log.warning(
             "%s is not the shard set that the model was trained on: if its %s split contains training samples, "
-            "the thresholds and the calibration will be too optimistic",
+            "the new thresholds and the new calibration do not fit new posters",
             shards,
             SPLIT,
         )

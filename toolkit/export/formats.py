@@ -1,4 +1,4 @@
-"""Formats of exported models. A new format is a module in this package and a line of FORMATS."""
+"""Formats of exported models. To add a format, add a module to this package and an entry to FORMATS."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True)
 class Format:
-    """A format for exported models.
-
-    Its module has ``exported(folder, preprocess, opset)``, which returns the file's content, and
-    ``opened(path, preprocess)``, which returns a Run.
-    """
+    """A format of exported models."""
 
     module: str
-    """Module of this package. It is imported for an export only, since `posters export --help` must not need torch."""
+    """Name of a module in this package with two functions. ``exported(folder, preprocess, opset)`` returns the content
+    of the file. ``opened(path, preprocess)`` returns a function that runs the file (parity_check.Run)."""
     file: str
-    """File name in the model folder."""
+    """Default name of the file in the model folder."""
     runtime: str
-    """Name of the runtime, for messages."""
+    """Name of the runtime for messages."""
 
 
-#: Formats by name. The first is the default.
+#: Formats by name. Only an export imports the module, so `posters export --help` does not need torch.
 FORMATS = {
     "onnx": Format("onnx_export", "model.onnx", "onnxruntime"),
     "torch-export": Format("torch_export", "model.pt2", "torch.export"),

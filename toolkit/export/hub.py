@@ -1,4 +1,4 @@
-"""Upload (``posters push``) and download (``toolkit.load_model``) model folders of a hub with Hugging Face's API.
+"""Upload model folders to a hub (`posters push`), and download them (`toolkit.load_model`), with Hugging Face's API.
 
 posters push --model RUN/model --repo USER/NAME --private
 """
@@ -23,20 +23,20 @@ from shards.extras import absent
 from toolkit.export.options import PushOptions
 from toolkit.model_folder.folder import CONFIG, LABELS, WEIGHTS, ModelFolder, load_model_folder
 
-#: Files of a model, as patterns of names in its folder. Predictions are separate: they contain labels of the samples.
+#: Name patterns of the files of a model. Predictions are separate, because they contain labels of the samples.
 FILES = (WEIGHTS, CONFIG, LABELS, "README.md", "metrics-*.json", "model.onnx")
 PREDICTIONS = "predictions-*.npz"
 REPO = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
-#: Valid names of commits and contents on a hub. The client uses these names in file names.
+#: Valid names of commits and file versions on a hub. The hub's client uses these names in local paths.
 PLAIN = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
-#: Headers with such names.
+#: Headers with the name of a commit or of a file version.
 HEADERS = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
-#: Longest time in seconds to connect to a reachable hub.
+#: Time limit in seconds for a connection to the hub.
 CONNECT_SECONDS = 5.0
 
 
 def run_push(options: PushOptions) -> int:
-    """Check the model folder and upload it in one commit. Returns the exit status."""
+    """Check a model folder and upload it in one commit. Returns the exit status."""
     _check_name(options.repo, "--repo")
     folder = load_model_folder(options.model)
     _check_onnx(folder)
@@ -60,7 +60,7 @@ def run_push(options: PushOptions) -> int:
             commit_message=options.message or f"{folder.config['architecture']}, {len(folder.labels)} genres",
         )
     except Exception as error:  # errors of the hub's client and of its HTTP library, which depends on the version
-        raise _refused(error, f"nothing was uploaded to {options.repo}") from None
+        raise _hub_error(error, f"nothing was uploaded to {options.repo}") from None
     names = sorted({path.name for pattern in patterns for path in options.model.glob(pattern)})
     print(f"files   {', '.join(names)}")
     print(f"commit  {commit.oid}")
@@ -69,19 +69,20 @@ def run_push(options: PushOptions) -> int:
 
 
 def fetch_model(repo_id: str, revision: str | None = None) -> Path:
-    """Download a model folder from the hub, or find it in the hub's cache. Returns its local path.
+    """Download a model folder from the hub, or find it in the client's cache. Returns its local path.
 
-    Raises UserError if the name is invalid, if the model does not exist, or if both network and cache are missing.
+    Raises UserError if the name is invalid, if the model does not exist, or if the model is not in the cache and the
+    hub cannot be reached.
     """
     _check_name(repo_id, "model")
     online = reachable()
     try:
-        with _plain_answers():
+        with _checked_responses():
             found = snapshot_download(
                 repo_id,
                 revision=revision,
                 allow_patterns=list(FILES),
-                ignore_patterns=["*/*"],  # the star of a pattern matches folders, too
+                ignore_patterns=["*/*"],  # a star in FILES matches names of folders, too
                 local_files_only=not online,
             )
     except RevisionNotFoundError:
@@ -91,50 +92,49 @@ def fetch_model(repo_id: str, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, GatedRepoError):
         raise UserError(
             "model-missing",
-            f"{constants.ENDPOINT} has no model {repo_id} that you may read; if it is private, run `hf auth login` "
+            f"{constants.ENDPOINT} has no model {repo_id} that you may read. If it is private, run `hf auth login` "
             f"or set HF_TOKEN",
         ) from None
     except Exception as error:  # errors of the hub's client and of its HTTP library, which depends on the version
         if not online:
             raise UserError(
                 "network",
-                f"no connection to {constants.ENDPOINT}, and {repo_id} is not in its cache: download it on a machine "
-                f"with a network, and give the folder",
+                f"no connection to {constants.ENDPOINT}, and {repo_id} is not in the cache: download it on a machine "
+                f"with a network, and load the downloaded folder",
             ) from None
-        raise _refused(error, f"{repo_id} cannot be downloaded") from None
+        raise _hub_error(error, f"{repo_id} cannot be downloaded") from None
     return Path(found)
 
 
 @contextlib.contextmanager
-def _plain_answers() -> Iterator[None]:
-    """Check every response of the hub before its client uses it: the client puts names from the server into paths."""
+def _checked_responses() -> Iterator[None]:
+    """Check every response of the hub before the client uses it. The client puts names from responses into paths."""
     client = get_session()
     before = client.event_hooks
-    client.event_hooks = {**before, "response": [*before["response"], _check_answer]}
+    client.event_hooks = {**before, "response": [*before["response"], _check_response]}
     try:
         yield
     finally:
         client.event_hooks = before
 
 
-def _check_answer(response: Any) -> None:
-    """Raise UserError for a response of the hub with a name that would lead to a path outside the client's cache."""
+def _check_response(response: Any) -> None:
+    """Raise UserError for a response with a name that is not PLAIN. Its path could be outside the client's cache."""
     names: list[Any] = []
-    if response.request.method == "HEAD":  # requests a file's version
+    if response.request.method == "HEAD":  # the request for the version of a file
         names += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
     elif response.request.url.path.startswith("/api/") and "json" in response.headers.get("Content-Type", ""):
         response.read()
         with contextlib.suppress(ValueError):  # the client itself reports invalid JSON
-            names += _named(response.json())
+            names += _names(response.json())
     for text in filter(None, names):
         if not isinstance(text, str) or not PLAIN.fullmatch(text):
-            raise UserError(
-                "network", f"the hub names a commit or a content {str(text)[:80]!r}, which cannot be the name of a file"
-            )
+            problem = f"the hub's response has an invalid name of a commit or a file version: {str(text)[:80]!r}"
+            raise UserError("network", problem)
 
 
-def _named(value: Any) -> Iterator[Any]:
-    """Yield the names in the hub's JSON: the commit of a repository, or the contents of a list of files."""
+def _names(value: Any) -> Iterator[Any]:
+    """Yield the name of the commit, or the names of the file versions, in the JSON of a response."""
     if isinstance(value, dict):
         yield value.get("sha")
     for file in value if isinstance(value, list) else ():
@@ -144,9 +144,9 @@ def _named(value: Any) -> Iterator[Any]:
 
 
 def reachable() -> bool:
-    """Return whether the hub's address accepts connections. The client of the hub would retry for nearly a minute.
+    """Return whether the hub accepts connections. Without this check, the hub's client retries for nearly a minute.
 
-    Behind a proxy only the client can check this, so the result is True.
+    If a proxy is set, nothing is checked and the result is True.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -163,13 +163,13 @@ def reachable() -> bool:
 
 def _check_name(repo: str, what: str) -> None:
     if not REPO.fullmatch(repo):
-        raise UserError("option-value", f"{what} {repo!r} is not the name of a repository: give USER/NAME")
+        raise UserError("option-value", f"{what} {repo!r} is not the name of a repository: use USER/NAME")
 
 
 def _check_onnx(folder: ModelFolder) -> None:
-    """Raise UserError if model.onnx does not match the weights and decisions of its folder.
+    """Raise UserError if model.onnx has other weights, calibration or thresholds than its folder.
 
-    Without onnxruntime it is not checked.
+    Without onnxruntime nothing is checked.
     """
     path = folder.path / "model.onnx"
     if path.is_file() and not absent("onnxruntime"):
@@ -179,20 +179,20 @@ def _check_onnx(folder: ModelFolder) -> None:
         if stated.get("decisions") != folder.decisions.fingerprint:
             raise UserError(
                 "model-other",
-                f"{path} has older calibration or thresholds than {folder.path}: run `posters export --model "
+                f"{path} has another calibration or other thresholds than {folder.path}: run `posters export --model "
                 f"{folder.path}` again, or remove the file",
             )
 
 
-def _refused(error: Exception, what: str) -> UserError:
-    """Return the hub's refusal as one line, with a remedy for known statuses."""
+def _hub_error(error: Exception, what: str) -> UserError:
+    """Return a UserError in one line, with a remedy for known HTTP statuses."""
     if isinstance(error, UserError):
         return UserError(error.code, f"{what}: {error}")
     status = getattr(getattr(error, "response", None), "status_code", None)
     known = {
         401: "the hub does not accept the token (401): run `hf auth login` again, or set HF_TOKEN",
-        403: "the token has no write access there (403): use a token with write access to this user or organisation",
-        404: "the hub has no such repository or revision, or you may not see it (404)",
+        403: "the token has no write access (403): use a token with write access to this user or organisation",
+        404: "the hub has no such repository or revision, or you have no access to it (404)",
     }
     reason = known.get(status or 0) or f"{type(error).__name__}: {one_line(error)[:300]}"
     return UserError("network", f"{what}: {reason}")

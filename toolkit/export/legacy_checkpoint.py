@@ -1,8 +1,8 @@
-"""Convert a checkpoint of the earlier training script (torchvision's ResNet, binary cross-entropy) to a model folder.
+"""Convert a checkpoint of the earlier training script to a model folder. The script trained torchvision's ResNets.
 
     posters import --checkpoint genre_predictor_model_BCE.pth --out MODEL
 
-timm's ResNets have the same names of weights as torchvision's, and the same logits. safe_unpickle.py reads the file.
+timm's ResNets have the same weight names and return the same logits. models/safe_unpickle.py reads the file.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from toolkit.models.heads import HeadSpec
 from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
 from toolkit.models.tensor_files import require_finite
 
-WHAT = "checkpoint of that script"
+WHAT = "checkpoint of the earlier training script"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-#: Normalisation of torchvision and of the script.
+#: Normalisation of torchvision, which the script used.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Prefixes of wrappers, and the attribute of the network in the script's module.
+#: Prefixes in the names of weights, from wrappers and from the script's attribute ``model``.
 PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 
-#: Exceptions of conversions of hostile values to numbers.
+#: Exceptions of the conversion of an untrusted value to numbers.
 NOT_NUMBERS = (ValueError, TypeError, OverflowError)
 #: Longest name of a genre, in characters.
 MAX_LETTERS = 4096
@@ -49,7 +49,7 @@ State = dict[str, torch.Tensor]
 
 
 class Unlike(UserError):
-    """A part of the file differs from the files of the script."""
+    """A value of the file is not one that the script writes."""
 
     def __init__(self, path: Path, problem: str, code: Code = "model-damaged") -> None:
         super().__init__(code, f"{path}: {problem}")
@@ -57,7 +57,7 @@ class Unlike(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Parts of the script's file that are used for the model."""
+    """The values of the script's file that the model folder needs."""
 
     state: State
     """Weights under torchvision's names."""
@@ -68,18 +68,18 @@ class Checkpoint:
 
 
 def run_import(options: ImportOptions) -> int:
-    """Read a checkpoint, recognise its architecture and write the model folder. Returns the exit status."""
+    """Read a checkpoint, detect its architecture and write the model folder. Returns the exit status."""
     out = Path(os.path.abspath(options.out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
-            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another one, or remove it"
+            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another path, or remove it"
         )
     remove_dead_partials(out.parent, escape(out.name))
     checkpoint = read_checkpoint(options.checkpoint)
     architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
     decisions = checkpoint.decisions
     model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
-    model.load_state_dict(_our_names(checkpoint.state, model.state_dict()), strict=True)
+    model.load_state_dict(_with_names_of(model.state_dict(), checkpoint.state), strict=True)
     facts = {
         "epoch": checkpoint.epoch,
         "shard_set": "unknown: imported from an earlier script",
@@ -91,20 +91,20 @@ def run_import(options: ImportOptions) -> int:
     print(f"genres        {len(checkpoint.labels)}: {', '.join(checkpoint.labels.genres)}")
     print(f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}")
     print(
-        "not the same  if no genre reaches its threshold, the script named the most probable one; "
-        "`posters predict` names none"
+        "difference    if no genre reaches its threshold, the script named the most probable genre, "
+        "but `posters predict` names none"
     )
     print(f"model         {options.out}")
     return 0
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the script's file without executing code. Raises UserError if a part is missing or does not fit."""
+    """Read the script's file without executing code. Raises UserError if a value is missing or invalid."""
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
             "path-unreadable",
-            f"{path} is not a {WHAT}: it has no model_state_dict; use --model.weights of a training for weights alone",
+            f"{path} is not a {WHAT}: it has no model_state_dict. For weights alone, train with --model.weights FILE",
         )
     config = raw.get("config") or {}
     if not isinstance(config, dict):
@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if stated is not None and (count := _number(stated, "num_classes", path)) != len(labels):
         raise UserError("labels-invalid", f"{path} has num_classes {count:g}, but its mlb has {len(labels)} genres")
     if raw.get("learn_thresholds") is False:
-        threshold_logits = None  # the script writes the parameter even if it did not learn thresholds
+        threshold_logits = None  # the script writes them even if it did not learn thresholds
     side = _image_size(config.get("image_size", 224), path)
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
     epoch = _number(raw.get("epoch", 0), "epoch", path)
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]:
-    """Return (timm's name, head) from the names and shapes of the tensors. Raises UserError if no architecture fits."""
+    """Return timm's architecture and the head for the tensors of a file. Raises UserError if no architecture fits."""
     body = {name: tensor.shape for name, tensor in _backbone(state).items()}
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
@@ -137,8 +137,8 @@ def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]
             return architecture, _head(state, network.num_features, num_genres, path)
     raise UserError(
         "model-unfit",
-        f"{path} contains none of torchvision's {', '.join(ARCHITECTURES)}: its {len(body)} tensors before the "
-        f"classifier have other names or shapes",
+        f"{path} contains no {', '.join(ARCHITECTURES)} of torchvision: its {len(body)} tensors before the classifier "
+        f"have other names or shapes",
     )
 
 
@@ -173,15 +173,14 @@ def _head(state: State, width: int, num_genres: int, path: Path) -> HeadSpec:
 
 
 def _fc_layers(state: State) -> list[str]:
-    """Return the names of the classifier's layers in order: ``fc``, or ``fc.1``, ``fc.4``, ... of a Sequential."""
+    """Return the names of the classifier's layers in order: ``fc``, or for example ``fc.1`` and ``fc.4``."""
     layers = {name.rpartition(".")[0] for name in state if name.startswith("fc.")}
     return sorted(layers, key=lambda layer: [int(part) for part in layer.split(".") if part.isdigit()])
 
 
-def _our_names(state: State, own: State) -> State:
-    """Return the state under the names of our head. Missing counters (of old versions) are taken from ``own``."""
-    theirs, ours = _fc_layers(state), _fc_layers(own)
-    names = dict(zip(theirs, ours, strict=True))
+def _with_names_of(own: State, state: State) -> State:
+    """Return ``state`` with the layer names of the state dict ``own``. Counters of batches are taken from ``own``."""
+    names = dict(zip(_fc_layers(state), _fc_layers(own), strict=True))
     renamed = {
         (f"{names[layer]}.{part}" if layer in names else name): tensor
         for name, tensor in state.items()
@@ -191,7 +190,7 @@ def _our_names(state: State, own: State) -> State:
 
 
 def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: int, path: Path) -> Decisions:
-    """Return the script's thresholds: the learned ones if there are any, otherwise the fixed one."""
+    """Return the script's learned thresholds. If there are none, return the fixed threshold for all genres."""
     if learned is not None:
         thresholds, source = _vector(learned, "learned_thresholds", size, path), "learned by the earlier script"
     elif logits is not None:
@@ -205,14 +204,14 @@ def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: in
 
 
 def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor | None]:
-    """Return (tensors without prefixes of wrappers, the parameter threshold_logits or None)."""
+    """Return the tensors without name prefixes, and the parameter threshold_logits or None."""
     state: State = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise Unlike(path, f"its model_state_dict contains {_shown(name)}, which is not a tensor")
         plain = PREFIXES.sub("", name)
         if plain in state:
-            raise Unlike(path, f"its model_state_dict has {_shown(plain)} twice, under different prefixes")
+            raise Unlike(path, f"its model_state_dict has {_shown(plain)} twice, with different prefixes")
         state[plain] = tensor
     require_finite(state, path)
     return state, state.pop("threshold_logits", None)
@@ -221,12 +220,12 @@ def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor |
 def _labels(binarizer: Any, path: Path) -> LabelSet:
     if not isinstance(binarizer, PickledBinarizer) or not isinstance(binarizer.state, dict):
         raise UserError(
-            "labels-invalid", f"{path} is not a {WHAT}: it has no MultiLabelBinarizer `mlb` with the names of genres"
+            "labels-invalid", f"{path} is not a {WHAT}: it has no MultiLabelBinarizer `mlb`, which contains the genres"
         )
     try:
-        classes = [_plain(item) for item in to_array(binarizer.state["classes_"]).tolist()]
+        classes = [_as_number(item) for item in to_array(binarizer.state["classes_"]).tolist()]
     except KeyError:
-        raise Unlike(path, "its mlb has no classes_: it was not fitted", "labels-invalid") from None
+        raise Unlike(path, "its mlb has no classes_, so it was not fitted", "labels-invalid") from None
     except NOT_NUMBERS as error:
         raise Unlike(path, f"the classes_ of its mlb cannot be read ({_shown(error)})", "labels-invalid") from None
     wrong = [item for item in classes if not isinstance(item, str) or not 0 < len(item) <= MAX_LETTERS]
@@ -240,14 +239,14 @@ def _labels(binarizer: Any, path: Path) -> LabelSet:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as text for an error message. Values that may be large or nested are shown as their type."""
+    """Return a value as text for an error message. For a large or nested value, return the name of its type."""
     if isinstance(value, Exception):
         return one_line(value)[:200]
     plain = isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < 1e18)
     return repr(value[:100] if isinstance(value, str) else value) if plain else type(value).__name__
 
 
-def _plain(item: Any) -> Any:
+def _as_number(item: Any) -> Any:
     try:
         return to_number(item)
     except ValueError:
@@ -271,7 +270,7 @@ def _number(value: Any, what: str, path: Path) -> float:
 
 
 def _vector(value: Any, what: str, size: int, path: Path) -> FloatArray:
-    """Convert a value to a (G,) array of finite float64. Raises UserError."""
+    """Convert a value to (size,) finite float64 numbers. Raises UserError."""
     try:
         array = np.asarray(to_array(value), np.float64)
     except NOT_NUMBERS as error:

@@ -1,7 +1,4 @@
-"""Network for export, from images to logits, probabilities and embedding, and the metadata of an exported file.
-
-Both formats export the same module, so only the file differs.
-"""
+"""The exported network, and the metadata of an exported file. All formats export the same network."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from toolkit.models.heads import logits_and_features
 from toolkit.models.last_layer import Float32Linear
 
 OUTPUTS = ("logits", "probabilities", "embedding")
-#: Loggers of the exporters, which would log every step.
+#: Loggers of the exporters. They log every step.
 NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 
 
 class ExportNetwork(nn.Module):
-    """Network of a model folder with its calibration, in evaluation mode and float32."""
+    """The network of a model folder with its calibration, in evaluation mode and float32."""
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__()
@@ -41,7 +38,7 @@ class ExportNetwork(nn.Module):
         self.register_buffer("bias", torch.from_numpy(folder.decisions.bias).float())
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(n, 3, S, S) normalised → (n, G) logits, (n, G) calibrated probabilities, (n, F) embedding."""
+        """(n, 3, S, S) normalised images → (n, G) logits, (n, G) calibrated probabilities, (n, F) embeddings."""
         logits, embedding = logits_and_features(self.model, images)
         return logits, torch.sigmoid(self.scale * logits + self.bias), embedding
 
@@ -63,7 +60,7 @@ def facts(folder: ModelFolder, preprocess: bool, opset: int | None) -> dict[str,
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the loggers and warnings of the exporters. Their errors are exceptions."""
+    """Turn off the log messages and warnings of the exporters. Errors are raised as exceptions."""
     loggers = [logging.getLogger(name) for name in NOISY]
     before = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Export to one ONNX file: network, calibration, optional preprocessing, and metadata."""
+"""Export a model to one ONNX file with its network, calibration, metadata, and optional preprocessing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, open_exported, read
 from toolkit.model_folder.folder import ModelFolder
 
 CPU = torch.device("cpu")
-#: Largest weights in bytes. Protobuf limits an ONNX file without external data to 2 GiB; 16 MiB are for the graph.
+#: Largest size of all weights in bytes. Protobuf limits an ONNX file to 2 GiB. 16 MiB of it are for the graph.
 MAX_WEIGHTS = 2**31 - 2**24
 
 
 def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
-    """Return the file's content. The batch is dynamic; with ``preprocess`` also height and width. Default: MIN_OPSET.
+    """Return the content of the file. ``opset`` is MIN_OPSET by default.
 
-    Raises UserError if packages are missing, the opset is not supported, or torch cannot export the network.
+    The batch size is dynamic. With ``preprocess``, height and width are dynamic, too. Raises UserError if packages are
+    missing, if the opset is not supported, or if torch cannot export the network.
     """
     onnx = require_extra("export", "ONNX export", "onnx", "onnxscript", "onnxruntime")
     opset = MIN_OPSET if opset is None else opset
@@ -53,7 +54,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
 
 def opened(path: Path, preprocess: bool) -> Run:
-    """Open an exported file on the CPU. With ``preprocess`` its outputs include the input pixels of the network."""
+    """Open an exported file on the CPU. With ``preprocess`` it also returns the preprocessed pixels."""
     session = open_exported(path, CPU)
     read_facts(session, path)
     if preprocess:
@@ -67,8 +68,8 @@ def opened(path: Path, preprocess: bool) -> Run:
 
 
 def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:
-    """Export the network without preprocessing to an onnx.ModelProto with the input ``images``."""
-    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # a batch of one would become a fixed size
+    """Export the network without preprocessing. Return an onnx.ModelProto with the input ``images``."""
+    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # torch makes a batch size of 1 fixed
     try:
         with quiet():
             program = torch.onnx.export(
@@ -82,7 +83,7 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
                 verbose=False,
             )
             model: Any = program.model_proto  # type: ignore[union-attr]
-    except Exception as error:  # torch.export, its decompositions and onnxscript each raise their own types
+    except Exception as error:  # torch.export and onnxscript raise many types
         raise UserError(
             "export-unsupported",
             f"torch cannot export {folder.config['architecture']} to ONNX ({type(error).__name__}: "
@@ -91,20 +92,19 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written.get("") != opset:
         raise UserError(
-            "export-unsupported",
-            f"torch's exporter wrote opset {written.get('')} instead of {opset}: leave --opset out",
+            "export-unsupported", f"torch's exporter wrote opset {written.get('')} instead of {opset}: remove --opset"
         )
     return model
 
 
 def _prepend(graph: Any, nodes: list[Any], constants: list[Any]) -> None:
-    """Insert the preprocessing before the network, in place. Its last result becomes the network's input."""
+    """Insert the preprocessing before the network, in place. The network reads the output of the last node."""
     for node in graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name == INPUT:
-                node.input[place] = NORMALISED
-    rest = list(graph.node)
+                node.input[index] = NORMALISED
+    network_nodes = list(graph.node)
     del graph.node[:], graph.input[:]
-    graph.node.extend([*nodes, *rest])
+    graph.node.extend([*nodes, *network_nodes])
     graph.input.extend([images_info()])
     graph.initializer.extend(constants)

@@ -1,10 +1,9 @@
-"""The evaluation transform as ONNX nodes, from (n, H, W, 3) grey levels to the input of the network.
+"""The preprocessing of evaluation as ONNX nodes, from (n, H, W, 3) uint8 pixels to the input of the network.
 
-Pillow's antialiased BILINEAR equals ONNX's Resize with antialias and exclude_outside (weights beyond the border are
-dropped and the others normalised). The horizontal and the vertical pass are two nodes. Each result is rounded to whole
-grey levels, as in Pillow, so runtimes without an 8-bit Resize agree with Pillow. Pillow 13 does the vertical pass first
-if that is cheaper; older versions and our loaders never do. This order and different rounding change some pixels by one
-grey level (`test_export_preprocess.py` measures it).
+Pillow's antialiased BILINEAR equals ONNX's Resize with antialias and exclude_outside. The horizontal and the vertical
+pass are two nodes. The result of each pass is rounded to whole numbers, as in Pillow. Some pixels still differ from
+Pillow's by 1 of 255, because roundings differ, and because Pillow 13 may do the vertical pass first
+(`test_export_preprocess.py` measures the differences).
 
 All sizes are whole numbers: Python's `int(a / b)` is an integer division, and `round` rounds halves to even.
 """
@@ -18,14 +17,14 @@ import numpy as np
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.inference.onnx_runtime import INPUT
 
-#: Output of the last node: (n, 3, S, S) float32, the input of the network.
+#: Output of the last node and input of the network: (n, 3, S, S) float32.
 NORMALISED = "normalised"
 #: The first opset whose Resize has antialias.
 MIN_OPSET = 18
 
 
 class _Nodes:
-    """Builder of nodes and constants. Each method returns the name of its result."""
+    """Collects ONNX nodes and constants. Each method returns the name of its result."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -47,7 +46,7 @@ class _Nodes:
 
 
 def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]]:
-    """Return (nodes, initializers) from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
+    """Return the nodes and constants from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
     from onnx import TensorProto
 
     build = _Nodes()
@@ -60,13 +59,13 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
     else:
         size = preprocessing.image_size
         least = build.constant([max(size, round(size / preprocessing.crop_pct))])
-        # The longer side is `int(least * longer / shorter)`. The same formula gives `least` for the shorter side.
+        # The shorter side becomes `least`. The longer side becomes `int(least * longer / shorter)`.
         shorter = build("Min", height, width)
         new_height, new_width = (
             build("Max", least, build("Div", build("Mul", least, side_in), shorter)) for side_in in (height, width)
         )
         pixels = _resize(build, pixels, new_height, new_width)
-        corner = build("Concat", *(_middle(build, new, size) for new in (new_height, new_width)), axis=0)
+        corner = build("Concat", *(_crop_start(build, new, size) for new in (new_height, new_width)), axis=0)
         end = build("Add", corner, side)
         pixels = build("Slice", pixels, corner, end, build.constant([2, 3]))
     mean, std = (
@@ -77,8 +76,8 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
     return build.nodes, build.constants
 
 
-def _middle(build: _Nodes, length: str, size: int) -> str:
-    """Compute `round((length - size) / 2.0)`: halves are rounded to even."""
+def _crop_start(build: _Nodes, length: str, size: int) -> str:
+    """Add nodes for `round((length - size) / 2.0)`. Halves are rounded to even."""
     spare = build("Sub", length, build.constant([size]))
     two = build.constant([2])
     half = build("Div", spare, two)  # ONNX truncates, which equals floor because the number is not negative
@@ -87,7 +86,7 @@ def _middle(build: _Nodes, length: str, size: int) -> str:
 
 
 def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
-    """Resize (n, 3, H, W) to (n, 3, height, width): whole grey levels in float32."""
+    """Add nodes that resize (n, 3, H, W) to (n, 3, height, width). The results are whole numbers in float32."""
     half = build.constant(0.5, np.float32)
     for kept, sizes in ((3, [width]), (2, [height, width])):
         before = build("Shape", pixels, start=0, end=kept)
@@ -107,7 +106,7 @@ def _resize(build: _Nodes, pixels: str, height: str, width: str) -> str:
 
 
 def images_info() -> Any:
-    """Return the input of the graph: decoded images of equal size."""
+    """Return the description of the graph's input: decoded images of equal size."""
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["batch", "height", "width", 3])

@@ -19,16 +19,16 @@ class ExportOptions(ModelOption, Checked):
     format: FormatName = option("onnx", "-f")
     """Format of the file."""
     out: Path | None = option(None, "-o")
-    """Output file (default MODEL/model.onnx, MODEL/model-preprocess.onnx or MODEL/model.pt2)."""
+    """Output file (default MODEL/model.onnx, with --preprocess MODEL/model-preprocess.onnx, or MODEL/model.pt2)."""
     preprocess: bool = False
-    """onnx: include resizing, cropping and normalising. The input is then decoded RGB images of any size."""
+    """onnx only: include resizing, cropping and normalising. The input is then decoded RGB images of any size."""
     opset: int | None = None
-    """onnx: version of the operators (default 18)."""
+    """onnx only: version of the ONNX operators (default 18)."""
     check: list[Path] | None = option(None, metavar="DIR_or_FILE")
-    """Images for the comparison of the file with PyTorch, at most 64 of them (default: drawn posters)."""
+    """Images for the comparison of the file with PyTorch. At most 64 images are used (default: drawn posters)."""
     tolerance: Positive | None = None
-    """Largest allowed difference of logits, probabilities and embedding (default 0.001). With --preprocess, of
-    probabilities only (default 0.05)."""
+    """Largest allowed difference of logits, probabilities and embedding (default 0.001). With --preprocess, the limit
+    applies to probabilities only (default 0.05)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,11 +45,11 @@ class PushOptions(ModelOption):
     private: bool = False
     """Make a new repository private."""
     revision: str | None = option(None, metavar="R")
-    """Branch (default: the main one)."""
+    """Branch of the repository (default: main)."""
     message: str | None = option(None, metavar="M")
-    """Message of the commit."""
+    """Commit message (default: the architecture and the number of genres)."""
     with_predictions: bool = False
-    """Also upload predictions-*.npz: logits and labels of the evaluated samples."""
+    """Upload predictions-*.npz, too. These files contain the logits and labels of the evaluated samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,4 +59,4 @@ class ImportOptions:
     checkpoint: Path = option(MISSING, metavar="FILE.pth")
     """Checkpoint of the earlier training script."""
     out: Path = option(MISSING, "-o")
-    """Model folder to create. It must be absent or empty."""
+    """Model folder to create. The folder must not exist, or must be empty."""

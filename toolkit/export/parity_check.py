@@ -1,6 +1,6 @@
-"""Compare the outputs of an exported file with those of its model, on images in batches of several sizes.
+"""Compare the outputs of an exported file with the outputs of its model, on images in batches of several sizes.
 
-The reference is the whole pipeline of `posters predict`: Pillow, `Preprocessing`, the network in PyTorch, `Decisions`.
+The model's outputs are computed as in `posters predict`: with Pillow, `Preprocessing`, PyTorch and `Decisions`.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from toolkit.models.heads import backbone_features
 
 log = logging.getLogger(__name__)
 
-#: Largest number of images of --check. They are evenly spaced over the found ones.
+#: Largest number of images for --check. If there are more, evenly spaced images are used.
 MAX_IMAGES = 64
-#: Batch sizes of the check, in this order. The last one repeats.
+#: Batch sizes of the check, in this order. The last size repeats.
 BATCHES = (1, 3, 8)
 #: Tolerance of logits for the same input. Float32 sums in another order differ by 1e-6 to 1e-5. A difference of 1e-3
-#: changes an uncalibrated probability by at most 0.00025, and a missing layer or another GELU exceeds it.
+#: changes an uncalibrated probability by at most 0.00025. A missing layer or another GELU causes larger differences.
 TOLERANCE = 1e-3
-#: Tolerance of probabilities if some input pixels differ by one grey level (onnx_preprocessing.py). With a fifth of the
-#: pixels one level off, probabilities of a steep head on a ResNet50 (random weights, deviation 0.1) changed by 0.02.
-#: The strict limits are those of pixels, and of logits on the file's own pixels.
+#: Tolerance of probabilities with --preprocess, where some pixels differ by 1 of 255 (onnx_preprocessing.py). In a test
+#: with random weights, a fifth of the pixels differed by 1 and probabilities changed by 0.02. The two other limits with
+#: --preprocess are stricter: MAX_LEVELS and MEAN_LEVELS for pixels, TOLERANCE for logits on the same pixels.
 TOLERANCE_PREPROCESS = 0.05
-#: Limits of the difference from Pillow's pixels in grey levels. Half a pixel of error or a plain resize is far over.
+#: Largest and mean allowed difference from Pillow's pixels (0 to 255). A shift by half a pixel is far over the limits.
 MAX_LEVELS, MEAN_LEVELS = 3.0, 0.5
 
-#: (n, 3, S, S) float32 or (n, H, W, 3) uint8 → outputs by name.
+#: Function that runs an exported file: (n, 3, S, S) float32 or (n, H, W, 3) uint8 images → outputs by name.
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 @dataclass
 class Differences:
-    """Largest absolute differences over all images."""
+    """Largest absolute differences between an exported file and its model over all images."""
 
     images: int
     batches: set[int] = field(default_factory=set)
     logits: float = 0.0
     probabilities: float = 0.0
     embedding: float = 0.0
-    """As a fraction of the largest absolute value in the reference's embedding."""
+    """As a fraction of the largest absolute value in the model's embedding."""
     levels: float | None = None
-    """Difference of pixels in grey levels. None if the file has no preprocessing."""
+    """Difference of pixels (0 to 255). None if the file has no preprocessing."""
     mean_levels: float = 0.0
-    """Mean difference of pixels in grey levels, of the image with the largest mean."""
+    """Mean difference of the pixels (0 to 255) of an image. The image with the largest mean counts."""
     same_pixels: float = 0.0
-    """Difference of logits between the file and PyTorch, on the file's pixels."""
+    """Difference of logits if PyTorch gets the preprocessed pixels of the file."""
 
     def __str__(self) -> str:
         text = (
             f"logits {self.logits:.1e}, probabilities {self.probabilities:.1e}, "
-            f"embedding {self.embedding:.1e} of its largest"
+            f"embedding {self.embedding:.1e} of its largest value"
         )
         if self.levels is None:
             return text
@@ -74,7 +74,7 @@ class Differences:
 
 
 def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
-    """Return (H, W, 3) uint8 images from files and folders, at most MAX_IMAGES. None means drawn posters.
+    """Return at most MAX_IMAGES (H, W, 3) uint8 images from files and folders. With None, return drawn posters.
 
     Unreadable files are logged and left out. Raises UserError if there are no images.
     """
@@ -85,12 +85,12 @@ def pictures_to_check(paths: Sequence[Path] | None) -> list[np.ndarray]:
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise UserError("path-missing", f"--check: no file or folder {path}")
+            raise UserError("path-missing", f"--check: there is no file or folder {path}")
         below = (file for file in path.rglob("*") if is_image_name(file.name))
         found += sorted(below) if path.is_dir() else [path]
     if not found:
-        raise UserError("images-none", f"--check: no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
-    spaced = [found[place * len(found) // MAX_IMAGES] for place in range(MAX_IMAGES)]
+        raise UserError("images-none", f"--check: there is no {ENDINGS_TEXT} file in {', '.join(map(str, paths))}")
+    spaced = [found[k * len(found) // MAX_IMAGES] for k in range(MAX_IMAGES)]
     pictures = _read(found if len(found) <= MAX_IMAGES else spaced)
     if not pictures:
         raise UserError("images-none", f"--check: none of {len(found)} files is a readable image")
@@ -108,10 +108,10 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
-    """Run an exported file and the model folder on the same images.
+    """Run an exported file (``run``) and its model on the same images.
 
-    With ``preprocess`` the file's input is the images themselves, in batches of equal size. Its output ``normalised``
-    is compared, too, if it exists.
+    With ``preprocess`` the input of the file is the unchanged images. Images of equal size form batches. The
+    preprocessed pixels are compared, too, if ``run`` returns them.
     """
     from PIL import Image
 
@@ -121,7 +121,7 @@ def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], prepr
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, picture in enumerate(pictures):
         groups.setdefault(picture.shape if preprocess else (), []).append(number)
-    # The largest group is run in all batch sizes. Its images repeat if there are too few.
+    # The largest group has batches of all sizes. Its images are repeated if there are too few.
     for rank, group in enumerate(sorted(groups.values(), key=len, reverse=True)):
         for batch in _batches(group, at_least=0 if rank else sum(BATCHES)):
             images = folder.preprocessing.normalize(torch.from_numpy(np.stack([squares[i] for i in batch])))
@@ -144,9 +144,9 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
         embedding = backbone_features(folder.model, images).float().numpy()
     probabilities = folder.decisions.probabilities(logits)
     largest = max(float(np.abs(embedding).max()), 1e-12)
-    result.logits = _worse(result.logits, given["logits"], logits)
-    result.probabilities = _worse(result.probabilities, given["probabilities"], probabilities)
-    result.embedding = _worse(result.embedding, given["embedding"] / largest, embedding / largest)
+    result.logits = _largest(result.logits, given["logits"], logits)
+    result.probabilities = _largest(result.probabilities, given["probabilities"], probabilities)
+    result.embedding = _largest(result.embedding, given["embedding"] / largest, embedding / largest)
     if NORMALISED in given:
         levels = np.array(folder.preprocessing.std).reshape(3, 1, 1) * 255.0
         apart = np.abs(given[NORMALISED].astype(np.float64) - images.numpy()) * levels
@@ -154,11 +154,11 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
         result.mean_levels = max(result.mean_levels, float(apart.mean(axis=(1, 2, 3)).max()))
         with torch.inference_mode():
             same = folder.model(torch.from_numpy(given[NORMALISED])).float().numpy()
-        result.same_pixels = _worse(result.same_pixels, given["logits"], same)
+        result.same_pixels = _largest(result.same_pixels, given["logits"], same)
 
 
-def _worse(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the larger of ``before`` and the largest difference. Infinity for other shapes or non-finite values."""
+def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the maximum of ``before`` and all differences. Other shapes and NaN are infinite differences."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
@@ -175,15 +175,15 @@ def require_parity(found: Differences, preprocess: bool, tolerance: float | None
     ):
         raise UserError(
             "export-differs",
-            f"nothing was exported: the file's pixels are up to {found.levels:.3g} grey levels from Pillow's (mean "
-            f"{found.mean_levels:.2g}; allowed: {MAX_LEVELS:g} and {MEAN_LEVELS:g}), its logits on them "
-            f"{found.same_pixels:.2g} from PyTorch's (allowed: {TOLERANCE:g}): export without --preprocess",
+            f"nothing was exported: the file's pixels differ from Pillow's by at most {found.levels:.3g} of 255 (mean "
+            f"{found.mean_levels:.2g}; allowed: {MAX_LEVELS:g} and {MEAN_LEVELS:g}), and its logits on the same pixels "
+            f"from PyTorch's by {found.same_pixels:.2g} (allowed: {TOLERANCE:g}): export without --preprocess",
         )
     else:
         what, value = "probabilities", found.probabilities
     if not value <= limit:
         raise UserError(
             "export-differs",
-            f"nothing was exported: {what} of the file and PyTorch differ by {value:.2g} at most, over the tolerance "
+            f"nothing was exported: {what} of the file and PyTorch differ by up to {value:.2g}, over the tolerance "
             f"of {limit:g}; try another --format or --opset, or allow more with --tolerance",
         )

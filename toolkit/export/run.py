@@ -1,4 +1,4 @@
-"""Export a model folder to one file for other runtimes. The file gets its name only after the parity check.
+"""Export a model folder to one file for other runtimes. formats.py lists the formats and their modules.
 
 posters export --model RUN/model --format onnx --preprocess --check posters/      posters export -m RUN/model
 """
@@ -19,14 +19,14 @@ from toolkit.model_folder.folder import load_model_folder
 
 
 def run_export(options: ExportOptions) -> int:
-    """Export, check, and then rename the file. Returns the exit status."""
+    """Export a file, compare it with the model, and then give it its final name. Returns the exit status."""
     folder = load_model_folder(options.model)
     pictures = pictures_to_check(options.check)
     format = FORMATS[options.format]
     name = format.file.replace(".", "-preprocess." if options.preprocess else ".")
     out: Path = options.out or options.model / name
     if out.is_dir():
-        raise UserError("path-exists", f"--out must be a file, but {out} is a folder: give {out / name}")
+        raise UserError("path-exists", f"--out must be a file, but {out} is a folder: use --out {out / name}")
     remove_dead_partials(out.parent, escape(out.name))
     module = import_module(f"toolkit.export.{format.module}")
     content: bytes = module.exported(folder, options.preprocess, options.opset)

@@ -1,4 +1,4 @@
-"""Export to ``model.pt2``: an ExportedProgram of torch.export for AOTInductor, or for Python without timm."""
+"""Export a model to ``model.pt2``, an ExportedProgram of torch.export, for AOTInductor or for Python without timm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from toolkit.export.parity_check import Run
 from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT
 from toolkit.model_folder.folder import ModelFolder
 
-#: Name of the extra file with the metadata in the archive.
+#: Name of the file with the metadata in the archive.
 FACTS_FILE = f"{FACTS_KEY}.json"
 
 
 def exported(folder: ModelFolder, *_: object) -> bytes:
-    """Return the file's content. The batch is dynamic. Raises UserError if torch cannot export the network."""
+    """Return the content of the file, with dynamic batch size. Raises UserError if torch cannot export the network."""
     example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)
     try:
         with quiet(), torch.no_grad():
@@ -41,7 +41,7 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
 
 def opened(path: Path, _: bool) -> Run:
     """Open an exported file on the CPU."""
-    with open(path, "rb") as stream:  # torch.export.load checks the ending of a path, but not of a stream
+    with open(path, "rb") as stream:  # torch.export.load requires a certain ending of a path, but not of a stream
         network, _facts = load_torch_export(stream)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,7 +53,7 @@ def opened(path: Path, _: bool) -> Run:
 
 
 def load_torch_export(data: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Return (network, metadata) of a file or of a stream of its bytes."""
+    """Return the network and the metadata of a path or a stream."""
     extra = {FACTS_FILE: ""}
     with quiet():
         program = torch.export.load(data, extra_files=extra)

@@ -1,1 +1,1 @@
-"""Multi-label metrics on arrays, their confidence intervals, and baselines. Does not import torch."""
+"""Multi-label metrics of arrays, confidence intervals, and baselines. The package does not import torch."""

@@ -1,7 +1,7 @@
-"""Baselines that do not use the images, to compare with the metrics of a model.
+"""Baselines that do not use the images, for comparison with the metrics of a model.
 
-Genres are long-tailed: always predicting the two commonest ones has a micro-F1 near 0.59 on the project's posters. A
-model's 0.6 means little without this comparison.
+A few genres are very common. On the project's posters, always predicting the two commonest genres has a micro-F1 near
+0.59. So a model with a micro-F1 of 0.6 has learnt little.
 """
 
 from __future__ import annotations
@@ -20,29 +20,27 @@ from toolkit.metrics.weighted import Outcome
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """Metrics of one baseline.
-
-    kind "prevalence" has a ``threshold`` (one number, or one per label) and a ``ranking`` (keys of group "ranking" in
-    `toolkit.metrics.table`, and ``loss``; equal at all thresholds). kind "top_k" has ``genre_indices``, the columns
-    that are always predicted, commonest first; it has no probabilities and so no ranking. ``metrics`` has the keys of
-    group "decisions".
-    """
+    """Metrics of one baseline. The groups are those of `toolkit.metrics.table`."""
 
     label: str
     kind: Literal["prevalence", "top_k"]
     metrics: dict[str, float]
+    """The metrics of group "decisions"."""
     threshold: float | list[float] | None = None
+    """One threshold, or one per label. None for kind "top_k", which has no probabilities."""
     ranking: dict[str, Any] | None = None
+    """``loss`` and the metrics of group "ranking". None for kind "top_k"."""
     genre_indices: list[int] | None = None
+    """Columns that kind "top_k" always predicts, commonest first. None for kind "prevalence"."""
 
 
 def threshold_label(threshold: float) -> str:
-    """Format a threshold: "0.30", with two decimals, or two significant digits below 0.1."""
+    """Format a threshold with two decimals, such as "0.30", or with two significant digits if it is below 0.1."""
     return f"{threshold:.2g}" if 0.0 < threshold < 0.1 else f"{threshold:.2f}"
 
 
 def commonest_labels(train_prevalence: FloatArray, k: int) -> list[int]:
-    """Return the columns of the k commonest labels, commonest first; ties in the order of the columns."""
+    """Return the columns of the k commonest labels, commonest first. Equally common labels keep their order."""
     return np.argsort(-train_prevalence, kind="stable")[:k].tolist()
 
 
@@ -59,12 +57,11 @@ def baselines(
     """Return rows for the prevalence baseline at each threshold, then for always-top-k at each k.
 
     train_prevalence (G,) in [0, 1]: each label's share of positives in the TRAINING set. truth (N, G): targets of the
-    evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: at most G each.
+    evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: numbers of at most G.
 
-    The prevalence baseline uses the training prevalence as probabilities for every sample. These constant scores have
-    an AP equal to the label's prevalence in the evaluated split, and a ROC-AUC of 0.5. Their loss is the lowest of all
-    constant probabilities if both splits have the same prevalence. A label without training positives has probability
-    1e-7 in the loss.
+    The prevalence baseline uses the training prevalence as the probability of every sample. Its AP is the label's
+    prevalence in the evaluated split, and its ROC-AUC is 0.5. If both splits have the same prevalence, no other
+    constant probability has a lower loss. In the loss, a label without training positives has the probability 1e-7.
     """
     constant = Outcome(truth, scores=np.broadcast_to(train_prevalence, truth.shape))
     loss = float(clipped_cross_entropy(truth, constant.scores).mean())

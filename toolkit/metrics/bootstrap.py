@@ -1,14 +1,14 @@
 """Confidence intervals of metrics by the bootstrap over samples (Efron 1979).
 
-A resample draws N samples with replacement and computes each metric again. The interval is the middle 95% of these
-values (the percentile interval of Efron & Tibshirani 1993, chapter 13). Near-duplicates are drawn together as one unit
-(the cluster bootstrap, Davison & Hinkley 1997, section 3.8). Two models, or a model and a baseline, are measured on the
-same resamples, so that the difficulty of a resample cancels in their difference (a paired bootstrap).
+A resample consists of N samples that are drawn with replacement. Each metric is computed on every resample. The
+interval contains the middle 95% of these values (the percentile interval of Efron & Tibshirani 1993, chapter 13).
+Near-duplicates are drawn together as one unit (the cluster bootstrap, Davison & Hinkley 1997, section 3.8). Two models,
+or a model and a baseline, are compared on the same resamples, so that all resamples are equally difficult for both.
 
-Repeated samples raise mAP and calibration errors. The resampled values of metrics over all labels are therefore shifted
-so that their mean is the observed value (the bootstrap's estimate of its bias, chapter 10). Metrics of single labels
-are not: their distributions are skewed, and the shift could push intervals below 0. docs/results/recipes.md has the
-coverage that was measured. The intervals do not include the variance between training runs of the same recipe.
+Repeated samples raise mAP and calibration errors. The resampled values of a metric over all labels are therefore
+shifted: their mean becomes the observed value (bias correction, chapter 10). Metrics of single labels are not shifted,
+because their distributions are skewed and a shifted interval could reach below 0. The intervals do not include the
+variance between training runs. docs/results/recipes.md has the measured coverage.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from toolkit.metrics.table import METRICS, label_calibration, label_rates
 from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
-#: Number of weights in memory at a time: 4 million are 32 MB.
+#: Largest number of weights in memory. 4 million weights have 32 MB.
 CHUNK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """A metric and its interval; None if undefined."""
+    """The value of a metric and the bounds of its interval. All are None if the metric is undefined."""
 
     value: float | None
     low: float | None
@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The first metric minus the second, its interval, and the two-sided p-value of no difference."""
+    """A difference of two metrics, the bounds of its interval, and the two-sided p-value of no difference."""
 
     value: float | None
     low: float | None
@@ -52,16 +52,16 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Values under B weightings; NaN where undefined."""
+    """Metrics under B weightings of the samples. Undefined values are NaN."""
 
     metrics: dict[str, FloatArray]
-    """Metric → (B,) values: all metrics of the table, or without probabilities those of group "decisions"."""
+    """Metric → (B,) values. Without probabilities, only the metrics of group "decisions" are present."""
     per_label: dict[str, FloatArray]
-    """``precision``, ``recall``, ``f1``, and with probabilities ``ap`` and ``ece`` → (B, G) values."""
+    """``precision``, ``recall`` and ``f1`` → (B, G) values. With probabilities, ``ap`` and ``ece`` are added."""
 
 
 def measured(outcome: Outcome, weights: FloatArray) -> Measured:
-    """Compute every metric under (B, N) weights, which are at least 0, with a positive sum in each row."""
+    """Compute every metric under (B, N) weights. They are at least 0, and each weighting has a positive sum."""
     weighed, ranked = Weighed(outcome, weights), outcome.scores.size > 0
     metrics = {
         metric.key: metric.of(weighed)
@@ -79,16 +79,16 @@ class Draws:
     """Metrics of one model on the original samples and on every resample."""
 
     plain: Measured
-    """On the original samples; B is 1."""
+    """Metrics on the original samples. B is 1."""
     resampled: Measured
 
 
 def resample_weights(
     num_samples: int, rounds: int = ROUNDS, seed: int = SEED, units: IntArray | None = None
 ) -> Iterator[FloatArray]:
-    """Yield (b, N) weights, ``rounds`` rows in total: the number of times that each sample is in each resample.
+    """Yield (b, N) weights of b resamples, ``rounds`` resamples in total. A weight is how often a sample was drawn.
 
-    units (N,): integers 0 to U - 1; samples of the same unit are drawn together. By default each sample is a unit.
+    units (N,): integers 0 to U - 1. Samples of the same unit are drawn together. By default each sample is a unit.
     """
     if units is not None:
         for weights in resample_weights(int(np.max(units, initial=-1)) + 1, rounds, seed):
@@ -107,7 +107,7 @@ def resample_weights(
 def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntArray | None = None) -> dict[str, Draws]:
     """Measure all outcomes on the same resamples of their N samples.
 
-    units (N,): see `resample_weights`; for a shard set, `shards.dataset.manifest.Manifest.units_of` returns them.
+    units (N,): see `resample_weights`. For a shard set, `shards.dataset.manifest.Manifest.units_of` returns the units.
     """
     found: dict[str, list[Measured]] = {name: [] for name in outcomes}
     (num_samples,) = {len(outcome.truth) for outcome in outcomes.values()}
@@ -115,11 +115,11 @@ def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntA
         for name, outcome in outcomes.items():
             found[name].append(measured(outcome, weights))
     ones = np.ones((1, num_samples))
-    return {name: Draws(measured(one, ones), _joined(found[name])) for name, one in outcomes.items()}
+    return {name: Draws(measured(one, ones), _concatenated(found[name])) for name, one in outcomes.items()}
 
 
 def confidence_intervals(draws: Draws) -> dict[str, Interval]:
-    """Return metric → its value and interval."""
+    """Return metric → value and interval."""
     found = {}
     for name, values in draws.resampled.metrics.items():
         plain = draws.plain.metrics[name]
@@ -131,13 +131,13 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
 
 
 def label_intervals(draws: Draws, metric: str) -> list[Interval]:
-    """Return the interval of a metric of `Measured.per_label` for each label, over resamples in which it is defined."""
+    """Return the interval of a metric of `Measured.per_label` for each label. Undefined values are left out."""
     plain, values = draws.plain.per_label[metric], draws.resampled.per_label[metric]
     return [_interval(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
-    """Return first minus second for each common metric; both must come from one call of `bootstrap`."""
+    """Return first minus second for each common metric. Both arguments must come from one call of `bootstrap`."""
     found = {}
     for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
         plain = first.plain.metrics[name] - second.plain.metrics[name]
@@ -153,7 +153,7 @@ def label_differences(first: Draws, second: Draws, metric: str) -> list[Differen
     return [_difference(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
-def _joined(parts: list[Measured]) -> Measured:
+def _concatenated(parts: list[Measured]) -> Measured:
     return Measured(
         {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics},
         {name: np.concatenate([part.per_label[name] for part in parts]) for name in parts[0].per_label},
@@ -167,7 +167,6 @@ def _centred(plain: FloatArray, values: FloatArray) -> FloatArray:
 
 
 def _interval(plain: FloatArray, values: FloatArray) -> Interval:
-    """Return the interval of a (1,) value from its (B,) resampled values."""
     value, defined = float(plain[0]), values[~np.isnan(values)]
     if np.isnan(value) or not defined.size:
         return Interval(None, None, None)
@@ -181,6 +180,6 @@ def _difference(plain: FloatArray, values: FloatArray) -> Difference:
     if interval.value is None:
         return Difference(None, None, None, None)
     defined = values[~np.isnan(values)]
-    # Add one on either side: a thousand resamples cannot show a probability of 0 (Davison & Hinkley 1997, 4.2).
+    # Add one to both counts: a thousand resamples cannot show a probability of 0 (Davison & Hinkley 1997, 4.2).
     sides = ((defined <= 0.0).sum() + 1, (defined >= 0.0).sum() + 1)
     return Difference(*interval, float(min(1.0, 2.0 * min(sides) / (len(defined) + 1))))

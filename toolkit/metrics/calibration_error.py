@@ -1,8 +1,8 @@
 """Calibration error (ECE) and reliability curves.
 
-Shapes as in multilabel.py. Each element (a pair of sample and label) belongs to one of 15 bins of equal width by its
-probability. In each bin, the mean probability is compared with the share of positives (Guo et al., 2017; their
-definition uses the predicted class only, here every element is a binary prediction).
+The shapes are those of multilabel.py. An element is a pair of sample and label. Each element belongs to one of 15 bins
+of equal width by its probability. In each bin, the mean probability is compared with the share of positives. Guo et al.
+(2017) use only the predicted class of a sample. Here every element is a binary prediction.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ BINS = 15
 def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
     """Return a dictionary with ``ece``, ``ece_macro`` and the reliability ``curve``.
 
-    ece: the sum over bins of (share of elements) * |mean probability - share of positives|, over all N x G elements. It
-    depends mostly on common labels and on the many elements near 0. ece_macro: the mean of the labels' errors, in which
-    rare labels have equal weight.
+    ece: the sum over bins of (share of elements) * |mean probability - share of positives|, over all N x G elements.
+    Common labels and the many elements near 0 contribute most to it. ece_macro: the mean of the calibration errors of
+    single labels, so that rare labels have the same weight as common labels.
 
-    curve: one row per bin, from 0 to 1, over all elements: ``centre``; ``count`` (elements); ``predicted`` (mean
-    probability) and ``observed`` (share of positives), None in an empty bin. For perfect calibration, predicted and
-    observed differ only by noise.
+    curve: one dictionary per bin, from 0 to 1, over all elements. ``centre``: the middle of the bin. ``count``: the
+    number of elements. ``predicted``: the mean probability. ``observed``: the share of positives. The last two values
+    are None for an empty bin.
     """
     count, predicted, positives = _sums(truth.ravel(), scores.ravel())
     return {
@@ -50,7 +50,7 @@ def label_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray
 
 
 def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, FloatArray]:
-    """Return (ECE, its (N,) derivatives by the samples' weights, in sum 0), for `decisions.folds.standard_error`."""
+    """Return the ECE and its (N,) derivatives by the samples' weights, for `decisions.folds.standard_error`."""
     number = bins_of(scores)
     gaps = np.bincount(number.ravel(), weights=(scores - truth).ravel(), minlength=BINS)
     error = float(np.abs(gaps).sum() / truth.size)
@@ -59,7 +59,7 @@ def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, 
 
 
 def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return per bin, (bins,) each: number of elements, sum of probabilities, number of positives."""
+    """Return three (bins,) arrays: numbers of elements, sums of probabilities, and numbers of positives."""
     number = bins_of(scores)
     count = np.bincount(number, minlength=BINS).astype(np.int64)
     predicted = np.bincount(number, weights=scores, minlength=BINS).astype(np.float64)

@@ -1,10 +1,11 @@
-"""Basic functions of all metrics: check of arrays, logistic function, losses, and ratios of counts.
+"""Functions that all metrics use: check of arrays, logistic function, cross-entropy, ratio of counts, and F-beta.
 
-Shapes: N samples, G labels. ``truth`` is (N, G) bool, ``scores`` is (N, G) float64 (logits, or probabilities in
-[0, 1]), ``thresholds`` is one number or a (G,) array in [0, 1]. A label is predicted if ``probability >= threshold``,
-compared in float64.
+The list of all metrics and most of their formulas are in table.py. weighted.py computes AP, ROC-AUC and the counts.
+calibration_error.py has the ECE, baselines.py the baselines, and bootstrap.py the confidence intervals.
 
-Arrays are checked only once: by `check_arrays` in training, by `infer_split` elsewhere.
+Shapes: N samples, G labels. ``truth`` is (N, G) bool. ``scores`` is (N, G) float64: logits, or probabilities in
+[0, 1]. ``thresholds`` is one number or a (G,) array in [0, 1]. A label is predicted if ``probability >= threshold`` in
+float64. Most functions do not check their arrays: `check_arrays` does it in training, `infer_split` in other commands.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ PROBABILITY_CLIP = 1e-7
 
 
 def check_arrays(targets: ArrayLike, logits: ArrayLike) -> tuple[BoolArray, FloatArray]:
-    """Return (targets as bool, logits as float64), (N, G) each, after a check.
+    """Check two (N, G) arrays. Return the targets as bool and the logits as float64.
 
-    Raises ValueError if an array is not 2-d, is empty or differs in shape, for targets other than 0 and 1, and for
-    logits that are not finite.
+    Raises ValueError if an array is empty or not 2-d, if the shapes differ, if a target is neither 0 nor 1, or if a
+    logit is not finite.
     """
     truth, scores = np.asarray(targets), np.asarray(logits, dtype=np.float64)
     if truth.ndim != 2 or truth.size == 0:
@@ -43,24 +44,24 @@ def sigmoid(logits: ArrayLike) -> FloatArray:
 
 
 def cross_entropy(logits: FloatArray, truth: BoolArray) -> FloatArray:
-    """Return the (N, G) binary cross-entropy in nats of (N, G) logits, in float64.
+    """Return the (N, G) binary cross-entropy of (N, G) logits in nats, like torch.nn.BCEWithLogitsLoss.
 
-    log(1 + exp(x)) - y * x, with logaddexp for the first term, as in torch.nn.BCEWithLogitsLoss (unweighted).
+    The formula is log(1 + exp(x)) - y * x. logaddexp computes the first term without overflow.
     """
     return np.logaddexp(0.0, logits) - truth * logits
 
 
 def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """Return the (N, G) binary cross-entropy in nats of probabilities, clipped to [1e-7, 1 - 1e-7].
+    """Return the (N, G) binary cross-entropy in nats of probabilities, which are clipped to [1e-7, 1 - 1e-7].
 
-    Prefer `cross_entropy` if there are logits: clipping limits a loss to 16.1 nats.
+    Clipping limits a loss to 16.1 nats. Use `cross_entropy` if the logits are available.
     """
     clipped = np.clip(scores, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     return -np.log(np.where(truth, clipped, 1.0 - clipped))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
-    """Divide elementwise; the result is 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
+    """Divide elementwise. The result is 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
     top = np.asarray(numerator, dtype=np.float64)
     bottom = np.asarray(denominator, dtype=np.float64)
     return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom != 0)
@@ -69,10 +70,10 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
 def f_beta(
     hits: FloatArray | float, predicted: FloatArray | float, support: FloatArray | float, beta: float
 ) -> FloatArray:
-    """Return F-beta from counts: hits = TP, predicted = TP + FP, support = TP + FN; 0 where undefined.
+    """Return F-beta from counts: hits = TP, predicted = TP + FP, support = TP + FN. An undefined value is 0.
 
     The F-measure of van Rijsbergen (1979) in counts is (1 + b^2) TP / (b^2 support + predicted). With beta 0.5,
-    precision counts more than recall.
+    precision has more weight than recall.
     """
     square = beta * beta
     return ratio((1.0 + square) * hits, square * support + predicted)

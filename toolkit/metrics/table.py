@@ -1,7 +1,8 @@
-"""The table of metrics: one row per metric, used by all code that computes, writes or shows metrics.
+"""The table of all metrics. All code that computes, writes or shows metrics uses this table.
 
-To add a metric, write a function of `Weighed`, add a row to `_ROWS`, and add its key to the `_PLACES` that show it. Its
-group is the section of metrics-SPLIT.json that contains it; the report measures and bootstraps every row.
+To add a metric, write a function of `Weighed`, add an entry to `_METRICS`, and add its key to each output of `_PLACES`
+that shows the metric. The group of a metric is the section of metrics-SPLIT.json that contains it. The report computes
+a bootstrap interval for every metric.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ Better = Literal["higher", "lower"] | None
 
 @dataclass(frozen=True)
 class Metric:
-    """One row."""
+    """One metric of the table."""
 
     key: str
     """Name in files."""
     label: str
     """Name for users."""
     of: Callable[[Weighed], FloatArray]
-    """Function that returns the (B,) values; NaN where undefined."""
+    """Function that returns the (B,) values. Undefined values are NaN."""
     group: Literal["decisions", "ranking", "calibration"] = "decisions"
-    """decisions: of predicted labels, which need thresholds; ranking and calibration: of probabilities."""
+    """Metrics of group "decisions" need thresholds. The other two groups measure probabilities."""
     heading: str = ""
-    """Shorter name in tables; empty: the label."""
+    """Shorter name for tables. If it is empty, tables show the label."""
     better: Better = "higher"
+    """Whether higher or lower values are better. None if neither is."""
     top: float = 1.0
-    """Upper end of the range, which begins at 0."""
+    """Upper end of the range of values. The range begins at 0."""
     count: bool = False
-    """Whether it is the number of labels over which another metric is a mean; it has no interval."""
+    """Whether the metric is the number of labels in another metric's mean. Such a metric has no interval."""
 
     @property
     def column(self) -> str:
-        """The heading of its column."""
         return self.heading or self.label
 
     @property
@@ -53,7 +54,7 @@ class Metric:
         return self.label.partition(" (")[0]
 
     def value(self, weighed: Weighed) -> float | None:
-        """Return the unweighted value as a JSON type."""
+        """Return the first value as a JSON type. None if it is undefined."""
         found = self.of(weighed)[0]
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
@@ -71,32 +72,32 @@ def f(beta: float) -> Rate:
 
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Return the rate of counts pooled over all labels, including false positives of labels without support."""
+    """Return a function for the rate of the counts pooled over all labels, also those without support."""
     return lambda weighed: rate(weighed.pooled)
 
 
 def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Return the mean rate over the labels with support, or 0 without any; other labels could only have a rate of 0."""
+    """Return a function for the mean rate over the labels with support. The mean is 0 if no label has support."""
     return lambda weighed: mean_over(rate(weighed.each), weighed.each.support > 0, 0.0)
 
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
-    """Return (B,) means of those (B, G) values that are ``counted``; ``empty`` if there are none."""
+    """Return the (B,) means of the (B, G) values that are ``counted``. The mean of no values is ``empty``."""
     return np.array([v[kept].mean() if kept.any() else empty for v, kept in zip(values, counted, strict=True)])
 
 
 def mean_defined(values: FloatArray) -> FloatArray:
-    """Return (B,) means of those (B, G) values that are not NaN; NaN if all are."""
+    """Return the (B,) means of the (B, G) values that are not NaN. The mean is NaN if all values are NaN."""
     return mean_over(values, ~np.isnan(values))
 
 
 def defined(values: FloatArray) -> FloatArray:
-    """Return the (B,) numbers of (B, G) values that are not NaN."""
+    """Return the (B,) counts of the (B, G) values that are not NaN."""
     return np.count_nonzero(~np.isnan(values), axis=1)
 
 
 def subset_accuracy(weighed: Weighed) -> FloatArray:
-    """Return the share of samples for which all labels are right."""
+    """Return the (B,) shares of samples for which all labels are right."""
     return weighed.mean((weighed.outcome.truth == weighed.outcome.named).all(axis=1))
 
 
@@ -110,7 +111,7 @@ def pooled_calibration(weighed: Weighed) -> FloatArray:
     return np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / (weighed.total * weighed.outcome.truth.shape[1])
 
 
-_ROWS = (
+_METRICS = (
     Metric("subset_accuracy", "subset accuracy", subset_accuracy),
     Metric("predicted_per_sample", "genres named per poster", lambda w: w.pooled.predicted / w.total, heading="named",
            better=None, top=math.inf),
@@ -132,7 +133,7 @@ _ROWS = (
     Metric("ece_macro", "calibration error (mean of genres)", lambda w: label_calibration(w).mean(axis=1),
            "calibration", "ECE, mean of genres", "lower"),
 )  # fmt: skip
-METRICS = {metric.key: metric for metric in _ROWS}
+METRICS = {metric.key: metric for metric in _METRICS}
 
 _PLACES = {
     "epochs": "mAP micro_f1 macro_f1",
@@ -148,26 +149,26 @@ _PLACES = {
     "report, in short": "mAP loss micro_f1 macro_f1",
     "report, sweep": "micro_f1 macro_f1 micro_precision micro_recall",
 }  # fmt: skip
-#: Place → its metrics in order. Places: epochs.csv and its curves; tables in the terminal (decisions, ranking,
-#: calibration); the model card, which also has a line of ranking metrics; the audit; the report.
+#: Output → the metrics that it shows, in order. "epochs" is epochs.csv and its curves. "decisions", "ranking" and
+#: "calibration" are tables in the terminal. "card" is the model card, which also shows the metrics of "ranking".
 PLACES = {place: tuple(METRICS[key] for key in keys.split()) for place, keys in _PLACES.items()}
 
 
 def format_number(value: float | None, spec: str = ".3f") -> str:
-    """Format a number for a table or a text, integers with commas; "-" for None and NaN."""
+    """Format a number for a table or a text. Integers get commas. None and NaN become "-"."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:{spec}}"
 
 
 def values(outcome: Outcome, group: str) -> dict[str, Any]:
-    """Return key → value of every metric of a group; None if undefined."""
+    """Return key → value for every metric of a group. An undefined value is None."""
     weighed = Weighed(outcome)
-    return {metric.key: metric.value(weighed) for metric in _ROWS if metric.group == group}
+    return {metric.key: metric.value(weighed) for metric in _METRICS if metric.group == group}
 
 
 def label_rates(weighed: Weighed) -> dict[str, FloatArray]:
-    """Return (B, G) precision, recall and F1; NaN: recall and F1 without positives, precision without predictions."""
+    """Return the (B, G) precision, recall and F1. Undefined values are NaN, as in `per_label_table`."""
     counts = weighed.each
     return {
         "precision": np.where(counts.predicted > 0, precision(counts), np.nan),
@@ -177,10 +178,11 @@ def label_rates(weighed: Weighed) -> dict[str, FloatArray]:
 
 
 def per_label_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
-    """Return a table with one row per label, in the given order; thresholds are one number or (G,).
+    """Return a table with one row per label, in the given order. ``thresholds``: one number or a (G,) array.
 
-    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. NaN
-    where undefined: ap, recall and f1 without positives, precision without predictions, roc_auc with one class only.
+    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. For a
+    label without positives, ap, recall and f1 are NaN. For a label that is never predicted, precision is NaN. If all
+    samples have the same target, roc_auc is NaN.
     """
     named = Weighed(outcome.at(thresholds))
     support = named.each.support[0]

@@ -1,8 +1,8 @@
-"""Targets and predictions under weights of the samples, from which every metric is computed.
+"""Sums of targets and predictions under weights of the samples. Every metric of table.py is computed from these sums.
 
-A bootstrap resample is a vector of weights: the number of times that each of the N samples was drawn. Sorting, counting
-and binning are done only once; each resample then needs a few matrix products. Weights of one give the unweighted
-values; other weights give the values of scikit-learn with ``sample_weight``.
+A bootstrap resample is a weighting of the N samples: each weight is how often a sample was drawn. Sorting and binning
+are done only once for all weightings. Each weighting then needs a few matrix products. The values equal those of
+scikit-learn with ``sample_weight``.
 
 Shapes: N samples, G labels, B weightings.
 """
@@ -26,23 +26,23 @@ NOTHING_NAMED, NO_SCORES = np.empty((0, 0), dtype=np.bool_), np.empty((0, 0))
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Targets and the predictions of a model or baseline, (N, G) each."""
+    """(N, G) targets and (N, G) predictions of a model or a baseline."""
 
     truth: BoolArray
     named: BoolArray = field(default_factory=lambda: NOTHING_NAMED)
-    """Predicted labels; empty if only probabilities are measured."""
+    """Predicted labels. Empty if only probabilities are measured."""
     scores: FloatArray = field(default_factory=lambda: NO_SCORES)
-    """Probabilities; empty for a baseline without probabilities."""
+    """Probabilities. Empty for a baseline without probabilities."""
 
     def at(self, thresholds: ArrayLike) -> Outcome:
-        """Return the outcome with the decisions ``scores >= thresholds``; thresholds are one number or (G,)."""
+        """Return the outcome with the predicted labels ``scores >= thresholds`` (one number or a (G,) array)."""
         return replace(self, named=self.scores >= np.asarray(thresholds, dtype=np.float64))
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:
         """(G,) average precision and (G,) ROC-AUC, by scikit-learn.
 
-        AP is NaN for a label without positives; ROC-AUC is NaN for a label with one class only.
+        AP is NaN for a label without positives. ROC-AUC is NaN if all samples have the same target.
         """
         num_samples, num_labels = self.truth.shape
         ap, roc_auc = np.full(num_labels, np.nan), np.full(num_labels, np.nan)
@@ -56,23 +56,23 @@ class Outcome:
 
     @cached_property
     def numbers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(hits, predicted labels, targets), (N, G) each with values 0 and 1."""
+        """Three (N, G) arrays of 0 and 1: the hits, the predicted labels and the targets."""
         truth, named = self.truth.astype(np.float64), self.named.astype(np.float64)
         return truth * named, named, truth
 
     @cached_property
     def rankings(self) -> list[_Ranking]:
-        """The ranking of each label."""
+        """G functions that compute the ranking metrics of a label under weights."""
         return [_Ranking(self.truth[:, g], self.scores[:, g]) for g in range(self.truth.shape[1])]
 
     @cached_property
     def losses(self) -> FloatArray:
-        """(N,) mean binary cross-entropy over the labels."""
+        """(N,) binary cross-entropy of each sample: the mean over its labels."""
         return np.asarray(clipped_cross_entropy(self.truth, self.scores).mean(axis=1))
 
     @cached_property
     def gaps(self) -> sparse.csr_array:
-        """(N, G * bins): probability minus target of each element, in the column of its label and bin."""
+        """(N, G * bins) matrix of probability minus target. Each pair of label and bin has a column."""
         num_samples, num_labels = self.truth.shape
         columns = bins_of(self.scores) + np.arange(num_labels) * BINS
         bounds = np.arange(num_samples + 1) * num_labels
@@ -81,23 +81,23 @@ class Outcome:
 
 
 class Counts(NamedTuple):
-    """Sums of weights of elements: (B, G) per label, or (B,) pooled over the labels."""
+    """Weighted counts: (B, G) arrays with one value per label, or (B,) arrays of sums over the labels."""
 
     hits: FloatArray
     """True positives."""
     predicted: FloatArray
-    """True and false positives."""
+    """Sum of true positives and false positives."""
     support: FloatArray
-    """True positives and false negatives."""
+    """Sum of true positives and false negatives."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """An outcome under B weightings of its samples. Without weights, each sample counts once, and B is 1."""
+    """An outcome under B weightings of its samples. Without weights, B is 1 and each sample has the weight 1."""
 
     outcome: Outcome
     weights: FloatArray | None = None
-    """(B, N) weights of at least 0, with a positive sum in each row."""
+    """(B, N) weights. They are at least 0, and each weighting has a positive sum."""
 
     @cached_property
     def total(self) -> FloatArray:
@@ -127,7 +127,7 @@ class Weighed:
 
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:
-        """(B, G) AP and (B, G) ROC-AUC; NaN where undefined."""
+        """(B, G) AP and (B, G) ROC-AUC. Undefined values are NaN."""
         if self.weights is None:
             ap, roc_auc = self.outcome.ranking
             return ap[None], roc_auc[None]
@@ -138,7 +138,7 @@ class Weighed:
 
     @cached_property
     def gaps(self) -> FloatArray:
-        """(B, G, bins): weighted sums of probability minus target."""
+        """(B, G, bins) weighted sums of probability minus target."""
         weights = np.ones((1, len(self.outcome.truth))) if self.weights is None else self.weights
         return np.asarray(weights @ self.outcome.gaps).reshape(len(weights), -1, BINS)
 
@@ -146,15 +146,15 @@ class Weighed:
 class _Ranking:
     """Average precision and ROC-AUC of one label under weights.
 
-    Both are sums over the positives and use the weight of all samples with a score at least as high. Samples in falling
-    order of scores are therefore divided into segments: samples with the score of a positive, and samples between two
-    such scores. A product with a sparse matrix of ones gives the weight of every segment.
+    Both metrics are sums over the positives. For each positive they need the total weight of the samples with at least
+    its score. The samples in falling order of scores are therefore divided into segments: the samples with the score of
+    a positive, and the samples between two such scores. A product with a sparse matrix of ones sums each segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:
         order = np.argsort(-scores, kind="stable")
         is_positive = truth[order]
-        level = np.concatenate([[0], np.cumsum(np.diff(scores[order]) != 0)])  # the same for equal scores
+        level = np.concatenate([[0], np.cumsum(np.diff(scores[order]) != 0)])  # equal scores have the same level
         held = np.unique(level[is_positive])  # levels with a positive
         starts, ends = np.searchsorted(level, held, "left"), np.searchsorted(level, held, "right")
         bounds = np.concatenate([[0], np.stack([starts, ends], axis=1).ravel()])
@@ -164,7 +164,7 @@ class _Ranking:
         self._positives = _indicator(order[is_positive], positive_bounds, len(order))
 
     def __call__(self, columns: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return ((B,) AP, (B,) ROC-AUC) under (N, B) weights; NaN where undefined."""
+        """Return the (B,) AP and the (B,) ROC-AUC under (N, B) weights. Undefined values are NaN."""
         segments = self._segments @ columns
         between, tied = segments[0::2], segments[1::2]
         positive = self._positives @ columns

@@ -1,1 +1,1 @@
-"""Write and read the folder of a trained model, and its model card."""
+"""Write and read the folder of a trained model, and write its model card."""

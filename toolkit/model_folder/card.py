@@ -1,6 +1,6 @@
-"""Write README.md of a model folder, the model card. It is a pure function of the folder's JSON files.
+"""Write the model card, README.md of a model folder. Its content depends only on the folder's JSON files.
 
-Its names come from outside, and hubs show the file as a web page. ``plain`` escapes Markdown and HTML in names.
+Hubs show the card as a web page. Names, for example of genres, may contain Markdown or HTML, which `plain` escapes.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ or in Python:
 ```python
 import toolkit
 
-model = toolkit.load_model(".")  # or "hf://user/name" of one on the hub
+model = toolkit.load_model(".")  # or "hf://user/name" for a model on the hub
 print(model.predict(["poster.jpg"]))
 ```
 
 """
 NEEDS_US = (
-    "Both need poster-toolkit: `pip install -c constraints.txt -e .` in its checkout. Plain timm does not know this "
-    "head; `toolkit.load_model` puts it back."
+    "The command and the Python code need poster-toolkit: run `pip install -c constraints.txt -e .` in its checkout. "
+    "Plain timm cannot load this model, because timm does not have this head."
 )
 #: Markup within a line of Markdown: code, emphasis, links, images, tables, formulas, addresses. An underscore within a
-#: word is not markup, and names of architectures contain many.
+#: word is not markup. Names of architectures contain many such underscores.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)")
 
 
 def plain(value: object) -> str:
-    """Escape a text from outside, so that Markdown shows it unchanged in one line.
+    """Escape a text, so that Markdown shows it unchanged in one line.
 
     >>> plain("<b>Sci-Fi | R&D</b>")
     '&lt;b&gt;Sci-Fi \\\\| R&D&lt;/b&gt;'
@@ -58,9 +58,9 @@ def plain(value: object) -> str:
 
 
 def write_card(folder: Path) -> None:
-    """Write the model card from config.json, labels.json and every metrics-*.json of the current decisions.
+    """Write the model card from config.json, labels.json and the metrics-*.json files.
 
-    Metrics of other thresholds or another calibration (from before `posters tune`) are left out and logged.
+    Metrics of older thresholds or an older calibration (before `posters tune`) are left out and logged.
     """
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])
@@ -68,7 +68,7 @@ def write_card(folder: Path) -> None:
     found = dict(_metrics(folder))
     metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
-        warning = "metrics-%s.json belongs to other thresholds or calibration: run `posters evaluate --split %s` again"
+        warning = "metrics-%s.json has older thresholds or calibration: run `posters evaluate --split %s` again"
         log.warning(warning, split, split)
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
@@ -109,7 +109,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         f"- **Thresholds**: {span}, {plain(labels['threshold_source'])}",
         f"- **Calibration**: {_calibration(labels)}",
         f"- **Input**: RGB, {cfg['input_size'][1]}x{cfg['input_size'][2]} pixels "
-        f"({'the whole image, made a square' if squashed else shape}), "
+        f"({'the whole image, stretched to a square' if squashed else shape}), "
         f"mean {list(cfg['mean'])}, std {list(cfg['std'])}",
         f"- **Training data**: shard set {plain(ours['shard_set'])}",
         "",
@@ -122,14 +122,14 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
 
 def _head(config: dict[str, Any]) -> str:
     head = config["poster_toolkit"]["head"]
-    # the other kinds have one layer: their `hidden` in the file is ignored
+    # other heads have one layer and ignore `hidden`
     hidden = head["hidden"] if head["kind"] in ("mlp", "ensemble") else []
     widths = " → ".join(str(width) for width in [config["num_features"], *hidden, config["num_classes"]])
     return {
         "linear": "a linear head",
         "mlp": f"an mlp head ({widths})",
-        "levels": f"a linear head on its last two stages ({widths})",
-        "ensemble": f"the mean of {head.get('members')} mlps ({widths}) on its last two stages",
+        "levels": f"a linear head on the last two stages ({widths})",
+        "ensemble": f"the mean of {head.get('members')} mlps ({widths}) on the last two stages",
     }[head["kind"]]
 
 
@@ -144,20 +144,20 @@ def _calibration(labels: dict[str, Any]) -> str:
     if method not in held_out or "none" not in held_out:
         return words
     if method == "none":
-        return f"{words} (it did not help clearly on held-out parts of validation)"
+        return f"{words} (calibration did not help clearly on held-out parts of validation)"
     before, after = held_out["none"], held_out[method]
     return (
-        f"{words}; on held-out parts of it loss {before['loss']:.4f} → {after['loss']:.4f}, "
+        f"{words}; on held-out parts of validation: loss {before['loss']:.4f} → {after['loss']:.4f}, "
         f"ECE {before['ece']:.4f} → {after['ece']:.4f}"
     )
 
 
 def _metrics_section(split: str, values: dict[str, Any], trained_on: str) -> list[str]:
     rows = [f"## Metrics on {plain(split)} ({values['num_samples']} samples)", ""]
-    measured_on = values.get("shard_set")  # missing in files of older versions
+    measured_on = values.get("shard_set")  # files of older versions lack the key
     if measured_on and measured_on != trained_on:
         rows += [
-            f"Measured on shard set {plain(measured_on)}, **not the one of training**: it may contain training "
+            f"Measured on shard set {plain(measured_on)}, **not the shard set of training**. It may contain training "
             "samples.",
             "",
         ]

@@ -1,11 +1,11 @@
-"""Write and read RUN/model, the model folder of a training. All later commands read it.
+"""Write and read RUN/model, the model folder. A training writes it, and all later commands read it.
 
 model.safetensors      weights
 config.json            timm's hub format, with the preprocessing
 labels.json            genres and their fingerprint; thresholds and calibration with their origin
 README.md              model card
 metrics-SPLIT.json     metrics of a split
-predictions-SPLIT.npz  data of these metrics (split_outputs.py): ids, logits, targets, fingerprints
+predictions-SPLIT.npz  ids, logits, targets and fingerprints of the split (split_outputs.py)
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ from toolkit.models.tensor_files import load_tensors, read_header, require_finit
 
 WEIGHTS = "model.safetensors"
 NEEDED = (CONFIG, LABELS, WEIGHTS)
-OWN_KEY = "poster_toolkit"  # our own key in config.json; timm ignores it
-#: Endings of files with pickled weights, from torch and others.
+OWN_KEY = "poster_toolkit"  # key of this toolkit in config.json. timm ignores it.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
-#: Keys of timm's description that are not saved: the origin of pretrained weights, and values of another input size.
+#: Keys of timm's ``pretrained_cfg`` that are not saved: the origin of the weights, and values of another input size.
 LEFT_OUT = (
     "url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture",
     "test_input_size", "test_crop_pct", "pool_size",
@@ -51,7 +50,7 @@ CROP_MODES = {"crop": "center", "stretch": "squash"}
 
 @dataclass
 class ModelFolder:
-    """A loaded model for ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
+    """A loaded model. Use it as ``preprocessing.normalize(images)`` → ``model`` → ``decisions``."""
 
     model: nn.Module
     labels: LabelSet
@@ -63,7 +62,7 @@ class ModelFolder:
 
     @property
     def thresholds(self) -> FloatArray:
-        """(G,) thresholds: a genre is named if its calibrated probability is at least its threshold."""
+        """(G,) thresholds. A genre is predicted if its calibrated probability is at least its threshold."""
         return self.decisions.thresholds
 
     @property
@@ -83,23 +82,23 @@ def save_model_folder(
     metrics: dict[str, dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
 ) -> str:
-    """Write a model folder. It replaces an older one only when it is complete. Returns the SHA-256 of the weights.
+    """Write a model folder. When it is complete, it replaces an older folder. Returns the SHA-256 of the weights.
 
-    ``model`` must be unwrapped (no DDP, no compile). ``facts`` go into config.json, ``metrics`` (split → JSON) into
-    files beside it. ``state``: complete weights on the CPU, if ``model`` does not have them.
-    On return the folder is flushed to the disk under its final name, so files written later may refer to it.
-    Raises UserError or OSError if it cannot be written; then no part of the new folder remains.
+    ``model`` must be unwrapped (no DDP, no compile). ``facts`` are further values under OWN_KEY in config.json.
+    ``metrics``: split → content of metrics-SPLIT.json. ``state``: complete weights on the CPU, if ``model`` is sharded.
+    On return the folder is flushed to the disk. Raises UserError or OSError if the folder cannot be written. An
+    incomplete new folder is deleted.
     """
     from toolkit.model_folder.card import write_card
 
-    with replacing(folder, _aside(folder)) as fresh:
+    with replacing(folder, _older_path(folder)) as fresh:
         try:
             weights = clean_state(model) if state is None else state
             save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # raised for a full disk
+        except SafetensorError as error:  # safetensors raises it for a full disk
             raise UserError("path-unwritable", f"the model cannot be written to {folder}: {one_line(error)}") from None
         write_labels(fresh, labels, decisions)
-        # safetensors allows only the owner to read its file. Here it gets the mode of the folder's other files.
+        # safetensors allows only the owner to read the file. Give it the mode of the other files.
         os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
         ours = {"head": asdict(head), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
         write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
@@ -112,9 +111,9 @@ def save_model_folder(
 
 @contextlib.contextmanager
 def replacing(folder: Path, aside: Path) -> Iterator[Path]:
-    """Yield a new folder, which is renamed to ``folder`` when the block ends without an error, otherwise deleted.
+    """Yield a new folder. When the block ends, rename the new folder to ``folder``, or delete it after an error.
 
-    An older folder that is not empty is kept as ``aside`` until the new one is on the disk under its final name.
+    An older folder that is not empty is kept as ``aside`` until the new folder is on the disk under its final name.
     """
     fresh = folder.with_name(unique_name(folder.name, PARTIAL))
     with contextlib.ExitStack() as otherwise:
@@ -122,7 +121,7 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
         fresh.mkdir(parents=True)
         yield fresh
         flush_tree(fresh)
-        older = folder.is_dir() and any(folder.iterdir())  # otherwise this call has not made `aside`
+        older = folder.is_dir() and any(folder.iterdir())
         if older:
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
@@ -133,8 +132,8 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(folder: Path) -> Path:
-    """Return the temporary path of the older folder while a new one gets its name."""
+def _older_path(folder: Path) -> Path:
+    """Return the temporary path of the older folder while the new folder is renamed."""
     return folder.with_name(f"{folder.name}.old")
 
 
@@ -147,18 +146,18 @@ def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
 
 
 def recover_model_folder(folder: Path) -> None:
-    """Restore the older model folder if a run was killed between the two renames. Delete leftover files."""
-    old = _aside(folder)
+    """Repair the model folder of a killed run: restore the older folder if there is no new one. Delete leftovers."""
+    old = _older_path(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
-    elif (folder / CONFIG).exists():  # the new folder is complete: the run was killed before it deleted the old one
+    elif (folder / CONFIG).exists():  # the new folder is complete, so the older folder is not needed
         shutil.rmtree(old, ignore_errors=True)
     for leftover in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json in the layout of timm's ``save_for_hf``. ``create_model('local-dir:...')`` reads it."""
+    """Return config.json in timm's format, for ``create_model('local-dir:...')``. OWN_KEY contains ``ours``."""
     size = preprocessing.image_size
     native = {
         k: v
@@ -188,7 +187,7 @@ def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours:
 
 
 def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
-    """Read (genres, decisions) of a model folder. Raises UserError if they are absent or inconsistent."""
+    """Read the genres and decisions of a model folder. Raises UserError if labels.json is absent or inconsistent."""
     found, raw = read_labels(folder)
     return LabelSet(tuple(found.genres)), Decisions.from_dict(raw, len(found.genres), folder / LABELS)
 
@@ -196,14 +195,14 @@ def load_labels(folder: Path) -> tuple[LabelSet, Decisions]:
 def load_model_folder(folder: Path) -> ModelFolder:
     """Load a model folder onto the CPU, in evaluation mode. Raises UserError for missing or wrong files.
 
-    The folder is not trusted. Cheap checks come first, and its contents never cause code to run, downloads, or
-    allocations beyond the checked limits.
+    The folder may come from an untrusted source. Its files cannot run code, start downloads, or make this function use
+    much memory: sizes and shapes are checked first.
     """
     if not folder.is_dir():
         raise UserError("model-missing", f"no model folder at {folder}; `posters train` writes one to RUN/model")
     for name in NEEDED:
         if not (folder / name).is_file():
-            raise UserError("model-missing", f"the model folder {folder} lacks {name}; {_instead(folder, name)}")
+            raise UserError("model-missing", f"the model folder {folder} lacks {name}; {_remedy(folder, name)}")
     labels, decisions = load_labels(folder)
     config, raw = read_config(folder)
     check_agreement(config, labels.genres, folder)
@@ -213,17 +212,18 @@ def load_model_folder(folder: Path) -> ModelFolder:
     head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
-            "model-damaged", f"{folder / WEIGHTS} is damaged or was replaced: its sha256 differs from that in {CONFIG}"
+            "model-damaged",
+            f"{folder / WEIGHTS} is damaged or was replaced: its sha256 differs from the value in {CONFIG}; {AGAIN}",
         )
     header = read_header(folder / WEIGHTS)
     if len(header) < head.least_tensors:
         raise UserError(
             "model-damaged",
-            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, and the head alone needs "
+            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {len(header)} tensors, but the head alone needs "
             f"{head.least_tensors}; {AGAIN}",
         )
     size = preprocessing.image_size
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes only, no memory
         network = build_model(config.architecture, len(labels), head, size)
     require_fit(header, network, folder / WEIGHTS, CONFIG)
     state = load_tensors(folder / WEIGHTS)
@@ -235,9 +235,9 @@ def load_model_folder(folder: Path) -> ModelFolder:
 
 
 def read_best(folder: Path) -> tuple[OursFile, Any]:
-    """Return (our part of a model folder's config.json, the training's config in it or None).
+    """Return two parts of a model folder's config.json: this toolkit's keys, and the training's configuration or None.
 
-    Raises UserError if a file is missing or damaged, or if the weights are incomplete.
+    Raises UserError if a file is missing or damaged.
     """
     for name in NEEDED:
         if not (folder / name).is_file():
@@ -249,16 +249,16 @@ def read_best(folder: Path) -> tuple[OursFile, Any]:
     except OSError as error:
         raise UserError("path-unreadable", one_line(error)) from None
     if digest != ours.weights_sha256:
-        raise UserError("model-damaged", f"{folder / WEIGHTS} is damaged: its sha256 differs from that in {CONFIG}")
+        problem = f"{folder / WEIGHTS} is damaged: its sha256 differs from the value in {CONFIG}"
+        raise UserError("model-damaged", problem)
     return ours, raw[OWN_KEY].get("training_config")
 
 
-def _instead(folder: Path, missing: str) -> str:
-    """Return the remedy for a missing file."""
+def _remedy(folder: Path, missing: str) -> str:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if missing != WEIGHTS or not pickles:
         return "copy the whole folder, or train again"
     return (
-        f"{pickles[0]} is a pickle, which is not read because it may run any code; `posters import` makes a model "
+        f"{pickles[0]} is a pickle, which may run any code and is therefore not read. `posters import` makes a model "
         f"folder from a checkpoint of the earlier script"
     )

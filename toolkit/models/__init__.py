@@ -1,1 +1,1 @@
-"""Networks: made from a configuration, their heads, what is frozen, averaged or wrapped."""
+"""Build networks and their heads, freeze parts of them, average their weights, and wrap them for training."""

@@ -11,27 +11,27 @@ from toolkit.device.compat import BatchNorm, in_backward
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Recompute activations in the backward pass (Chen et al. 2016, timm's ``set_grad_checkpointing``).
+    """Make a timm model recompute its activations in the backward pass (Chen et al. 2016).
 
-    Gradients and BatchNorm statistics stay the same. Raises UserError for models of timm without this support.
+    Gradients and BatchNorm statistics stay the same. Raises UserError if the model lacks ``set_grad_checkpointing``.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
         raise UserError(
             "model-unfit",
-            f"model.checkpointing: timm's {type(model).__name__} cannot recompute activations; set it to false and "
-            f"save memory with --train.accumulation or --train.auto_batch true",
+            f"model.checkpointing: timm's {type(model).__name__} cannot recompute activations. Set model.checkpointing "
+            f"to false, and save memory with --train.accumulation or --train.auto_batch true",
         ) from None
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.register_forward_pre_hook(_pause_statistics)
-            # torch ends a recomputation early by an exception; the hook must run even then.
+            # torch may end a recomputation by an exception. The hook must run in this case, too.
             module.register_forward_hook(_resume_statistics, always_call=True)
 
 
 def _pause_statistics(module: Any, _: Any) -> None:
-    """Keep a recomputed forward pass from adding its batch to the running statistics a second time."""
+    """Set the momentum to 0 in a recomputed forward pass, so that its batch is not counted a second time."""
     if _recomputing(module):
         module.usual_momentum, module.momentum = module.momentum, 0.0
 
@@ -43,5 +43,4 @@ def _resume_statistics(module: Any, *_: Any) -> None:
 
 
 def _recomputing(module: Any) -> bool:
-    """Return whether this forward pass is a recomputation that would update running statistics."""
     return in_backward() and module.training and module.track_running_stats

@@ -1,9 +1,9 @@
-"""Exponential moving average of the weights (EMA), which is validated and saved instead of the last weights.
+"""Exponential moving average (EMA) of the weights. It is validated and saved instead of the last weights.
 
-This is timm's ModelEmaV3 with its warm-up: after t updates the decay is at most 1 - t^(-2/3), so that the random start
-has little weight in short runs (Crowson's rule; 0.99 is reached after 1,000 updates, 0.999 after 32,000). The whole
-state is averaged, including frozen parts, which do not change. BatchNorm's running statistics are averaged too, because
-those of the current weights do not match the activations of the averaged weights.
+The average is timm's ModelEmaV3 with warm-up. After t updates the decay is at most 1 - t^(-2/3) (Crowson's rule), so
+that the random initial weights have little influence in short runs. The decay reaches 0.99 after 1,000 updates and
+0.999 after 32,000. BatchNorm's running statistics are averaged, too, because the statistics of the current weights do
+not match the activations of the averaged weights.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import nn
 
 
 def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """Return the average of ``model`` (unwrapped, with its initial weights), or None if ``decay`` is 0.
+    """Return the average of an unwrapped ``model`` with initial weights, or None if ``decay`` is 0.
 
-    Call ``update(model, step=N)`` after update N, from 1. ``.module`` is the averaged model, in evaluation mode.
+    Call ``update(model, step=N)`` after update N, counted from 1. ``.module`` is the averaged model in evaluation mode.
     """
     if not decay:
         return None

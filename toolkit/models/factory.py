@@ -1,4 +1,8 @@
-"""Build timm backbones with a multi-label head; training/checkpoints/weights.py loads weights."""
+"""Build a timm model with a multi-label head.
+
+training/setup.py builds the trained model with `build_model`. model_folder/folder.py builds a saved model with the same
+function. heads.py has the heads, and training/checkpoints/weights.py loads weights of a file (--model.weights).
+"""
 
 from __future__ import annotations
 
@@ -33,14 +37,13 @@ def build_model(
 ) -> nn.Module:
     """Build a timm model for square inputs of ``image_size`` pixels with ``num_classes`` logits.
 
-    A linear head keeps timm's parameter names, so plain timm can load it. An mlp head is a Sequential in place of the
-    classifier. Heads levels and ensemble use two stages (multi_stage.py, ensemble.py). ``drop_path``: rate of
-    stochastic depth at the last block (Huang et al. 2016). ``scratch``: whether the error for an unreachable hub
-    suggests random weights. Raises UserError for an unknown name, an unreachable hub, a classifier that is not a
-    Linear, or a model without stochastic depth.
+    With a linear head, all parameters keep timm's names, so plain timm can load the model. ``pretrained``: load weights
+    from timm's hub. ``drop_path``: rate of stochastic depth at the last block (Huang et al. 2016). ``scratch``:
+    whether the error for an unreachable hub suggests random weights. Raises UserError if timm has no such model, if the
+    hub cannot be reached, or if the model does not support the head or ``drop_path``.
     """
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):  # also refuses hf-hub:USER/NAME, before anything is downloaded
+    if not timm.is_model(architecture):  # refuses hf-hub:USER/NAME, too, before a download
         near = did_you_mean(architecture, timm.list_models(), str, 3)
         raise UserError("model-unknown", f"timm has no model {name[:200]!r}{near}")
     try:
@@ -68,32 +71,32 @@ def build_model(
 
 
 def _no_drop_path(name: str) -> str:
-    return f"model.drop_path: timm's {name} has no stochastic depth; set it to 0, or choose another model"
+    return f"model.drop_path: timm's {name} has no stochastic depth. Set model.drop_path to 0, or choose another model"
 
 
 def size_argument(name: str, image_size: int) -> dict[str, int]:
-    """Return ``{"img_size": ...}`` for architectures whose weights depend on the input size (ViT), else ``{}``."""
+    """Return ``{"img_size": ...}`` if the shapes of the weights depend on the input size (ViT), else ``{}``."""
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return {"img_size": image_size} if cfg is not None and cfg.fixed_input_size else {}
 
 
 def other_size(model: nn.Module, image_size: int) -> str | None:
-    """Return a line for the log if the weights have a fixed input size other than ``image_size``; else None."""
+    """Return a warning if the weights have a fixed input size which differs from ``image_size``. Else return None."""
     cfg: Any = model.pretrained_cfg
     native = cfg.get("input_size", (3, image_size, image_size))[-1]
     if not cfg.get("fixed_input_size", False) or native == image_size:
         return None
     return (
         f"{cfg['architecture']} was trained at {native} pixels, not {image_size}: its position embeddings are "
-        f"resampled; --data.image_size {native} uses them without resampling"
+        f"resampled. Set --data.image_size {native} to use them without resampling"
     )
 
 
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Use only the cache of the hub client if the hub's name cannot be resolved; the client would retry for a minute.
+    """Use only the hub client's cache if the hub's name cannot be resolved. If a proxy is set, nothing is checked.
 
-    There is no such check if a proxy is set, because the proxy may resolve the name.
+    Without this check, the client retries for a minute.
     """
     offline = constants.HF_HUB_OFFLINE
     if not getproxies():
@@ -110,13 +113,13 @@ def _offline_if_unreachable() -> Iterator[None]:
 def _hub_help(name: str, error: Exception, scratch: bool) -> str:
     without = ", or start from random weights with --model.pretrained false --model.freeze []" if scratch else ""
     return (
-        f"no pretrained weights of {name} from timm's hub ({type(error).__name__}: no network, or no such weights); "
-        f"use a local file with --model.weights FILE{without}"
+        f"no pretrained weights of {name} from timm's hub ({type(error).__name__}: no network, or no such weights). "
+        f"Use a local file with --model.weights FILE{without}"
     )
 
 
 def clean_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict for saving: contiguous CPU tensors under the names of the plain model."""
+    """Return a copy of the state dict for saving: contiguous CPU tensors, without the name prefixes of wrappers."""
     return {
         name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in plain_names(model.state_dict()).items()
     }

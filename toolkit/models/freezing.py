@@ -1,9 +1,9 @@
-"""Freezing and gradual unfreezing of parts of a model.
+"""Freezing and gradual unfreezing of parts of a model. training/setup.py and training/trainer.py apply it.
 
-An entry of model.freeze is a module name, 'stem' (the stem of the model in timm) or 'backbone' (all except the
-classifier). With @E it is frozen for the first E epochs only. ``[stem, layer1@6, layer2@4, layer3@2]`` trains the last
-stage and the head first, then unfreezes one stage after the other (Howard, Ruder 2018, "gradual unfreezing"). A
-parameter is frozen while any entry that covers it is frozen. Frozen modules are in evaluation mode: their BatchNorm
+An entry of model.freeze is a module name, 'stem' (timm's stem of the model) or 'backbone' (all except the classifier).
+NAME@E freezes a part for the first E epochs only. ``[stem, layer1@6, layer2@4, layer3@2]`` first trains the last stage
+and the head, then unfreezes one stage after the other (Howard, Ruder 2018, "gradual unfreezing"). If several entries
+cover a parameter, it stays frozen until the last of them ends. Frozen modules are in evaluation mode: their BatchNorm
 statistics do not change, and their dropout and stochastic depth are off.
 """
 
@@ -27,12 +27,12 @@ class Part:
     name: str
     modules: tuple[nn.Module, ...]
     parameters: tuple[nn.Parameter, ...]
-    """Parameters of the modules and, for a stem or backbone, those outside of submodules (ViT's tokens)."""
+    """Parameters of the modules. For a stem or backbone, also parameters outside of modules (ViT's tokens)."""
     epochs: int | None
-    """Number of frozen epochs; None: all epochs."""
+    """Number of epochs in which the part is frozen. None for all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
-        """Return whether the part is frozen in ``epoch``, counted from 0; None is after the last unfreezing."""
+        """Return whether the part is frozen in ``epoch`` (from 0). With None, return whether it is always frozen."""
         return self.epochs is None or (epoch is not None and epoch < self.epochs)
 
 
@@ -40,59 +40,58 @@ class Freezing:
     """The frozen parts of one unwrapped model in each epoch."""
 
     def __init__(self, model: nn.Module, entries: Iterable[str]) -> None:
-        """Raises UserError for an unknown module name, or if nothing could be trained in the first epoch."""
+        """Raises UserError for an unknown module name, or if all parameters are frozen in the first epoch."""
         self.parts = [_part(model, entry) for entry in entries]
-        # Some models of timm have parameters that are never trained, e.g. fixed position embeddings: do not unfreeze.
+        # Parameters that timm itself never trains, e.g. fixed position embeddings, are left out and stay frozen.
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        held = self._held(0)
-        if all(id(p) in held for p in self.parameters):  # later epochs freeze no more than the first
+        frozen = self._frozen(0)
+        if all(id(p) in frozen for p in self.parameters):  # the first epoch freezes the most
             names = ", ".join(part.name for part in self.parts)
             raise UserError("nothing-to-train", f"model.freeze [{names}] leaves nothing to train in the first epoch")
 
-    def _held(self, epoch: int | None) -> set[int]:
+    def _frozen(self, epoch: int | None) -> set[int]:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
-        """Set requires_grad for ``epoch`` (from 0; None: after the last unfreezing). Return whether any changed."""
-        held = self._held(epoch)
+        """Set requires_grad for ``epoch``, as in `Part.holds`. Return whether any parameter changed."""
+        frozen = self._frozen(epoch)
         changed = False
         for parameter in self.parameters:
-            wanted = id(parameter) not in held
+            wanted = id(parameter) not in frozen
             changed |= parameter.requires_grad is not wanted
             parameter.requires_grad_(wanted)
             if not wanted:
-                parameter.grad = None  # otherwise the optimiser would still change it
+                parameter.grad = None  # with a gradient, the optimiser changes it
         return changed
 
     def thawing(self, epoch: int) -> list[str]:
-        """Names of what ``epoch`` trains and the epoch before did not."""
+        """Return the names of the parts that are unfrozen at the start of ``epoch``."""
         return [part.name for part in self.parts if part.epochs == epoch]
 
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
-        """Call ``model.train()``, then set the parts frozen in ``epoch`` to evaluation mode. Wrappers are allowed."""
+        """Set ``model``, wrapped or not, to training mode. Set the parts frozen in ``epoch`` to evaluation mode."""
         model.train()
         for module in (module for part in self.parts if part.holds(epoch) for module in part.modules):
             module.eval()
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
-    """Return a line for the log if parts of a model with random weights are frozen in all epochs; else None.
+    """Return a warning if parts of a model with random weights are frozen in all epochs. Else return None.
 
-    Raises UserError if the whole backbone is frozen: a classifier learns little from features of random weights, and
-    the run would end without an error.
+    Raises UserError if the whole backbone is frozen: a classifier learns little from features of random weights.
     """
     held = [part for part in (_part(model, entry) for entry in entries) if part.epochs is None]
     fixed = {id(p) for part in held for p in part.parameters}
     backbone = {id(p) for n, p in model.named_parameters() if not n.startswith(head_prefixes(model))}
     names = ", ".join(part.name for part in held)
-    everything = all(id(p) in fixed for p in model.parameters())  # then Freezing says so
+    everything = all(id(p) in fixed for p in model.parameters())  # `Freezing` raises an error for this
     if backbone <= fixed and not everything:
         raise UserError(
             "option-conflict",
             f"model.freeze [{names}] with --model.pretrained false freezes a backbone of random weights, whose "
-            f"features are useless: use trained weights with --model.weights FILE, or train it with --model.freeze []",
+            f"features are useless. Load weights with --model.weights FILE, or train all parts with --model.freeze []",
         )
-    return f"model.freeze [{names}] freezes random weights: use --model.freeze []" if held else None
+    return f"model.freeze [{names}] freezes random weights. Use --model.freeze [] to train them" if held else None
 
 
 def _part(model: nn.Module, entry: str) -> Part:
@@ -105,14 +104,14 @@ def _part(model: nn.Module, entry: str) -> Part:
     if not found:
         raise UserError(
             "model-unfit",
-            f"model.freeze names {name!r}, which {type(model).__name__} does not have{did_you_mean(name, modules)}",
+            f"model.freeze names {name!r}, but {type(model).__name__} has no such part{did_you_mean(name, modules)}",
         )
     inside = [p for module in found for p in module.parameters()]
     return Part(name, tuple(found), (*inside, *bare), int(epochs) if epochs else None)
 
 
 def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return the top-level modules and parameters that belong to the stem by timm's ``group_matcher``."""
+    """Return the top-level modules and parameters of the stem, which timm's ``group_matcher`` defines."""
     matcher = getattr(model, "group_matcher", None)
     pattern = matcher().get("stem") if callable(matcher) else None
     patterns = [pattern] if isinstance(pattern, str) else [p[0] for p in pattern or [] if isinstance(p, tuple)]
@@ -127,7 +126,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return all modules and parameters except the classifier's and modules without tensors (dropout of the head)."""
+    """Return all modules with tensors, and all parameters, except those of the classifier."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:

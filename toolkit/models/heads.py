@@ -1,4 +1,7 @@
-"""Heads (classifiers that replace a timm model's own), and the input features of heads."""
+"""The registry of heads, and the input features of heads. A head is the classifier at the end of a timm model.
+
+The layers of the heads are in ensemble.py (mlp, ensemble) and multi_stage.py (levels).
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,20 @@ class Head:
     """One entry of HEADS."""
 
     build: Callable[[HeadSpec, int, int], nn.Module] | None = None
-    """(spec, number of features, number of labels) → the new classifier; None: timm's Linear layer stays."""
+    """(spec, number of features, number of labels) → the new classifier. None keeps timm's Linear layer."""
     levels: bool = False
-    """Whether its input is two stages (multi_stage.py)."""
+    """Whether the head's input is the last two stages of the backbone (multi_stage.py)."""
     networks: Callable[[HeadSpec], int] = lambda spec: 1
-    """Number of parallel networks in it."""
+    """Function that returns the number of parallel networks in the head."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """The part of a model that is not from timm."""
+    """Options of a head."""
 
     kind: HeadKind = "mlp"
-    """A name of HEADS."""
     hidden: tuple[int, ...] = (1024, 512)
+    """Widths of the hidden layers of an mlp or ensemble."""
     dropout: float = 0.5
     members: int = 1
     """Number of networks of an ensemble."""
@@ -47,13 +50,13 @@ class HeadSpec:
 
     @property
     def least_tensors(self) -> int:
-        """Lower bound on the number of weight tensors of the head."""
+        """Smallest possible number of tensors in the head: a weight and a bias for each layer."""
         layers = len(self.hidden) + 1 if self.drops_within else 1
         return 2 * layers * HEADS[self.kind].networks(self)
 
     @property
     def drops_within(self) -> bool:
-        """Whether the classifier contains dropout, so that timm's dropout before it must be off."""
+        """Whether the head contains its own dropout. timm's dropout before the classifier must then be 0."""
         return HEADS[self.kind].build is not None
 
 
@@ -65,7 +68,7 @@ def _ensemble(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
     return Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
 
 
-#: The registry of heads. To add one, add a row here and its name to HeadKind (config/values.py).
+#: Heads by name. To add a head, add an entry here and its name to HeadKind (config/values.py).
 HEADS: dict[HeadKind, Head] = {
     "linear": Head(),
     "mlp": Head(_mlp),
@@ -75,7 +78,7 @@ HEADS: dict[HeadKind, Head] = {
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Return the dotted name of the classifier, e.g. ``head.fc``. Raises UserError if it has more than one layer."""
+    """Return the dotted name of timm's classifier, e.g. ``head.fc``. Raises UserError if it is not a single Linear."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     if not isinstance(name, str) or not isinstance(dict(model.named_modules()).get(name), nn.Linear):
         raise UserError(
@@ -85,7 +88,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Replace the classifier of a timm model by the head, and the features by two stages if the head needs them."""
+    """Replace the classifier of a timm model by the head. With ``levels``, its input is the features of two stages."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout
@@ -97,7 +100,7 @@ def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of the names of the classifier's parameters, e.g. ``("fc.",)``; distilled models have two."""
+    """Return the name prefix of the classifier's parameters, e.g. ``("fc.",)``. Distilled models have two prefixes."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     names = [name] if isinstance(name, str) else list(name or [])
     return tuple(f"{name}." for name in names)
@@ -121,15 +124,12 @@ def logits_and_features(model: Any, images: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def backbone_features(model: Any, images: torch.Tensor) -> torch.Tensor:
-    """Return the (n, F) input features of the classifier for (n, 3, S, S) images; the model is in evaluation mode."""
+    """Return the (n, F) input features of the classifier for (n, 3, S, S) images. Evaluation mode is required."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def classifier_path(model: nn.Module) -> str:
-    """Return the dotted name of the classifier: timm's layer, or the head that replaces it.
-
-    Raises UserError for distilled models, which have two classifiers.
-    """
+    """Return the dotted name of the classifier, e.g. ``head.fc``. Raises UserError for a model with two classifiers."""
     prefixes = head_prefixes(model)
     if len(prefixes) != 1:
         raise UserError("model-unfit", f"{type(model).__name__} has no single classifier: set --train.feature_views 0")

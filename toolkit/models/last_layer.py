@@ -1,7 +1,7 @@
 """The last layer in float32, even under autocast.
 
-bfloat16 has eight significant bits: 400 posters have hardly 200 different logits, so that rankings have ties. A layer
-that includes standardisation (train.standardize) also subtracts large numbers. Float32 costs almost no time here.
+bfloat16 has only eight significant bits. In bfloat16, 400 posters have only about 200 different logits, so that
+rankings have ties. With train.standardize the layer also subtracts large numbers. Float32 costs almost no time here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Float32Linear(nn.Linear):
     """nn.Linear that disables autocast, with the same parameters under the same names."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F) of any floating type → (..., G) float32."""
+        """(..., F) input of any floating-point type → (..., G) float32 logits."""
         device = x.device.type
         outside = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with outside:
@@ -29,14 +29,14 @@ class Float32Linear(nn.Linear):
 
 
 def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
-    """Convert the last Linear below each of ``prefixes`` (``("fc.",)``) to a Float32Linear, in place."""
+    """Convert the layers of `last_linears` to Float32Linear, in place."""
     for layer in last_linears(model, prefixes):
         if type(layer) is nn.Linear:  # subclasses may have another forward pass
             change_class(layer, Float32Linear)
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:
-    """Return the last Linear below each prefix, for an ensemble that of each member; empty if there is no Linear."""
+    """Return the last Linear of each network in the classifiers, whose name ``prefixes`` are e.g. ``("fc.",)``."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
     return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

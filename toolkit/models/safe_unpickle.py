@@ -1,9 +1,9 @@
-"""torch.load for untrusted files with tensors, plain values and scikit-learn's MultiLabelBinarizer only.
+"""Read untrusted torch.save files. They may contain tensors, plain values and scikit-learn's MultiLabelBinarizer.
 
-A pickle is a program that can call anything that can be imported. torch's restricted unpickler (``weights_only``) calls
-only functions on a list. Functions of scikit-learn and numpy trust their input, so they are replaced by the classes
-below, which only store their arguments. `to_array` then checks and converts them. Files of any version of numpy and
-scikit-learn can be read.
+A pickle is a program that can call every function that can be imported. torch's restricted unpickler (``weights_only``)
+calls only the functions in a list. Functions of scikit-learn and numpy do not check their arguments. The classes below
+therefore replace them and only store the arguments. `to_array` checks and converts the arguments later. The files may
+come from any version of numpy and scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from toolkit.device.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
 
-#: Types of numpy arrays that are read: kind and bytes per item; U with the number of letters.
+#: Codes of the numpy types that are read: the kind and the bytes per item, or U and the number of characters.
 NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
-#: Limits of one pickle: bytes, instructions, tuples. A checkpoint of 6,000 tensors has 0.6 MB, 150,000 and 25,000.
-#: Tuples are limited because Python crashes when it hashes a tuple with 1,000,000 levels of nesting.
+#: Limits of one pickle: bytes, instructions and tuples. A checkpoint of 6,000 tensors has 0.6 MB, 150,000 instructions
+#: and 25,000 tuples. Tuples have a limit because Python crashes when it hashes a tuple with 1,000,000 nested levels.
 MAX_PICKLE, MAX_INSTRUCTIONS, MAX_TUPLES = 8 * 2**20, 500_000, 75_000
 ZIP, GZIP, ZLIB = b"PK\x03\x04", b"\x1f\x8b", (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 class PickledObject:
-    """The stored attributes of an object of an allowed class; the object itself is not created."""
+    """The stored attributes of an object of an allowed class. The object itself is not created."""
 
     state: Any
 
@@ -49,22 +49,22 @@ class PickledObject:
 
 
 class PickledBinarizer(PickledObject):
-    """scikit-learn's MultiLabelBinarizer."""
+    """The attributes of scikit-learn's MultiLabelBinarizer."""
 
 
 class PickledArray(PickledObject):
-    """numpy's ndarray; its state is (version, shape, dtype, Fortran order, list or bytes)."""
+    """The data of a numpy array. ``state`` is (version, shape, dtype, whether in Fortran order, list or bytes)."""
 
 
 class PickledDtype(PickledObject):
-    """numpy's dtype."""
+    """The code of a numpy dtype."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code = code
 
 
 class PickledScalar(PickledObject):
-    """A numpy scalar: dtype and bytes."""
+    """The dtype and the bytes of a numpy scalar."""
 
     def __init__(self, dtype: Any = None, data: Any = None, *_: Any) -> None:
         self.dtype, self.data = dtype, data
@@ -75,10 +75,11 @@ def _defaultdict(*_: Any) -> dict[Any, Any]:
 
 
 def _factory(*_: Any) -> None:
-    """Default factory of a defaultdict, which is never called."""
+    """Replacement of the default factory of a defaultdict. It is never called."""
 
 
-#: All allowed names besides those of torch, with the module paths of all versions of the packages.
+#: Allowed names and their replacements. Names on torch's own list are allowed, too. A class may have several names,
+#: because its module path differs between versions of a package.
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
     "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
@@ -97,10 +98,10 @@ ALLOWED: dict[str, Any] = {
 
 
 def safe_load(path: Path, what: str) -> Any:
-    """Return the content of a torch.save file without executing code; arrays are `PickledObject`s.
+    """Return the content of a torch.save file without executing code. numpy's arrays are `PickledArray` objects.
 
-    ``what``: the expected kind of file, for errors, e.g. ``"checkpoint of that script"``. Raises UserError for any
-    other name in the file, and for files that are damaged or of another kind.
+    ``what``: the expected kind of file, for errors, e.g. ``"checkpoint"``. Raises UserError if the file
+    imports a name that is not allowed, or if torch cannot read it.
     """
     if not path.is_file():
         raise UserError("path-missing", f"checkpoint not found: {path}")
@@ -108,7 +109,7 @@ def safe_load(path: Path, what: str) -> Any:
         head = stream.read(4)
     if head.startswith((GZIP, *ZLIB)):
         raise UserError(
-            "path-unreadable", f"{path} is compressed, as by joblib: use the .pth file that torch.save wrote"
+            "path-unreadable", f"{path} is compressed, for example by joblib: use the .pth file that torch.save wrote"
         )
     zipped = zipfile.is_zipfile(path)
     if head == ZIP and not zipped:
@@ -123,7 +124,7 @@ def safe_load(path: Path, what: str) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The names above are read without running the program, so a crafted file may reach this point.
+        # `names_in` does not run the pickle, so it may miss a name in a crafted file. torch finds such a name here.
         found = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
         if found:
             raise UserError("weights-refused", _refusal(path, [found[1]], what)) from None
@@ -131,7 +132,7 @@ def safe_load(path: Path, what: str) -> Any:
         if newer:
             raise UserError(
                 "path-unreadable",
-                f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}); save it again "
+                f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}). Save it again "
                 f"by torch.save without pickle_protocol",
             ) from None
         raise UserError("path-unreadable", _not_torch(path)) from None
@@ -140,9 +141,9 @@ def safe_load(path: Path, what: str) -> Any:
 
 
 def names_in(path: Path, zipped: bool) -> set[str]:
-    """Return ``module.name`` of all imports in the pickles of a torch file (zip or legacy) or in a plain pickle.
+    """Return ``module.name`` of all imports in a torch file (``zipped`` or legacy) or in a plain pickle.
 
-    Nothing is executed. Names that cannot be determined are left out; the loader refuses them later.
+    Nothing is executed. Names that cannot be determined are left out. torch.load refuses them later.
     """
     names: set[str] = set()
     try:
@@ -151,22 +152,21 @@ def names_in(path: Path, zipped: bool) -> set[str]:
                 for entry in archive.namelist():
                     if entry.endswith(".pkl"):
                         with archive.open(entry) as stream:
-                            _collect(stream, names)
+                            _collect_imports(stream, names)
         else:
             with open(path, "rb") as stream:
-                for _ in range(5):  # magic number, protocol, system, the object, keys of storages
-                    _collect(stream, names)
+                for _ in range(5):  # pickles: magic number, protocol, system, the object, keys of storages
+                    _collect_imports(stream, names)
     except TooMuch as error:
-        raise UserError(
-            "weights-refused", f"{path} is refused: {error}; a .safetensors file of the weights has no such limits"
-        ) from None
-    except Exception as error:  # the loader reports files that are not pickles
+        problem = f"{path} is refused: {error}. Use a .safetensors file of the weights, which has no such limits"
+        raise UserError("weights-refused", problem) from None
+    except Exception as error:  # torch.load reports files that are not pickles
         log.debug("%s: %s", path, error)
     return names
 
 
 def _check_archive(path: Path) -> None:
-    """Raise UserError for a zip archive that unpacks to more than its size, which torch.save never writes."""
+    """Raise UserError for a zip archive that torch.save never writes, for example with compressed members."""
     problem = None
     try:
         with open(path, "rb") as stream:
@@ -179,7 +179,7 @@ def _check_archive(path: Path) -> None:
             at = tail.rfind(b"PK\x06\x06")
             directory = int.from_bytes(tail[at + 40 : at + 48], "little")
         if directory > MAX_PICKLE:
-            problem = f"its list of parts has {directory} bytes, over the limit of {MAX_PICKLE}"
+            problem = f"its zip directory has {directory} bytes, over the limit of {MAX_PICKLE}"
         else:
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
@@ -187,9 +187,9 @@ def _check_archive(path: Path) -> None:
             if pickles > MAX_PICKLE:
                 problem = f"its pickles have {pickles} bytes, over the limit of {MAX_PICKLE}"
             elif any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                problem = "its parts are compressed, which torch.save does not do: save it again by torch.save"
+                problem = "its members are compressed, which torch.save does not do: save it again by torch.save"
             elif sum(part.file_size for part in parts) > size:
-                problem = "its parts are larger than the file"
+                problem = "its members are larger than the file"
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError("path-unreadable", f"{_not_torch(path)} ({one_line(error)})") from None
     if problem is not None:
@@ -197,13 +197,13 @@ def _check_archive(path: Path) -> None:
 
 
 class TooMuch(Exception):
-    """A pickle larger than that of any checkpoint."""
+    """Raised for a pickle that is over a limit."""
 
 
-def _collect(stream: IO[bytes], names: set[str]) -> None:
-    """Add the imports of one pickle. In protocol 4, module and name are the last two strings, possibly from the memo.
+def _collect_imports(stream: IO[bytes], names: set[str]) -> None:
+    """Add the imports of one pickle to ``names``. Raises TooMuch if the pickle is over a limit.
 
-    Raises TooMuch for a pickle larger than that of any checkpoint.
+    In protocol 4, the module and the name of an import are the last two strings, possibly from the memo.
     """
     strings: list[str] = []
     memo: dict[int, str] = {}
@@ -219,9 +219,9 @@ def _collect(stream: IO[bytes], names: set[str]) -> None:
             continue
         pushed = ""
         if opcode.name in ("GLOBAL", "INST"):
-            names.add(_modern(str(argument).replace(" ", ".")))
+            names.add(_python3_name(str(argument).replace(" ", ".")))
         elif opcode.name == "STACK_GLOBAL":
-            names.add(_modern(".".join(strings[-2:])))
+            names.add(_python3_name(".".join(strings[-2:])))
         elif isinstance(argument, str):
             pushed = argument
         elif opcode.name == "MEMOIZE":
@@ -233,22 +233,22 @@ def _collect(stream: IO[bytes], names: set[str]) -> None:
         last = pushed
 
 
-def _modern(name: str) -> str:
-    return name.replace("__builtin__.", "builtins.", 1)  # the name in Python 2 and in protocol 2
+def _python3_name(name: str) -> str:
+    return name.replace("__builtin__.", "builtins.", 1)  # Python 2 and protocol 2 write __builtin__
 
 
 def _refusal(path: Path, names: list[str], what: str) -> str:
-    return f"{path} is refused: it contains {some(names)}, which no {what} has; none of its code was executed"
+    return f"{path} is refused: it contains {some(names)}, which no {what} has. None of its code was executed"
 
 
 def _not_torch(path: Path) -> str:
-    return f"{path} cannot be read: it is damaged, or not a file of torch.save"
+    return f"{path} cannot be read: it is damaged, or was not written by torch.save"
 
 
 def to_array(value: Any) -> np.ndarray:
-    """Convert a value of `safe_load` to a numpy array: a `PickledArray`, a tensor, a list of numbers or strings.
+    """Convert a `PickledArray`, a tensor, or a list of numbers or strings to a numpy array. Raises ValueError.
 
-    Arrays of objects are returned unchecked; the caller must check their items. Raises ValueError for other values.
+    The items of arrays of objects are not checked: the caller must check them.
     """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:
@@ -274,7 +274,7 @@ def to_array(value: Any) -> np.ndarray:
 
 
 def to_number(value: Any) -> Any:
-    """Convert a value of `safe_load`, also a numpy scalar, to a Python number or string. Raises ValueError."""
+    """Convert a number, string, numpy scalar or one-element tensor to a Python number or string. Raises ValueError."""
     if isinstance(value, PickledScalar):
         return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
     if isinstance(value, (str, int, float)):
@@ -293,7 +293,7 @@ def _number_type(dtype: Any) -> np.dtype[Any]:
 
 
 def _bytes(data: Any) -> bytes:
-    """Return stored bytes; old pickles have them as Latin-1 text."""
+    """Return stored bytes. Old pickles store them as Latin-1 text."""
     if not isinstance(data, (str, bytes, bytearray)):
         raise ValueError(f"not bytes: {type(data).__name__}")
     return data.encode("latin-1") if isinstance(data, str) else bytes(data)

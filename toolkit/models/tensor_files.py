@@ -1,4 +1,4 @@
-"""Tensors from untrusted files: the header of a .safetensors file is checked before any tensor is created."""
+"""Read and check tensors of untrusted files. A .safetensors header is checked before any tensor is created."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.schema import Count, check_as, parse_as
 
-#: Largest header in bytes; a tensor needs about 100. The format allows 100 MB, which is a million tensors.
+#: Largest header in bytes. A tensor needs about 100 bytes. The format allows 100 MB, which is a million tensors.
 MAX_HEADER = 8 * 2**20
 WHAT = "safetensors file"
-#: Endings of names of tensors with weights or statistics. Others may be counters, for example num_batches_tracked.
+#: Name endings of tensors with weights or statistics. Other tensors may be counters, for example num_batches_tracked.
 LEARNT_ENDINGS = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
-#: Prefixes that wrappers add to names in a state dict: DDP at the start, torch.compile at every compiled module.
+#: Prefixes in the names of a state dict. DDP adds one at the start, torch.compile one for every compiled module.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 Shape = tuple[int, ...]
@@ -30,23 +30,23 @@ V = TypeVar("V")
 
 
 class Entry(msgspec.Struct):
-    """Type and shape of a tensor in the header; safetensors itself checks the number of bytes."""
+    """Type and shape of a tensor in the header. safetensors itself checks the number of bytes."""
 
     dtype: str
     shape: list[Count]
 
 
 def plain_names(state: Mapping[str, V]) -> dict[str, V]:
-    """Return a state dict under the names of the plain model, without the prefixes of wrappers.
+    """Return a state dict without the name prefixes of wrappers.
 
-    If two names would become equal, all names stay unchanged: such a file is of another model.
+    If two names become equal without prefixes, all names stay unchanged: the file belongs to another model.
     """
     plain = {_WRAPPERS.sub("", name): value for name, value in state.items()}
     return plain if len(plain) == len(state) else dict(state)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Return plain name → type and shape of the tensors of a file. Raises UserError if the header is invalid."""
+    """Return plain name → type and shape of each tensor in a file. Raises UserError if the header is invalid."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise UserError(
                     "model-damaged",
                     f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
-                    f"{REMEDY}, or use fewer and larger tensors",
+                    f"{REMEDY}, or save fewer and larger tensors",
                 )
             data = stream.read(length)
     except OSError as error:
@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file under plain names; check the header first. Raises UserError."""
+    """Return plain name → tensor of a file. Call `read_header` first. Raises UserError if the file is damaged."""
     try:
         return plain_names(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """Return why ``found`` does not match a network with ``own`` tensors, as a phrase after "it"; None if it does."""
+    """Return how ``found`` tensors differ from a network's ``own``, e.g. "lacks 2 tensors". None if they fit."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     shapes = [name for name in found if name in own and found[name] != own[name]]
@@ -84,14 +84,13 @@ def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
-    """Return name → shape."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of: object) -> None:
-    """Raise UserError unless a file has exactly the tensors of ``network`` (which may be on the device "meta").
+    """Raise UserError if a file does not have exactly the tensors of ``network``.
 
-    of: the file or name that defines the network, for the error.
+    The network may be on the device "meta". ``of``: the file or name that defines the network, for the error.
     """
     own = network.state_dict()
     problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})
@@ -105,10 +104,10 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
 
 
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise UserError, which names the tensor, for values or variances that are not valid, or if it is not plain.
+    """Raise UserError for a tensor with NaN or infinite values, negative variances, a wrong type, or no plain layout.
 
     Torch files may contain tensors without data (device "meta"), sparse tensors, and views that repeat one number a
-    billion times.
+    billion times. All of these are refused.
     """
     for name, tensor in state.items():
         shown = repr(name[:200])
@@ -135,6 +134,6 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
             continue
         raise UserError(
             "not-finite",
-            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed; use other "
+            f"{path}: its tensor {shown} {what}: the training had diverged, or the file was changed. Use other "
             f"weights, or train again",
         )

@@ -1,11 +1,12 @@
-"""Wrap the trained model: torch.compile, and DistributedDataParallel (DDP) around it.
+"""Wrap the trained model in torch.compile, and in DistributedDataParallel (DDP) around it.
+
+training/setup.py wraps the model once, before training. training/trainer.py wraps it again after each unfreezing.
 
     plain model ─→ SyncBatchNorm (optional) ─→ torch.compile (optional) ─→ DDP (with several processes)
 
-The order is that of torch's guide to torch.compile: the Python code of DDP is not compiled. The compiler still splits
-its graph at the buckets of DDP, because DDP is active during the tracing. So gradients are reduced while the rest of
-the backward pass runs. Autocast is set by the caller; no forward method is replaced. The plain model, under its plain
-names, is validated, averaged, saved and exported.
+torch's guide to torch.compile recommends this order: the Python code of DDP is not compiled. The compiler splits its
+graph at the buckets of DDP, so gradients are reduced while the backward pass continues. The caller sets autocast. The
+plain model without wrappers is validated, averaged, saved and exported.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from toolkit.device.compat import uncompiled
 
 
 def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
-    """Move a plain model to its device, compile it if ``train.compile``, and wrap it in DDP with several processes.
+    """Move a plain model to its device. Compile it if ``train.compile`` is set. Use DDP if there are several processes.
 
-    DDP reduces the gradients of the parameters that require them at this moment (see `rewrap`).
+    DDP reduces only the gradients of parameters that are not frozen at this moment (see `rewrap`).
     """
     model = model.to(accelerator.device)
     if train.compile:
@@ -33,33 +34,32 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
         model = DistributedDataParallel(
             model,
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
-            # Gradients are views of the buckets that are reduced, and so in memory only once.
+            # Gradients are views of DDP's buckets, so they are in memory only once.
             gradient_as_bucket_view=True,
-            # All passes of one wrapper have the same graph: after thawing, the model is wrapped again, and ensemble
-            # members without rows get gradients of zero. But DDP's first backward pass must reduce gradients, which
-            # the first of several micro-batches does not (torch fails with an internal assertion). torch.compile does
-            # not support a static graph.
+            # The graph is static: after an unfreezing, the model is wrapped again, and ensemble members without samples
+            # get gradients of zero. With a static graph, torch requires that the first backward pass reduces gradients.
+            # The first of several micro-batches does not. torch.compile does not support a static graph.
             static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model
 
 
 def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
-    """Return a wrapped model in new wrappers, after parameters were frozen or thawed; the weights are the same objects.
+    """Put a wrapped model into new wrappers after parameters were frozen or unfrozen. The weights are not copied.
 
-    The old wrappers are freed, with their hooks, buckets and compiled code, when the caller drops ``model``. A model
-    without wrappers is returned unchanged.
+    The old wrappers are freed with their buckets and compiled code when the caller deletes ``model``. A model without
+    wrappers is returned unchanged.
     """
     inner = plain(model)
     if inner is model:
         return model
     if train.compile:
-        torch.compiler.reset()  # otherwise each thaw adds graphs to the same function, up to the compiler's limit
+        torch.compiler.reset()  # else each unfreezing adds a graph, up to the compiler's limit
     return wrap(accelerator, inner, train)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the model inside its wrappers, in any order; it shares their weights.
+    """Return the model inside its wrappers, which may have any order. The weights are not copied.
 
     FSDP (fsdp.py) uses no wrapper: the plain model itself has the sharded weights.
     """
@@ -73,9 +73,10 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def check_synced(accelerator: Accelerator, config: Config) -> bool:
-    """Return whether BatchNorm statistics are computed over processes: train.sync_batchnorm with several processes.
+    """Return whether BatchNorm statistics are computed over all processes (train.sync_batchnorm).
 
-    Raises UserError, on every rank, for devices and options that SyncBatchNorm cannot be combined with.
+    The result is False for one process. Raises UserError, on every rank, for a device or option that does not support
+    SyncBatchNorm.
     """
     train = config.train
     if not train.sync_batchnorm or accelerator.num_processes == 1:
@@ -86,10 +87,10 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
             "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPUs; set --train.sync_batchnorm false",
         )
     for key, why in (
-        ("auto_batch", "ranks may need different numbers of trials, and would deadlock"),
+        ("auto_batch", "ranks may need different numbers of trials, which blocks the training forever"),
         ("compile", "torch.compile has not been tested with statistics over all processes"),
     ):
         if getattr(train, key):
-            problem = f"train.sync_batchnorm cannot be combined with train.{key}: {why}; set one of them to false"
+            problem = f"train.sync_batchnorm cannot be combined with train.{key}: {why}. Set one of them to false"
             raise UserError("option-conflict", problem)
     return True

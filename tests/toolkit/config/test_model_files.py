@@ -252,7 +252,7 @@ def header_of(header: bytes, data: bytes = b"") -> bytes:
             header_of(b'{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}'),
             "a.shape[0]: expected a finite number, got inf",
         ),
-        (header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'), "it has 1 tensors, and the head"),
+        (header_of(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'), "it has 1 tensors, but the head"),
         (160_000, "over the limit of 8388608"),
         (20_000, "does not fit config.json: it lacks"),
     ],

@@ -42,7 +42,7 @@ def groups_of(seed: int, count: int) -> np.ndarray:
 def choice_of(fits: CrossFit, out: frozenset[int] = frozenset()) -> list[Any]:
     choice = fits.choose(out)
     arrays = (choice.calibration.scale, choice.calibration.bias, choice.thresholds.values)
-    return [array.tolist() for array in arrays] + [choice.slack, choice.calibrations, choice.ways]
+    return [array.tolist() for array in arrays] + [choice.slack, choice.calibrations, choice.compared]
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

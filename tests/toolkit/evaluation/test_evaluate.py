@@ -124,7 +124,7 @@ def test_metrics_name_their_shard_set_and_the_card_says_another_one(calibrated: 
     assert main(["evaluate", "--model", str(model), "--shards", str(shard_set), "--workers", "1"]) == 0
     metrics = json.loads((model / "metrics-test.json").read_text())
     assert metrics["shard_set"] == here
-    warning = f"Measured on shard set {here}, **not the one of training**"
+    warning = f"Measured on shard set {here}, **not the shard set of training**"
     assert warning in (model / "README.md").read_text() and warning in card("0123456789abcdef")
     assert "## Metrics on test" in card(here) and "Measured on shard set" not in card(here)
     del metrics["shard_set"]  # as older versions left it

@@ -182,7 +182,7 @@ def test_a_hub_names_no_file_outside_its_cache(
 ):
     hub.files = {"config.json": b"{}"}
     says(hub, monkeypatch, name.format(tmp_path))
-    with fails("network", "cannot be the name of a file"):
+    with fails("network", "invalid name of a commit or a file version"):
         fetch_model("user/name")
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents]
     assert not outside

@@ -58,7 +58,7 @@ def test_resnet50_and_then_predict(tmp_path: Path, capsys: pytest.CaptureFixture
     assert folder.labels.genres == GENRES and folder.thresholds.tolist() == [0.5] * 3
     assert folder.config["architecture"] == "resnet50" and folder.config["poster_toolkit"]["epoch"] == 7
     out = capsys.readouterr().out
-    assert "resnet50, linear head, 64 pixels" in out and "named the most probable one" in out
+    assert "resnet50, linear head, 64 pixels" in out and "named the most probable genre" in out
     assert "imported by poster-toolkit" in (tmp_path / "m" / "README.md").read_text()
 
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8))

@@ -129,7 +129,7 @@ def test_metrics_of_other_decisions_stay_out_of_the_card(copy: Path, caplog: pyt
     write_labels(copy, folder.labels, with_threshold(folder.decisions, 0.4))
     write_card(copy)
     assert "## Metrics on test" not in (copy / "README.md").read_text()
-    assert "metrics-test.json belongs to other thresholds" in caplog.text
+    assert "metrics-test.json has older thresholds" in caplog.text
 
 
 def test_the_card_says_whose_weights_they_are(copy: Path):
@@ -146,7 +146,7 @@ def test_the_card_says_whose_weights_they_are(copy: Path):
     [
         ("linear", "a linear head,"),
         ("mlp", "an mlp head (96 → 8 → 4 → 2)"),
-        ("levels", "a linear head on its last two stages (288 → 2)"),
+        ("levels", "a linear head on the last two stages (288 → 2)"),
     ],
 )
 def test_the_card_says_which_head(tmp_path: Path, kind: HeadKind, words: str):

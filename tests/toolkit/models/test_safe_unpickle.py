@@ -252,14 +252,16 @@ def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path):
         load(archive(tmp_path / "c.pth", b"\x80\x02}.", zipfile.ZIP_DEFLATED))
     content = bytearray(archive(tmp_path / "c.pth", b"\x80\x02}.").read_bytes())
     at = content.index(b"PK\x01\x02")
-    content[at + 24 : at + 28] = (2**30).to_bytes(4, "little")  # a size that the list of parts claims
+    content[at + 24 : at + 28] = (2**30).to_bytes(4, "little")  # a size that the zip directory claims
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"its pickles have 1073741824 bytes|its parts are larger than the file"):
+    with pytest.raises(UserError, match=r"its pickles have 1073741824 bytes|its members are larger than the file"):
         load(tmp_path / "c.pth")
     end = content.index(b"PK\x05\x06")
     content[end + 12 : end + 16] = (2**28).to_bytes(4, "little")
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"its list of parts has 268435456 bytes|not a file of torch.save|truncated"):
+    with pytest.raises(
+        UserError, match=r"its zip directory has 268435456 bytes|was not written by torch.save|truncated"
+    ):
         load(tmp_path / "c.pth")
 
 
