@@ -37,7 +37,7 @@ FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
 @dataclass(kw_only=True)
 class Opened:
-    """The data of a file that stay in memory. They have tens of kilobytes, even for large files."""
+    """The data of a file that stay in memory: tens of kilobytes, even for a large file."""
 
     jpeg: bytes
     """An upright copy for the page, at most SHOWN_SIDE pixels on its long side."""

@@ -24,7 +24,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Maximum bytes that one client and all clients can upload in QUOTA_SECONDS. Then the files are deleted.
+#: Maximum bytes of uploads in QUOTA_SECONDS by one client and by all. After this time, the files are deleted.
 PER_CLIENT, IN_ALL, QUOTA_SECONDS = 500 << 20, 2 << 30, 3600.0
 #: Bytes on disk per file in addition to its content, and the text that begins each file of an upload.
 FILE_OVERHEAD, _FILE_MARK = 8192, b"filename"

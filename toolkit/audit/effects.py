@@ -131,8 +131,8 @@ def sentence(ratio: Ratio) -> str:
         return "No poster could be compared, so there is no result about titles."
     if ratio.value is None:
         return (
-            "Titles and the same area elsewhere do not move predictions: all pictures of a poster have the same "
-            f"probabilities ({count})."
+            "Titles and the same area elsewhere do not move predictions: the probabilities are the same if either is "
+            f"painted over ({count})."
         )
     if ratio.low is None or ratio.high is None:
         basis = f"no interval from {count}"

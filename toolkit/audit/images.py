@@ -1,8 +1,7 @@
 """Pictures to compare for one poster: raw, re-encoded, cleaned, and the controls.
 
 `posters clean` writes JPEGs, so a cleaned poster was encoded once more than the original. The controls are encoded in
-the same way. The re-encoded picture differs from the raw poster only by this encoding. It measures the effect of the
-encoding alone.
+the same way. The re-encoded picture is the raw poster after this encoding. It shows the effect of the encoding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Choose the posters to audit: posters with painted text, on request only those of a CSV or a random sample."""
+"""Choose the posters to audit: posters with painted text, optionally from a CSV or at random."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """Choose posters with painted text: with ``targets`` from the CSV, and with a limit at random.
+    """Choose posters with painted text. With ``targets``, they are from the CSV. With a limit, they are random.
 
     Raises UserError if no poster remains.
     """

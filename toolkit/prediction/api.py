@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. ``precision`` (of autocast) must be no, bf16 or fp16; UserError otherwise."""
+        """Move the model to ``device``. ``precision`` (of autocast) is no, bf16 or fp16. Raises UserError otherwise."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -85,11 +85,11 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column image is the path of the image, or its number without a path. genres is the list of genres whose
-        probability reaches their threshold, or ``threshold`` if given. Each genre has a float column of calibrated
-        probabilities in [0, 1]. error is None or the reason why the image cannot be decoded. ``embeddings`` adds the
-        column embedding: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its
-        mirror image. Raises UserError for invalid options, and if an output is not finite.
+        The column ``image`` is the path or the number of an image. ``genres`` lists the genres whose probability
+        reaches their threshold, or ``threshold`` if given. Each genre has a column of calibrated probabilities in [0, 1].
+        ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column
+        ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror
+        image. Raises UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
@@ -225,7 +225,7 @@ class _Unread(ValueError):
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """Return one image or many as a list. Read open files now, since a batch can contain an image twice.
 
-    Raises UserError for a type that is not a list of images.
+    Raises UserError if ``images`` has another type.
     """
     one: Any = images
     if isinstance(images, np.ndarray):

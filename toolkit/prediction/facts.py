@@ -59,7 +59,7 @@ def _facts_path(path: Path) -> Path:
 
 
 def is_finished(path: Path, facts: dict[str, Any]) -> bool:
-    """Return whether the file exists and is complete. Raises UserError if it has other facts."""
+    """Return whether the file exists and is complete. Raises UserError if the file has other facts."""
     found = _read_facts(path, facts)
     if found is None:
         return False

@@ -80,7 +80,7 @@ def file_format(output: Path | None, format: str | None) -> str:
         if format is not None and not FORMATS[format].screen:
             raise UserError(
                 "option-conflict",
-                f"--format {format} is not for the screen; name a file that ends in {ENDING_OF[format]} with --out",
+                f"--format {format} is not for the screen; name a {ENDING_OF[format]} file or a folder with --out",
             )
         return format or "text"
     if output.is_dir():

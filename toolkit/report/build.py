@@ -26,7 +26,7 @@ from toolkit.report.plots.threshold_plots import precision_recall_plot, support_
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
-#: Numbers of the most common genres with a precision-recall curve, in a matrix, and with a reliability diagram.
+#: Maximum numbers of genres with a precision-recall curve, in a matrix, and with a reliability diagram.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
 #: Maximum number of likely label errors with pictures.
 ERRORS_SHOWN = 24
@@ -54,7 +54,7 @@ class Report:
 
 
 def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
-    """Compute all contents of a report. Raises UserError for ``label_errors`` if cleanlab is missing."""
+    """Compute all contents of a report. Raises UserError if ``label_errors`` is true and cleanlab is missing."""
     draws = resampled(inputs, rounds)
     rows, compared = headline(draws), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)

@@ -1,8 +1,8 @@
 """Co-occurrence of genres, and substitutions: wrongly named genres on posters where another genre was missed.
 
 A multi-label model has no confusion matrix, since a wrong genre does not replace exactly one right genre. Instead, this
-module measures how often genre h is wrongly named on the posters where genre g was missed. A genre that is often named
-is also often wrong. So this rate is divided by the usual rate at which h is wrongly named on all posters without h.
+module computes the rate at which genre h is wrongly named on posters where genre g was missed. A genre that is often
+named is also often wrong. So this rate is divided by the rate at which h is wrongly named on all posters without h.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G) shares of posters of the row's genre that also have the column's genre. NaN without posters."""
+    """Return (G, G): the share of the row's genre that also has the column's genre. NaN for a genre without posters."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -61,7 +61,7 @@ class Substitutions:
         missed = (targets & ~named).astype(np.float64)
         absent, wrong = (~targets).astype(np.float64), (named & ~targets).astype(np.float64)
         self.could = missed.T @ absent
-        """Number of posters where g was missed and h is not true. Only on such posters can h be wrongly named."""
+        """Number of posters where g was missed and h is not true. h can be wrongly named only on these posters."""
         self.count = missed.T @ wrong
         """Number of posters where g was missed and h was wrongly named."""
         self.usual = ratio(wrong.sum(axis=0), absent.sum(axis=0))
@@ -70,7 +70,7 @@ class Substitutions:
 
     @property
     def share(self) -> FloatArray:
-        """Rate at which h is wrongly named on the posters of ``could``."""
+        """Rate at which h is wrongly named on the posters that ``could`` counts."""
         return ratio(self.count, self.could)
 
     @property

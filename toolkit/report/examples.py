@@ -80,7 +80,7 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     moved = logit_difference(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
-    bold = "The genre in bold has the probability farthest {} its share of the training posters, in logits."
+    bold = "The probability of the genre in bold is farthest {} the genre's share of the training posters, in logits."
     lowest = "The posters with the lowest F1. Among posters with equal F1, the highest loss is first."
     return [
         _group(inputs, "best", "Best", "All genres are correct. The lowest loss is first.", best),
@@ -108,7 +108,7 @@ def logit_difference(probabilities: FloatArray, prevalence: FloatArray) -> Float
 
 
 def _extremes(inputs: ReportInputs, values: FloatArray) -> list[ChosenSample]:
-    """Return the samples with the highest finite values (N, G), each with the genre of the sample's highest value."""
+    """Return the samples with the highest finite ``values`` (N, G), and for each sample the genre of its maximum."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]

@@ -74,7 +74,7 @@ class ReportInputs:
     other: ModelOutputs | None
     """The outputs of the run of --compare, or None without --compare."""
     shard_set: dict[str, str]
-    """Facts of the shard set for the page, by name: its folder and its fingerprints. Must contain `FINGERPRINT`."""
+    """Facts of the shard set for the page, by name: its folder and its fingerprints. One name is `FINGERPRINT`."""
     command: str
     units: IntArray | None = None
     """(N,) group numbers from 0, equal for near-duplicates. None if the shard set does not record near-duplicates."""

@@ -1,7 +1,7 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
 A label is suspected if the model predicts the opposite label with more than its mean confidence for posters with the
-opposite label. The model must not have been trained on the samples, so they come from a test or validation split.
+opposite label. The model must not have been trained on the samples, so these come from a test or validation split.
 """
 
 from __future__ import annotations

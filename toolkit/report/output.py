@@ -66,7 +66,7 @@ def _is_report(numbers: Path) -> bool:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write all files of a report, check the folder first, and replace an older report. Return the path of the page."""
+    """Check the folder, write all files of a report, and replace an older report. Return the path of the page."""
     check_report_folder(folder)
     page = render_page(report)
     (folder / PAGE).unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
         outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
-    # Prevalence has no decisions of its own: at any threshold, it names the k most common genres, as always-top-k.
+    # Prevalence has no decisions of its own: at any threshold, it names the k most common genres, like always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
     outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:

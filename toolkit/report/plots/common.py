@@ -45,7 +45,7 @@ _STYLE: Any = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "text.color": INK,
-    "text.parse_math": False,  # show a genre that is called $x_1$ unchanged
+    "text.parse_math": False,  # show a name such as $x_1$ unchanged
     "lines.linewidth": 1.9,
     "legend.frameon": False,
     "legend.fontsize": 10.5,
@@ -74,7 +74,7 @@ def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
     @wraps(draw)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Plot:
         with mpl.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # shows a box for a letter that the font lacks
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # plots show a box instead of such a letter
             mpl.rcdefaults()  # ignore the matplotlibrc of the user
             mpl.rcParams.update(_STYLE)
             return draw(*args, **kwargs)

@@ -29,7 +29,7 @@ def cooccurrence_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
     _frame(axes, genres, "posters with this genre", "share that also has this genre")
     _write(axes, shown, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "", shown > 0.55 * top)
     figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1.0, 0))
-    alt = "Share of the posters of one genre that also have another genre, in percent. The table has the common pairs."
+    alt = "Share of the posters of one genre that also have another genre, in percent. The table lists common pairs."
     return finish(figure, "together", alt)
 
 

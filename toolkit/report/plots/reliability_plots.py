@@ -19,7 +19,7 @@ MAX_DOTS = 8
 def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
     """Plot the observed share of true genres against the predicted probability, all genres pooled.
 
-    ``before`` and ``after`` calibration are results of `toolkit.report.build.calibration`. ``after`` can be None.
+    ``before`` and ``after`` are entries of `toolkit.report.build.calibration`. ``after`` is None without calibration.
     """
     figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")
@@ -58,7 +58,7 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
     """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
 
-    The diagram of all genres has bins of equal width. For a rare genre, its first bin has nearly all samples.
+    The diagram of all genres has bins of equal width. For a rare genre, nearly all samples would be in its first bin.
     Calibration keeps the order of the samples, so a bin has the same samples ``before`` and ``after``.
     Keys: ``count``, ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
     """

@@ -32,7 +32,7 @@ from toolkit.report.plots.common import (
     unit_axis,
 )
 
-#: Number of thresholds of the sweep, the lowest and the highest threshold. Their logits are evenly spaced.
+#: Number of thresholds of the sweep, lowest threshold, highest threshold. The logits of thresholds are evenly spaced.
 STEPS, LOWEST, HIGHEST = 121, 0.002, 0.998
 SWEPT = {metric.key: metric.column for metric in PLACES["report, sweep"]}
 _LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURPLE, ":"))), strict=False))
@@ -81,7 +81,7 @@ def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict
         f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}" for key, (value, at) in best.items()
     )
     if per_label:
-        alt += f"; with thresholds per genre, they are {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
+        alt += f"; with thresholds per genre, F1 is {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
     return finish(figure, "threshold-sweep", f"{alt}.")
 
 
@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """Plot the curve of one genre. ``point`` is (recall, precision) at its threshold, or None if no poster is named."""
+    """Plot one genre. ``point`` is (recall, precision) at its threshold, or None if the genre is never named."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")
@@ -115,7 +115,7 @@ def precision_recall_plot(
 
 @styled
 def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
-    """Plot F1 with intervals against support on a log scale. `toolkit.report.per_label.genre_rows` makes ``rows``."""
+    """Plot F1 with intervals against support (log scale), from the rows of `toolkit.report.per_label.genre_rows`."""
     shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
     figure, axes = new_figure((4.8, 4.0))
     xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
