@@ -85,11 +85,11 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column ``image`` is the path or the number of an image. ``genres`` lists the genres whose probability
-        reaches their threshold, or ``threshold`` if given. Each genre has a column of calibrated probabilities in [0, 1].
-        ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column
-        ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror
-        image. Raises UserError for invalid options, and if an output is not finite.
+        The column ``image`` is the path or the number of an image. ``genres`` lists the genres that reach their
+        threshold, or ``threshold`` if given. Each genre has a column of calibrated probabilities in [0, 1]. ``error``
+        is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column ``embedding``:
+        the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror image. Raises
+        UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
