@@ -101,4 +101,4 @@ def inputs(*, other: bool = True, split: str = "test", seed: int = 0, path: Path
 def all_plots(report: Report) -> list[Plot]:
     """Every plot, those of the genres too."""
     of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
-    return [*report.plots.values(), *of_genres, *report.course]
+    return [*report.plots.values(), *of_genres, *report.training_plots]

@@ -1,10 +1,10 @@
-"""Decoding of uploaded files in processes that can be killed, so that a slow file delays only its own visitor.
+"""Decode uploaded files in processes that can be killed, so that a slow file delays only its own visitor.
 
-    Decoder(preprocessing).open(paths)      → per file an Opened, or a Refused with the reason
+    Decoder(preprocessing).open(paths)      → for each file an Opened, or a Refused with the reason
     Decoder(preprocessing).pixels(path, n)  → the picture, with at most n pixels
 
-Each call has its own child process. It is forked from a server that has already loaded the libraries (forkserver of
-multiprocessing), so it starts in a few hundredths of a second. A child that exceeds its time limit is killed.
+Each call has its own child process, forked from a process that has already loaded the libraries (the forkserver of
+multiprocessing). So a child starts in a few hundredths of a second. A child that exceeds its time limit is killed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 
 #: Maximum size of a file in MB.
 MAX_MB = 20
-#: Long side of the displayed copies in pixels.
+#: Maximum length of the long side of displayed copies, in pixels.
 SHOWN_SIDE = 720
-#: Time limits in seconds: for one file, and for all files of one upload.
+#: Time limits in seconds for one file, and for all files of one upload.
 FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
 
 @dataclass(kw_only=True)
 class Opened:
-    """The data of a file that the page keeps: tens of kilobytes, for files of any size."""
+    """The data of a file that stay in memory: tens of kilobytes, even for a large file."""
 
     jpeg: bytes
     """An upright copy for the page, at most SHOWN_SIDE pixels on its long side."""
     size: tuple[int, int]
-    """Width and height of the original picture in pixels, upright."""
+    """Width and height of the upright original picture in pixels."""
     square: np.ndarray
     """(S, S, 3) uint8: the input of the model, before normalisation."""
 
@@ -68,24 +68,24 @@ class Decoder:
 
     def open(self, paths: Sequence[Path]) -> list[Opened | Refused]:
         """Return one result per file, in the same order."""
-        return list(self._ask([(_open, path, self.preprocessing) for path in paths]))
+        return list(self._results([(_open, path, self.preprocessing) for path in paths]))
 
     def pixels(self, path: Path, most: int) -> Image.Image:
         """Return a picture, RGB and upright, with at most ``most`` pixels. Raises UserError if it cannot be read."""
-        (found,) = self._ask([(_pixels, path, most)])
+        (found,) = self._results([(_pixels, path, most)])
         if isinstance(found, Refused):
             raise UserError("image-unreadable", found.message)
         return Image.fromarray(found)
 
-    def _ask(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Yield the results of jobs (function, path, argument) from a child; Refused if it is too slow or dies."""
+    def _results(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yield results of jobs (function, path, argument) from a child. A slow or killed job gives a Refused."""
         end = time.monotonic() + UPLOAD_SECONDS
         child: _Child | None = None
         try:
             for job in jobs:
                 left = min(FILE_SECONDS, end - time.monotonic())
                 if left <= 0:
-                    yield Refused(job[1].name, "not decoded: the files before it took too long")
+                    yield Refused(job[1].name, "not decoded: earlier files of the upload took too long")
                     continue
                 child = child or _Child(self._context)
                 answer = child.answer(job, left)
@@ -123,7 +123,7 @@ class _Child:
 
 def _work(pipe: Connection) -> None:
     """Run jobs in the child process until the parent ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent ends it
     while True:
         try:
             do, path, argument = pipe.recv()

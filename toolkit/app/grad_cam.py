@@ -1,12 +1,12 @@
-"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) by captum, on the last stage of a backbone.
+"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on the last stage of a model.
 
-The weight of a channel is the gradient of the genre's logit with respect to the mean of the channel. The map is the
-weighted sum of the channels, without negative values. Its resolution is that of the stage (7x7 for a ResNet at 224
-pixels). For heads on two stages (``levels``, ``ensemble``), the map uses only the last stage.
+The weight of a channel is the gradient of the genre's logit, averaged over the channel. The map is the weighted sum of
+the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. For
+heads on two stages (``levels``, ``ensemble``), the map uses only the last stage.
 
-Other layouts than (n, C, h, w) are converted for an identity module, which captum observes: Swin has (n, h, w, C), a
-ViT has tokens. A ViT predicts from its class token or a pool, so the patches after its last block may not influence a
-logit. Therefore the map of a ViT uses the input of the last block.
+captum needs the layout (n, C, h, w). The layouts of Swin, (n, h, w, C), and of a ViT, (n, tokens, C), are converted for
+an identity module that captum observes. If a ViT predicts from its class token, the patches after its last block do not
+influence a logit. Therefore the map of a ViT uses the input of the last block.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """Prepare a timm model in evaluation mode for square inputs. Raises NoHeatMap; UserError without captum."""
+        """Prepare a timm model in evaluation mode. Raises NoHeatMap, or UserError if captum is not installed."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
-        # Tokens of a ViT: number of tokens before the patches (class, registers), and rows and columns of the patches.
+        # For a ViT: number of tokens before the patches (class, registers), and rows and columns of the patches.
         self.prefix: int = getattr(model, "num_prefix_tokens", 0)
         self.tokens: tuple[int, int] = getattr(getattr(model, "patch_embed", None), "grid_size", None) or (0, 0)
         self.layout: Layout
@@ -47,11 +47,11 @@ class GradCam:
         self._captum = captum.attr.LayerGradCam(model, self._watched)
 
     def __call__(self, image: torch.Tensor, genre: int) -> FloatArray:
-        """Return (S, S) float64 >= 0: how much each place of a (1, 3, S, S) normalised picture increases the logit.
+        """Return (S, S) float64: how much each place of a normalised (1, 3, S, S) picture increases a genre's logit.
 
-        ``genre`` is the column of the genre. All values are 0 if no place increases its logit.
+        ``genre`` is the column of the genre. No value is negative. All values are 0 if no place increases the logit.
         """
-        image = image.detach().clone().requires_grad_(True)  # the stage needs a gradient, also if layers are frozen
+        image = image.detach().clone().requires_grad_(True)  # the stage needs a gradient even if layers are frozen
         with self._rearranged():
             heat = self._captum.attribute(image, target=genre, relu_attributions=True)
         heat = F.interpolate(heat.detach(), (self.size, self.size), mode="bilinear", align_corners=False)
@@ -59,7 +59,7 @@ class GradCam:
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
-        """Pass the stage's output (ViT: the last block's input) through the observed module as (n, C, h, w)."""
+        """Pass the output of the stage, or the input of a ViT's last block, through the observed module."""
 
         def after(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return self._through(output)
@@ -104,7 +104,7 @@ class GradCam:
         rows, columns = self.tokens
         if len(shape) == 3 and shape[1] == self.prefix + rows * columns > 0:
             return "tokens", (rows, columns)
-        raise NoHeatMap(f"{type(self.model).__name__}: its last stage is not a map of the picture")
+        raise NoHeatMap(f"the last stage of {type(self.model).__name__} is not a map of the picture")
 
 
 def last_stage(model: nn.Module) -> nn.Module:

@@ -2,10 +2,10 @@
 
 The page has no password, and browsers send requests of any web page to 127.0.0.1. Therefore:
 
-- the Host must be this server: an address or a known name, against DNS rebinding;
-- a request that changes something must have the Origin of the page, or no Origin (curl);
-- only routes that the page uses are allowed: gradio has more routes that store or fetch data;
-- an upload must have a Content-Length within the quotas of the client and of all clients.
+- The Host header must be an address or a known name of this server. This prevents DNS rebinding.
+- A request that changes something must have the Origin of the page, or no Origin, such as a request of curl.
+- Only routes that the page uses are allowed. Other routes of gradio can store or fetch data.
+- An upload must have a Content-Length within the quota of its client and the quota of all clients.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Maximum bytes of uploads per KEPT seconds, by one client and by all. After that time the files are deleted.
-PER_CLIENT, IN_ALL, KEPT = 500 << 20, 2 << 30, 3600.0
-#: Bytes of disk per file in addition to its content: a folder and the unused part of the last block.
-A_FILE, _FILE = 8192, b"filename"
-#: Maximum bytes of other requests: a choice on the page, with the data of the session.
-MESSAGE = 1 << 20
+#: Maximum bytes of uploads in QUOTA_SECONDS by one client and by all. After this time, the files are deleted.
+PER_CLIENT, IN_ALL, QUOTA_SECONDS = 500 << 20, 2 << 30, 3600.0
+#: Bytes on disk per file in addition to its content, and the text that begins each file of an upload.
+FILE_OVERHEAD, _FILE_MARK = 8192, b"filename"
+#: Maximum bytes of a request that is not an upload.
+MAX_REQUEST = 1 << 20
 API = "/gradio_api/"
 #: Prefixes of the routes below API that the page uses.
 READ_ROUTES = (
@@ -39,7 +39,7 @@ WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset")
 
 
 class Guard:
-    """ASGI middleware. ``host``: address of the server; ``root``: --root-path, a path or a whole address."""
+    """ASGI middleware. ``host`` is the address of the server, and ``root`` is the value of --root-path."""
 
     def __init__(self, app: Any, host: str, root: str = "") -> None:
         self.app = app
@@ -54,7 +54,7 @@ class Guard:
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reject refused requests; pass the others to the app."""
+        """Refuse invalid requests, and pass all other requests to the app."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # the page does not use websockets
             return
@@ -86,17 +86,17 @@ class Guard:
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Wrap ``receive``: add the additional disk space of the files of a request to the bytes of the client."""
+        """Return ``receive`` with a counter, which adds FILE_OVERHEAD per file of a request to the client's bytes."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal end
             message = await receive()
             text = end + message.get("body", b"").lower()
-            end = text[1 - len(_FILE) :]
-            if files := text.count(_FILE):
+            end = text[1 - len(_FILE_MARK) :]
+            if files := text.count(_FILE_MARK):
                 with self._lock:
-                    self._ledger.append((time.monotonic(), client, files * A_FILE))
+                    self._ledger.append((time.monotonic(), client, files * FILE_OVERHEAD))
             return message
 
         return counted
@@ -106,10 +106,10 @@ class Guard:
         if not length.isdecimal():
             return 411, "a request needs a Content-Length"
         if route != "upload":
-            return None if int(length) <= MESSAGE else (413, "too large")
+            return None if int(length) <= MAX_REQUEST else (413, "too large")
         client, now = (scope.get("client") or ("",))[0], time.monotonic()
         with self._lock:
-            self._ledger = [entry for entry in self._ledger if now - entry[0] < KEPT]
+            self._ledger = [entry for entry in self._ledger if now - entry[0] < QUOTA_SECONDS]
             own = sum(size for _, who, size in self._ledger if who == client)
             everyone = sum(size for _, _, size in self._ledger)
             if own + int(length) > PER_CLIENT or everyone + int(length) > IN_ALL:
@@ -121,7 +121,6 @@ class Guard:
         return None
 
     def _ours(self, host: str) -> bool:
-        """Return whether a Host header names this server."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

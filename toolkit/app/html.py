@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shards.visuals.templates import render
-from toolkit.app.overlays import DOUBT, TEXT, heat_picture, outlined, scale_colours
+from toolkit.app.overlays import REJECTED, TEXT, heat_picture, outlined, scale_colours
 from toolkit.app.service import Line, Painted, Poster, PredictionService
 from toolkit.metrics.multilabel import FloatArray
 
-#: Maximum number of genres in a table, not counting named genres.
-MOST_LINES = 40
-#: Minimum difference of probabilities, in percentage points, that is coloured.
+#: Number of the most probable genres in a table. Named genres are always in the table.
+MAX_GENRES = 40
+#: Differences of at least this number of percentage points are coloured.
 MIN_SHOWN_CHANGE = 1.0
 
 
-def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionService) -> str:
+def genres_card(poster: Poster, lines: Sequence[Line], service: PredictionService) -> str:
     """Return the table of genres with probability, threshold and their ratio, most probable first."""
     shown = _shown(lines)
     return render(
@@ -23,14 +23,14 @@ def genres_card(poster: Poster, lines: Sequence[Line], answers: PredictionServic
         poster=poster,
         lines=shown,
         hidden=len(lines) - len(shown),
-        decisions=answers.folder.decisions,
+        decisions=service.folder.decisions,
     )
 
 
-def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: PredictionService) -> str:
+def heat_card(poster: Poster, genre: str, heat: FloatArray | None, service: PredictionService) -> str:
     """Return the heat map of one genre, or the reason why there is no heat map."""
     image = poster.image
-    box = answers.folder.preprocessing.view(*image.size)
+    box = service.folder.preprocessing.view(*image.size)
     return render(
         "toolkit.app/heat.html",
         poster=poster,
@@ -39,7 +39,7 @@ def heat_card(poster: Poster, genre: str, heat: FloatArray | None, answers: Pred
         found=heat is not None and heat.max() > 0,
         whole=box == (0, 0, *image.size),
         colours=scale_colours(),
-        answers=answers,
+        service=service,
     )
 
 
@@ -51,13 +51,13 @@ def text_card(poster: Poster, painted: Painted, with_text: Sequence[Line], witho
         "toolkit.app/text.html",
         said="",
         painted=painted,
-        outlined=outlined(poster.image, painted.polygons, painted.doubted),
+        outlined=outlined(poster.image, painted.polygons, painted.rejected),
         changes=[(old, new, 100.0 * (new.probability - old.probability)) for old, new in pairs],
         telling=MIN_SHOWN_CHANGE,
         text_colour=TEXT,
-        doubt_colour=DOUBT,
+        rejected_colour=REJECTED,
     )
 
 
 def _shown(lines: Sequence[Line]) -> list[Line]:
-    return [line for rank, line in enumerate(lines) if line.named or rank < MOST_LINES]
+    return [line for rank, line in enumerate(lines) if line.named or rank < MAX_GENRES]

@@ -15,7 +15,7 @@ class AppOptions(ModelOption):
     """Options of ``posters app``."""
 
     host: str = "127.0.0.1"
-    """Address to listen on (default 127.0.0.1: only this machine; the page has no password)."""
+    """Address to listen on. Only this machine can open the page at 127.0.0.1. The page has no password."""
     port: int = 7860
     """Port to listen on."""
     root_path: str = option("", metavar="ADDRESS")
@@ -23,6 +23,6 @@ class AppOptions(ModelOption):
     fill: str = option("surround", choices=FILLS)
     """Method that paints over text."""
     fill_model: Path | None = None
-    """ONNX in-painting network to use instead: inputs image and mask, output image."""
+    """ONNX in-painting network to use instead of --fill. Its inputs are image and mask, and its output is an image."""
     text: bool = True
-    """Detect text, and show the prediction without it too."""
+    """Detect text, and show the prediction without the text."""

@@ -14,16 +14,16 @@ from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
 
-#: Seconds between deletions of uploaded files, and the minimum age to delete: all go within an hour.
-SWEEP, KEEP = 600, 3000
-#: Maximum number of events of all visitors that run, and that wait. Further events are refused.
-AT_WORK, WAITING = 8, 64
+#: Seconds between two deletions of uploaded files, and minimum age of deleted files. Files are kept at most one hour.
+DELETION_INTERVAL, MIN_AGE = 600, 3000
+#: Maximum numbers of running events and of waiting events of all visitors. Further events are refused.
+MAX_RUNNING, MAX_WAITING = 8, 64
 #: Maximum width and height of the thumbnails in pixels.
 THUMBNAIL = (240, 240)
 
 
 class Board:
-    """The posters of one visitor, and the displayed one."""
+    """The posters of one visitor, and the displayed poster."""
 
     def __init__(self) -> None:
         self.posters: list[Poster] = []
@@ -34,14 +34,14 @@ class Board:
 
 
 class Actions:
-    """Actions for uploads and choices. Each returns the new values of the components."""
+    """Actions for uploads and choices. Each action returns the new values of the page's components."""
 
-    def __init__(self, answers: PredictionService) -> None:
-        self.answers = answers
+    def __init__(self, service: PredictionService) -> None:
+        self.service = service
 
     def take(self, paths: list[str] | None, board: Board) -> list[Any]:
         """Read uploaded files, and show the first poster."""
-        found = self.answers.read([Path(path) for path in paths or []])
+        found = self.service.read([Path(path) for path in paths or []])
         board.posters = [item for item in found if isinstance(item, Poster)]
         thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
         return [
@@ -51,7 +51,7 @@ class Actions:
         ]
 
     def pick(self, board: Board, event: gr.SelectData) -> list[Any]:
-        """Show another of the posters."""
+        """Show the poster that the visitor chose."""
         return self._show(board, int(event.index))
 
     def _show(self, board: Board, index: int) -> list[Any]:
@@ -59,14 +59,14 @@ class Actions:
             board.chosen = None
             return [gr.Row(visible=False), "", gr.Dropdown([], value=None), "", ""]
         poster = board.chosen = board.posters[index]
-        lines = self.answers.lines(poster.probabilities)
+        lines = self.service.lines(poster.probabilities)
         first = first_genre(lines)
         return [
             gr.Row(visible=True),
-            html.genres_card(poster, lines, self.answers),
+            html.genres_card(poster, lines, self.service),
             gr.Dropdown([line.genre for line in lines], value=first),
             self.look(board, first),
-            render("toolkit.app/text.html", said=self.answers.no_text or "Detecting text ..."),
+            render("toolkit.app/text.html", said=self.service.no_text or "Detecting text ..."),
         ]
 
     def look(self, board: Board, genre: str) -> str:
@@ -74,29 +74,29 @@ class Actions:
         poster = board.chosen
         if poster is None:
             return ""
-        return html.heat_card(poster, genre, self.answers.heat(poster, genre), self.answers)
+        return html.heat_card(poster, genre, self.service.heat(poster, genre), self.service)
 
     def read_text(self, board: Board) -> Any:
-        """Detect text in the displayed poster, and show the prediction without it."""
+        """Detect text in the displayed poster, and show the prediction without the text."""
         poster = board.chosen
-        if poster is None or self.answers.no_text:
+        if poster is None or self.service.no_text:
             return gr.skip()
         try:
-            painted = self.answers.paint(poster)
+            painted = self.service.paint(poster)
         except UserError as error:
             return render("toolkit.app/text.html", said=str(error))
-        if poster is not board.chosen:  # another poster was chosen meanwhile; it has its own event
+        if poster is not board.chosen:  # the visitor chose another poster meanwhile, which has its own event
             return gr.skip()
-        with_text, without = map(self.answers.lines, (poster.probabilities, painted.probabilities))
+        with_text, without = map(self.service.lines, (poster.probabilities, painted.probabilities))
         return html.text_card(poster, painted, with_text, without)
 
 
-def build_page(answers: PredictionService) -> Any:
+def build_page(service: PredictionService) -> Any:
     """Build the gradio page, ready for ``launch``."""
-    folder = answers.folder
+    folder = service.folder
     plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
     with gr.Blocks(
-        title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(SWEEP, KEEP)
+        title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)
     ) as page:
         board = gr.State(Board())
         gr.HTML(render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing), **plain)
@@ -116,13 +116,13 @@ def build_page(answers: PredictionService) -> Any:
                 genres = gr.HTML(**plain)
             with gr.Column(scale=5, min_width=280):
                 genre = gr.Dropdown(
-                    [], label="Heat map of genre", interactive=True, visible=not answers.no_heat,
+                    [], label="Heat map of genre", interactive=True, visible=not service.no_heat,
                     elem_id="genre",
                 )  # fmt: skip
                 heat = gr.HTML(**plain)
         text = gr.HTML(**plain)
 
-        actions, parts = Actions(answers), [answer, genres, genre, heat, text]
+        actions, parts = Actions(service), [answer, genres, genre, heat, text]
         private: dict[str, Any] = {"api_visibility": "private"}
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
         taken = files.change(actions.take, [files, board], [refused, gallery, *parts], **private)
@@ -130,7 +130,7 @@ def build_page(answers: PredictionService) -> Any:
         for shown in (taken, picked):
             shown.then(actions.read_text, board, text, **quiet)
         genre.input(actions.look, [board, genre], heat, **private)
-    page.queue(default_concurrency_limit=AT_WORK, max_size=WAITING)
+    page.queue(default_concurrency_limit=MAX_RUNNING, max_size=MAX_WAITING)
     return page
 
 

@@ -2,9 +2,9 @@
 
     posters app --model RUN/model          then open http://127.0.0.1:7860
 
-The page is made with gradio (page.py); its contents come from service.py and html.py. It sends no requests to other
-machines: no analytics, no version check, no external fonts or scripts, no public link. Uploaded files are in a folder
-of their own. They are deleted within an hour, and when the program ends.
+The page is made with gradio (page.py), and its contents come from service.py and html.py. The page sends no requests to
+other machines: no analytics, no version check, no external fonts or scripts, no public link. Uploaded files are in
+their own folder. They are deleted within an hour, and when the program ends.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 SESSIONS = 20
 #: Signals that end the program. A closed terminal sends SIGHUP.
 STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
-#: Prefix of the names of upload folders; the process id follows.
+#: Start of the names of upload folders. The process id follows this prefix.
 PREFIX = "posters-app-"
 #: Environment variables to set before gradio is imported. They replace the values of the user.
 GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
@@ -60,12 +60,12 @@ def run_app(options: AppOptions) -> int:
     keep_freed_memory()
     with _upload_folder() as uploads:
         folder = load_model_folder(options.model)
-        answers = PredictionService(folder, *text_removal(options.text, options.fill, options.fill_model))
-        for note in filter(None, (answers.no_text, answers.no_heat)):
+        service = PredictionService(folder, *text_removal(options.text, options.fill, options.fill_model))
+        for note in filter(None, (service.no_text, service.no_heat)):
             log.info(note)
         os.environ.update(GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
-        with redirect_stderr(for_people(sys.stderr)):  # gradio prints text from visitors there
-            _serve(answers, options.host, options.port, root)
+        with redirect_stderr(for_people(sys.stderr)):  # gradio prints texts of visitors to stderr
+            _serve(service, options.host, options.port, root)
     return 0
 
 
@@ -92,12 +92,12 @@ class _Ended(BaseException):
 
 @contextmanager
 def _upload_folder() -> Iterator[Path]:
-    """Create a folder for uploads and delete it at the end, also after errors and after STOP_SIGNALS.
+    """Create a folder for uploads. Delete it at the end, also after errors and after STOP_SIGNALS.
 
-    The first signal ends the program cleanly, also while it starts. A second signal deletes the folder and ends the
+    The first signal ends the program cleanly, even while it starts. A second signal deletes the folder and ends the
     process immediately. A folder that remains after ``kill -9`` is deleted at the next start.
     """
-    _sweep()
+    _delete_old_folders()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     received: list[int] = []
 
@@ -111,7 +111,7 @@ def _upload_folder() -> Iterator[Path]:
     before = {
         number: signal.signal(number, on_signal)
         for number in STOP_SIGNALS
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup ignores SIGHUP
     }
     try:
         yield folder
@@ -130,11 +130,11 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.05)
-    log.warning("%s could not be deleted", folder)
+    log.warning("the upload folder %s could not be deleted; delete it", folder)
 
 
-def _sweep() -> None:
-    """Delete upload folders of processes of this user that have ended."""
+def _delete_old_folders() -> None:
+    """Delete upload folders of this user whose process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         facts = folder.lstat()
@@ -143,12 +143,12 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(answers: PredictionService, host: str, port: int, root: str) -> None:
+def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
     from starlette.middleware import Middleware
 
     from toolkit.app.page import build_page  # imports gradio, which reads its environment now
 
-    page = build_page(answers)
+    page = build_page(service)
     page.launch(
         server_name=host,
         server_port=port,
@@ -173,11 +173,11 @@ def _serve(answers: PredictionService, host: str, port: int, root: str) -> None:
         print(f"posters app    http://{shown}:{port} (press Ctrl-C to stop)", flush=True)
         threading.Event().wait()
     except _Ended:
-        pass  # the usual end
+        pass  # a signal is the usual end
     finally:
-        # Abort running requests: an upload would be stored after the folder is deleted.
+        # Abort running requests, since an upload could be stored after the folder is deleted.
         page.server.force_exit = True
-        logging.getLogger("uvicorn.error").disabled = True  # it would log each of them
+        logging.getLogger("uvicorn.error").disabled = True  # it logs each aborted request
         page.close(verbose=False)
 
 

@@ -1,6 +1,6 @@
 """Predictions of `posters app` for uploaded files: genres, heat maps, and the result without text.
 
-Input: files. Output: numbers and pictures. html.py and server.py make the page from them.
+The results are numbers and pictures. html.py and page.py make the page from these results.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from toolkit.model_folder.folder import ModelFolder
 
 #: Maximum number of files of one upload.
 MAX_FILES = 50
-#: Maximum number of pixels for text detection. Larger pictures take longer, and detection reduces them anyway.
+#: Maximum number of pixels for text detection. Larger pictures are reduced, since detection would take longer.
 TEXT_PIXELS = 4_000_000
-#: Modules that text removal imports, from the extra ``clean`` (included in ``app``).
+#: Modules that text removal imports. The extra ``app`` installs these modules.
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
 
 
@@ -40,17 +40,17 @@ class Painted:
     """A poster with its text painted over, and its prediction."""
 
     jpeg: bytes
-    """A small copy, since it stays in memory as long as the session."""
+    """A small copy of the painted poster. It stays in memory during the session."""
     polygons: list[np.ndarray]
-    """(k, 2) x, y of painted regions, as shares of width and height, from 0 to 1."""
-    doubted: list[np.ndarray]
-    """The same for detected regions that were rejected."""
+    """Outlines of painted regions: (k, 2) points x, y as shares of width and height, from 0 to 1."""
+    rejected: list[np.ndarray]
+    """Outlines of detected regions that were not painted, in the same form."""
     reasons: list[str]
-    """Reason of the rejection, one per region in ``doubted``."""
+    """One reason per region in ``rejected``."""
     share: float
     """Share of the picture that was painted over, from 0 to 1."""
     probabilities: FloatArray
-    """(G,) calibrated, without the text."""
+    """(G,) calibrated probabilities of the poster without text."""
 
 
 @dataclass(kw_only=True)
@@ -59,15 +59,15 @@ class Poster(Opened):
 
     name: str
     path: Path
-    """Path of the uploaded file; text detection reads it again at full size."""
+    """Path of the uploaded file. Text detection reads the file again at full size."""
     probabilities: FloatArray
-    """(G,) calibrated."""
+    """(G,) calibrated probabilities."""
     painted: Painted | None = None
     """None until text detection has run."""
 
     @property
     def image(self) -> Image.Image:
-        """Return the small copy, RGB."""
+        """Return the small copy of the poster as an RGB picture."""
         image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
         image.load()
         return image
@@ -79,9 +79,9 @@ class PredictionService:
 
     folder: ModelFolder
     removal: TextRemoval | None = None
-    """None if text is not detected."""
+    """None if text detection is off."""
     no_text: str = ""
-    """Reason for the page why text is not detected."""
+    """Reason why text detection is off, for the page."""
     device: torch.device = field(default_factory=best_device)
 
     def __post_init__(self) -> None:
@@ -93,14 +93,14 @@ class PredictionService:
         try:
             self._cam = GradCam(self.folder.model, self.folder.preprocessing.image_size)
         except NoHeatMap as reason:
-            self.no_heat = f"No heat map for this architecture ({reason})."
+            self.no_heat = f"This architecture has no heat map ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. Refused if a file cannot be read, or is beyond MAX_FILES."""
+        """Return one result per file, in order. All files after the first MAX_FILES have one Refused together."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
-        answers = [
+        results = [
             item
             if isinstance(item, Refused)
             else Poster(**vars(item), name=path.name, path=path, probabilities=next(rows))
@@ -108,11 +108,11 @@ class PredictionService:
         ]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
-            answers.append(Refused(more, f"not decoded: the limit is {MAX_FILES} files at a time"))
-        return answers
+            results.append(Refused(more, f"not decoded: the limit is {MAX_FILES} files at a time"))
+        return results
 
     def probabilities(self, squares: Sequence[np.ndarray]) -> FloatArray:
-        """Return (n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. UserError if not finite."""
+        """Return (n, G) calibrated probabilities of n (S, S, 3) uint8 pictures. Raises UserError for NaN and inf."""
         if not squares:
             return np.empty((0, len(self.folder.labels)))
         with self._model:
@@ -121,25 +121,24 @@ class PredictionService:
         return self.folder.decisions.probabilities(found)
 
     def lines(self, probabilities: FloatArray) -> list[Line]:
-        """Return all genres, most probable first."""
         return ranked(probabilities, self.folder.labels, self.folder.thresholds)
 
     def heat(self, poster: Poster, genre: str) -> FloatArray | None:
-        """Return the heat map of ``genre``, (S, S) float64 >= 0; None if the model has no heat maps (``no_heat``)."""
+        """Return the (S, S) float64 heat map of a genre, at least 0 everywhere. None if the model has no heat maps."""
         if self._cam is None:
             return None
         pixels = torch.from_numpy(poster.square[None].copy()).to(self.device)
         normalized = self.folder.preprocessing.normalize(pixels)
-        with self._model:  # calibration is monotonic, so the map is the same
+        with self._model:  # calibration is monotonic, so it only scales the map
             return self._cam(normalized, self.folder.labels.index[genre])
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return rows and columns of the map before resizing; (0, 0) without heat maps."""
+        """Return the rows and columns of a heat map before resizing, or (0, 0) without heat maps."""
         return self._cam.grid if self._cam else (0, 0)
 
     def paint(self, poster: Poster) -> Painted:
-        """Detect text, paint over it, and cache the result in ``poster.painted``. Raises UserError for a bad file."""
+        """Detect text and paint over it. Cache the result in ``poster.painted``. Raises UserError for a bad file."""
         if self.removal is None:
             raise ValueError(self.no_text)
         image = None if poster.painted else self._decoder.pixels(poster.path, TEXT_PIXELS)
@@ -155,13 +154,13 @@ class PredictionService:
     def _paint(self, poster: Poster, image: Image.Image, removal: TextRemoval) -> Painted:
         cleaned = clean_image(poster.name, image, removal)
         row, size = cleaned.row, np.array(image.size, np.float64)
-        outlines, doubted = (
+        outlines, rejected = (
             [np.reshape(polygon, (-1, 2)) / size for polygon in row[key]] for key in ("polygons", "skipped_polygons")
         )
         rows = poster.probabilities
         if cleaned.painted:
             rows = self.probabilities([self.folder.preprocessing.square(cleaned.image)])[0]
-        return Painted(jpeg_of(cleaned.image), outlines, doubted, row["skipped"], row["altered"], rows)
+        return Painted(jpeg_of(cleaned.image), outlines, rejected, row["skipped"], row["altered"], rows)
 
 
 def first_genre(lines: Sequence[Line]) -> str:
@@ -170,14 +169,14 @@ def first_genre(lines: Sequence[Line]) -> str:
 
 
 def text_removal(wanted: bool, fill: str, fill_model: Path | None) -> tuple[TextRemoval | None, str]:
-    """Return (text removal, ""), or (None, reason for the page) if text is not detected.
+    """Return (text removal, ""), or (None, reason) if text detection is off.
 
     Raises UserError if a network cannot be loaded.
     """
     if not wanted:
         return None, "Text detection is off: this page was started with --no-text."
     if missing := absent(*TEXT_MODULES):
-        return None, f"Text detection is off: {', '.join(missing)} not installed ({install('app')})."
+        return None, f"Text detection is off: {', '.join(missing)} not installed; run {install('app')}."
     removal = TextRemoval(fill=fill, fill_model=fill_model)
     removal.facts()  # load detector and fill now, to report errors at the start
     return removal, ""

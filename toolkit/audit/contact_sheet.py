@@ -1,4 +1,4 @@
-"""Pictures of the posters with the largest effects: thumbnails for the page, and one PNG with the result on top."""
+"""Thumbnails of the posters with the largest effects, and audit.png: the result and these thumbnails."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from shards.visuals.contact_sheet import (
     wrap_text,
 )
 
-#: Maximum width and height of a thumbnail in pixels. The page shows it at half that size, for dense screens.
+#: Maximum width and height of a thumbnail in pixels. The page shows thumbnails at half this size.
 THUMBNAIL = (320, 480)
 PICTURES = ("raw poster", "text painted over", "same area elsewhere")
-LEGEND = "The largest effects. Pictures show the first control; its number is the mean of all controls."
+LEGEND = "The largest effects. Pictures show the first control. Control effects are means of all controls."
 ACCENT = (190, 74, 20)
 TILE_GAP, PAD = 14, 20
 COLUMNS = 2
@@ -46,14 +46,13 @@ class Example:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Return a small JPEG of a picture."""
     small = image.copy()
     small.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
     return jpeg(small, 85)
 
 
 def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
-    """Draw the sentence and the examples, and write the PNG."""
+    """Draw the result and the examples, and write the PNG file."""
     tile_width, tile_height = THUMBNAIL
     width = 3 * tile_width + 2 * TILE_GAP + 2 * PAD
     rows = max((len(example.facts["changes"]) for example in examples), default=0)
@@ -82,11 +81,11 @@ def _card(
     box = (left, top, left + size[0] - 1, top + size[1] - 1)
     pen.rounded_rectangle(box, radius=12, fill=CARD, outline=FRAME, width=2)
     facts, x, step = example.facts, left + PAD, THUMBNAIL[0] + TILE_GAP
-    room = size[0] - 2 * PAD
+    inner = size[0] - 2 * PAD
     effects = f"text {facts['text']:.3f}, control {facts['control']:.3f}"
-    name = "".join(wrap_text(facts["id"], room - load_font(TEXT).getlength(effects) - PAD)[:1])
+    name = "".join(wrap_text(facts["id"], inner - load_font(TEXT).getlength(effects) - PAD)[:1])
     pen.text((x, top + PAD), name, INK, load_font(TEXT))
-    pen.text((x + room, top + PAD), effects, GREY, load_font(TEXT), "ra")
+    pen.text((x + inner, top + PAD), effects, GREY, load_font(TEXT), "ra")
     y = top + PAD + LINE + PAD // 2
     for number, data in enumerate((example.raw, example.cleaned, example.control)):
         sheet.paste(poster_tile(data), (x + number * step, y))

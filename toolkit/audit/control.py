@@ -1,10 +1,10 @@
 """Masks of the controls: the shapes of the text, moved to other places of the same poster.
 
-Each region is moved as a whole, without rotation or scaling, to a random place. The key of the generator is
-(seed, id, draw). Criteria for a place, in this order: inside the picture and off the text; off the regions placed
-before; the same visible area inside the crop of the model (`view_box`) as the original, to 5% of the region's area.
-If every place overlaps the text, the place with the smallest overlap is taken, and the overlap is not painted. So a
-control never hides text, and its area is never larger than that of the text.
+Each connected region of the text is moved to a random place, without rotation or scaling. The random numbers depend on
+seed, id and draw. A place must be inside the picture, off the text and off the regions that were placed before. Inside
+the model's view, the moved region should have the same area as the original, up to 5% of the region's area. If every
+place overlaps the text, the place with the smallest overlap is taken, and the overlap is not painted. So a control
+never hides text, and its area is never larger than the area of the text.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from shards.text.opencv import cv2
 from toolkit.data.transforms.preprocessing import Box
 
-#: Maximum number of regions. Above it, neighbours are joined: letters to words, words to lines.
+#: Maximum number of regions. If there are more, near regions are joined: letters to words, words to lines.
 MAX_PIECES = 32
-#: Longest side, in cells, of the coarse grid for the first search of places.
+#: Number of cells on the long side of the coarse grid, which is searched first.
 GRID = 512
-#: Maximum difference between the visible areas of a moved region and its original, as a share of the region.
+#: Maximum difference between the visible areas of a moved region and its original, as a share of the region's area.
 VIEW_TOLERANCE = 0.05
-#: Random places to try, before all places are computed at once.
+#: Number of random places to try before all free places are computed.
 ATTEMPTS = 16
-#: Maximum number of arrangements to try until area and visible area are equal to those of the text.
+#: Maximum number of arrangements to try. The first one with the area and visible area of the text is taken.
 MAX_ARRANGEMENTS = 8
 
 
@@ -44,13 +44,13 @@ class Piece:
     """A region that is moved as a whole."""
 
     shape: np.ndarray
-    """(h, w) bool, cropped to its bounding box."""
+    """(h, w) bool mask, cropped to the bounding box of the region."""
     top: int
     left: int
 
 
 def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
-    """Return the generator of one draw on one poster, independent of earlier draws."""
+    """Return the random generator of one draw on one poster. It does not depend on earlier draws."""
     digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
@@ -62,7 +62,7 @@ def visible(mask: np.ndarray, view: Box) -> int:
 
 
 def pieces_of(mask: np.ndarray) -> list[Piece]:
-    """Return the connected regions of a mask, largest first. Join near regions down to `MAX_PIECES`."""
+    """Return the connected regions of a mask, largest first. Join near regions if there are more than `MAX_PIECES`."""
     cv = cv2()
     joined, reach = mask.astype(np.uint8), 1
     count, names = cv.connectedComponents(joined, connectivity=8)
@@ -89,7 +89,7 @@ class Places:
         self.free = [self._free(piece, text) for piece in self.pieces]
 
     def draw(self, rng: np.random.Generator) -> Control:
-        """Place every region. Regions can block each other, so return the best of `MAX_ARRANGEMENTS` arrangements."""
+        """Place every region at random. Regions can block each other, so return the best of several arrangements."""
         area, wanted = int(self.text.sum()), visible(self.text, self.view)
         best, best_fault = self._try(rng), (0, 0)
         for number in range(MAX_ARRANGEMENTS):
@@ -126,7 +126,7 @@ class Places:
         return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
-        """Return (n, 2) places (y, x) off ``taken`` whose visible area is closest to that of the original."""
+        """Return the (n, 2) places (y, x) off ``taken`` where the visible area is closest to the original one."""
         for step in sorted({self.step, 1}, reverse=True):
             overlap = _overlap(taken, piece.shape, step)
             places = np.argwhere(overlap < 0.5) * step
@@ -140,7 +140,7 @@ class Places:
         return places[off <= max(VIEW_TOLERANCE, off.min())]
 
     def _visible(self, piece: Piece, places: np.ndarray) -> np.ndarray:
-        """Return (n,) numbers of the region's pixels inside the view, one per place."""
+        """Return the number of the region's pixels inside the view, for each of n places."""
         height, width = piece.shape.shape
         sums = np.zeros((height + 1, width + 1), np.int64)
         sums[1:, 1:] = piece.shape.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -156,7 +156,7 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
-    """Return the overlap of a shape with ``taken`` at each place of the grid, in pixels (in cells if ``step`` > 1).
+    """Return the overlap of a shape with ``taken`` at each place of the grid, in pixels, or in cells if ``step`` > 1.
 
     A cell is taken if any of its pixels is taken. So no overlap in cells means no overlap in pixels.
     """

@@ -1,11 +1,11 @@
-"""Effects on the predictions: changes per poster, their ratio, and one sentence with the result.
+"""Effects of text and of controls on the predictions: changes per poster, their ratio, and one sentence.
 
-Shapes: n posters, K controls, G genres. Logits are (n, 3 + K, G), in the order of the pictures: raw, re-encoded,
-cleaned, then the controls. The effect of the control is the mean of the effects of the K draws. It is not the effect of
-their mean probabilities: a mean changes less than a single picture.
+There are n posters, G genres and K controls per poster. A control is the poster with the same area painted elsewhere.
+Logits are (n, 3 + K, G), in the order of the pictures: raw, re-encoded, cleaned, then the controls. The effect of the
+control on a poster is the mean of the effects of its K controls.
 
 The ratio is the mean effect of the text divided by the mean effect of the control. A ratio of means is stable even if
-the control of one poster has no effect. Its interval comes from the percentiles of a bootstrap over posters.
+the control of one poster has no effect. The interval of the ratio comes from a bootstrap over posters (percentiles).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from toolkit.metrics.weighted import Outcome
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
 #: Number of bootstrap samples, and coverage of the interval.
 ROUNDS, COVERAGE = 2000, 0.95
-#: With fewer posters, the sentence warns of a wide interval.
+#: With fewer posters, the sentence calls the result very uncertain.
 FEW_POSTERS = 30
 #: Mean changes of probability below this are rounding errors.
 ROUNDING = 1e-6
@@ -42,18 +42,17 @@ class Effect:
     largest: np.ndarray
     """(n,) largest absolute change of probability over the genres."""
     genre: np.ndarray
-    """(n,) column of that genre (for controls: in the first draw)."""
+    """(n,) column of the genre with the largest change. For controls, the column in the first draw."""
     flips: np.ndarray
     """(n,) share of genres whose decision changed, at the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) 1 if any decision changed, else 0; for controls, the mean over the draws."""
+    """(n,) 1 if any decision changed, else 0. For controls, the mean of these numbers over the draws."""
 
     def take(self, rows: np.ndarray) -> Effect:
-        """Return the effect on the posters ``rows``."""
         return Effect(**{name: values[rows] for name, values in vars(self).items()})
 
     def means(self) -> dict[str, float | None]:
-        """Return means over posters; None if there are no posters."""
+        """Return the means over posters. All are None if there are no posters."""
         names = {
             "probability": self.change,
             "logit": self.logit_change,
@@ -65,7 +64,7 @@ class Effect:
 
 
 def effect(before: np.ndarray, after: np.ndarray, thresholds: np.ndarray) -> Effect:
-    """Return the effect between two (n, G) arrays of logits; ``thresholds`` is (G,)."""
+    """Return the changes between two (n, G) arrays of logits. ``thresholds`` is (G,)."""
     old, new = sigmoid(before), sigmoid(after)
     moved = np.abs(new - old)
     flipped = (old >= thresholds) != (new >= thresholds)
@@ -80,7 +79,7 @@ def effect(before: np.ndarray, after: np.ndarray, thresholds: np.ndarray) -> Eff
 
 
 def control_effect(logits: np.ndarray, thresholds: np.ndarray) -> Effect:
-    """Return the mean effect of the K controls of each poster; ``logits`` is (n, 3 + K, G)."""
+    """Return the mean effect of the K controls of each poster. ``logits`` is (n, 3 + K, G)."""
     draws = [effect(logits[:, RAW], logits[:, k], thresholds) for k in range(CONTROLS, logits.shape[1])]
     means = {name: np.mean([vars(draw)[name] for draw in draws], axis=0) for name in vars(draws[0])}
     return Effect(**{**means, "genre": draws[0].genre})
@@ -91,9 +90,9 @@ class Ratio:
     """The effect of the text divided by the effect of the control."""
 
     value: float | None
-    """None if both effects are 0 or there are no posters; infinite if only the control has no effect."""
+    """None without posters, or if both effects are 0. Infinite if only the effect of the control is 0."""
     low: float | None
-    """Lower end of the interval, like ``high`` None with fewer than two posters."""
+    """Lower end of the interval. ``low`` and ``high`` are None if ``value`` is None or there is only one poster."""
     high: float | None
     text: float | None
     control: float | None
@@ -114,7 +113,7 @@ def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Rati
     ratios = (_divide(text[rows].mean(), control[rows].mean()) for rows in drawn)
     found = [ratio for ratio in ratios if ratio is not None]
     tail = (1.0 - COVERAGE) / 2.0
-    # No interpolation: there is no value between a number and infinity.
+    # Do not interpolate, since there is no value between a number and infinity.
     low, high = np.quantile(found, [tail, 1.0 - tail], method="nearest")
     return Ratio(value, float(low), float(high), *means, count)
 
@@ -132,8 +131,8 @@ def sentence(ratio: Ratio) -> str:
         return "No poster could be compared, so there is no result about titles."
     if ratio.value is None:
         return (
-            "Titles and the same area elsewhere do not move predictions: the probabilities are the same with and "
-            f"without them ({count})."
+            "Titles and the same area elsewhere do not move predictions: the probabilities are the same if either is "
+            f"painted over ({count})."
         )
     if ratio.low is None or ratio.high is None:
         basis = f"no interval from {count}"
@@ -145,7 +144,7 @@ def sentence(ratio: Ratio) -> str:
     if not math.isfinite(ratio.value):
         return (
             f"Titles move predictions by {amount(ratio.text or 0.0)} on average. The same area elsewhere does not move "
-            f"them ({count})."
+            f"predictions ({count})."
         )
     factor = times(ratio.value)
     elsewhere = "the same area elsewhere"
@@ -157,25 +156,25 @@ def sentence(ratio: Ratio) -> str:
 
 
 def posters(count: int) -> str:
-    """Return ``1 poster``, ``1,287 posters``."""
+    """Return a text such as ``1 poster`` or ``1,287 posters``."""
     return f"{count:,} poster" + ("" if count == 1 else "s")
 
 
 def amount(value: float) -> str:
-    """Format a change of probability: 0.123, or 0.00012."""
+    """Format a change of probability, such as 0.123 or 0.00012."""
     return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def times(value: float) -> str:
-    """Format a ratio with two or three digits: 0.62, 1.04, 3.1, 12."""
+    """Format a ratio with two or three digits, such as 0.62, 1.04, 3.1 or 12."""
     return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
 
 
 def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str]) -> pd.DataFrame:
-    """Return one row per genre: the effects of the text, the control and the re-encoding on its probability.
+    """Return one row per genre with the effects of text, control and re-encoding. ``logits`` is (n, 3 + K, G).
 
-    ``title_adds`` is the mean of raw minus cleaned: above 0, titles increase the probability. ``gained`` and ``lost``
-    count posters for which the genre is named only with text, or only without. ``logits`` is (n, 3 + K, G).
+    ``title_adds`` is the mean probability with text minus the mean probability without text. ``gained`` is the number
+    of posters for which the genre is named only with text. ``lost`` is the number for which it is named only without.
     """
     probabilities = sigmoid(logits)
     raw, cleaned = probabilities[:, RAW], probabilities[:, CLEANED]
@@ -194,9 +193,9 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
 
 
 def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Return metrics of the model on each kind of picture. Those of the controls are means over the draws.
+    """Return metrics of the model on each kind of picture. For the controls, return means over the draws.
 
-    ``targets`` is (n, G), ``logits`` (n, 3 + K, G). Means leave out genres without positives among these posters.
+    ``targets`` is (n, G) and ``logits`` is (n, 3 + K, G). Means over genres leave out genres without positives.
     """
     raw, reencoded, cleaned, *draws = (
         _metrics(Outcome(targets, scores=sigmoid(logits[:, kind])), thresholds) for kind in range(logits.shape[1])
@@ -206,7 +205,7 @@ def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray
         "reencoded": reencoded,
         "cleaned": cleaned,
         "control": {
-            # The same genres are defined in every draw: support does not depend on the picture.
+            # A metric is None in all draws or in no draw, since the support does not depend on the picture.
             key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
             for key, value in draws[0].items()
         },

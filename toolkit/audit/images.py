@@ -1,7 +1,7 @@
 """Pictures to compare for one poster: raw, re-encoded, cleaned, and the controls.
 
 `posters clean` writes JPEGs, so a cleaned poster was encoded once more than the original. The controls are encoded in
-the same way. The re-encoded picture differs from the raw poster by this encoding only: it measures the noise.
+the same way. The re-encoded picture is the raw poster after this encoding. It shows the effect of the encoding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from toolkit.data.transforms.preprocessing import Box, Preprocessing
 
 #: JPEG settings of `posters clean`.
 QUALITY, SUBSAMPLING = 95, 0
-#: A poster is compared if the area of its control is at least this share of the text's area.
-LEAST_AREA = 0.5
-#: The ratio of their areas inside the model's view must also be between this share and its inverse.
-LEAST_VIEW = 0.5
-#: Mean difference in grey levels outside the text, above which the cleaned poster is of another picture.
+#: Minimum area of the control, as a share of the text's area. Other posters are not compared.
+MIN_AREA = 0.5
+#: Minimum ratio of control to text in the areas inside the model's view. The maximum is the inverse of this number.
+MIN_VIEW_RATIO = 0.5
+#: Maximum mean difference in grey levels, outside the text, between the re-encoded and the cleaned poster.
 MAX_GREY_DIFFERENCE = 5.0
 
 NO_ROOM, OUT_OF_VIEW, UNEQUAL_VIEW = ("no room for a control", "text out of the model's view", "control not as visible")
@@ -52,7 +52,7 @@ class Pictures:
     """The pictures to compare, at full size, and the masks of the painted areas."""
 
     images: list[Image.Image]
-    """Raw, re-encoded, cleaned, then the controls; RGB."""
+    """RGB pictures: raw, re-encoded, cleaned, then the controls."""
     text: np.ndarray
     controls: list[Control]
     view: Box
@@ -62,7 +62,6 @@ class Pictures:
         return np.stack([preprocessing.square(image) for image in self.images])
 
     def areas(self) -> Areas:
-        """Return the areas of the text and the controls."""
         area, seen = int(self.text.sum()), visible(self.text, self.view)
         controls = [(int(c.mask.sum()), visible(c.mask, self.view)) for c in self.controls]
         mean_area, mean_seen = np.mean(controls, axis=0)
@@ -77,30 +76,30 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Areas:
-    """Areas of one poster. ``text`` is a share of the poster; the other areas are shares of the text's area."""
+    """Areas of one poster. ``text`` is a share of the poster. The other areas are shares of the text's area."""
 
     text: float
     text_in_view: float
     control: float
-    """Mean over the draws, like ``control_in_view``."""
+    """``control`` and ``control_in_view`` are means over the draws."""
     control_in_view: float
     crowded: int
-    """Number of draws in which a region has no free place off the text."""
+    """Number of draws in which at least one moved region overlaps the text or another region."""
 
     def problem(self) -> str:
-        """Return why the poster cannot be compared, or an empty string if it can."""
-        if self.control < LEAST_AREA:
+        """Return the reason why the poster cannot be compared, or an empty string."""
+        if self.control < MIN_AREA:
             return NO_ROOM
         if not self.text_in_view:
             return OUT_OF_VIEW
-        if not LEAST_VIEW <= self.control_in_view / self.text_in_view <= 1.0 / LEAST_VIEW:
+        if not MIN_VIEW_RATIO <= self.control_in_view / self.text_in_view <= 1.0 / MIN_VIEW_RATIO:
             return UNEQUAL_VIEW
         return ""
 
 
 @blamed_on_the_picture("cannot be compared")
 def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preprocessing, fill: Fill) -> Pictures:
-    """Read and paint the pictures, always with the same result. Raises BadImage if the poster cannot be audited."""
+    """Read the posters and paint the controls, reproducibly. Raises BadImage if the poster cannot be audited."""
     if problem := id_problem(poster.id):
         raise BadImage("bad id", problem)
     raw = _read(options.images, poster.id, "the posters")
@@ -108,8 +107,8 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
     if raw.size != (poster.width, poster.height) or cleaned.size != raw.size:
         raise BadImage(
             "another size",
-            f"{poster.width}x{poster.height} in the report, the poster is {raw.width}x{raw.height}, "
-            f"cleaned {cleaned.width}x{cleaned.height}",
+            f"{poster.width}x{poster.height} in the report, but the poster is {raw.width}x{raw.height} "
+            f"and the cleaned poster is {cleaned.width}x{cleaned.height}",
         )
     text = mask_of(poster.polygons, (raw.height, raw.width))
     if abs(float(text.mean()) - poster.altered) > 0.01 or not text.any():

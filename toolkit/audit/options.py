@@ -19,19 +19,19 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     images: Path
     """Folder of the posters before cleaning."""
     cleaned: Path
-    """Output folder of `posters clean` for these posters (with its report)."""
+    """Output folder of `posters clean` for these posters."""
     metadata: Path | None = None
-    """CSV with genres: audit only its posters, and compute metrics."""
+    """CSV file with genres. Only its posters are audited, and metrics are computed."""
     limit: Count | None = None
-    """Audit a random sample of this number of posters (see --seed)."""
+    """Audit only this number of posters, chosen at random with --seed."""
     controls: Count = 4
-    """Number of controls per poster: the same shapes at random places."""
+    """Number of controls per poster. A control has the shapes of the text painted at random places."""
     seed: int = 0
-    """Seed of the places, the sample and the interval."""
+    """Seed of the random places, the random sample and the bootstrap."""
     fill_model: Path | None = None
     """ONNX network that cleaned the posters. It also paints the controls."""
     batch_size: Count = 64
-    """Images per forward pass."""
+    """Number of images per forward pass."""
     out: Path = option(Path("audit"), "-o")
     """Folder for the report."""
 

@@ -43,11 +43,11 @@ from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import PLACES
 from toolkit.model_folder.folder import ModelFolder
 
-#: Maximum number of posters with pictures on the page, and on the sheet.
-SHOWN, SHOWN_ON_SHEET = 24, 6
-#: Genres listed under each of these posters.
-GENRES_SHOWN = 4
-BINS = 24
+#: Maximum number of posters with pictures in the results, and in audit.png.
+POSTERS_IN_RESULTS, POSTERS_ON_SHEET = 24, 6
+#: Number of genres that are listed under such a poster.
+GENRES_PER_POSTER = 4
+HISTOGRAM_BINS = 24
 
 
 def build_report(
@@ -58,7 +58,7 @@ def build_report(
     fills: FillMaker,
     targets: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], list[Example]]:
-    """Return (report in JSON types, pictures of the largest effects). ``targets``: id → (G,) bool, for metrics."""
+    """Return the report in JSON types and the examples. ``targets`` (id → (G,) bool) are needed only for metrics."""
     compared, logits = audited.compared, audited.logits
     fair = logits[compared]
     every = {
@@ -69,7 +69,7 @@ def build_report(
     effects = {name: values.take(compared) for name, values in every.items()}
     ratio = ratio_of_means(effects["text"].change, effects["control"].change, options.seed)
     rows = np.flatnonzero(compared) if compared.any() else np.arange(len(logits))
-    top = rows[np.argsort(-every["text"].change[rows], kind="stable")[:SHOWN]]
+    top = rows[np.argsort(-every["text"].change[rows], kind="stable")[:POSTERS_IN_RESULTS]]
     table = genre_table(fair, folder.thresholds, folder.labels.genres) if len(fair) else None
     report: dict[str, Any] = {
         "sentence": sentence(ratio),
@@ -92,7 +92,7 @@ def build_report(
     }
     report = json_types(report)
     report["notes"] = _notes(report)
-    # The pictures of the first draw are painted again: pictures of every poster would not fit into memory.
+    # Make the pictures again, since the pictures of all posters do not fit into memory.
     examples = []
     for row, facts in zip(top, report["examples"], strict=True):
         poster = audited.posters[row]
@@ -121,15 +121,15 @@ def _command(folder: ModelFolder, audited: Audited, options: AuditOptions) -> di
 def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Example]) -> None:
     """Write audit.csv, audit.png and audit.html, then audit.json."""
     write_table(folder / "audit.csv", pd.DataFrame(report["posters"]))
-    save_sheet(folder / "audit.png", report, examples[:SHOWN_ON_SHEET])
+    save_sheet(folder / "audit.png", report, examples[:POSTERS_ON_SHEET])
     with atomic_write(folder / "audit.html", "w") as stream:
         stream.write(page(report, examples))
-    # The rows are only in the CSV: a JSON file with 90,000 rows is hard to open.
+    # The rows per poster are only in audit.csv, since a JSON file with 90,000 rows is hard to open.
     write_json(folder / "audit.json", {name: value for name, value in report.items() if name != "posters"})
 
 
 def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
-    """Return one self-contained HTML page: pictures as data URIs, the chart as SVG, no script."""
+    """Return the report as one HTML page without scripts. It contains pictures as data URIs and a chart as SVG."""
     metrics = {metric.key: metric.column for metric in PLACES["audit"]}
     return render(
         "toolkit.audit/audit.html",
@@ -145,7 +145,7 @@ def _example(audited: Audited, row: int, effects: dict[str, Effect], folder: Mod
     probabilities = sigmoid(audited.logits[row])
     raw, cleaned, control = probabilities[RAW], probabilities[CLEANED], probabilities[CONTROLS]
     named = raw >= folder.thresholds
-    order = np.argsort(-np.abs(cleaned - raw), kind="stable")[:GENRES_SHOWN]
+    order = np.argsort(-np.abs(cleaned - raw), kind="stable")[:GENRES_PER_POSTER]
     return {
         "id": audited.posters[row].id,
         "text": effects["text"].change[row],
@@ -165,7 +165,6 @@ def _example(audited: Audited, row: int, effects: dict[str, Effect], folder: Mod
 
 
 def _rows(audited: Audited, effects: dict[str, Effect], folder: ModelFolder) -> dict[str, Any]:
-    """Return the columns of audit.csv."""
     text, control, noise = effects["text"], effects["control"], effects["reencoding"]
     return {
         "id": [poster.id for poster in audited.posters],
@@ -211,7 +210,6 @@ def _counts(chosen: Chosen, audited: Audited) -> dict[str, Any]:
 
 
 def _areas(audited: Audited) -> dict[str, Any]:
-    """Return means over the compared posters."""
     fair = [area for area in audited.areas if not area.problem()]
     if not fair:
         return {}
@@ -225,17 +223,17 @@ def _areas(audited: Audited) -> dict[str, Any]:
 
 
 def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Return counts in common bins up to the larger 99th percentile. The last bin includes all larger values."""
+    """Count text and control in the same bins, up to the larger 99th percentile. The last bin has all larger values."""
     if not len(text):
         return {"edges": [], "text": [], "control": []}
     top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)
-    edges = np.linspace(0.0, top, BINS + 1)
+    edges = np.linspace(0.0, top, HISTOGRAM_BINS + 1)
     counts = [np.histogram(np.minimum(values, top), edges)[0] for values in (text, control)]
     return {"edges": edges, "text": counts[0], "control": counts[1]}
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    """Return the notes that a reader needs to interpret the sentence."""
+    """Return the notes on how to interpret the result."""
     counts, areas, effects = report["counts"], report["areas"], report["effects"]
     notes = []
     if counts["compared"]:
@@ -245,23 +243,22 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"and of the control ({amount(effects['control']['probability'])}) include this change."
         )
         if text > 0 and text < 1.5 * noise:
-            notes.append("The effect of the text is less than 1.5 times that of re-encoding: it is mostly noise.")
+            notes.append("The effect of the text is less than 1.5 times the effect of re-encoding: it is mostly noise.")
         notes.append(
             f"Text covers {areas['text']:.1%} of a poster on average. The model's input contains "
-            f"{areas['text_in_view']:.0%} of the text's area, and controls of {areas['control_in_view']:.0%} of it."
+            f"{areas['text_in_view']:.0%} of this area. The area of the control inside the input is "
+            f"{areas['control_in_view']:.0%} of the text's area."
         )
         equal = math.isclose(areas["least_control"], 1.0)
-        least = "every control" if equal else f"at least {areas['least_control']:.0%}"
-        notes.append(
-            f"The control's area is {areas['control']:.1%} of the text's on average, "
-            + ("the same for every poster." if equal else f"{least} of it on every poster.")
-        )
+        least = "the same" if equal else f"at least {areas['least_control']:.0%}"
+        average = f"The control's area is {areas['control']:.1%} of the text's area on average"
+        notes.append(f"{average}, and {least} on every poster.")
         if counts["compared"] < FEW_POSTERS:
             notes.append(f"With fewer than {FEW_POSTERS} posters, intervals are often too narrow.")
     if counts["crowded_draws"]:
         notes.append(
-            f"In {counts['crowded_draws']} of {counts['draws']} controls a region has no free place off the text. It "
-            "is at the place with the smallest overlap, and the overlap with text is not painted."
+            f"In {counts['crowded_draws']} of {counts['draws']} controls, a region has no free place off the text. "
+            "This region is at the place with the smallest overlap, and its overlap with text is not painted."
         )
     for reason, count in counts["not_compared"].items():
         notes.append(f"Not compared: {posters(count)} ({reason}).")

@@ -2,10 +2,10 @@
 
     posters audit --model RUN/model --images RAW --cleaned CLEANED [--metadata CSV] [--out DIR]
 
-A cleaned poster also lacks a part of the picture. So its effect is compared with that of the same shapes painted
-elsewhere on the same poster (control.py), with the same encoding (images.py). selection.py chooses the posters;
-effects.py defines the measures. Memory contains the logits of all pictures (half a kilobyte per poster with 19 genres
-and four controls) and the pictures of two batches.
+A cleaned poster lacks its text and the picture under the text. So its effect is compared with the effect of a control:
+the same shapes painted elsewhere on the same poster (control.py). Both have the same encoding (images.py). selection.py
+chooses the posters, and effects.py computes the effects. Memory contains the logits of all pictures, half a kilobyte
+per poster with 19 genres and four controls, and the pictures of two batches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from toolkit.device.defaults import autocast_dtype, decode_threads
 from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import ModelFolder
 
-#: Returns the function that paints a control, for the name of a fill in the report of `posters clean`.
+#: Returns the function that paints a control. The argument is the name of a fill (a method of `posters clean`).
 FillMaker = Callable[[str], Fill]
 
 
@@ -44,7 +44,7 @@ class Audited:
 
     posters: list[Poster]
     logits: np.ndarray
-    """(n, 3 + K, G), calibrated, in the order of effects.py."""
+    """(n, 3 + K, G) calibrated logits, in the order of effects.py."""
     areas: list[Areas]
     left_out: list[Rejection]
 
@@ -55,7 +55,7 @@ class Audited:
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Return a function that makes each fill once, by name. ``model`` is the ONNX file for the fill ``model``."""
+    """Return a function that makes each fill once, by name. ``model`` is the ONNX file of the fill named "model"."""
 
     @cache
     def fill(name: str) -> Fill:
@@ -70,7 +70,7 @@ def fill_maker(model: Path | None) -> FillMaker:
 def audit_posters(
     folder: ModelFolder, chosen: Chosen, options: AuditOptions, fills: FillMaker, accelerator: Accelerator
 ) -> Audited:
-    """Compute the logits of all pictures. Raises UserError if no poster is readable, or outputs are not finite."""
+    """Compute the logits of all pictures. Raises UserError if no poster is readable, or an output is not finite."""
     model = folder.model.to(accelerator.device)
     network = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     kinds = CONTROLS + options.controls
@@ -104,7 +104,7 @@ def audit_posters(
         first = result.left_out[-1]
         raise UserError(
             "images-none",
-            f"none of {len(chosen.posters)} posters with text could be audited, e.g. {one_line(first.id)}: "
+            f"none of {len(chosen.posters)} posters with text could be audited; for example {one_line(first.id)}: "
             f"{first.reason} ({first.detail}); check --images and --cleaned",
         )
     result.logits = logits[: len(result.posters)]
@@ -124,7 +124,7 @@ Work = tuple[np.ndarray, Areas]
 def _prepared(
     folder: ModelFolder, posters: Sequence[Poster], options: AuditOptions, fills: FillMaker, ahead: int
 ) -> Iterator[tuple[Poster, Work | BadImage]]:
-    """Yield the pictures of every poster in order. Threads paint them, at most two batches ahead."""
+    """Yield each poster with its pictures, in order. Threads paint the pictures, at most two batches ahead."""
 
     def work(poster: Poster) -> Work | BadImage:
         try:
@@ -137,7 +137,7 @@ def _prepared(
     queue: deque[tuple[Poster, Future[Work | BadImage]]] = deque()
     pending = iter(posters)
     for name in sorted({poster.fill for poster in posters}):
-        fills(name)  # fail early for an unknown name, and before the threads start
+        fills(name)  # fail for an unknown name before the threads start
     with ThreadPoolExecutor(threads, thread_name_prefix="paint") as pool:
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Choose the posters to audit: posters with text, limited to those of a CSV or to a random sample if requested."""
+"""Choose the posters to audit: posters with painted text, optionally from a CSV or at random."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Chosen:
-    """The posters to audit, the rejected posters, and counts of the others."""
+    """The posters to audit, the rejected posters, and counts of the posters that are not audited."""
 
     posters: list[Poster]
     left_out: list[Rejection]
@@ -40,9 +40,9 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
 
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:
-    """Return id → (G,) bool for the posters of the CSV. Ignore genres that the model does not have, with a warning.
+    """Return the (G,) bool labels of the posters of the CSV, by id.
 
-    A poster without a genre of the model is all False. Raises UserError if no poster has such a genre.
+    Genres that the model does not have are ignored with a warning. Raises UserError if no poster has a known genre.
     """
     metadata = read_metadata(path, columns, known=labels.genres)
     if metadata.rejected:
@@ -50,11 +50,11 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
     unknown = Counter(genre for row in metadata.rows for genre in row.genres if genre not in labels.index)
     if unknown:
         shown = some([repr(one_line(genre)) for genre, _ in unknown.most_common()])
-        log.warning("%s has genres that the model does not have; they are ignored: %s", path, shown)
+        log.warning("%s has genres that the model does not have; these genres are ignored: %s", path, shown)
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
             "table-column",
-            f"{path} has no genre of the model in column {metadata.genre_column!r}; choose another with --genre-column",
+            f"{path} has no genre of the model in column {metadata.genre_column!r}; name another with --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
@@ -62,7 +62,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """Choose the posters with text: with ``targets`` only those of the CSV, with a limit a random sample.
+    """Choose posters with painted text. With ``targets``, they are from the CSV. With a limit, they are random.
 
     Raises UserError if no poster remains.
     """
@@ -70,7 +70,7 @@ def choose_posters(
     if targets is not None:
         listed = [poster for poster in posters if poster.id in targets]
         known = {poster.id for poster in posters}
-        left_out = [Rejection(i, "not cleaned", "in the CSV, not in the report") for i in targets if i not in known]
+        left_out = [Rejection(i, "not cleaned", "in the CSV, but not in the report") for i in targets if i not in known]
         if not listed:
             raise UserError(
                 "table-column", f"no id of the CSV is in the report of {options.cleaned}; check --id-column"

@@ -30,8 +30,8 @@ from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
-#: A file's path, its bytes, a file opened for reading bytes, an opened picture, or uint8 pixels: RGB (h, w, 3),
-#: RGBA (h, w, 4), grey (h, w) or (h, w, 1).
+#: The path of a file, its bytes, an open binary file, an open picture, or uint8 pixels. Pixels are RGB (h, w, 3),
+#: RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
 ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
 HUB = "hf://"
 
@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. ``precision`` of autocast: no, bf16 or fp16. Raises UserError if unknown."""
+        """Move the model to ``device``. ``precision`` (of autocast) is no, bf16 or fp16. Raises UserError otherwise."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -48,7 +48,7 @@ class Predictor:
 
     @property
     def model(self) -> nn.Module:
-        """The timm model: normalised (n, 3, S, S) → (n, G) logits, before calibration."""
+        """The timm model, from normalised (n, 3, S, S) pictures to (n, G) logits before calibration."""
         return self.folder.model
 
     @property
@@ -58,11 +58,11 @@ class Predictor:
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Genre → threshold. A genre is named if its calibrated probability, in [0, 1], reaches the threshold."""
+        """The threshold of each genre. A genre is named if its calibrated probability reaches its threshold."""
         return dict(zip(self.genres, self.folder.thresholds.tolist(), strict=True))
 
     def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
-        """Return (n, 3, S, S) float32 inputs of ``model``, on its device. Raises UserError for an unreadable image."""
+        """Return (n, 3, S, S) float32 inputs of ``model`` on its device. Raises UserError for an unreadable image."""
         transform = RawTransform(self.folder.preprocessing)
         squares = []
         for number, image in enumerate(_listed(images)):
@@ -83,17 +83,17 @@ class Predictor:
         tta: Tta = "none",
         embeddings: bool = False,
     ) -> pd.DataFrame:
-        """Return one row per image, in order, also for images that cannot be decoded.
+        """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        Columns: image (its path, or its number for pictures in memory); genres (list of genres whose probability
-        reaches their threshold, or ``threshold`` if given); one float column of calibrated probabilities in [0, 1] per
-        genre, NaN if there is an error; error (None, or the reason why the image is not decodable); with ``embeddings``
-        also embedding ((F,) float32 arrays: the input of the classifier). ``tta="flip"`` averages over each image and
-        its mirror image. Raises UserError for invalid options, and if outputs are not finite.
+        The column ``image`` is the path or the number of an image. ``genres`` lists the genres that reach their
+        threshold, or ``threshold`` if given. Each genre has a column of calibrated probabilities in [0, 1]. ``error``
+        is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column ``embedding``:
+        the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror image. Raises
+        UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
-        # With OWN, genres have the same column names as in files of predictions.
+        # OWN gives the genres the same column names as in prediction files.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
@@ -123,10 +123,10 @@ class Predictor:
 def load_model(
     folder: str | os.PathLike[str], *, device: str | torch.device | None = None, precision: str = "no"
 ) -> Predictor:
-    """Load the model of a folder written by training (RUN/model) onto ``device`` (default: the GPU if there is one).
+    """Load the model of a folder such as RUN/model onto ``device``. The default is the GPU if there is one.
 
-    ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub (``posters push``). It is
-    downloaded once. Raises shards.errors.UserError if the folder is incomplete; the message contains the remedy.
+    ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
+    Raises shards.errors.UserError if the folder is incomplete. The message says how to repair it.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
@@ -149,7 +149,6 @@ def load_model(
 
 
 def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
-    """Raise UserError for an invalid type or value."""
     number = isinstance(threshold, Real) and not isinstance(threshold, bool)
     if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
         raise UserError("option-value", f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
@@ -162,7 +161,7 @@ def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
 
 
 class _Images:
-    """Images of all kinds as the source of a Loader, which decodes them in its threads."""
+    """A list of images as the source of a Loader, which decodes the images in its threads."""
 
     def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
         self.images, self.transform = images, transform
@@ -178,7 +177,7 @@ class _Images:
         return _name(self.images[index], index)
 
     def transforms(self, micro_batch: MicroBatch) -> FileTransform:
-        """Return the transform that makes the squares of a batch."""
+        """Return the transform from the images of a batch to model inputs."""
         side = self.transform.preprocessing.image_size
         return FileTransform(
             len(micro_batch.indices), side, lambda i, _: _square(self.images[micro_batch.indices[i]], self.transform)
@@ -186,7 +185,7 @@ class _Images:
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """Return (S, S, 3) uint8. Raises Undecodable or ValueError for the image; UserError if a file cannot be read."""
+    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image, UserError for a bad file."""
     try:
         if isinstance(image, (str, os.PathLike)):
             return transform(read_file(Path(os.fsdecode(image))))
@@ -199,11 +198,11 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if not isinstance(image, Image.Image):
             raise ValueError(f"expected a path, bytes, file, picture or array, not {type(image).__name__}")
         if not 0 < image.width * image.height <= ANY.max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, not from 1 to {ANY.max_pixels}")
+            raise ValueError(f"{image.width}x{image.height} pixels; the number must be from 1 to {ANY.max_pixels}")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise
-    except Exception as error:  # plugins of Pillow raise many types
+    except Exception as error:  # plugins of Pillow raise many types of exceptions
         raise ValueError(f"{type(error).__name__}: {one_line(error)[:200]}") from error
 
 
@@ -220,13 +219,13 @@ def _picture(pixels: np.ndarray) -> Image.Image:
 
 
 class _Unread(ValueError):
-    """The reason why an open file could not be read, for its row."""
+    """The reason why an open file could not be read. It is shown in the row of the file."""
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return a list of images from one or many. Read open files now, since a batch may need an image twice.
+    """Return one image or many as a list. Read open files now, since a batch can contain an image twice.
 
-    Raises UserError for other types.
+    Raises UserError if ``images`` has another type.
     """
     one: Any = images
     if isinstance(images, np.ndarray):
@@ -236,7 +235,7 @@ def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     if single:
         return [_read(one)]
     if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):
-        raise UserError("option-value", f"images must be a list of images, or one of them, not {type(one).__name__}")
+        raise UserError("option-value", f"images must be an image or a list of images, not {type(one).__name__}")
     return [_read(image) for image in one]
 
 
@@ -247,8 +246,8 @@ def _is_file(image: Any) -> bool:
 def _read(image: Any) -> Any:
     """Return an image, or the bytes of an open file from its current position.
 
-    A JPEG that Pillow has opened but not decoded is also read as a file: Pillow does not check the number of its scans,
-    or whether it is truncated.
+    A JPEG that Pillow has opened but not decoded is read as a file. Pillow does not detect a truncated JPEG or a JPEG
+    with too many scans.
     """
     if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
         image.fp.seek(0)
@@ -263,8 +262,8 @@ def _read(image: Any) -> Any:
 
 
 def _name(image: ImageLike, number: int) -> str:
-    """Return a path as in files of predictions; the number for other images."""
+    """Return the path of an image as in prediction files, or its number if it has no path."""
     try:
         return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
-    except Exception:  # a path class of the user may raise anything; the row has the error
+    except Exception:  # a path class of the user may raise anything, and the error is in the row
         return str(number)

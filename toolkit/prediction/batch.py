@@ -1,11 +1,12 @@
-"""Batch prediction of shard sets and folders of images, on every process of a launch, with one file per chunk.
+"""Batch prediction of shard sets and folders of images, on all processes of a launch.
 
-    chunks (shards, or 512 image files) ─ without a finished file ─→ WorkQueue: a free process takes the next one
-      ─→ Loader reads ahead across chunks ─→ Forward ─→ all rows of a chunk ─→ a thread writes its file, atomically
+A chunk is a shard or up to 512 image files. Each chunk gives one file with one row per sample, even for samples that
+cannot be decoded. These are the steps for the chunks that have no finished file:
 
-Every sample is one row of one file, for any number of processes, also if it cannot be decoded. After a kill, a new run
-with any number of processes predicts the chunks that have no finished file. Memory contains the images of a few batches
-and the rows of two chunks.
+    WorkQueue gives the next chunk to a free process → Loader reads its images → Forward → a thread writes its file
+
+After a kill, the same command with any number of processes predicts the chunks without a finished file. Memory contains
+the images of a few batches and the rows of two chunks.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from toolkit.inference.scoring import Scored, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.chunks import Chunk, ChunkSource, Content, OpenChunk, ShardChunk, folder_chunks, shard_chunks
 from toolkit.prediction.facts import facts_of, is_finished, refuse_others, write_rows
-from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS
+from toolkit.prediction.formats import ENDING_OF, FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import PredictOptions
 
 log = logging.getLogger(__name__)
@@ -63,19 +64,19 @@ class Job:
     workers: int = 0
     naming: NamingOptions = PLAIN
     how: dict[str, Any] = field(default_factory=dict)
-    """Options that change the numbers, apart from model and images; JSON types."""
+    """Options that change the predictions, in JSON types."""
     siblings: Sequence[Chunk] = ()
-    """Chunks of the same source that are not predicted now. Their files may be in ``out``."""
+    """Chunks of other splits. They are not predicted now, but ``out`` may contain their files."""
 
     def path(self, chunk: Chunk) -> Path:
-        return self.out / f"{chunk.name}.{self.format}"
+        return self.out / f"{chunk.name}{ENDING_OF[self.format]}"
 
     def facts(self, content: Content) -> dict[str, Any]:
-        """Return the facts of the file of a chunk with this content."""
+        """Return the facts to store with the file of a chunk."""
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError if another file is in its place."""
+        """Return whether the file of a chunk is complete. Raises UserError if the file is of another prediction."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 
@@ -84,12 +85,12 @@ def run_predict_batch(options: PredictOptions) -> int:
     """Run ``posters predict`` for --shards, or for --directory with a folder as --out. Return the exit status."""
     format = options.format or FOLDER_FORMATS[0]
     if options.out is None:
-        raise UserError("option-missing", "--shards needs --out FOLDER for the files of predictions, one per shard")
+        raise UserError("option-missing", "--shards needs --out FOLDER for the predictions, one file per shard")
     if format not in FOLDER_FORMATS or options.verbose:
         raise UserError(
             "option-conflict",
-            f"--format json and --verbose are only for a few images; files in a folder are {', '.join(FOLDER_FORMATS)} "
-            f"and include all genres",
+            f"--format json and --verbose are only for a few images; for a folder of files, remove --verbose and use "
+            f"--format {', '.join(FOLDER_FORMATS)}",
         )
     if options.embeddings and not FORMATS[format].embeddings:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
@@ -107,7 +108,7 @@ def run_predict_batch(options: PredictOptions) -> int:
 
 
 def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accelerator) -> Forward:
-    """Return the forward pass of the options, on the device of the accelerator. Raises UserError for a bad --onnx."""
+    """Return the forward pass with these options on the accelerator's device. Raises UserError for a bad --onnx."""
     if options.onnx is not None:
         network = OnnxModel(options.onnx_path, folder, accelerator.device)
         return Forward(network, folder.preprocessing, options=replace(options, channels_last=False))
@@ -121,7 +122,7 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
 def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
     """Return (chunks to predict, chunks of other splits, facts of the data).
 
-    Raises UserError if their labels differ from those of the model.
+    Raises UserError if the labels of the data differ from the labels of the model.
     """
     shards = options.shards
     store = LocalShards(options.directory or Path()) if shards is None else open_store(shards, options.cache)
@@ -142,7 +143,7 @@ def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chun
 
 
 def predict_chunks(job: Job, accelerator: Accelerator) -> int:
-    """Predict the chunks without a finished file. Call on every process; return the exit status."""
+    """Predict the chunks without a finished file. Return the exit status. Every process must call this function."""
     main = accelerator.is_main_process
     with folder_lock(job.out) if main else contextlib.nullcontext():
         todo = None
@@ -152,16 +153,16 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
             for chunk in job.siblings:
                 job.is_finished(chunk)  # raises UserError for a file of another prediction
             unfinished = [number for number, chunk in enumerate(job.chunks) if not job.is_finished(chunk)]
-            # The largest first, so that no process has a large chunk left when the others have finished.
+            # The largest chunk is first, so that no process starts a large chunk when the others have finished.
             todo = sorted(unfinished, key=lambda number: -job.chunks[number].count)
-        todo = from_main(accelerator, todo)  # one list for all processes, since files appear from now on
+        todo = from_main(accelerator, todo)  # one list for all processes, which write files from now on
         queue = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
         problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, queue, todo)
-        except (UserError, OSError) as error:  # the other processes predict the rest, and then raise the same error
+        except (UserError, OSError) as error:  # raise it when the other processes have predicted the other chunks
             problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
                 log.error("%s; the other processes continue", problem[1])
@@ -190,12 +191,12 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        claimed = (todo[place] for place in queue.take())
-        micro_batches = source.micro_batches(claimed, rows_for(job.batch_size, accelerator.device))
+        numbers = (todo[place] for place in queue.take())
+        micro_batches = source.micro_batches(numbers, rows_for(job.batch_size, accelerator.device))
         batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
         for number, chunk, scored in source.whole(batches):
             loader.faults.forget()
-            # Write one file at a time, in parallel to the prediction, so that the GPU need not wait for a slow disk.
+            # Write one file at a time, in parallel to the prediction, so that the GPU does not wait for a slow disk.
             if written is not None:
                 written.result()
             written = writer.submit(_write, job, number, chunk, scored)
@@ -213,7 +214,6 @@ def _counted(batches: Iterator[Scored], queue: WorkQueue, bar: Any) -> Iterator[
 
 
 def _write(job: Job, number: int, chunk: OpenChunk, scored: Scored) -> None:
-    """Write the file of a chunk, in the writing thread."""
     rows = Rows.of(chunk.ids(), scored, job.folder, job.naming)
     write_rows(job.path(job.chunks[number]), rows, job.facts(chunk.content))
 
@@ -221,7 +221,7 @@ def _write(job: Job, number: int, chunk: OpenChunk, scored: Scored) -> None:
 def _print_summary(job: Job, done: int, results: Sequence[Sequence[Any]], seconds: float) -> int:
     samples, failed = (sum(result[k] for result in results) for k in (0, 1))
     if failed:
-        log.warning("%d images could not be decoded; their rows carry the error", failed)
+        log.warning("%d images could not be decoded; their rows contain the error", failed)
     before = len(job.chunks) - done
     print(f"predicted      {samples} images now ({done} files), {before} files were finished before")
     if samples:

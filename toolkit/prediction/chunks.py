@@ -40,11 +40,11 @@ from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
-#: Images of a folder per file: about a minute on a CPU, and some thousand images give enough chunks for eight GPUs.
+#: Images per chunk of a folder: about a minute on a CPU. A few thousand images give enough chunks for eight GPUs.
 FILES_PER_CHUNK = 512
 _SHIFT = 32
 
-#: Name of a fact → digest of a file that predictions depend on; None if it is unknown.
+#: Digests of the files that predictions depend on, by name. A digest is None if it is unknown.
 Content: TypeAlias = dict[str, str | None]
 
 
@@ -54,11 +54,11 @@ class OpenChunk:
 
     source: Source
     transforms: Transforms
-    """Makes the transforms from its images to squares."""
+    """Makes the transform of each batch, from images to model inputs."""
     ids: Callable[[], list[str]]
     """Returns the ids of the samples, in order."""
     content: Content
-    """Content of the chunk before the first read."""
+    """Digests of the chunk, from before the first read."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ShardChunk:
 
     @property
     def name(self) -> str:
-        """Name of its file of rows without the ending: ``train-00000`` for ``train-00000.tar``."""
+        """Name of the prediction file without its ending: ``train-00000`` for the shard ``train-00000.tar``."""
         return self.shard.name.removesuffix(".tar")
 
     @property
@@ -79,7 +79,7 @@ class ShardChunk:
         return self.shard.samples
 
     def content(self) -> Content:
-        """Return the digests of tar and index. A finished file with other digests belongs to another chunk."""
+        """Return the digests of the tar file and the index of the shard."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
@@ -92,7 +92,7 @@ class ShardChunk:
 
 @dataclass(frozen=True)
 class FilesChunk:
-    """Image files of a folder. Their ids are their paths below the folder (see file_id)."""
+    """Image files of a folder. The id of an image is its path below the folder (see file_id)."""
 
     root: Path
     number: int
@@ -100,7 +100,7 @@ class FilesChunk:
 
     @property
     def name(self) -> str:
-        """``images-00000``, ..."""
+        """Name of the prediction file without its ending, such as ``images-00000``."""
         return f"images-{self.number:05d}"
 
     @property
@@ -111,7 +111,7 @@ class FilesChunk:
         """Return a digest of names, sizes and modification times. Reading all files twice would take too long."""
         facts = [(file, -1, -1) for file in self.files]
         for number, file in enumerate(self.files):
-            with contextlib.suppress(OSError):  # deleted since it was listed: its row has the error
+            with contextlib.suppress(OSError):  # the file was deleted, so its row will have an error
                 state = (self.root / file).stat()
                 facts[number] = file, state.st_size, state.st_mtime_ns
         return {"content": fingerprint(facts)}
@@ -123,7 +123,7 @@ class FilesChunk:
         return OpenChunk(source, transforms, lambda: [file_id(file) for file in self.files], content)
 
 
-#: Samples of one file of rows.
+#: The samples of one prediction file.
 Chunk: TypeAlias = ShardChunk | FilesChunk
 
 
@@ -135,7 +135,7 @@ def shard_chunks(store: ShardStore, manifest: Manifest, split: str | None) -> li
 
 
 def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
-    """Return chunks of FILES_PER_CHUNK files each. ``paths``: sorted files below ``root``."""
+    """Return chunks of up to FILES_PER_CHUNK files. ``paths`` are the sorted files below ``root``."""
     names = [path.relative_to(root).as_posix() for path in paths]
     return [
         FilesChunk(root, number, tuple(names[start : start + FILES_PER_CHUNK]))
@@ -144,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield the same numbers. For shards at URLs, start to download the next shard before a number is yielded."""
+    """Yield the same numbers. For shards at URLs, start the download of the next shard before each yield."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
@@ -156,17 +156,17 @@ def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[i
                 yield number
         if before >= 0:
             yield before
-    except BaseException:  # not at the normal end: the last shard is still needed
+    except BaseException:  # not at the normal end, when the last download is still needed
         stop.set()
         raise
 
 
 def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
     try:
-        with contextlib.suppress(NoRoom, Abandoned):  # the reader downloads the shard if it needs it
+        with contextlib.suppress(NoRoom, Abandoned):  # the reader then downloads the shard itself
             store.prefetch(shard, stop)
     except UserError as error:
-        log.warning("a shard was not downloaded ahead: %s", error)
+        log.warning("a shard was not downloaded in advance: %s", error)
 
 
 class ChunkSource:
@@ -180,14 +180,14 @@ class ChunkSource:
         return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
-        """Yield batches of the chunks ``numbers``; open each chunk before its first batch. A batch is of one chunk."""
+        """Yield batches of the chunks ``numbers``, each of one chunk. Open each chunk before its first batch."""
         for number in fetched_ahead(self.chunks, numbers):
             self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """Yield (number, chunk, scores of all its samples) per chunk, and close it. ``indices`` are its rows."""
+        """Yield (number, chunk, scores of all samples) per chunk, and close the chunk. ``indices`` are row numbers."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:
@@ -209,10 +209,9 @@ class ChunkSource:
 
 
 def _chunk_of(index: int) -> int:
-    """Return the chunk of a sample, from its index in a ChunkSource."""
     return index >> _SHIFT
 
 
 def _row_of(index: Any) -> Any:
-    """Return the row of a sample in its chunk, from its index (a number, or an int64 array)."""
+    """Return the row of a sample in its chunk, from its index: a number or an int64 array."""
     return index & ((1 << _SHIFT) - 1)

@@ -1,7 +1,7 @@
-"""Facts of a file in a folder of predictions: the model, the data and the options that its rows depend on.
+"""Facts of a prediction file: the model, the data and the options that its rows depend on.
 
-Parquet files have them in their metadata (key ``poster_toolkit``). Other formats have a file ``NAME.facts.json``, which
-is written last. A file is finished if its facts exist.
+The metadata of a Parquet file contains its facts (key ``poster_toolkit``). For other formats, a second file
+``NAME.facts.json`` contains the facts and is written last. A prediction file is finished if its facts exist.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from toolkit.inference.rows import Rows, genre_columns
 from toolkit.model_folder.folder import ModelFolder
 from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY
 
-#: Version of the columns. Increase it with every change.
+#: Version of the columns. Increase it with every change of the columns.
 VERSION = 2
 #: Ending of the file of facts, for formats without metadata.
 FACTS = ".facts.json"
@@ -30,7 +30,7 @@ FACTS = ".facts.json"
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return all facts that the rows of a chunk depend on, in JSON types. ``content``: digests of its data."""
+    """Return the facts of a prediction file in JSON types. ``content`` has the digests of its data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
@@ -47,7 +47,7 @@ def facts_of(
 
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write one file and its facts, atomically, in the format of its ending."""
+    """Write a prediction file and its facts atomically, in the format of its ending."""
     format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
@@ -59,7 +59,7 @@ def _facts_path(path: Path) -> Path:
 
 
 def is_finished(path: Path, facts: dict[str, Any]) -> bool:
-    """Return whether the file exists and is complete. Raises UserError if its model, content or options differ."""
+    """Return whether the file exists and is complete. Raises UserError if the file has other facts."""
     found = _read_facts(path, facts)
     if found is None:
         return False
@@ -69,9 +69,9 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
 
 
 def refuse_others(out: Path, expected: Collection[str]) -> None:
-    """Raise UserError if a folder contains files of rows that are not among the ``expected`` names.
+    """Raise UserError if a folder contains prediction files that are not among the ``expected`` names.
 
-    Readers of the folder use all of its files as one prediction.
+    A program that reads the folder takes all of its files as one prediction.
     """
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
@@ -84,7 +84,7 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
 
 
 def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
-    """Return the facts of a file; None if it does not exist or is not finished."""
+    """Return the facts of a file, or None if the file does not exist or is not finished."""
     if not path.exists():
         return None
     format = FORMATS[ENDINGS[path.suffix]]
@@ -96,7 +96,7 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
         with contextlib.suppress(OSError, ValueError, csv.Error, RecursionError):
             with open(path, encoding="utf-8", newline="") as stream:
                 if format.begins(stream, list(wanted["columns"].values())):
-                    return None  # killed after the file, before its facts
+                    return None  # posters predict was killed before it wrote the facts
         raise UserError("path-exists", f"{path} was not written by `posters predict`; {REMEDY}")
     if isinstance(found, dict):
         unknown = [name for name in ADDED if name in wanted and None in (found.get(name), wanted[name])]
@@ -104,10 +104,10 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
     return found
 
 
-#: Facts that files and sets of earlier versions do not have. They count as equal.
+#: Facts that earlier versions did not write. A missing fact counts as equal.
 ADDED = ("preprocessing", "index")
 
-#: Fact → description of a difference in messages, the most important first.
+#: Description of a different fact in messages, the most important first.
 WORDS = {
     "version": "another version of this toolkit",
     "labels": "a model with other genres",

@@ -3,8 +3,8 @@
     posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
     accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
 
-A few images give text on the screen, or one file. Shard sets and large folders give a folder of files (batch.py).
-Unreadable images are reported and counted; the others are predicted. Exit status 1 if no image could be predicted.
+For a few images, the results are text on the screen or one file. For shard sets and large folders, they are a folder of
+files (batch.py). Unreadable images are reported and counted. The exit status is 1 if no image could be predicted.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def predict_files(
 def write_predictions(
     rows: Rows, folder: ModelFolder, device: str, output: Path | None, format: str, options: ShownOptions
 ) -> None:
-    """Write all results to ``output``, or to the screen if it is None. ``format``: a name in FORMATS."""
+    """Write all results to ``output``, or to the screen if ``output`` is None. ``format`` is a name in FORMATS."""
     shown, writer = Shown(folder, device, options), FORMATS[format]
     if output is None:
         (exact_stdout() if writer.screen == "exact" else sys.stdout).write(writer.text(rows, shown))

@@ -1,9 +1,12 @@
 """Formats of predictions, one class per format. To add a format, write a class and add it to FORMATS.
+A file has these columns:
 
-Columns: id (``image`` for a few images); genres (those that reach their thresholds, in the order of the model); one
-float32 column of calibrated probabilities per genre, named like the genre for easy filters (``df[df.Drama > 0.5]``,
-``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``); error (null, or the reason why there is no prediction); and
-optionally embedding (fixed-size list of float32).
+- id: called ``image`` for a few images.
+- genres: the genres that reach their thresholds, in the order of the model.
+- One float32 column per genre, which has its name and its calibrated probabilities, for filters such as
+  ``df[df.Drama > 0.5]`` and ``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``.
+- error: null, or the reason why there is no prediction.
+- embedding: a list of float32 numbers. This column is optional.
 
 The options of the command import this module, so it does not load torch or pyarrow.
 """
@@ -41,12 +44,12 @@ class ShownOptions:
     """Options for results of a few images."""
 
     verbose: bool = option(False, "-v")
-    """Probability of every genre, sorted."""
+    """Show the probability of every genre, the highest first."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Facts and options for results of a few images."""
+    """The model, the device and the options for results of a few images."""
 
     folder: ModelFolder
     device: str
@@ -54,19 +57,19 @@ class Shown:
 
 
 class Format:
-    """Writes rows into a file. Text formats define ``text``; other formats define ``write``."""
+    """Writes rows into a file. A text format defines ``text``. Any other format defines ``write``."""
 
     name: ClassVar[str]
-    """Name for --format."""
+    """Value of --format."""
     ending: ClassVar[str] = ""
-    """Ending of its files; if empty, a dot and the name."""
+    """Ending of its files, which has one dot. If it is empty, the ending is a dot and the name."""
     in_folders: ClassVar[bool] = False
-    """Whether folders of predictions can have this format. Their files have facts (facts.py)."""
+    """Whether files in a folder of predictions can have this format."""
     holds_facts: ClassVar[bool] = False
-    """Whether its files contain their facts."""
+    """Whether a file contains its facts (see facts.py). For other formats, a second file contains the facts."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """How the text is written to the screen; empty if it is not for the screen."""
+    """Kind of the text on the screen. Empty if the format is not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file of a folder."""
@@ -78,11 +81,11 @@ class Format:
             stream.write(self.text(rows, shown))
 
     def facts_in(self, path: Path) -> Any:
-        """Return the facts in a file (``holds_facts``), or {} without facts. Raises UserError if it is damaged."""
+        """Return the facts in a file, or {} if it has no facts. Raises UserError if the file is damaged."""
         raise NotImplementedError
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """Return whether a possibly truncated file of a folder starts like this format with these columns of genres."""
+        """Return whether a file starts like this format with these columns of genres. The file may be truncated."""
         raise NotImplementedError
 
 
@@ -120,9 +123,9 @@ class Parquet(Format):
 
 
 class Csv(Format):
-    """Genres joined by ``|``; exact float32 numbers; empty cells in rows with an error.
+    """A table of text with genres joined by ``|`` and exact numbers. In a row with an error, the numbers are empty.
 
-    For a few images, genres are sorted by probability, and the error is before the numbers.
+    For a few images, genres are sorted by probability, and the column error is before the numbers.
     """
 
     name, in_folders, embeddings = "csv", True, False
@@ -147,7 +150,7 @@ class Csv(Format):
 
 
 class JsonLines(Format):
-    """One object per line: id, genres, probabilities {genre: number}, error, and optionally embedding."""
+    """One JSON object per line with id, genres, probabilities by genre, error, and optionally embedding."""
 
     name, in_folders = "jsonl", True
 
@@ -170,7 +173,7 @@ class JsonLines(Format):
 
 
 class Json(Format):
-    """One object with facts of the model and a list of results."""
+    """One JSON object with facts of the model and a list of results."""
 
     name, screen = "json", "printable"
 
@@ -222,10 +225,11 @@ class Text(Format):
         return "\n".join(lines) + "\n"
 
 
-#: Name → format. The first is the default for folders.
+#: The formats by name. The first format is the default for folders.
 FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(), JsonLines(), Json(), Text())}
 #: Ending of a file → name of its format.
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
+ENDING_OF = {name: ending for ending, name in ENDINGS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
 #: Values of --format. Text is the default on the screen.
 if TYPE_CHECKING:
@@ -243,13 +247,13 @@ def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None
 
 
 def shortest(values: np.ndarray) -> list[Any]:
-    """Return float32 numbers as the shortest texts with the exact value, in nested lists with the array's shape."""
+    """Return nested lists of texts in the shape of the array: the shortest text of each float32 number."""
     texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
     return texts
 
 
 def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
-    """Return JSON with escaped control characters of terminals. All JSON readers support these escapes."""
+    """Return JSON in which control characters of terminals are escaped. All JSON readers support these escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     # These characters occur only in strings, so the escapes of ASCII JSON are valid for them.
     return re.sub(

@@ -12,9 +12,9 @@ from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.inference.naming import NamingOptions
-from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
+from toolkit.prediction.formats import ENDING_OF, ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
-#: Endings that look like those of files. Names of folders may contain a dot too: ``predictions-0.5``.
+#: Endings that look like endings of files. The name of a folder may contain a dot: ``predictions-0.5``.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
@@ -27,20 +27,20 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)
-    """Shard set (a folder or URL), or folder of images. Writes one file per shard to the folder --out."""
+    """Shard set (a folder or URL), or folder of images. The folder --out gets one file per shard."""
     cache: CacheOptions = field(default_factory=CacheOptions)
     out: Path | None = option(None, "-o", old=("--output",))
-    """Folder for the results, with one file per shard or per 512 images. For a few images: one file; its ending selects
-    the format: .json, .csv, .jsonl, .parquet, .txt."""
+    """Folder for the results, with one file per shard or per 512 images. For a few images, --out can be one file. Its
+    ending selects the format: .json, .csv, .jsonl, .parquet, .txt."""
     format: FormatName | None = option(None, "-f")
-    """Format of the files in a folder: parquet (default), csv, jsonl. Of one file: the default is its ending. On the
-    screen: json, csv (default: text)."""
+    """Format of the results. In a folder: parquet (default), csv or jsonl. In one file: the format of its ending. On
+    the screen: json or csv. The default on the screen is text."""
     split: str | None = None
-    """With --shards: predict only this split."""
+    """Predict only this split of --shards."""
     ignore_labels: bool = False
-    """With --shards: predict even if its labels differ from those of the model."""
+    """Predict --shards even if the labels of the set and of the model differ."""
     onnx: str | None = option(None, metavar="FILE", const="")
-    """Run a file of `posters export` instead of PyTorch (default MODEL/model.onnx)."""
+    """Run this file of `posters export` instead of PyTorch. Without FILE: MODEL/model.onnx."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
-    """Return whether the results are a folder of files, not text or one file. Raises UserError if it is unclear."""
+    """Return whether the results are a folder of files. Raises UserError if the options are not clear."""
     output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
@@ -75,12 +75,12 @@ def wants_a_folder(options: PredictOptions) -> bool:
 
 
 def file_format(output: Path | None, format: str | None) -> str:
-    """Return the format of results that are not a folder. Raises UserError if it is unclear."""
+    """Return the format of results on the screen or in one file. Raises UserError if the format is not clear."""
     if output is None:
         if format is not None and not FORMATS[format].screen:
             raise UserError(
                 "option-conflict",
-                f"--format {format} is not for the screen; name a file that ends in .{format}, or a folder, with --out",
+                f"--format {format} is not for the screen; name a {ENDING_OF[format]} file or a folder with --out",
             )
         return format or "text"
     if output.is_dir():

@@ -21,12 +21,12 @@ from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.per_label import genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
 from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_plot
-from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins, genre_reliability_plot, reliability_plot
+from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
-#: Maximum number of genres, most common first: with a precision-recall curve, in a matrix, with a reliability diagram.
+#: Maximum numbers of genres with a precision-recall curve, in a matrix, and with a reliability diagram.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
 #: Maximum number of likely label errors with pictures.
 ERRORS_SHOWN = 24
@@ -40,21 +40,21 @@ class Report:
     numbers: dict[str, Any]
     """The contents of metrics.json."""
     plots: dict[str, Plot]
-    """Name → plot, in the order of the page, without the plots per genre."""
+    """The plots over all genres by name, in the order of the page."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """Precision and recall per genre: (plot, row of the genre in the table)."""
+    """Precision-recall curves per genre, each with the row of the genre in the table."""
     diagrams: list[tuple[Plot, dict[str, Any]]]
-    """Calibration per genre: (plot, row of the genre in the table)."""
-    course: list[Plot]
+    """Reliability diagrams per genre, each with the row of the genre in the table."""
+    training_plots: list[Plot]
     groups: list[Group]
     errors: Group | None
     """None if label errors were not searched."""
     config: str
-    """The run's configuration as YAML; empty if unknown."""
+    """Configuration of the training run as YAML. Empty if unknown."""
 
 
 def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
-    """Compute all contents of a report. Raises UserError for ``label_errors`` without cleanlab."""
+    """Compute all contents of a report. Raises UserError if ``label_errors`` is true and cleanlab is missing."""
     draws = resampled(inputs, rounds)
     rows, compared = headline(draws), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)
@@ -62,7 +62,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
     swept = sweep(inputs.targets, inputs.model.probabilities)
     found = find_label_errors(inputs.targets, inputs.model.probabilities, inputs.genres) if label_errors else None
     groups = choose_groups(inputs)
-    course = read_training_curves(inputs.model.folder.path)
+    training = read_training_curves(inputs.model.folder.path)
     numbers = json_types(
         {
             "split": inputs.split,
@@ -85,7 +85,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
             "times_usual": substitutions.times_usual,
             "label_errors": _error_numbers(inputs, found),
             "posters": {group.key: [example.facts() for example in group.examples] for group in groups},
-            "training": course,
+            "training": training,
             "facts": facts(inputs),
         }
     )
@@ -94,7 +94,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
         _plots(inputs, numbers, substitutions),
         _curves(inputs, numbers["per_genre"]),
         _diagrams(inputs, numbers),
-        training_curve_plots(course, inputs.model.ours.get("epoch")) if course else [],
+        training_curve_plots(training, inputs.model.ours.get("epoch")) if training else [],
         groups,
         None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
         _config(inputs.model),
@@ -113,12 +113,12 @@ def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
 
 
 def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
-    """Return genre → bins, for the most common genres with at least `ENOUGH` positives."""
+    """Return bins of probabilities per genre, for the most common genres with at least `MIN_POSITIVES` positives."""
     model, targets = inputs.model, inputs.targets
     return {
         inputs.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
-        for g in _commonest(inputs, MAX_DIAGRAMS)
-        if targets[:, g].sum() >= ENOUGH
+        for g in _most_common(inputs, MAX_DIAGRAMS)
+        if targets[:, g].sum() >= MIN_POSITIVES
     }
 
 
@@ -174,7 +174,7 @@ def _error_numbers(inputs: ReportInputs, found: list[LabelError] | None) -> dict
 
 
 def _plots(inputs: ReportInputs, numbers: dict[str, Any], substitutions: Substitutions) -> dict[str, Plot]:
-    model, shown = inputs.model, _commonest(inputs, MAX_MATRIX_GENRES)
+    model, shown = inputs.model, _most_common(inputs, MAX_MATRIX_GENRES)
     block, names = np.ix_(shown, shown), [inputs.genres[column] for column in shown]
     reached = {row["metric"]: row["value"] for row in numbers["headline"]}
     calibrated = numbers["calibration"]["after"] if model.calibrated else None
@@ -189,9 +189,8 @@ def _plots(inputs: ReportInputs, numbers: dict[str, Any], substitutions: Substit
 
 
 def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[Plot, dict[str, Any]]]:
-    """Return precision-recall curves of the genres with positives, most common first."""
     found = []
-    for number, column in enumerate(_commonest(inputs, MAX_CURVES), start=1):
+    for number, column in enumerate(_most_common(inputs, MAX_CURVES), start=1):
         row, genre = rows[column], inputs.genres[column]
         if not row["support"]:
             continue
@@ -203,7 +202,6 @@ def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[
 
 
 def _diagrams(inputs: ReportInputs, numbers: dict[str, Any]) -> list[tuple[Plot, dict[str, Any]]]:
-    """Return reliability diagrams of the genres of `genre_calibration`."""
     rows = {row["genre"]: row for row in numbers["per_genre"]}
     found = []
     for number, (genre, bins) in enumerate(numbers["calibration"]["genres"].items(), start=1):
@@ -217,8 +215,8 @@ def _plot_name(kind: str, number: int, genre: str) -> str:
     return f"{kind}-{number:02d}-{letters}"
 
 
-def _commonest(inputs: ReportInputs, limit: int) -> list[int]:
-    """Return the columns of the genres by falling support; equal support in alphabetical order."""
+def _most_common(inputs: ReportInputs, limit: int) -> list[int]:
+    """Return the columns of the most common genres. Genres with equal support are in alphabetical order."""
     support = inputs.targets.sum(axis=0)
     order = sorted(range(len(support)), key=lambda column: (-support[column], inputs.genres[column]))
     return order[:limit]

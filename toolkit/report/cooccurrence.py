@@ -1,8 +1,8 @@
-"""Co-occurrence of genres, and substitutions: genres that are wrongly named on posters whose genre was missed.
+"""Co-occurrence of genres, and substitutions: wrongly named genres on posters where another genre was missed.
 
-A multi-label model has no confusion matrix, since a wrong genre does not replace exactly one right genre. Instead, the
-posters where genre g was missed are counted: how often is h wrongly named on them? This rate is
-compared with the usual rate of h on all posters without h, because a genre that is often named is also often wrong.
+A multi-label model has no confusion matrix, since a wrong genre does not replace exactly one right genre. Instead, this
+module computes the rate at which genre h is wrongly named on posters where genre g was missed. A genre that is often
+named is also often wrong. So this rate is divided by the rate at which h is wrongly named on all posters without h.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
 
-#: Rates from fewer posters are left blank.
+#: Minimum number of posters for a rate.
 MIN_POSTERS = 5
 #: Maximum number of rows of a table.
 MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G) shares of posters with the row's genre that also have the column's genre; NaN without support."""
+    """Return (G, G): the share of the row's genre that also has the column's genre. NaN for a genre without posters."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -30,9 +30,10 @@ def cooccurrence(targets: BoolArray) -> FloatArray:
 
 
 def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the most common pairs of genres: posters with both, lift, and posters for which both are named.
+    """Return one row per pair of genres, the most common pairs first. ``targets`` and ``named`` are (N, G).
 
-    ``targets`` and ``named`` are (N, G). Lift is the count divided by the count expected for independent genres.
+    A row counts the posters where both genres are true, where both are named, and where both are true and named. Lift
+    is the number of posters with both genres, divided by the number expected for independent genres.
     """
     truth, predicted = targets.astype(np.float64), named.astype(np.float64)
     counts, support = truth.T @ truth, truth.sum(axis=0)
@@ -54,29 +55,29 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
 
 
 class Substitutions:
-    """Counts of wrong genres on posters whose genre was missed. All matrices are (G missed, G wrongly named)."""
+    """Counts of wrongly named genres h on posters where genre g was missed. Matrices have rows g and columns h."""
 
     def __init__(self, targets: BoolArray, named: BoolArray) -> None:
         missed = (targets & ~named).astype(np.float64)
         absent, wrong = (~targets).astype(np.float64), (named & ~targets).astype(np.float64)
         self.could = missed.T @ absent
-        """Number of posters where g was missed and h is not true: h can be wrongly named on them."""
+        """Number of posters where g was missed and h is not true. h can be wrongly named only on these posters."""
         self.count = missed.T @ wrong
-        """Number of these posters where h was wrongly named."""
+        """Number of posters where g was missed and h was wrongly named."""
         self.usual = ratio(wrong.sum(axis=0), absent.sum(axis=0))
-        """(G,) rate at which h is named on posters without h, over the whole split."""
+        """(G,) rate at which h is wrongly named on all posters of the split without h."""
         self.missed = missed.sum(axis=0)
 
     @property
     def share(self) -> FloatArray:
-        """Rate at which h is wrongly named on posters where g was missed."""
+        """Rate at which h is wrongly named on the posters that ``could`` counts."""
         return ratio(self.count, self.could)
 
     @property
     def times_usual(self) -> FloatArray:
-        """``share`` divided by ``usual``; NaN on the diagonal and for too few posters.
+        """``share`` divided by ``usual``. NaN on the diagonal and for too few posters.
 
-        At least 2 posters must be counted or expected: smaller differences are chance.
+        The count or the expected count must be at least 2, since differences of smaller counts are chance.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual

@@ -1,4 +1,4 @@
-"""Example posters with pictures: best, worst, most confident errors, and likely label errors."""
+"""Example posters of the page: the best, the worst, the most confident errors, and likely label errors."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from toolkit.report.label_errors import LabelError
 
 #: Maximum number of posters per group.
 POSTERS_PER_GROUP = 12
-#: Maximum width and height of a picture in pixels (the page shows it at half that size), and bytes.
-PICTURE, MOST_BYTES = (320, 480), 25_000
-#: Smallest share of a genre in training; smaller ones are raised to it, since a share of 0 has no logit.
-RARE_GENRES = 1e-4
+#: Maximum width and height of a picture in pixels, and its maximum bytes. The page shows half the width and height.
+MAX_PICTURE_SIZE, MAX_PICTURE_BYTES = (320, 480), 25_000
+#: Smaller shares of a genre in training are raised to this share, since a share of 0 has no logit.
+MIN_PREVALENCE = 1e-4
 
-#: (named, true) → verdict on a genre. ``neither`` is shown only if the poster is shown because of this genre.
+#: (genre is named, genre is true) → verdict on the genre. ``neither`` occurs only for likely label errors.
 VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
-#: (number of a sample, genres because of which it is shown).
-Told = tuple[int, set[str]]
+#: The number of a sample, and the genres that are the reason to show the sample.
+ChosenSample = tuple[int, set[str]]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A genre under a poster."""
+    """One genre in the list under a poster."""
 
     genre: str
     verdict: str
-    """One of `VERDICTS`."""
+    """A value of `VERDICTS`."""
     probability: float
-    told: bool
+    is_reason: bool
     """Whether the poster is shown because of this genre."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A poster of the page."""
+    """A poster on the page."""
 
     sample: int
     id: str
     picture: bytes | None
-    """A small JPEG; None if the image cannot be read."""
+    """A small JPEG, or None if the image cannot be read."""
     true: list[str]
     lines: list[Line]
 
@@ -68,7 +68,7 @@ class Group:
 
 
 def choose_groups(inputs: ReportInputs) -> list[Group]:
-    """Choose the best, the worst, wrong genres and missed genres. A poster appears at most once per group."""
+    """Return four groups: best posters, worst posters, confident wrong genres and confident missed genres."""
     model, truth = inputs.model, inputs.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
@@ -77,13 +77,13 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     exact = (truth == model.named).all(axis=1)
     best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:POSTERS_PER_GROUP]
     worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:POSTERS_PER_GROUP]
-    moved = evidence(clipped, inputs.train_prevalence)
+    moved = logit_difference(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
-    bold = "In bold: the genre whose probability is farthest {} its share of the training posters (in logits)."
-    lowest = "Lowest F1 of the poster; among equal values, the highest loss first."
+    bold = "The probability of the genre in bold is farthest {} the genre's share of the training posters, in logits."
+    lowest = "The posters with the lowest F1. Among posters with equal F1, the highest loss is first."
     return [
-        _group(inputs, "best", "Best", "All genres correct; lowest loss first.", best),
+        _group(inputs, "best", "Best", "All genres are correct. The lowest loss is first.", best),
         _group(inputs, "worst", "Worst", lowest, worst),
         _group(inputs, "wrong", "Most confident wrong genres (false positives)", bold.format("above"), wrong),
         _group(inputs, "missed", "Most confident missed genres (false negatives)", bold.format("below"), missed),
@@ -92,61 +92,61 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
 
 def error_group(inputs: ReportInputs, errors: Iterable[LabelError]) -> Group:
     """Return the group of likely label errors."""
-    why = "In bold: genres whose label the model contradicts. The most probable errors are first."
-    told = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
-    return _group(inputs, "label-errors", "Likely label errors", why, told)
+    why = "The model contradicts the labels of the genres in bold. The most probable errors are first."
+    chosen = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
+    return _group(inputs, "label-errors", "Likely label errors", why, chosen)
 
 
-def evidence(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
-    """Return (N, G) differences in logits between the probabilities and the shares of the genres in training.
+def logit_difference(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
+    """Return the (N, G) logits of the probabilities minus the (G,) logits of the genres' shares in training.
 
-    This measures confidence better than the probability: 30% is confident for a genre that 1% of the posters have,
-    and 60% is cautious for a genre that most posters have.
+    The difference measures confidence. A probability of 30% is high for a genre that 1% of the posters have, and low
+    for a genre that 60% of the posters have.
     """
-    usual = np.clip(prevalence, RARE_GENRES, 1.0 - RARE_GENRES)
+    usual = np.clip(prevalence, MIN_PREVALENCE, 1.0 - MIN_PREVALENCE)
     return np.log(probabilities / (1.0 - probabilities)) - np.log(usual / (1.0 - usual))
 
 
-def _extremes(inputs: ReportInputs, values: FloatArray) -> list[Told]:
-    """Return the samples with the highest finite ``values`` (N, G), each with the genre of its highest value."""
+def _extremes(inputs: ReportInputs, values: FloatArray) -> list[ChosenSample]:
+    """Return the samples with the highest finite ``values`` (N, G), and for each sample the genre of its maximum."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
     return [(int(row), {inputs.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
 
 
-def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterable[Told]) -> Group:
-    return Group(key, title, why, [example_of(inputs, *told) for told in chosen])
+def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterable[ChosenSample]) -> Group:
+    return Group(key, title, why, [example_of(inputs, *sample) for sample in chosen])
 
 
-def example_of(inputs: ReportInputs, sample: int, told: set[str]) -> Example:
-    """Return a poster with its true genres, the named genres and those in ``told``, most probable first."""
+def example_of(inputs: ReportInputs, sample: int, reasons: set[str]) -> Example:
+    """Return one poster. Its lines are the true genres, the named genres and ``reasons``, most probable first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):
         genre, named, true = inputs.genres[column], bool(model.named[sample, column]), bool(truth[column])
-        if named or true or genre in told:
+        if named or true or genre in reasons:
             probability = float(model.probabilities[sample, column])
-            lines.append(Line(genre, VERDICTS[named, true], probability, genre in told))
+            lines.append(Line(genre, VERDICTS[named, true], probability, genre in reasons))
     picture = small_picture(inputs.picture, sample)
     return Example(sample, inputs.ids[sample], picture, inputs.genres_of(sample), lines)
 
 
 def small_picture(picture: Callable[[int], bytes], sample: int) -> bytes | None:
-    """Return a poster as a small JPEG; None if it cannot be decoded."""
+    """Return a poster as a small JPEG, or None if the poster cannot be decoded."""
     try:
         small = decode(picture(sample), ANY)
     except (OSError, BadImage):
-        return None  # the page shows "unreadable image" in its place
-    small.thumbnail(PICTURE, Image.Resampling.LANCZOS)
+        return None  # the page then shows "unreadable image"
+    small.thumbnail(MAX_PICTURE_SIZE, Image.Resampling.LANCZOS)
     return _small_jpeg(small)
 
 
 def _small_jpeg(image: Image.Image) -> bytes:
-    """Return a JPEG of at most `MOST_BYTES`. Reduce the quality first, then the size."""
+    """Return a JPEG of at most `MAX_PICTURE_BYTES`. Reduce the quality first, and then the size."""
     while True:
         for quality in (82, 70, 55):
             data = jpeg(image, quality, optimize=True)
-            if len(data) <= MOST_BYTES or min(image.size) < 8:
+            if len(data) <= MAX_PICTURE_BYTES or min(image.size) < 8:
                 return data
         image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))

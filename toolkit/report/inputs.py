@@ -1,4 +1,4 @@
-"""The data of a report: the samples of a split, and the outputs of one or two models for them."""
+"""The data of a report: the samples of a split, and the outputs of one or two models for these samples."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class ModelOutputs:
     """Name of the model on the page."""
     folder: ModelFolder
     logits: FloatArray
-    """(N, G), before calibration."""
+    """(N, G) logits before calibration."""
 
     @property
     def decisions(self) -> Decisions:
-        """Calibration and thresholds."""
         return self.folder.decisions
 
     @property
@@ -43,7 +42,7 @@ class ModelOutputs:
 
     @cached_property
     def probabilities(self) -> FloatArray:
-        """(N, G), calibrated if the model is calibrated."""
+        """(N, G) probabilities, calibrated if the model has a calibration."""
         return self.decisions.probabilities(self.logits)
 
     @cached_property
@@ -53,37 +52,36 @@ class ModelOutputs:
 
     @cached_property
     def named(self) -> BoolArray:
-        """(N, G): whether a probability reaches its threshold."""
+        """(N, G) bool: whether the probability of a genre reaches the threshold of this genre."""
         return self.probabilities >= self.decisions.thresholds
 
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """N samples of a split with G genres, and the outputs of the models for them."""
+    """The N samples of a split with G genres, and the outputs of the models for these samples."""
 
     split: str
     genres: list[str]
     targets: BoolArray
-    """(N, G)."""
+    """(N, G) bool: whether a sample has a genre."""
     ids: list[str]
-    """The N ids, as in the user's metadata."""
+    """Ids of the samples, as in the metadata of the user."""
     picture: Callable[[int], bytes]
-    """Returns the encoded image of a sample, by its number."""
+    """Returns the encoded image of the sample with this number."""
     train_prevalence: FloatArray
-    """(G,) shares of the training samples, from which the baselines are made."""
+    """(G,) shares of the genres among the training samples. The baselines use these shares."""
     model: ModelOutputs
     other: ModelOutputs | None
-    """The run to compare with; None without --compare."""
+    """The outputs of the run of --compare, or None without --compare."""
     shard_set: dict[str, str]
-    """Name → value, for the page: folder and fingerprints. The value of `FINGERPRINT` is also compared."""
+    """Facts of the shard set for the page, by name: its folder and its fingerprints. One name is `FINGERPRINT`."""
     command: str
     units: IntArray | None = None
-    """(N,) group numbers from 0, the same for near-duplicates; None if the set does not record them."""
+    """(N,) group numbers from 0, equal for near-duplicates. None if the shard set does not record near-duplicates."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
-        """Return whether the model was trained on another shard set. Its training split may contain these samples."""
+        """Return whether the model was trained on another shard set, whose training split may contain these samples."""
         return outputs.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 
     def genres_of(self, sample: int) -> list[str]:
-        """Return the true genres of a sample."""
         return [self.genres[column] for column in np.flatnonzero(self.targets[sample])]

@@ -1,7 +1,7 @@
-"""Labels that are probably wrong, by confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023): cleanlab.
+"""Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
-A label is suspected if the model predicts the opposite with more confidence than it usually has for posters with that
-opposite label. The probabilities must come from samples outside the training: a test or validation split.
+A label is suspected if the model predicts the opposite label with more than its mean confidence for posters with the
+opposite label. The model must not have been trained on the samples, so these come from a test or validation split.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Flag:
 
     genre: str
     given: bool
-    """Whether the poster has this label. The model predicts the opposite."""
+    """Whether the genre is among the labels of the poster. The model predicts the opposite."""
     probability: float
     """The calibrated probability of the genre, from 0 to 1."""
 
@@ -35,26 +35,26 @@ class LabelError:
 
     sample: int
     score: float
-    """Quality of the labels by cleanlab, from 0 to 1; low values are suspect."""
+    """Quality of the sample's labels according to cleanlab, from 0 (probably wrong) to 1."""
     flags: list[Flag]
 
 
 def have_cleanlab() -> bool:
-    """Return whether cleanlab is installed, without the import, which takes seconds."""
+    """Return whether cleanlab is installed. The import of cleanlab is avoided, since it takes seconds."""
     return not absent("cleanlab")
 
 
 def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str]) -> list[LabelError]:
     """Return the samples with labels that are probably wrong, the most probable errors first.
 
-    ``truth`` (N, G) and ``scores`` (N, G), probabilities of a model that was not trained on these samples. Genres that
-    all samples have, or no sample has, are left out. Raises UserError if cleanlab is not installed.
+    ``truth`` is (N, G) bool. ``scores`` is (N, G): probabilities of a model that was not trained on these samples.
+    Genres of all samples and genres of no sample are left out. Raises UserError if cleanlab is not installed.
     """
     require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     if not known.size:
         return []
-    suspected, quality = _ask_cleanlab(truth[:, known], scores[:, known])
+    suspected, quality = _run_cleanlab(truth[:, known], scores[:, known])
     found = []
     for sample in np.argsort(quality, kind="stable"):
         columns = known[suspected[sample]]
@@ -64,14 +64,14 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
     return found
 
 
-def _ask_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Return ((n, g) suspected labels, (n,) quality of each sample's labels)."""
+def _run_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
+    """Return two arrays: (n, g) whether a label is suspected, and the (n,) quality of each sample's labels."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
     lists = [np.flatnonzero(row).tolist() for row in truth]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cleanlab warns of rare classes; the report has a note on them
+        warnings.simplefilter("ignore")  # cleanlab warns of rare genres, but the report has its own note on rare genres
         suspected = find_multilabel_issues_per_class(lists, scores, n_jobs=1)
         quality = get_label_quality_scores(lists, scores, adjust_pred_probs=True)
     return np.asarray(suspected, dtype=np.bool_), np.asarray(quality, dtype=np.float64)

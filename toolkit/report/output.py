@@ -1,7 +1,7 @@
-"""The folder of `--report DIR`: check and write its files.
+"""Check the folder of `--report DIR`, and write the files of a report.
 
-index.html is written last: if it exists, the report is complete. metrics.json is written first and marks the folder as
-a report, complete or not. A folder with other files is refused, so that a report never replaces them.
+metrics.json is written first and marks the folder as the folder of a report. index.html is written last, so a report
+with this file is complete. A folder with other files is refused, so that a report never overwrites other files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from toolkit.metrics.table import METRICS, PLACES
 from toolkit.report.build import MAX_CURVES, Report
 from toolkit.report.label_errors import INSTALL
 from toolkit.report.per_label import FEW_POSITIVES
-from toolkit.report.plots.reliability_plots import ENOUGH
+from toolkit.report.plots.reliability_plots import MIN_POSITIVES
 from toolkit.report.summary import CERTAIN_WORDS
 
 PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
@@ -28,24 +28,24 @@ MADE_BY = "posters evaluate --report"
 
 
 def check_report_folder(folder: Path) -> None:
-    """Raise UserError if DIR cannot be the folder of a report: if it is a file, or contains other files."""
+    """Raise UserError if ``folder`` is a file, or contains files that are not part of a report."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError("path-exists", f"--report {folder} is a file; name a folder")
     try:
-        strange = _strange(folder)
+        foreign = _foreign_entry(folder)
     except OSError as error:
         raise UserError("path-unreadable", f"--report {folder} cannot be read: {one_line(error)}") from None
-    if strange:
+    if foreign:
         raise UserError(
             "path-exists",
-            f"--report {folder} contains {strange}, which is not part of a report; name a new or empty folder",
+            f"--report {folder} contains {foreign}, which is not part of a report; name a new or empty folder",
         )
 
 
-def _strange(folder: Path) -> str:
-    """Return the name of an entry that is not part of a report, or an empty string if there is none."""
+def _foreign_entry(folder: Path) -> str:
+    """Return the name of an entry that is not part of a report, or an empty string."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.endswith(PARTIAL)]
     for entry in entries:
         if entry.name == PLOTS and entry.is_dir():
@@ -66,7 +66,7 @@ def _is_report(numbers: Path) -> bool:
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write all files, replace an older report, return the page's path. Raises UserError as `check_report_folder`."""
+    """Check the folder, write all files of a report, and replace an older report. Return the path of the page."""
     check_report_folder(folder)
     page = render_page(report)
     (folder / PAGE).unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def write_report(folder: Path, report: Report) -> Path:
     for old in (folder / PLOTS).glob("*.png"):
         old.unlink()
     of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
-    for plot in (*report.plots.values(), *of_genres, *report.course):
+    for plot in (*report.plots.values(), *of_genres, *report.training_plots):
         with atomic_write(folder / PLOTS / f"{plot.name}.png") as stream:
             stream.write(plot.png)
     with atomic_write(folder / PAGE, "w") as stream:
@@ -91,7 +91,7 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def render_page(report: Report) -> str:
-    """Return the report as one self-contained HTML page: pictures and plots as data URIs, no script."""
+    """Return the report as one HTML page without scripts. Pictures and plots are data URIs in the page."""
     numbers = report.numbers
     return render(
         "toolkit.report/report.html",
@@ -100,12 +100,12 @@ def render_page(report: Report) -> str:
         curves=report.curves,
         capped=numbers["macro_genres"] > MAX_CURVES,
         diagrams=report.diagrams,
-        with_enough=sum(row["support"] >= ENOUGH for row in numbers["per_genre"]),
-        enough=ENOUGH,
+        with_enough=sum(row["support"] >= MIN_POSITIVES for row in numbers["per_genre"]),
+        enough=MIN_POSITIVES,
         calibrated=numbers["calibration"]["method"] != "none",
         groups=report.groups,
         errors=report.errors,
-        course=report.course,
+        training_plots=report.training_plots,
         config=report.config,
         install=INSTALL,
         split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,

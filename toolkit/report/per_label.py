@@ -1,4 +1,4 @@
-"""Metrics per genre: the table of the page and of per-genre.csv, the comparison with another run, and the notes."""
+"""Rows of the tables with metrics per genre, and the notes of a report."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
 
-#: With fewer positives the metrics of a genre are mostly chance.
+#: With fewer positive samples, the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
-#: Verdict for fewer positives: with one positive, the 95% interval contains the true value in only half of the cases.
+#: Shown instead of a result for such a genre. With one positive, only half of the 95% intervals have the true value.
 TOO_FEW = "too few posters"
 #: Maximum number of genres that a note lists.
 MAX_LISTED = 8
 
 
 def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Return one row per genre, in the model's order. A value is None if it is undefined (see `per_label_table`)."""
+    """Return one row of metrics per genre, in the order of the model. An undefined value is None."""
     model, plain = inputs.model, draws[MODEL]
     outcome = Outcome(inputs.targets, scores=model.probabilities)
     table = per_label_table(outcome, model.decisions.thresholds, inputs.genres)
@@ -40,7 +40,7 @@ def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, 
 
 
 def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Return AP and F1 of the model minus those of the other run, per genre. The list is empty without another run."""
+    """Return one row per genre with AP and F1 of both runs and the differences. Return no rows without another run."""
     if inputs.other is None:
         return []
     support = inputs.targets.sum(axis=0)
@@ -62,10 +62,10 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
 
 
 def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
-    """Return the notes that a reader needs to interpret the metrics."""
+    """Return the notes of the page on how to interpret the metrics."""
     found = [
-        f"{outputs.name} was trained on another shard set. If its training posters include {inputs.split} posters of "
-        "this set, its metrics here are too high" + (", and the comparison with it is not fair." if compared else ".")
+        f"{outputs.name} was trained on another shard set. If its training posters include posters of this "
+        f"{inputs.split} split, its metrics are too high{' and the comparison is not fair' if compared else ''}."
         for outputs, compared in ((inputs.model, False), (inputs.other, True))
         if outputs is not None and inputs.may_have_seen(outputs)
     ]
@@ -73,20 +73,21 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:
-        found.append(f"No poster of this split is {_listed(none, last='or')}. Means leave out such genres.")
+        listed = _listed(none, last="or")
+        found.append(f"No poster of this split has the genre {listed}. Means leave out genres without posters.")
     if few:
         found.append(
-            f"Fewer than {FEW_POSITIVES} posters each: {_listed(few)}. Their AP and F1 are mostly chance, but mAP "
-            "and macro-F1 weigh all genres equally. AP from few positives is too high on average: compare mAP only "
-            "between models on the same posters."
+            f"Genres with fewer than {FEW_POSITIVES} posters: {_listed(few)}. Their AP and F1 are mostly chance, "
+            "but mAP and macro-F1 weigh all genres equally. AP from few posters is too high on average, so compare "
+            "mAP only between models on the same posters."
         )
     if inputs.split == "val":
-        found.append("Thresholds and calibration were chosen on this split: its metrics are optimistic.")
+        found.append("Thresholds and calibration were chosen on this split, so its metrics are optimistic.")
     if inputs.split == "train":
-        found.append("The model was trained on this split: its metrics do not apply to new posters.")
+        found.append("The model was trained on this split, so its metrics do not apply to new posters.")
     unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
     if unnamed:
-        found.append(f"Never named on this split: {_listed(unnamed)}.")
+        found.append(f"The model never names these genres on this split: {_listed(unnamed)}.")
     return found
 
 
@@ -94,19 +95,19 @@ def _duplicates(inputs: ReportInputs) -> list[str]:
     """Return the note on how the intervals treat near-duplicates."""
     if inputs.units is None:
         return [
-            "The shard set does not record near-duplicates (it was built by an earlier version, or indexed). Each "
-            "poster counts separately, and the intervals are too narrow if there are many near-duplicates."
+            "The shard set does not record near-duplicates, since an earlier version or `posters index` made it. "
+            "Each poster counts separately, and the intervals are too narrow if there are many near-duplicates."
         ]
     sizes = np.bincount(inputs.units)
     if (sizes < 2).all():
         return []
     return [
-        f"{sizes[sizes > 1].sum()} posters are near-duplicates of others, in {(sizes > 1).sum()} groups: the intervals "
-        "count each group as one poster."
+        f"{sizes[sizes > 1].sum()} posters are near-duplicates of other posters. They form {(sizes > 1).sum()} groups, "
+        "and the intervals count each group as one poster."
     ]
 
 
 def _listed(names: list[str], last: str = "and") -> str:
-    """Return ``A, B and C``; for more than `MAX_LISTED` names ``A, B and 6 more``."""
+    """Return a text such as ``A, B and C``. For more than `MAX_LISTED` names, it ends with ``and 6 more``."""
     shown = names if len(names) <= MAX_LISTED else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

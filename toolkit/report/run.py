@@ -1,4 +1,4 @@
-"""Steps of `posters evaluate` for `--report DIR`: check first, infer the other run, write the report on rank 0."""
+"""Steps of `posters evaluate` for `--report DIR`: check inputs, infer the other run, write the report on rank 0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from toolkit.report.output import check_report_folder, write_report
 
 @dataclass(frozen=True)
 class ReportRun:
-    """A requested report; its inputs are checked before the evaluation."""
+    """A requested report. Its inputs are checked before the evaluation starts."""
 
     folder: Path
     model: ModelFolder
@@ -40,7 +40,7 @@ class ReportRun:
 
     @classmethod
     def of(cls, options: EvaluateOptions) -> ReportRun | None:
-        """Create from the options of `posters evaluate`; None without --report. Raises UserError if invalid."""
+        """Return the report of the options, or None without --report. Raises UserError for invalid options."""
         if options.report is None:
             for option in ("compare", "label_errors"):
                 if getattr(options, option):
@@ -54,21 +54,21 @@ class ReportRun:
         if options.compare is not None:
             other = load_model_folder(model_folder_of(options.compare))
             require_same("the model", model.labels, "--compare", other.labels)
-        # On the training split the model has memorised wrong labels too: label errors are searched only on request.
+        # The model has memorised even wrong labels of the training split, so search label errors there only on request.
         by_default = have_cleanlab() and options.split != "train"
         wanted = by_default if options.label_errors is None else options.label_errors
         shards = open_store(options.shards, options.cache)
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
-        """Return the other run's logits on the same split, on every rank; None without another run."""
+        """Return, on every rank, the logits of the other run on the same split. Return None without another run."""
         if self.other is None:
             return None
         warn_of_another_set(self.other, self.manifest, self.shards, split)
         return infer_split(accelerator, self.other, self.shards, self.manifest, split, batch_size, workers)
 
     def write(self, outputs: SplitLogits, others: SplitLogits | None) -> Path:
-        """Build and write the report; return the path of its page."""
+        """Build and write the report. Return the path of its page."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
         inputs = ReportInputs(
@@ -106,6 +106,6 @@ def run_names(model: Path, other: Path | None) -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """Return the command for a shell, without passwords. `launch/evaluate.py` has the same options."""
+    """Return this command as `posters evaluate ...`, without passwords. `launch/evaluate.py` has the same options."""
     words = [without_secrets(word) for word in sys.argv[1:]]  # a password in a URL must not be on the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

@@ -1,7 +1,7 @@
-"""The main metrics of a report with their intervals, and comparisons with baselines and another run.
+"""Main metrics of a report with intervals, and comparisons with baselines and with another run.
 
-All are measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each difference has an
-interval.
+All models and baselines are measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each
+difference has an interval.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from toolkit.metrics.table import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 
-#: Metrics of the comparison with baselines: of decisions, and of probabilities.
-DECIDING = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
-RANKING = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
+#: Metrics of decisions and metrics of probabilities for the comparison with baselines.
+DECISION_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
+PROBABILITY_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
 CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
 
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
 
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
-    """Measure the model, the other run, the baselines and the model at a single threshold on the same resamples."""
+    """Measure the model, the other run, the baselines, and the model at one threshold on the same resamples."""
     model, truth = inputs.model, inputs.targets
     outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
         outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
-    # Prevalence needs no decisions: at any threshold they would be those of always-top-k for some k.
+    # Prevalence has no decisions of its own: at any threshold, it names the k most common genres, like always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
     outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:
@@ -53,13 +53,13 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
 
 
 def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Compare the model with baselines, with its own single threshold, and with another run."""
-    strongest = {metric: _strongest(draws, metric) for metric in DECIDING}
-    baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in RANKING]
+    """Compare the model with baselines, with itself at one threshold for all genres, and with another run."""
+    strongest = {metric: _strongest(draws, metric) for metric in DECISION_METRICS}
+    baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in PROBABILITY_METRICS]
     baseline += [_row(draws, key, metric, f"always {key}") for metric, key in strongest.items()]
     found = [{"kind": "baselines", "name": "baselines", "rows": baseline}]
     if SINGLE in draws:
-        rows = [_row(draws, SINGLE, metric, "") for metric in DECIDING]
+        rows = [_row(draws, SINGLE, metric, "") for metric in DECISION_METRICS]
         found.append({"kind": "single", "name": "one threshold for all genres", "rows": rows})
     if inputs.other is not None:
         rows = [_row(draws, OTHER, metric.key, "") for metric in PLACES["report"]]
@@ -68,13 +68,12 @@ def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str,
 
 
 def _strongest(draws: dict[str, Draws], metric: str) -> str:
-    """Return the key of the always-top-k with the highest value."""
     keys = [key for key in draws if key.startswith("top-")]
     return max(keys, key=lambda key: draws[key].plain.metrics[metric][0])
 
 
 def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[str, Any]:
-    """Return one row of a comparison. ``beside`` names the reference if it differs within the table."""
+    """Return one row of a comparison table. ``beside`` is the name of the baseline, or empty for another reference."""
     difference = paired_difference(draws[MODEL], draws[key])[metric]
     return {
         "metric": metric,
@@ -91,7 +90,7 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
 
 
 def in_words(difference: Difference, better: Better) -> str:
-    """Return ``real: better``, ``real: worse``, ``not distinguishable``, or ``real`` for a metric without direction."""
+    """Return the result of a comparison, such as ``real: better``, ``real: worse`` or ``not distinguishable``."""
     if difference.value is None or not difference.real:
         return UNCERTAIN_WORDS
     if better is None:
@@ -109,7 +108,7 @@ def verdict(inputs: ReportInputs, rows: Iterable[dict[str, Any]], compared: list
         sentence = f"None of {posters} has a genre of this model, so no metric can be computed."
         return {"sentence": sentence, "details": []}
     times = f"{m_ap['value'] / chance['theirs']:.1f} times the mAP" if chance["theirs"] > 0 else "against 0"
-    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} of label prevalence"
+    ranked = f"mAP {m_ap['value']:.3f} on {posters}, {times} of the label-prevalence baseline"
     sentence = f"{ranked}. Compared with always naming the most common genres, {_decided(beside)}."
     details = [
         f"{COVERAGE:.0%} intervals: mAP {_span(m_ap)}; micro-F1 ({values['micro_f1']['value']:.3f}) "
@@ -129,7 +128,7 @@ def _decided(beside: dict[str, dict[str, Any]]) -> str:
 
 
 def _in_short(comparison: dict[str, Any]) -> str:
-    """Return one sentence about a comparison: which of the main metrics really differ."""
+    """Return one sentence about a comparison, with the result for each main metric."""
     groups: dict[str, list[str]] = {}
     for row in comparison["rows"]:
         metric = METRICS[row["metric"]]

@@ -234,7 +234,7 @@ def test_names_are_text_in_every_fragment(answers: PredictionService, posters: P
     shown = poster(answers, posters / "images" / "p00003.jpg")
     shown.name = HOSTILE
     lines = [line(HOSTILE, 0.7, 0.4)]
-    painted = replace(answers.paint(shown), doubted=[np.zeros((4, 2))], reasons=[HOSTILE])
+    painted = replace(answers.paint(shown), rejected=[np.zeros((4, 2))], reasons=[HOSTILE])
     heat = np.ones((96, 96))
     monkeypatch.setattr(answers, "no_heat", HOSTILE)
     fragments = [
@@ -263,9 +263,9 @@ def test_the_table_says_what_is_named(answers: PredictionService, posters: Path)
 def test_markup_of_a_model_without_heat_maps(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     blind = PredictionService(answers.folder)
-    blind._cam, blind.no_heat = None, "No heat map for this architecture (why)."
+    blind._cam, blind.no_heat = None, "This architecture has no heat map (why)."
     page = html.heat_card(shown, "War", blind.heat(shown, "War"), blind)
-    assert "No heat map for this architecture (why)." in page
+    assert "This architecture has no heat map (why)." in page
 
 
 def test_markup_of_the_difference(answers: PredictionService, posters: Path):

@@ -65,7 +65,7 @@ def test_an_upload_has_an_end(decoder: Decoder, endless: Path, monkeypatch: pyte
     start = time.monotonic()
     found = decoder.open([endless] * 30)
     assert time.monotonic() - start < 10
-    assert isinstance(found[-1], Refused) and "the files before it took too long" in found[-1].message
+    assert isinstance(found[-1], Refused) and "earlier files of the upload took too long" in found[-1].message
 
 
 def test_one_visitors_slow_file_does_not_hold_up_another(
@@ -87,7 +87,7 @@ def test_one_visitors_slow_file_does_not_hold_up_another(
 
 
 def test_a_decoder_that_dies_is_a_refused_file(decoder: Decoder, picture: Path, monkeypatch: pytest.MonkeyPatch):
-    (found,) = decoder._ask([(_die, picture, None)])
+    (found,) = decoder._results([(_die, picture, None)])
     assert found == Refused("a.png", "decoding took more than 10 s, or too much memory")
 
 

@@ -118,12 +118,12 @@ def test_quotas_of_one_and_of_all(monkeypatch: pytest.MonkeyPatch):
     assert status == 413 and said.startswith("too much at a time: ")
     assert said.endswith("MB for all visitors; upload fewer or smaller files, or wait\n")
     assert ask(guard, "POST", UPLOAD, "10.0.0.3", content_length="50")[0] == 200
-    now[0] = app_guard.KEPT + 1  # the files are gone
+    now[0] = app_guard.QUOTA_SECONDS + 1  # the files are gone
     assert ask(guard, "POST", UPLOAD, content_length="100")[0] == 200
 
 
 def test_many_small_files_are_no_way_round_the_quota(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app_guard, "PER_CLIENT", 10 * app_guard.A_FILE)
+    monkeypatch.setattr(app_guard, "PER_CLIENT", 10 * app_guard.FILE_OVERHEAD)
     pieces = [b"--x\r\nContent-Disposition: form-data; FILEN", b'AME="a"\r\n\r\n1\r\n', b'filename="b"' * 9, b""]
 
     async def reads(scope: Any, receive: Any, send: Any) -> None:

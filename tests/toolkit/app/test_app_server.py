@@ -186,7 +186,7 @@ def test_folders_of_running_programs_and_links_are_left_alone(tmp_path: Path, mo
     (tmp_path / "posters-app-4194999-link").symlink_to(kept)
     (tmp_path / "posters-app-4194999-gone").mkdir()
     (tmp_path / "posters-app-notes-x").mkdir()
-    app._sweep()
+    app._delete_old_folders()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"kept", f"posters-app-{os.getpid()}-x", "posters-app-4194999-link", "posters-app-notes-x"}
     assert (kept / "a").exists()

@@ -6,7 +6,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from shards.dataset.labels import LabelSet
 from toolkit.inference.naming import NamingOptions
 from toolkit.inference.rows import Rows, genre_columns
+from toolkit.prediction.batch import Job
+from toolkit.prediction.chunks import FilesChunk
 from toolkit.prediction.facts import is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import FOLDER_FORMATS, FORMATS, KEY
 
@@ -162,6 +164,12 @@ def test_jsonl(rows: Rows) -> None:
         "embedding": [0, 1, 2, 3],
     }
     assert second["probabilities"] is None and second["embedding"] is None and second["error"] == "truncated"
+
+
+def test_a_file_has_the_ending_of_its_format(tmp_path: Path) -> None:
+    chunk, unused = FilesChunk(tmp_path, 0, ()), cast(Any, None)
+    names = {format: Job([chunk], unused, unused, tmp_path, format).path(chunk).name for format in FORMATS}
+    assert names["text"] == "images-00000.txt" and names["csv"] == "images-00000.csv"
 
 
 @pytest.mark.parametrize("format", FOLDER_FORMATS)

@@ -173,7 +173,7 @@ def test_wrong_options_are_one_line(model: toolkit.Predictor, paths: list[Path],
 
 @pytest.mark.parametrize("images", [7, None, {"a.jpg": 1}, pd.DataFrame({"path": ["a.jpg"]}), 0.5])
 def test_what_holds_no_images_is_one_line(model: toolkit.Predictor, images: Any) -> None:
-    with pytest.raises(UserError, match="images must be a list of images, or one of them, not"):
+    with pytest.raises(UserError, match="images must be an image or a list of images, not"):
         model.predict(images)
 
 

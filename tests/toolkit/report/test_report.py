@@ -25,7 +25,7 @@ from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
-from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, evidence
+from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, logit_difference
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.per_label import notes as build_notes
@@ -201,7 +201,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
     for before, after in [*zip(*rows, strict=True), *zip(*compared, strict=True)]:
         assert after["low"] == pytest.approx(before["low"]) and after["high"] == pytest.approx(before["high"])
     words = " ".join(build_notes(doubled, []))
-    assert f"{len(twice)} posters are near-duplicates of others, in {len(once.targets)} groups" in words
+    assert f"{len(twice)} posters are near-duplicates of other posters. They form {len(once.targets)} groups" in words
     assert "does not record near-duplicates" in " ".join(build_notes(once, []))
     known = replace(once, units=np.arange(len(once.targets)))
     assert not any("near-duplicates" in note for note in build_notes(known, []))
@@ -209,7 +209,7 @@ def test_near_duplicates_are_one_poster_to_the_intervals():
 
 def test_notes_say_what_limits_the_figures(report: Report):
     notes = " ".join(report.numbers["notes"])
-    assert "No poster of this split is War" in notes
+    assert "No poster of this split has the genre War." in notes
     on_val = build_report(inputs(split="val", other=False), label_errors=False, rounds=5).numbers
     assert any("optimistic" in note for note in on_val["notes"])
     assert not any("optimistic" in note for note in report.numbers["notes"])
@@ -225,8 +225,8 @@ def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report
     here = inputs().shard_set[FINGERPRINT]
     assert notes(here, here) == [] == notes(None, None)  # an unknown set is no other one
     (note,) = notes(here, "f" * 16)
-    assert note.startswith("run 2 <u> was trained on another shard set. If its training posters include test posters")
-    assert note.endswith("and the comparison with it is not fair.")
+    assert note.startswith("run 2 <u> was trained on another shard set. If its training posters include posters")
+    assert note.endswith("of this test split, its metrics are too high and the comparison is not fair.")
     (note,) = notes("f" * 16, here)
     assert note.startswith("run was trained on another") and note.endswith("too high.")
     assert len(notes("e" * 16, "f" * 16)) == 2
@@ -293,12 +293,12 @@ def test_groups_hold_the_right_posters():
         samples = [example.sample for example in group.examples]
         assert len(set(samples)) == len(samples) <= POSTERS_PER_GROUP
     for key, verdict in (("wrong", "wrong"), ("missed", "missed")):
-        moved = evidence(given.model.probabilities, given.train_prevalence) * (1 if key == "wrong" else -1)
+        moved = logit_difference(given.model.probabilities, given.train_prevalence) * (1 if key == "wrong" else -1)
         errors = named & ~targets if key == "wrong" else targets & ~named
         most = np.where(errors, moved, -np.inf).max(axis=1)
         assert [e.sample for e in groups[key].examples] == np.argsort(-most, kind="stable")[:POSTERS_PER_GROUP].tolist()
         for example in groups[key].examples:
-            assert [line.verdict for line in example.lines if line.told] == [verdict]
+            assert [line.verdict for line in example.lines if line.is_reason] == [verdict]
 
 
 def test_lines_under_a_poster():
@@ -317,7 +317,7 @@ def test_lines_under_a_poster():
 
 
 def test_evidence_is_against_what_is_usual():
-    found = evidence(np.array([[0.3, 0.6]]), np.array([0.01, 0.8]))
+    found = logit_difference(np.array([[0.3, 0.6]]), np.array([0.01, 0.8]))
     assert found[0, 0] > 3 and found[0, 1] < 0
 
 
@@ -329,4 +329,4 @@ def test_label_errors_are_listed_with_their_genres(report: Report):
         assert row["given"] == (row["genre"] in row["genres"])
     first = report.errors.examples[0]
     assert first.id == rows[0]["id"]
-    assert {line.genre for line in first.lines if line.told} == {r["genre"] for r in rows if r["id"] == first.id}
+    assert {line.genre for line in first.lines if line.is_reason} == {r["genre"] for r in rows if r["id"] == first.id}

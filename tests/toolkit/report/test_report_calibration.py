@@ -13,7 +13,7 @@ from report_tools import GENRES, SAMPLES, decisions, inputs, said, simulate
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report, genre_calibration
 from toolkit.report.output import render_page
-from toolkit.report.plots.reliability_plots import ENOUGH, genre_bins
+from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_calibration_of_each_genre_with_enough_posters(report: Report):
     targets, logits = simulate()
     found = report.numbers["calibration"]["genres"]
     commonest = sorted(range(len(GENRES)), key=lambda g: -targets[:, g].sum())
-    assert list(found) == [GENRES[g] for g in commonest if targets[:, g].sum() >= ENOUGH] and len(found) == 3
+    assert list(found) == [GENRES[g] for g in commonest if targets[:, g].sum() >= MIN_POSITIVES] and len(found) == 3
     for genre, bins in found.items():
         column = GENRES.index(genre)
         sizes = [row["count"] for row in bins]
@@ -63,9 +63,9 @@ def test_calibration_of_many_genres_is_capped(monkeypatch: pytest.MonkeyPatch):
 def test_calibration_of_each_genre_is_shown_before_and_after(page: str, report: Report):
     text = unescape(re.sub(r"<[^>]+>", " ", page))
     rows = {row["genre"]: row for row in report.numbers["per_genre"]}
-    assert len(report.diagrams) == 3 and "with at least 20 posters: 3 of 5." in text
+    assert len(report.diagrams) == 3 and "3 of 5 genres have a diagram: the genres with at least 20 posters." in text
     for plot, row in report.diagrams:
-        assert row == rows[row["genre"]] and row["genre"] in plot.says and unescape(plot.says) in unescape(page)
+        assert row == rows[row["genre"]] and row["genre"] in plot.alt and unescape(plot.alt) in unescape(page)
         assert f"error {row['ece_before']:.3f} → {row['ece']:.3f}" in text
     for row in rows.values():  # in the table
         assert f"<td>{row['ece_before']:.3f}</td><td>{row['ece']:.3f}</td></tr>" in page
@@ -79,14 +79,14 @@ def test_without_calibration_there_is_no_before_and_after():
         "cal. error</th></tr>" in html
         and "<th>not calibrated</th></tr>" in html
         and "→" not in html
-        and "Orange: before" not in html
+        and "Orange dots" not in html
     )
     few = replace(plain, targets=plain.targets & (np.arange(SAMPLES) < 15)[:, None])
     html = render_page(build_report(few, label_errors=False, rounds=5))
-    assert "No genre has 20 posters in this split" in html
+    assert "No genre has so many posters in this split" in html
 
 
 def test_many_genres_are_capped_and_that_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.report.build.MAX_DIAGRAMS", 2)
     html = render_page(build_report(inputs(other=False), label_errors=False, rounds=5))
-    assert "Shown: the 2 most common of the 3 genres with at least 20 posters: 2 of 5." in html
+    assert "2 of 5 genres have a diagram: the most common of the 3 genres with at least 20 posters." in html

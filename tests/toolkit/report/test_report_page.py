@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score
 from shards.visuals.templates import ENVIRONMENT
 from toolkit.metrics.multilabel import sigmoid
 from toolkit.report.build import Report, build_report
-from toolkit.report.examples import MOST_BYTES, small_picture
+from toolkit.report.examples import MAX_PICTURE_BYTES, small_picture
 from toolkit.report.output import render_page
 from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
 from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
@@ -113,7 +113,7 @@ def test_pictures_are_small_jpegs_and_an_unreadable_one_is_said(page: str):
     assert len(jpegs) >= 20
     for data in jpegs:
         raw = base64.b64decode(data)
-        assert len(raw) <= MOST_BYTES
+        assert len(raw) <= MAX_PICTURE_BYTES
         with Image.open(io.BytesIO(raw)) as image:
             assert image.format == "JPEG" and image.size[1] >= 200
     assert small_picture(picture, 3) is None and small_picture(picture, 4) is not None
@@ -165,7 +165,7 @@ def test_plots_show_the_data():
     assert draw(probabilities).png == draw(probabilities).png != draw(probabilities**2).png
     bins = genre_bins(targets[:, 0], sigmoid(logits[:, 0]), probabilities[:, 0])
     diagrams = [genre_reliability_plot("a", "A", bins, calibrated=calibrated) for calibrated in (True, False)]
-    assert len({plot.png for plot in diagrams}) == 2 == len({plot.says for plot in diagrams})
+    assert len({plot.png for plot in diagrams}) == 2 == len({plot.alt for plot in diagrams})
     row = {"genre": "A", "support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
     assert support_plot([row]).png != support_plot([row | {"f1": 0.6}]).png
 
@@ -211,7 +211,7 @@ def test_names_are_not_nearer_to_other_points():
 def test_a_name_without_a_place_is_still_in_the_words():
     row = {"support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
     rows = [row | {"genre": f"Genre {k}"} for k in range(30)]
-    assert support_plot(rows).says.count("Genre") == 30
+    assert support_plot(rows).alt.count("Genre") == 30
 
 
 def test_the_course_leaves_out_half_a_row(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Style of the plots: colours that colour-blind readers can distinguish, and letters that are readable on a phone.
 
-Figures are drawn without pyplot (no global state) at twice the density of an ordinary screen: a plot that is 460 pixels
-wide on the page has 920 pixels. At the width of a phone, its letters are still about ten pixels high.
+Figures are drawn without pyplot, which has global state. For sharp pictures, a plot that is 460 pixels wide on the page
+has 920 pixels. At the width of a phone, its letters are about ten pixels high.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-#: Colours by Okabe and Ito (2008), distinct for the common kinds of colour blindness.
+#: Colours that colour-blind readers can distinguish. The first three are from Okabe and Ito (2008).
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
-#: Size on the page in inches (96 pixels each): an ordinary plot, and a small plot per genre.
+#: Size on the page of an ordinary plot and of a plot per genre, in inches of 96 pixels.
 WIDE, SMALL = (4.8, 3.4), (2.4, 2.15)
 DENSITY = 192
 
@@ -45,7 +45,7 @@ _STYLE: Any = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "text.color": INK,
-    "text.parse_math": False,  # a genre may be called $x_1$
+    "text.parse_math": False,  # show a name such as $x_1$ unchanged
     "lines.linewidth": 1.9,
     "legend.frameon": False,
     "legend.fontsize": 10.5,
@@ -62,20 +62,20 @@ class Plot:
     name: str
     """Name of its file, without ``.png``."""
     png: bytes
-    says: str
-    """Description in words, for readers who cannot see the plot."""
+    alt: str
+    """Description of the plot in words, for readers who cannot see the plot."""
     width: int
     """Width on the page in CSS pixels."""
 
 
 def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
-    """Run a drawing function with the style of the plots. Matplotlib also reads the style while it renders."""
+    """Return a function that draws and renders a plot in the style of this file."""
 
     @wraps(draw)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Plot:
         with mpl.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box for a letter that the font lacks
-            mpl.rcdefaults()  # not the user's matplotlibrc
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # plots show a box instead of such a letter
+            mpl.rcdefaults()  # ignore the matplotlibrc of the user
             mpl.rcParams.update(_STYLE)
             return draw(*args, **kwargs)
 
@@ -83,31 +83,31 @@ def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
 
 
 def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figure, Any]:
-    """Return a figure and its axes, as from `Figure.subplots`."""
+    """Return a figure and its axes. ``subplots`` are the arguments of `Figure.subplots`."""
     figure = Figure(figsize=size, dpi=DENSITY)
     FigureCanvasAgg(figure)
     return figure, figure.subplots(**subplots)
 
 
-def finish(figure: Figure, name: str, says: str) -> Plot:
+def finish(figure: Figure, name: str, alt: str) -> Plot:
     """Render a figure to a Plot. The PNG bytes are the same on every run."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=DENSITY, metadata={"Software": None})
-    return Plot(name, out.getvalue(), says, round(figure.get_figwidth() * 96))
+    return Plot(name, out.getvalue(), alt, round(figure.get_figwidth() * 96))
 
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
-    """Set an axis to 0 to 1, with space for lines at both ends."""
+    """Set the range of an axis to 0 to 1, with a small margin at both ends."""
     axes.set(**{f"{which}lim": (-0.02, 1.02)})
     set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
     set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
-    """Write a name beside each point, without overlap with another name or point; omit names without a free place.
+    """Write a label beside each point, without overlap with other labels or points.
 
-    A place must be nearer to its own point than to any other. Places are tried from near to far on all sides. Points
-    are labelled in the given order: pass the important ones first.
+    A label is nearer to its own point than to any other point. Near places are tried first, and a label without a free
+    place is left out. Points are labelled in the given order, so pass the important points first.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # text can be measured only after the layout is computed

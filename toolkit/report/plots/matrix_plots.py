@@ -14,7 +14,7 @@ from toolkit.report.plots.common import BLUE, GREY, INK, ORANGE, Plot, finish, n
 
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#8fc1e0", BLUE, "#00334f"])
 TIMES = LinearSegmentedColormap.from_list("times", [BLUE, "#ffffff", ORANGE])
-#: Factor at the upper end of the colour scale; the lower end is its inverse.
+#: Factor at the upper end of the colour scale. The lower end is the inverse of this factor.
 MAX_FACTOR = 4.0
 
 
@@ -29,8 +29,8 @@ def cooccurrence_plot(shares: FloatArray, genres: Sequence[str]) -> Plot:
     _frame(axes, genres, "posters with this genre", "share that also has this genre")
     _write(axes, shown, lambda value: f"{100 * value:.0f}" if value >= 0.005 else "", shown > 0.55 * top)
     figure.colorbar(image, ax=axes, shrink=0.6, format=PercentFormatter(1.0, 0))
-    says = "Shares of the posters of one genre that also have another, in percent; the table has the commonest pairs."
-    return finish(figure, "together", says)
+    alt = "Share of the posters of one genre that also have another genre, in percent. The table lists common pairs."
+    return finish(figure, "together", alt)
 
 
 @styled
@@ -45,11 +45,11 @@ def substitution_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
     _write(axes, times, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:.0f}", np.abs(shown) > 1.5)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
-    says = (
-        "Rate at which a genre is wrongly named where another is missed, divided by its usual rate. The table has the "
-        "largest. Blank: too few posters, or never wrongly named."
+    alt = (
+        "Rate at which a genre is wrongly named where another genre is missed, divided by its usual rate. The table "
+        "has the largest rates. Blank cells have too few posters."
     )
-    return finish(figure, "says-instead", says)
+    return finish(figure, "says-instead", alt)
 
 
 def _size(genres: Sequence[str]) -> tuple[float, float]:
@@ -72,11 +72,11 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], deep: BoolArray) -> None:
-    """Write numbers into the cells, in white where ``deep`` is true (dark cells)."""
+def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], dark: BoolArray) -> None:
+    """Write numbers into the cells, in white where ``dark`` is true."""
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
-        color = "white" if deep[row, column] else INK
+        color = "white" if dark[row, column] else INK
         axes.text(column, row, text(value), ha="center", va="center", fontsize=8, color=color)
     middle = (len(values) - 1) / 2
     for row in np.flatnonzero(~np.isfinite(values).any(axis=1)).tolist():

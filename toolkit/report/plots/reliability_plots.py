@@ -1,4 +1,4 @@
-"""Reliability diagrams before and after calibration: all genres pooled, and genre by genre."""
+"""Reliability diagrams before and after calibration, for all genres pooled and for each genre."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from toolkit.metrics.multilabel import BoolArray, FloatArray
 from toolkit.report.plots.common import BLUE, GREY, ORANGE, SMALL, WIDE, Plot, finish, new_figure, styled, unit_axis
 
-#: Positives needed for a diagram of a genre, and positives per dot on average.
-ENOUGH, PER_DOT = 20, 5
-MOST_DOTS = 8
+#: Minimum number of positives for the diagram of a genre, and number of positives per dot on average.
+MIN_POSITIVES, POSITIVES_PER_DOT = 20, 5
+MAX_DOTS = 8
 
 
 @styled
 def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
-    """Plot predicted probability against observed frequency, all genres pooled, before and after calibration.
+    """Plot the observed share of true genres against the predicted probability, all genres pooled.
 
-    Both are results of `toolkit.metrics.calibration_error.calibration_summary`; ``after`` is None without calibration.
+    ``before`` and ``after`` are entries of `toolkit.report.build.calibration`. ``after`` is None without calibration.
     """
     figure, (axes, below) = new_figure((WIDE[0], 4.2), nrows=2, height_ratios=[4, 1], sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle=":")
@@ -43,8 +43,8 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
     axes.set_ylabel("observed share")
     below.set_xlabel("probability, all genres pooled")
     figure.legend(loc="outside upper left", ncols=1, handlelength=2.2)
-    says = "; ".join(f"calibration error, {name}: {s['ece']:.4f}" for name, s, *_ in summaries)
-    return finish(figure, "reliability", f"{says.capitalize()}.")
+    alt = "; ".join(f"calibration error {s['ece']:.4f} ({name})" for name, s, *_ in summaries)
+    return finish(figure, "reliability", f"{alt.capitalize()}.")
 
 
 def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -58,11 +58,11 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
     """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
 
-    The pooled diagram has bins of equal width. These would put nearly all samples of a rare genre into the first bin.
+    The diagram of all genres has bins of equal width. For a rare genre, nearly all samples would be in its first bin.
     Calibration keeps the order of the samples, so a bin has the same samples ``before`` and ``after``.
     Keys: ``count``, ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
     """
-    dots = int(np.clip(truth.sum() // PER_DOT, 1, MOST_DOTS))
+    dots = int(np.clip(truth.sum() // POSITIVES_PER_DOT, 1, MAX_DOTS))
     order = np.argsort(before, kind="stable")
     return [
         {
@@ -78,7 +78,7 @@ def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[
 
 @styled
 def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *, calibrated: bool) -> Plot:
-    """Plot the `genre_bins` of one genre. Both axes end at its highest value."""
+    """Plot the `genre_bins` of one genre. Both axes end at the highest value of the genre."""
     figure, axes = new_figure(SMALL)
     observed, count, before, after = (
         np.array([row[key] for row in bins], dtype=np.float64) for key in ("observed", "count", "before", "after")
@@ -96,6 +96,6 @@ def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *,
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("probability", labelpad=1)
     axes.set_ylabel("observed share", labelpad=1)
-    says = f"Reliability of {genre}: in its highest bin the mean probability is {before[-1]:.2f}"
-    says += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
-    return finish(figure, name, f"{says}; {observed[-1]:.2f} of these posters have the genre.")
+    alt = f"Reliability diagram of {genre}. In the highest bin, the mean probability is {before[-1]:.2f}"
+    alt += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
+    return finish(figure, name, f"{alt}. The share of these posters that have the genre is {observed[-1]:.2f}.")

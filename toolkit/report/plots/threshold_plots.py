@@ -1,4 +1,4 @@
-"""Plots of decisions and rankings: threshold sweep, precision-recall per genre, support and F1."""
+"""Plots of metrics against the threshold, precision-recall curves per genre, and a plot of F1 against support."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from toolkit.report.plots.common import (
     unit_axis,
 )
 
-#: Thresholds of the sweep, evenly spaced in the logit between these probabilities.
+#: Number of thresholds of the sweep, lowest threshold, highest threshold. The logits of thresholds are evenly spaced.
 STEPS, LOWEST, HIGHEST = 121, 0.002, 0.998
 SWEPT = {metric.key: metric.column for metric in PLACES["report, sweep"]}
 _LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURPLE, ":"))), strict=False))
 
 
 def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
-    """Return the metrics at each threshold, the same threshold for all genres."""
+    """Return the metrics at each threshold of the sweep. All genres have the same threshold."""
     low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
     thresholds = sigmoid(np.linspace(low, high, STEPS))
     outcome = Outcome(targets, scores=probabilities)
     found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
-    # Precision is undefined if no genre is named; a conventional 0 would look like a sudden drop.
+    # Precision is undefined if no genre is named. The conventional value 0 looks like a sudden drop in the plot.
     swept["micro_precision"] = [row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found]
     return {"threshold": thresholds.tolist(), **swept}
 
 
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
-    """Plot the sweep, with the thresholds per genre as ticks and the F1 that they reach as dotted lines."""
+    """Plot the sweep. Ticks are the thresholds per genre, and dotted lines are the F1 with these thresholds."""
     thresholds, single, per_label = decisions.thresholds, decisions.global_threshold, decisions.per_label
     figure, axes = new_figure()
     for key, name in SWEPT.items():
@@ -77,16 +77,16 @@ def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict
     axes.set_xlabel("threshold" + (" (ticks on the axis: thresholds per genre)" if per_label else ""))
     figure.legend(loc="outside upper left", ncols=2, handlelength=1.8, columnspacing=1.4)
     best = {key: max(zip(swept[key], swept["threshold"], strict=True)) for key in ("micro_f1", "macro_f1")}
-    says = "; ".join(
+    alt = "; ".join(
         f"{SWEPT[key]} is highest, {value:.3f}, at a threshold of {at:.3g}" for key, (value, at) in best.items()
     )
     if per_label:
-        says += f"; with thresholds per genre {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
-    return finish(figure, "threshold-sweep", f"{says}.")
+        alt += f"; with thresholds per genre, F1 is {chosen['micro_f1']:.3f} and {chosen['macro_f1']:.3f}"
+    return finish(figure, "threshold-sweep", f"{alt}.")
 
 
 def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return (recall, precision), from recall 1 down to 0, as steps. The area under the steps is AP."""
+    """Return the recall and the precision of a step curve, from recall 1 to 0. The area under the steps is AP."""
     precision, recall, _ = precision_recall_curve(truth, scores)
     # scikit-learn adds the point (0, 1), which no threshold reaches. AP extends the first real precision to recall 0.
     kept = recall > 0
@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """Plot the curve of one genre. ``point`` is (recall, precision) at its threshold, or None if it is never named."""
+    """Plot one genre. ``point`` is (recall, precision) at its threshold, or None if the genre is never named."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")
@@ -115,7 +115,7 @@ def precision_recall_plot(
 
 @styled
 def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
-    """Plot F1 against support on a log scale, with intervals. ``rows``: see `toolkit.report.per_label.genre_rows`."""
+    """Plot F1 with intervals against support (log scale), from the rows of `toolkit.report.per_label.genre_rows`."""
     shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
     figure, axes = new_figure((4.8, 4.0))
     xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
@@ -131,5 +131,5 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     axes.set_xlabel("support (posters of the genre in this split)")
     axes.set_ylabel("F1")
     label_points(axes, xs, ys, [row["genre"] for row in shown])
-    says = ", ".join(f"{row['genre']} {row['f1']:.2f} ({row['support']})" for row in shown)
-    return finish(figure, "support-f1", f"F1 (and support) per genre: {says}.")
+    alt = ", ".join(f"{row['genre']} {row['f1']:.2f} ({row['support']})" for row in shown)
+    return finish(figure, "support-f1", f"F1 (and support) per genre: {alt}.")

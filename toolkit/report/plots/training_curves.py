@@ -1,4 +1,4 @@
-"""Training curves, from RUN/epochs.csv if the model folder is in its run folder."""
+"""Training curves from RUN/epochs.csv, if the model folder is still in its run folder RUN."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ TrainingCurves = dict[str, list[float | None]]
 
 
 def read_training_curves(model: Path) -> TrainingCurves | None:
-    """Return column → values, one per epoch, from the run folder of the model; None if there is no such file.
+    """Return the columns of epochs.csv in the run folder of the model, with one value per epoch.
 
-    Log a warning and return None if the file is not a valid table.
+    Return None if there is no such file or no epoch. Log a warning if the file cannot be read.
     """
     path = model.resolve().parent / EPOCHS
     if not path.is_file():
         return None
     try:
-        with open(path, newline="", encoding="utf-8") as stream:  # the last row of a killed run is incomplete
+        with open(path, newline="", encoding="utf-8") as stream:  # leave out the incomplete last row of a killed run
             rows = [row for row in csv.DictReader(stream) if None not in row.values()]
     except (OSError, ValueError, csv.Error) as error:
-        log.warning("training curves are left out: %s is not a table of epochs (%s)", path, one_line(error))
+        log.warning("the report has no training curves, since %s is not a table of epochs (%s)", path, one_line(error))
         return None
     if not rows or "epoch" not in rows[0]:
         return None
@@ -54,35 +54,35 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def training_curve_plots(course: TrainingCurves, saved: int | None) -> list[Plot]:
+def training_curve_plots(history: TrainingCurves, saved: int | None) -> list[Plot]:
     """Plot losses and validation metrics over the epochs. ``saved`` is the epoch (from 1) of the saved weights."""
-    losses = [_losses(course, saved)] if {"train_loss", "val_loss"} <= course.keys() else []
-    return losses + ([_metrics(course, saved)] if METRICS.keys() & course.keys() else [])
+    losses = [_losses(history, saved)] if {"train_loss", "val_loss"} <= history.keys() else []
+    return losses + ([_metrics(history, saved)] if METRICS.keys() & history.keys() else [])
 
 
 @styled
-def _losses(course: TrainingCurves, saved: int | None) -> Plot:
-    """Plot both losses, each with its own axis: their functions may differ, and training augments the posters."""
+def _losses(history: TrainingCurves, saved: int | None) -> Plot:
+    """Plot both losses on separate axes. The loss functions may differ, and training augments the posters."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
     curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
     for axes, (key, color, name) in zip(both, curves, strict=True):
-        axes.plot(*_line(course, key), "o-", color=color, markersize=3.5)
+        axes.plot(*_line(history, key), "o-", color=color, markersize=3.5)
         axes.set_ylabel(f"{name} loss")
         axes.margins(y=0.15)
         _mark(axes, saved)
     _epochs(both[-1])
-    last = [values[-1] for values in (_line(course, "train_loss")[1], _line(course, "val_loss")[1]) if values]
-    says = f"Losses over {len(course['epoch'])} epochs; the last are " + " and ".join(f"{v:.4f}" for v in last)
-    return finish(figure, "training-loss", f"{says}.")
+    last = [values[-1] for values in (_line(history, "train_loss")[1], _line(history, "val_loss")[1]) if values]
+    alt = f"Losses over {len(history['epoch'])} epochs. The last values are " + " and ".join(f"{v:.4f}" for v in last)
+    return finish(figure, "training-loss", f"{alt}.")
 
 
 @styled
-def _metrics(course: TrainingCurves, saved: int | None) -> Plot:
+def _metrics(history: TrainingCurves, saved: int | None) -> Plot:
     figure, axes = new_figure((4.8, 4.0))
     parts = []
     for key, (name, color, look) in METRICS.items():
-        if key in course:
-            epochs, values = _line(course, key)
+        if key in history:
+            epochs, values = _line(history, key)
             axes.plot(epochs, values, look, marker="o", color=color, markersize=3.5, label=name)
             if values:
                 parts.append(f"{name} from {values[0]:.3f} to {values[-1]:.3f}")
@@ -93,8 +93,8 @@ def _metrics(course: TrainingCurves, saved: int | None) -> Plot:
     return finish(figure, "training-metrics", f"On validation: {', '.join(parts)}.")
 
 
-def _line(course: TrainingCurves, key: str) -> tuple[list[float], list[float]]:
-    pairs = [(e + 1, v) for e, v in zip(course["epoch"], course[key], strict=True) if e is not None and v is not None]
+def _line(history: TrainingCurves, key: str) -> tuple[list[float], list[float]]:
+    pairs = [(e + 1, v) for e, v in zip(history["epoch"], history[key], strict=True) if e is not None and v is not None]
     return [e for e, _ in pairs], [v for _, v in pairs]
 
 
