@@ -114,7 +114,7 @@ def _fail(message: str, status: int, report: Callable[[], None] = lambda: None) 
 
 
 def _report_to_ranks(argv: Sequence[str], error: Exception) -> None:
-    """Send an error to the other processes of a launch, because they can wait for this process."""
+    """Send an error to the other processes of a launch, so that they do not wait for this process."""
     if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
         from toolkit.distributed.launch import report_failure  # imports torch, so only in a launch
 

@@ -29,7 +29,7 @@ class DataConfig:
     """Reading, cropping and sampling of images."""
 
     image_size: values.Side = 224
-    """Side of the square input in pixels. 0: the backbone's input size, which is 224 for most ImageNet weights."""
+    """Side of the square input in pixels. 0 means the backbone's input size, mostly 224 for ImageNet weights."""
     train_crop: Literal["random", "none"] = "random"
     """random: a new random crop of each poster in each epoch. none: the evaluation view, set by fit and crop_pct."""
     crop_scale: values.AreaRange = (0.35, 1.0)
@@ -47,7 +47,7 @@ class DataConfig:
     repeat_below: OverZeroToOne = 0.1
     """Prevalence t. With sampling genre, a sample whose rarest genre has prevalence f < t is used sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
-    """Decoding threads per process. 0: the machine's cores divided by its processes, and at most 6 with a GPU."""
+    """Decoding threads per process. 0 means the machine's cores divided by its processes, at most 6 with a GPU."""
     prefetch: Annotated[int, between(1, 10_000, "from 1 to 10000")] = 4
     """Number of batches that are decoded in advance. Each of them needs memory."""
     geometry: Geometry = "auto"
@@ -57,7 +57,7 @@ class DataConfig:
     window: Count = 16
     """Number of shards in a group, for order window. A node reads from about this number of files at a time."""
     on_error: OnError = "replace"
-    """What to do with an image that cannot be decoded: replace it by another, mask it (weight 0), or stop."""
+    """Handling of an image that cannot be decoded: replace it by another, mask it (weight 0), or stop the run."""
     max_errors: values.Share = 0.01
     """Largest share of a split's samples that may fail to decode. Above this share, the run stops and lists them."""
 
@@ -81,7 +81,7 @@ class ModelConfig:
     prior: bool = False
     """Start the last layer's biases at the log-odds of each genre's prevalence in the training split, not at 0."""
     dropout: UnderOne = 0.5
-    """Dropout rate before the last layer. In an mlp: after each hidden layer. In an ensemble: before each layer."""
+    """Dropout rate before the last layer, after each hidden layer of an mlp, and before each layer of an ensemble."""
     drop_path: UnderOne = 0.0
     """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
@@ -124,7 +124,7 @@ class OptimConfig:
     momentum: UnderOne = 0.9
     """Momentum of SGD. Other optimisers ignore this option."""
     layer_decay: OverZeroToOne = 1.0
-    """Factor on the learning rate for each layer below the head, for example 0.75 for a transformer. 1: no decay."""
+    """Factor on the learning rate for each layer below the head, such as 0.75 for a transformer. 1 means no decay."""
     head_lr: Positive = 1.0
     """Factor on the learning rate of the head. A new head may need a higher rate than a pretrained backbone."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -148,35 +148,35 @@ class TrainConfig:
     accumulation: Count = 1
     """Micro-batches per process and update. A higher number saves memory. The samples of an update do not change."""
     eval_batch_size: Annotated[int, or_more("what suits the device")] = 0
-    """Samples per forward pass of evaluation in each process. 0: 32 on a CPU, 128 on a GPU."""
+    """Samples per forward pass of evaluation in each process. 0 means 32 on a CPU and 128 on a GPU."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Mixed precision. auto: the setting of `accelerate launch`."""
+    """Mixed precision. auto uses the setting of `accelerate launch`."""
     seed: Annotated[int, between(0, 2**32 - 1, "from 0 to 4294967295")] = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation metric that selects the best epoch. loss: BCE, for any loss.name. macro_f1: cross-fitted."""
+    """Validation metric that selects the best epoch. loss is always plain BCE, and macro_f1 is cross-fitted."""
     patience: Annotated[int, or_more("never")] = 5
-    """Number of epochs without a better validation metric after which training stops. 0: no early stopping."""
+    """Number of epochs without a better validation metric after which training stops. 0 means never."""
     ema: UnderOne = 0.0
-    """Decay of the moving average of the weights. The average is validated and saved. 0: no average."""
+    """Decay of the moving average of the weights. The average is validated and saved. 0 means no average."""
     auto_batch: bool = False
     """At the start, increase accumulation until an update fits in memory. The global batch does not change."""
     feature_views: Annotated[int, or_more("no cache")] = 0
     """Cached views per image, for a frozen backbone. 90,000 images x 3,072 features x 4 views need 2.2 GB."""
     feature_cache: values.Folder = None
-    """Folder of cached features. Runs with the same backbone, shards and views share it. null: OUT/features."""
+    """Folder of cached features. Runs with the same backbone, shards and views share it. null means OUT/features."""
     standardize: bool = False
     """Scale cached features to mean 0 and deviation 1. The saved model includes the scaling in its first head layer."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the processes, for a model that does not fit on one GPU."""
     sync_batchnorm: bool = False
-    """Compute BatchNorm statistics over the samples of all GPUs. Useful with less than about 32 samples per GPU."""
+    """Compute BatchNorm statistics over the samples of all GPUs. Use this with under about 32 samples per GPU."""
     compile: bool = False
     """Use torch.compile, which needs a working compiler at run time."""
     on_nonfinite: OnNonfinite = "stop"
     """If a loss or gradient is not finite, stop the run or skip the update. skip adds a wait to each update."""
     checkpoint_steps: Annotated[int, or_more("per epoch only")] = 0
-    """Number of updates between two extra checkpoints. Each epoch ends with a checkpoint. 0: no extra checkpoints."""
+    """Number of updates between extra checkpoints. 0 means none. Each epoch ends with a checkpoint in any case."""
     keep_checkpoints: Count = 2
     """Number of newest checkpoints to keep. With two, a run can resume even if the newest checkpoint is damaged."""
     log_steps: Count = 20
@@ -190,13 +190,13 @@ class DecideConfig:
     """Calibration and thresholds. They are chosen on the validation split and saved in labels.json."""
 
     thresholds: Literal["auto", "global", "genre"] = "auto"
-    """global: one for all genres. genre: one per genre. auto: one per genre if clearly better on held-out samples."""
+    """global: one threshold for all genres. genre: one per genre. auto: genre if clearly better on held-out samples."""
     aim: values.Aim = "f1"
     """Objective of the thresholds: f1, f0.5, or a level such as precision>=0.6 or recall>=0.8."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Calibration of the probabilities. auto: the best method that clearly helps on held-out samples, or none."""
     max_micro_f_loss: UnderOne = option(0.01, old=("--slack",))
-    """For aims f1 and f0.5: largest relative loss of micro-F that thresholds per genre may cause. 0: no loss."""
+    """Largest relative loss of micro-F that thresholds per genre may cause, with aim f1 or f0.5. 0 allows no loss."""
 
 
 @dataclass

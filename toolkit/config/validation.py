@@ -85,7 +85,7 @@ def _check_combinations(config: Config) -> None:
         raise UserError(
             "option-conflict",
             f"train.batch_size is {train.batch_size}, but augment.mixup and augment.cutmix mix pairs of samples: set "
-            f"--train.batch_size 2 or more",
+            f"--train.batch_size to at least 2",
         )
 
 
@@ -129,7 +129,7 @@ def _check_fsdp(config: Config) -> None:
     """Raise UserError, with the reason, for options that cannot be combined with train.fsdp."""
     train, name = config.train, config.optim.name
     for key, asked, why, instead in (
-        ("train.auto_batch", train.auto_batch, "ranks could make different numbers of trials and then block each other",
+        ("train.auto_batch", train.auto_batch, "ranks could try different accumulations and then block each other",
          "set --train.auto_batch false and choose --train.accumulation"),
         ("train.compile", train.compile, "torch.compile has not been tested with sharded weights",
          "set --train.compile false"),

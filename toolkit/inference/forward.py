@@ -29,7 +29,7 @@ Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass
 class ForwardOutputs:
-    """Outputs for one batch. Their copy to the host may not be finished."""
+    """Outputs for one batch. Their copy to the host may still be in progress."""
 
     outputs: list[torch.Tensor]
     """(n, G) logits and, if requested, (n, F) embeddings, as float32 on the host."""

@@ -1,4 +1,4 @@
-"""Run an exported ONNX file in onnxruntime instead of the PyTorch network. It must be an export of the same model."""
+"""Run an ONNX file of `posters export` in onnxruntime instead of the PyTorch network of the same model."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from toolkit.inference.scoring import Scored
     from toolkit.model_folder.folder import ModelFolder
 
-#: Columns of a prediction file that are not genres. Databases do not distinguish a column Error from error.
+#: Columns of a prediction file that are not genres. Case is ignored, because databases do not distinguish it.
 OWN = ("id", "genres", "error", "embedding")
 
 
@@ -104,7 +104,7 @@ class Rows:
 
 
 def genre_columns(genres: Sequence[str], reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Return genre → column. A column has the genre's name, or ``genre:NAME`` if this name is ``reserved``.
+    """Return genre → column. Each column is unique: the genre's name, or ``genre:NAME`` if this name is ``reserved``.
 
     If another genre is called ``genre:NAME``, the prefix is repeated. Reserved names are compared case-insensitively.
 

@@ -159,7 +159,7 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("labels.json", {"genres": []}, "genres: expected array of length >= 1"),
         ("labels.json", {"genres": ["a", "b", "a"]}, "its genres repeat 'a'"),
         ("labels.json", {"genres": ["a", "", "b"]}, "genres[1]: expected str of length >= 1"),
-        ("labels.json", {"genres": ["x", "y", "z"]}, "the label_names of config.json are not the genres of labels.json"),
+        ("labels.json", {"genres": ["x", "y", "z"]}, "label_names of config.json are not the genres of labels.json"),
         ("labels.json", {"genres": ["x", "y"], "thresholds": [0.5, 0.5], "calibration": {"method": "none"}},
          "config.json has num_classes 3, but labels.json has 2 genres"),
         ("labels.json", {"thresholds": [0.5, 0.5]}, "it has 2 thresholds for 3 genres"),

@@ -26,13 +26,13 @@ class Pairs:
     """The m pairs of a micro-batch that are mixed."""
 
     first: np.ndarray
-    """(m,) int64: the first row of each pair. The second row of the pair is the next one."""
+    """(m,) int64: the first row of each pair. The row after it is the second row of the pair."""
     kept: np.ndarray
     """(m,) float64: lambda, the share of its own target that each sample of a pair keeps."""
     cut: np.ndarray
     """(m,) bool: True for cutmix, False for mixup."""
     boxes: np.ndarray
-    """(m, 4) int64 left, top, right, bottom of the box that both samples exchange in cutmix. All 0 for mixup."""
+    """(m, 4) int64 left, top, right, bottom of the box that both samples exchange in cutmix, or 0 for mixup."""
 
 
 def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: int, epoch: int) -> Pairs:

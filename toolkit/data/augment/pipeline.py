@@ -2,9 +2,8 @@
 
 The operations of AUGMENTATIONS (config/augmentations.py) come first, in that order, and then samples are mixed. Every
 random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore gets
-the same pixels on any rank, for any world size and accumulation, and in any row of a batch. To enable one operation
-does not change the random numbers of the others. No operation sums over a batch, so the pixels are bit-identical on
-devices of one kind.
+the same pixels on any rank, for any world size and accumulation, and in any row of a batch. The random numbers of one
+operation do not depend on the others. No operation sums over a batch, so equal devices give bit-identical pixels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Replace or mask images that cannot be decoded, log each image once, and stop the run if there are too many.
 
-A substitute depends only on seed, epoch, sample and attempt. A run is therefore the same at any world size.
+A substitute depends only on seed, epoch, sample and attempt. So a run is the same at any world size and after a resume.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch for each micro-batch, in order. The next batch overwrites its memory.
+        """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the batch before.
 
         Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
         the source's ``read`` are passed on.
@@ -200,7 +200,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     continue
                 work.indices[row] = other
                 return len(data)
-        if work.valid[row]:  # padding repeats a sample of another row, which has the error
+        if work.valid[row]:  # padding repeats a sample of another row or rank, which reports the error
             work.errors[row] = problem
         work.valid[row] = False
         work.squares[row] = np.zeros((work.transform.side, work.transform.side, 3), dtype=np.uint8)

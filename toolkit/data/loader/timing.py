@@ -41,7 +41,6 @@ class LoaderTimer:
                 setattr(self.times, name, getattr(self.times, name) + value)
 
     def snapshot(self) -> Times:
-        """Return a copy of the current times."""
         with self._lock:
             return self.times - Times()
 

@@ -51,7 +51,7 @@ class MicroBatch:
 
     @property
     def keys(self) -> np.ndarray:
-        """Return (n,) int64 keys of the random numbers for crop and augmentation. Each use of a sample has its own."""
+        """Return (n,) int64 keys of the random numbers for crop and augmentation, one for each use of a sample."""
         return self.indices + self.repeat * DRAW_STRIDE
 
 

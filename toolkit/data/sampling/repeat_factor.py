@@ -1,13 +1,13 @@
 """Repeat factor sampling: samples with rare genres are repeated, in epochs of equal length.
 
 The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is the largest max(1, sqrt(t / f)) of its genres.
-Here f is the prevalence of a genre in the training split, and t is a constant. LVIS rounds each factor at random, so
-its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
+Here f is the prevalence of a genre in the training split, and t is data.repeat_below. LVIS rounds each factor at
+random, so its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
 - Every epoch has M = N + round(sum of (factor - 1)) positions. The parts of the factors above 1 are scaled so that they
   add up to M - N.
 - A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
-- The numbers of uses depend only on seed and epoch. Over several epochs, their mean is close to r.
+- The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
 Each factor is an interval on a line of length M. Pointers at distance 1 select the samples in whose intervals they lie.
 From epoch to epoch, all pointers move by the golden ratio. The line is one table for all epochs, with 8 bytes per
@@ -63,7 +63,6 @@ class RepeatOrder:
         self.seed, self.window = seed, window
         self._bounds = None if shard_sizes is None else np.cumsum([0, *shard_sizes])
         self._shuffle = lru_cache(maxsize=1)(self._order)
-        """``_order`` with a cache for the current epoch."""
 
     def __len__(self) -> int:
         return int(self._line[-1] // _ONE)
@@ -86,7 +85,7 @@ class RepeatOrder:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
     def _order(self, epoch: int) -> Order:
-        """Return the shuffled order of the pointers of an epoch. Unshuffled pointers have repeats as neighbours."""
+        """Return the shuffled order of the pointers. In the unshuffled order, repeats of a sample are neighbours."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
         sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)

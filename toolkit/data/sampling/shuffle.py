@@ -1,9 +1,9 @@
 """The order of samples in an epoch, computed by a bijection with a key. No list of samples is shuffled or stored.
 
-A Feistel network (Luby, Rackoff 1988) maps a position of an epoch to a sample. Its domain is the smallest square grid
-with at least n cells, and halves are added modulo the side of the grid (Black, Rogaway 2002, "Ciphers with arbitrary
-finite domains"). The network is applied again while the result is outside of 0..n-1. It has eight rounds of a 64-bit
-mixer. tests/toolkit/data/sampling/test_shuffle.py checks the uniformity of the order.
+A Feistel network (Luby, Rackoff 1988) maps a position of an epoch to one of n samples. Its domain is the smallest
+square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite domains"). The network is applied
+again while the result is outside of 0..n-1. It has eight rounds of a 64-bit mixer.
+tests/toolkit/data/sampling/test_shuffle.py checks the uniformity of the order.
 
 Order ``global`` is one permutation of all samples, so every read is random. Order ``window`` permutes the shards, then
 the samples within groups of a few shards. A node then reads only a few files at a time, which suits sets that do not
@@ -69,7 +69,6 @@ class WindowOrder:
         self.firsts = np.cumsum(self.sizes) - self.sizes
         self.window, self.seed = window, seed
         self._shards = lru_cache(maxsize=1)(self._layout)
-        """``_layout`` with a cache for the current epoch."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())

@@ -121,8 +121,8 @@ def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
     """Raise UserError if the cache is too small for the shards that training needs at the same time.
 
-    window: number of shards of a window, or None. With None, any read may be from any shard, so all shards must fit.
-    Else the current and the next window must fit, and more windows if the loaders read further ahead.
+    window: number of shards in a group that is shuffled together. The current and the next group must fit, and more
+    groups if the loaders read further ahead. None if any read may be from any shard, so that all shards must fit.
     lead: number of samples that the loaders read ahead.
     """
     limit = store.cache.options.limit

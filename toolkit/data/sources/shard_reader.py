@@ -148,7 +148,7 @@ class ShardReader:
             self.end()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
-        """Prepare reads from the shards ``numbers`` in this order, then from ``following``. Ignore local shards.
+        """Prepare reads from the shards ``numbers`` in this order, then from ``following``, if the shards are remote.
 
         window: number of shards that are read at a time. The same number stays open and is prefetched.
         prefetch: False if another process of this node prefetches.

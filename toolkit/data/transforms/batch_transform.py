@@ -1,7 +1,7 @@
 """The transform of a batch. Threads decode each row to the buffer of the batch. The device may then crop and resize.
 
 ``DecodedTransform`` writes complete S x S squares to the buffer, so all work is on the CPU. ``DeviceTransform`` writes
-decoded images, which the device crops and resizes. ``FileTransform`` is for files of unknown size.
+decoded images, which the device crops and resizes. ``FileTransform`` is for files whose image size is unknown.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BatchTransform(Protocol):
         """
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """Decode sample ``row`` and return it as (S, S, 3) uint8, without the buffer."""
+        """Decode sample ``row`` and return it as (S, S, 3) uint8 in new memory, not in the buffer."""
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return (n, S, S, 3) integers from 0 to 255, as uint8 or float, on the device of the buffer."""
@@ -169,7 +169,7 @@ class RawTransform:
             raise ValueError(str(bad)) from None
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """Return the (S, S, 3) uint8 square of a decoded RGB image. It can differ slightly from that of a JPEG file."""
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. The square of its JPEG file can differ slightly."""
         return self._cut(image.size).picture(0, image)
 
     def _cut(self, size: tuple[int, int]) -> DecodedTransform:
@@ -207,7 +207,7 @@ def eval_transforms(
 
 
 def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> Transforms:
-    """Return transforms that apply ``transform`` to the bytes of files of unknown size."""
+    """Return transforms that apply ``transform`` to the bytes of files whose image size is unknown."""
     return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
 
 

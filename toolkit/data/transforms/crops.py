@@ -93,7 +93,7 @@ def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarr
 
 
 def resized_size(width: Any, height: Any, side: int, crop_pct: float) -> tuple[Any, Any]:
-    """Return width and height after torchvision's Resize of the short side. Takes numbers or int64 arrays.
+    """Return width and height after torchvision's Resize, which rounds the long side down. Takes numbers or arrays.
 
     >>> tuple(map(int, resized_size(182, 268, 224, 0.875)))
     (256, 376)

@@ -43,7 +43,7 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
         x, y = views.corners[row].tolist()
         window = resized[y : y + views.side, x : x + views.side]
     else:
-        # Only Pillow accepts a box with fractions of pixels. To round the box to whole pixels shifts edges visibly.
+        # Only Pillow accepts a box with fractions of pixels. Rounding the box to whole pixels shifts edges visibly.
         ratio = float(denominator)
         box = (left / ratio, top / ratio, min(right / ratio, image.shape[1]), min(bottom / ratio, image.shape[0]))
         size = image.shape[1], image.shape[0]

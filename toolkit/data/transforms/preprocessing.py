@@ -16,7 +16,7 @@ from PIL import Image
 from toolkit.data.transforms.crops import resized_size
 
 BILINEAR = Image.Resampling.BILINEAR  # in Pillow this filter antialiases, like torchvision's with antialias=True
-#: Resized images with up to this number of pixels are computed completely. Of larger ones, only the used part is.
+#: If a resized image has more pixels than this, only the part that is used is computed.
 MOST_RESIZED = 16_000_000
 #: Number of images that are normalised at a time on a CPU.
 CPU_IMAGES = 8
@@ -43,10 +43,9 @@ class Preprocessing:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """Return the (S, S, 3) uint8 square of a decoded RGB image, with exactly the pixels of torchvision on Pillow.
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. torchvision gives exactly the same pixels.
 
-        The torchvision transforms are Resize(S / crop_pct) and CenterCrop(S) for fit "crop", or Resize((S, S)) for
-        "stretch".
+        The transforms are Resize(S / crop_pct) and CenterCrop(S) for fit "crop", or Resize((S, S)) for "stretch".
         """
         if self.fit == "stretch":
             return stretch(image, self.image_size)
@@ -86,8 +85,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    Of a large result, little more than the square is computed. A banner of 1 x 60000 pixels whose short side becomes
-    256 has 4 billion pixels.
+    Of a large resized box, little more than the square is computed: 1 x 60000 pixels can become 4 billion.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
