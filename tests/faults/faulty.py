@@ -54,7 +54,7 @@ def run_rank(argv: list[str], rank: int, ranks: int, port: int, stderr: str, fau
     torch.set_num_threads(1)
     from toolkit.cli import main as cli
 
-    cli.HEAD_START = 0.1  # no launcher waits to end the others
+    cli.PRINT_DELAY = 0.1  # no launcher waits to end the others
     install(fault, rank)
     cli.run(argv)
 

@@ -142,7 +142,7 @@ def test_where_no_batch_is_at_fault(
         patch.setattr(f"toolkit.{where}", refused)
         status, line = command(train_options(drawn_set, tmp_path / "run"), capsys)
     assert status == 2 and "batch" not in line
-    assert "out of memory (tried to allocate 98.00 MiB): posters train needs more than is available; end" in line
+    assert "out of memory (tried to allocate 98.00 MiB): posters train needs more memory than is available; end" in line
     again = train_options(drawn_set, tmp_path / "run", "--resume")
     assert command(again, capsys) == (0, "")
 

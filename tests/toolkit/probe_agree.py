@@ -27,7 +27,7 @@ from toolkit.cli import main as cli
 
 def main() -> None:
     rank = int(os.environ["RANK"])
-    cli.HEAD_START = 0.0  # no launcher waits to end the others
+    cli.PRINT_DELAY = 0.0  # no launcher waits to end the others
     environment, versions = dict(os.environ), toolkit.distributed.agreement.versions
     facts = toolkit.cli.run_evaluate.command_facts
 

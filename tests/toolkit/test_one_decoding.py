@@ -160,7 +160,7 @@ def test_another_size_is_no_turn() -> None:
     with Loader(source, 1, 1, policy=KEEP_ERRORS) as loader:
         transforms = eval_transforms(source, PLAIN, "cpu", CPU)  # type: ignore[arg-type]
         (batch,) = loader.batches(EvalPlan(1, 1).micro_batches(0, 1), transforms)
-    assert batch.errors == {0: "the image is 140x90, its index says 80x140"}
+    assert batch.errors == {0: "the image is 140x90, but its index has 80x140"}
 
 
 @pytest.mark.parametrize("how", [{}, {"progressive": True}, {"restart_marker_rows": 1}])

@@ -1,4 +1,4 @@
-"""The ``posters`` command: its subcommands, their options, and the handling of errors."""
+"""The ``posters`` command: its subcommands, their options, and its error handling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return ``run``, for scripts from an installation of an earlier version: `from toolkit.cli import run`."""
+    """Return ``run`` for start scripts of an earlier version, which contain `from toolkit.cli import run`."""
     if name == "run":
         from toolkit.cli.main import run
 

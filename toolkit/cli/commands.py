@@ -1,4 +1,4 @@
-"""All commands of ``posters``: line of help, dataclass of the options, and function to run."""
+"""The table of all commands of ``posters``: help text, dataclass of the options, and function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.cli.commands import Command, choose
 
-#: In the order of the help text.
+#: Name → command, in the order of the help text.
 COMMANDS = {
     "fetch": Command(
         "download posters from links in a CSV", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
@@ -18,7 +18,7 @@ COMMANDS = {
         "shards.cli.clean:run_clean",
     ),
     "referee": Command(
-        "detect text on cleaned posters, with stricter settings than cleaning",
+        "detect text on cleaned posters, with stricter settings than `posters clean`",
         "shards.clean.verify:RefereeCommand",
         "shards.cli.clean:run_referee",
     ),
@@ -35,21 +35,21 @@ COMMANDS = {
         "shards.cli.main:run_verify",
     ),
     "shards index": Command(
-        "write index and manifest for tar files of another tool",
+        "make a shard set from tar files of another tool",
         "shards.build.index_tars:IndexOptions",
         "shards.cli.main:run_index",
-        "Write index and manifest for tar files of another tool, without changes to the tar files. Every image is "
-        "decoded once, as in a build: about 2 ms on one core for a poster of 300 x 450 pixels. rejected.csv lists the "
-        "samples that cannot be used, with the reasons.",
+        "Make a shard set from tar files of another tool. The command writes indexes and a manifest, and does not "
+        "change the tar files. It decodes every image once, which takes about 2 ms on one core for 300 x 450 pixels. "
+        "rejected.csv lists the samples that cannot be used, with the reasons.",
     ),
     "train": Command(
         "train on a shard set",
         "toolkit.cli.train:TrainOptions",
         "toolkit.cli.train:run_train",
-        "Train a multi-label classifier. For several processes, use `accelerate launch launch/train.py`.",
+        "Train a multi-label classifier. To use several processes, start `accelerate launch launch/train.py`.",
     ),
     "tune": Command(
-        "choose the thresholds and the calibration of a model again, on validation",
+        "choose the thresholds and the calibration of a model again on the validation split",
         "toolkit.evaluation.options:TuneOptions",
         "toolkit.evaluation.tune:run_tune",
     ),
@@ -64,12 +64,12 @@ COMMANDS = {
         "toolkit.prediction.files:run_predict",
     ),
     "app": Command(
-        "serve a web page that shows genres and heat maps of uploaded posters",
+        "serve a web page that predicts the genres of uploaded posters and shows heat maps",
         "toolkit.app.options:AppOptions",
         "toolkit.app.server:run_app",
     ),
     "audit": Command(
-        "measure how much a model uses the text of posters",
+        "measure how much a model uses the text on posters",
         "toolkit.audit.options:AuditOptions",
         "toolkit.cli.run_audit:run_audit",
     ),
@@ -87,7 +87,7 @@ COMMANDS = {
         "toolkit.export.legacy_checkpoint:run_import",
     ),
     "demo": Command(
-        "run all steps on a small synthetic poster set, in minutes",
+        "run all steps on a small set of drawn posters, which takes minutes",
         "toolkit.cli.demo_options:DemoOptions",
         "toolkit.cli.demo:run_demo",
     ),
@@ -95,9 +95,9 @@ COMMANDS = {
 
 
 def read(words: Sequence[str]) -> tuple[str, Any]:
-    """Return (name of the command, its options). Raises UserError for bad input; --help prints help and exits."""
-    name, rest = choose(COMMANDS, words, "Clean, shard, train, evaluate, predict: multi-label image models.")
-    from shards.cli.options import Parser  # not needed to list the commands
+    """Return the name of the command and its options. Raises UserError for bad input. --help prints help and exits."""
+    name, rest = choose(COMMANDS, words, "Clean and shard posters. Train, evaluate and use multi-label image models.")
+    from shards.cli.options import Parser  # slow to import, and not needed to list the commands
 
     parser = Parser(name, COMMANDS)
     return name, parser.make(parser.parse(rest))

@@ -1,6 +1,6 @@
-"""``posters demo``: all steps on a drawn poster set, in minutes on two cores.
+"""Run ``posters demo``: all steps on a small set of drawn posters, which takes minutes on two cores.
 
-draw_poster_set → build_shards → train → evaluate, report → predict → contact sheet
+The steps: draw posters → build shards → train → evaluate and write a report → predict → save a contact sheet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GALLERY = 18  # test posters on the contact sheet, three rows of six
 
 
 def demo_config(seed: int = 0) -> Config:
-    """Return the configuration of the demo; configs/demo.yaml is the same with comments."""
+    """Return the configuration of the demo. configs/demo.yaml has the same values, with comments."""
     return Config(
         data=DataConfig(image_size=64, crop_scale=(0.6, 1.0)),
         model=ModelConfig(name="resnet10t", pretrained=False, head="linear", dropout=0.0, freeze=()),
@@ -52,9 +52,9 @@ def demo_config(seed: int = 0) -> Config:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Run all steps, with results below ``out``. A second run continues the first. Return the exit status."""
+    """Run all steps and write the results below ``out``. A second call continues the first. Return the exit status."""
     out, posters, seed = options.out, options.posters, options.seed
-    check_report_folder(out / "report")  # fail before minutes of work
+    check_report_folder(out / "report")  # an unsuitable folder ends the demo before the long steps
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")
     manifest = build_shards(
@@ -94,19 +94,19 @@ def run_demo(options: DemoOptions) -> int:
         if lines
     ]
     save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
-    _say_where(out, folder)
+    _print_results(out, folder)
     return 0
 
 
 def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
-    """Write the report of `posters evaluate --report` to ``out``/report, with label errors if cleanlab is installed."""
+    """Write the report of `posters evaluate` to ``out``/report. It has label errors only if cleanlab is installed."""
     shards, report = out / "shards", out / "report"
     words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
     command = shlex.join(str(word) for word in words)
     return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(outputs, None)
 
 
-def _say_where(out: Path, folder: ModelFolder) -> None:
+def _print_results(out: Path, folder: ModelFolder) -> None:
     epochs = pd.read_csv(out / "run" / "epochs.csv")
     rejected = pd.read_csv(out / "shards" / "rejected.csv")
     print(f"trained        {len(epochs)} epochs, best validation loss {epochs['val_loss'].min():.4f}")
@@ -119,7 +119,7 @@ def _say_where(out: Path, folder: ModelFolder) -> None:
     print(f"report         {out / 'report' / 'index.html'}{without}")
     print(f"predictions    {out / 'predictions.json'}")
     print(f"pictures       {out / 'predictions.png'}")
-    # with `make demo`, the command is not on the PATH
+    # `make demo` starts the command by its path, because it is not on the PATH
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")

@@ -1,4 +1,4 @@
-"""The ``posters`` command. Bad input gives one line on stderr and exit status 2."""
+"""Entry point of the ``posters`` command. Bad input prints one line on stderr and gives exit status 2."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from shards.errors import UserError, one_line, printable_line
 from toolkit.cli.commands import COMMANDS, read
 from toolkit.device.out_of_memory import explain_out_of_memory
 
-#: Seconds that other failed ranks wait, so that rank 0 can end first.
-HEAD_START = 3.0
-#: Commands that several processes of a launch can run together.
+#: Seconds that a failed rank above 0 waits before it prints its error, so that rank 0 can print first.
+PRINT_DELAY = 3.0
+#: Commands that a launcher can start in several processes.
 LAUNCHED = ("train", "tune", "evaluate", "predict")
-#: Libraries whose INFO messages are not for users.
+#: Libraries of which users see only warnings and errors.
 NOISY = (
     "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
     "s3transfer",
@@ -29,22 +29,22 @@ NOISY = (
 
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status. Raises UserError for bad input."""
-    name, options = read(argv)  # before torch is loaded, which takes seconds
+    name, options = read(argv)  # reports bad options before torch is imported, which takes seconds
     with explain_out_of_memory(lambda: _memory_line(name, options)):
         return COMMANDS[name](options)
 
 
 def _memory_line(command: str, options: Any) -> str:
-    """Return the remedy if a command runs out of memory."""
+    """Return the end of the message for a command that runs out of memory: what does not fit, and the remedy."""
     if not hasattr(options, "batch_size"):  # training has more exact messages for updates and forward passes
-        return f"posters {command} needs more than is available; end other programs, or use a larger machine"
+        return f"posters {command} needs more memory than is available; end other programs, or use a larger machine"
     from toolkit.device.defaults import best_device, no_room
 
     return no_room(options.batch_size, best_device(), "--batch-size")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line, print errors as one line, and exit. Entry point of the console script and launch/*.py."""
+    """Run a command, print an error as one line, and exit. The console script and launch/*.py call this function."""
     with standard_streams() as streams:
         set_up_logging()
         threading.excepthook = _thread_failed
@@ -57,15 +57,15 @@ def _run(argv: Sequence[str], streams: Output) -> NoReturn:
         if problem := streams.problem():
             raise UserError("path-unwritable", problem)
     except UserError as error:
-        _fail(str(error), error.status, partial(_farewell, argv, error))
-    except OSError as error:  # full disk, no permission, broken device: the message of the system is sufficient
-        _fail(one_line(error), 2, partial(_farewell, argv, error))
+        _fail(str(error), error.status, partial(_report_to_ranks, argv, error))
+    except OSError as error:  # for example a full disk: the message of the operating system is sufficient
+        _fail(one_line(error), 2, partial(_report_to_ranks, argv, error))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
         lost = _lost_peer(error) if isinstance(error, RuntimeError) else None
         if lost is None:
-            _farewell(argv, error)
+            _report_to_ranks(argv, error)
             raise
         _fail(str(lost), lost.status)
     sys.exit(status)
@@ -81,8 +81,8 @@ def _status(argv: Sequence[str]) -> int:
 
 
 def _lost_peer(error: RuntimeError) -> UserError | None:
-    """Return the error of a failed collective, or None. Only a command that has loaded torch can have one."""
-    if "toolkit.distributed.launch" not in sys.modules:
+    """Return the UserError for a collective operation that failed because a process is lost, else None."""
+    if "toolkit.distributed.launch" not in sys.modules:  # then this command has not started any collective operation
         return None
     from toolkit.distributed.launch import lost_peer
 
@@ -90,22 +90,22 @@ def _lost_peer(error: RuntimeError) -> UserError | None:
 
 
 def _rank() -> int:
-    """Return the rank of this process; 0 if RANK is missing or invalid (launch.py reports an invalid value)."""
+    """Return the rank of this process, or 0 if RANK is missing or invalid. launch.py reports an invalid RANK."""
     text = os.environ.get("RANK", "")
     return int(text) if text.isdecimal() else 0
 
 
-def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None) -> NoReturn:
-    """Print the error and exit. ``farewell`` reports it to the other processes of a launch."""
+def _fail(message: str, status: int, report: Callable[[], None] = lambda: None) -> NoReturn:
+    """Print the error and exit. ``report`` sends the error to the other processes of a launch."""
     rank = _rank()
     if rank:
-        farewell()
-        # Ranks of a launch mostly fail with the same error. Rank 0 prints first, and the launcher then ends the others.
-        time.sleep(HEAD_START)
+        report()
+        # Usually all ranks fail with the same error. Rank 0 prints it first, and the launcher then ends the others.
+        time.sleep(PRINT_DELAY)
         message = f"[rank {rank}] {message}"
     print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
     if not rank:
-        farewell()
+        report()
     if "toolkit.distributed.launch" in sys.modules:
         from toolkit.distributed.launch import leave
 
@@ -113,8 +113,8 @@ def _fail(message: str, status: int, farewell: Callable[[], None] = lambda: None
     sys.exit(status)
 
 
-def _farewell(argv: Sequence[str], error: Exception) -> None:
-    """Report an error to the other processes of the launch if they would wait for this process."""
+def _report_to_ranks(argv: Sequence[str], error: Exception) -> None:
+    """Send an error to the other processes of a launch, so that they do not wait for this process."""
     if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
         from toolkit.distributed.launch import report_failure  # imports torch, so only in a launch
 
@@ -122,13 +122,13 @@ def _farewell(argv: Sequence[str], error: Exception) -> None:
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Print the usual traceback, except for the thread of TensorBoard: its error is raised with the next row."""
+    """Print the traceback of a failed thread. TensorBoard raises the OSError of its thread again at the next row."""
     if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
 
 
 def set_up_logging() -> None:
-    """Log plain messages to stderr. Ranks other than 0 log only warnings, with their rank."""
+    """Log plain messages to stderr. Ranks above 0 log only warnings and errors, with their rank as prefix."""
     rank = _rank()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))

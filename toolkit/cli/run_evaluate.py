@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run_evaluate(options: EvaluateOptions) -> int:
     """Evaluate, print the tables and write the files. Return the exit status."""
     report = _report_run(options)
-    # The processes compare the data that is read from here on.
+    # make_accelerator checks that all processes have read the same model and shard set.
     folder = report.model if report else load_model_folder(options.model)
     store = report.shards if report else open_store(options.shards, options.cache)
     manifest = report.manifest if report else store.manifest()
@@ -55,9 +55,9 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 
 def _report_run(options: EvaluateOptions) -> ReportRun | None:
-    """Return the requested report, checked before minutes of work; None if no report is requested."""
+    """Return the requested report, or None. Its options are checked here, before the long evaluation."""
     if options.report is None and not options.compare and not options.label_errors:
         return None
-    from toolkit.report.run import ReportRun  # matplotlib takes a second
+    from toolkit.report.run import ReportRun  # imports matplotlib, which takes a second
 
     return ReportRun.of(options)

@@ -1,4 +1,4 @@
-"""``posters train``: its options (the folders of the run and all fields of Config), and its function."""
+"""The options and the function of ``posters train``. All fields of Config are options."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class TrainOptions(SetOptions):
     """Options of ``posters train``."""
 
     config: Config = option(factory=Config, sections=True)
-    """YAML file with any of the keys below. Later options replace its values."""
+    """YAML file with any of the keys below. Options after --config replace values of the file."""
     out: Path = option(MISSING, parse=Path)
     """Run folder to write."""
     resume: bool = False
     """Continue from the newest valid checkpoint in --out."""
     find_lr: bool = False
-    """Do not train. Test increasing learning rates, and write the curve and a suggestion to --out."""
+    """Test increasing learning rates instead of training. Write the loss curve and a suggested rate to --out."""
 
     def __post_init__(self) -> None:
         check_config(self.config)
         if self.resume and self.find_lr:
-            raise UserError("option-conflict", "--find-lr starts from the initial weights; remove --resume")
+            raise UserError("option-conflict", "--find-lr always starts from the initial weights; remove --resume")
 
-    #: Keys of earlier versions and their types. They are read, but not in the help text.
+    #: Keys of earlier versions → their types. The keys are accepted, but not listed by --help.
     old_keys: ClassVar = {
         **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
         "train.tensorboard": bool,
@@ -53,7 +53,7 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def as_today(parsed: Any, words: Sequence[str]) -> None:
-        """Rename keys of earlier versions to the current names. Raises UserError for a value that is not supported."""
+        """Convert keys of earlier versions to current keys. Raises UserError for a value that is not supported now."""
         for old, new in RENAMED.items():
             if old in parsed:
                 log.info("%s is called %s in this version", old, new)
@@ -64,13 +64,12 @@ class TrainOptions(SetOptions):
                 log.info("augment.mix_prob 0 is read as augment.mixup 0 and augment.cutmix 0")
             else:
                 raise UserError(
-                    "option-value",
-                    f"{key} is always {CONSTANTS[key]}, not {value}; remove it, or use an earlier version",
+                    "option-value", f"{key} is always {CONSTANTS[key]} in this version, not {value}; remove the key"
                 )
 
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
-        """Return the options of losses and trackers: title of an entry → {key: help}."""
+        """Return the options of all losses and trackers, as title of the loss or tracker → {key: help text}."""
         entries = {
             **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
             **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},
@@ -86,12 +85,12 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def check_words(words: Sequence[str]) -> None:
-        """Raise UserError for an invalid file of options, or an invalid section on the command line."""
+        """Raise UserError for an invalid configuration file, or for an invalid value of a section such as --optim."""
         sections = {section.name for section in dataclasses.fields(Config)}
         for word, following in zip(words, [*words[1:], ""], strict=True):
             name, given, value = word.partition("=")
             value = value if given else following
-            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts prefixes of names
+            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts the beginning of a name
                 check_file(Path(value), sections)
             elif name.removeprefix("--") in sections and name.startswith("--"):
                 path = Path(value)

@@ -1,1 +1,1 @@
-"""What a training and a model folder can be told: fields, rules on them, YAML and JSON files."""
+"""Configurations of training runs and files of model folders: their fields, rules, readers and writers."""

@@ -1,7 +1,7 @@
 """The registry of augmentations, and their options.
 
-To add one, add its options to AugmentConfig and to configs/poster_resnet50.yaml, a row to AUGMENTATIONS, its function
-to toolkit/data/augment, and its Stream to toolkit/data/sampling/rng.py.
+To add an augmentation, add its options to AugmentConfig and to configs/poster_resnet50.yaml. Then add a row to
+AUGMENTATIONS, a function to toolkit/data/augment, and a Stream to toolkit/data/sampling/rng.py.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from toolkit.config import values
 
 @dataclass
 class AugmentConfig:
-    """Augmentation of training pixels after the crop, on the device, a function of (seed, epoch, sample)."""
+    """Augmentation of training images after the crop, on the device. It depends only on seed, epoch and sample."""
 
     brightness: FromZeroToOne = 0.0
-    """Range x of the brightness factor, which is drawn from 1 - x to 1 + x (torchvision's ColorJitter)."""
+    """With a value x, the brightness factor is drawn from 1 - x to 1 + x, as in torchvision's ColorJitter."""
     contrast: FromZeroToOne = 0.0
-    """Range x of the contrast factor."""
+    """With a value x, the contrast factor is drawn from 1 - x to 1 + x."""
     saturation: FromZeroToOne = 0.0
-    """Range x of the saturation factor."""
+    """With a value x, the saturation factor is drawn from 1 - x to 1 + x."""
     randaugment: Annotated[int, or_more("none")] = 0
-    """Number of RandAugment operations per sample; 0: none."""
+    """Number of RandAugment operations per sample. 0 switches RandAugment off."""
     magnitude: Annotated[float, between(0, 30)] = 9.0
-    """Strength of the RandAugment operations, 0 to 30 as in torchvision."""
+    """Strength of the RandAugment operations, from 0 to 30 as in torchvision."""
     erase: values.Probability = 0.0
     """Probability that a rectangle of a sample is filled with noise (random erasing)."""
     mixup: values.Alpha = 0.0
-    """Alpha of the Beta distribution of mixup; 0: no mixup. Targets are mixed as well."""
+    """Alpha of the Beta distribution of mixup, which mixes images and their targets. 0 switches mixup off."""
     cutmix: values.Alpha = 0.0
-    """Alpha of the Beta distribution of cutmix; 0: no cutmix. With both, each pair gets one of them at random."""
+    """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is on, a pair gets mixup or cutmix."""
 
     @property
     def mixes(self) -> bool:
-        """Whether samples are mixed, for which TrainPlan.group_size must be 2."""
+        """Whether mixup or cutmix is on. TrainPlan.group_size must then be 2."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -47,10 +47,10 @@ class Augmentation(NamedTuple):
     on: Callable[[AugmentConfig], bool]
     """Return whether an AugmentConfig enables the operation."""
     done_by: str
-    """MODULE:FUNCTION of (images (n, 3, S, S) float32 from 0 to 255, config, seed, epoch, keys (n,)) → images."""
+    """MODULE:FUNCTION: (images, config, seed, epoch, (n,) keys) → images. Images: (n, 3, S, S) float32, 0 to 255."""
 
 
-#: Applied in this order, before mixing.
+#: All augmentations in the order of their use. Mixing comes after them.
 AUGMENTATIONS = (
     Augmentation(
         lambda config: max(config.brightness, config.contrast, config.saturation) > 0,

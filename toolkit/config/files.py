@@ -1,7 +1,7 @@
-"""Check YAML (or JSON) files of options for repeated keys, deep nesting and too many aliases.
+"""Check configuration files (YAML or JSON), and convert keys of earlier versions with `as_today`.
 
-jsonargparse reads the files, but it accepts a repeated key without a warning and keeps the last value. Existing
-configurations and checkpoints may contain keys of earlier versions; `as_today` renames them.
+jsonargparse reads the files. It accepts a repeated key without a warning and keeps the last value. This module
+therefore refuses repeated keys.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import yaml
 from shards.errors import UserError, one_line
 from toolkit.config.losses import LOSSES
 
-#: Limits far above any real configuration: bytes, nesting depth, and values with all aliases expanded.
+#: Limits of a file, far above any real file: bytes, levels of nesting, and values after aliases are expanded.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
-#: Keys of section loss in earlier versions: the options of all losses. Now loss.options has those of the chosen loss.
+#: Options of losses that were keys of section ``loss`` in earlier versions. Now they are keys of loss.options.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
 #: Old key → new key.
 RENAMED = {"decide.slack": "decide.max_micro_f_loss"}
-#: Keys of earlier versions that are constants now → the value of the constant, which was the default.
+#: Removed keys → the value that is now always used. It was the default value of the key.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip
 
 
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
-    """Convert the keys of an earlier version in ``config``, a nested mapping, to the current keys, in place.
+    """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
 
-    Return the keys of CONSTANTS whose values in ``config`` differ from the constant, with these values. Options of a
-    loss that is not chosen are removed, as they had no effect. Missing options of the chosen loss get their defaults.
+    Return the keys of CONSTANTS whose values in ``config`` differ from the constant, with these values. Options of
+    losses that are not chosen had no effect and are removed. Missing options of the chosen loss get their defaults.
 
-    typed: keys given on the command line; their values override those of an old key in the file.
+    typed: keys given on the command line. An old name of such a key in the file does not change its value.
     """
     other = {}
     for old, new in RENAMED.items():
@@ -66,7 +66,7 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError if a file is not valid YAML with keys, or repeats a key or one of the ``sections``."""
+    """Raise UserError for a file that is not valid YAML, repeats a key, or has no keys in one of its ``sections``."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -82,7 +82,7 @@ def check_file(path: Path, sections: set[str]) -> None:
     for name, value in raw.items():
         if name == "config" and value is not None:
             raise UserError(
-                "config-file", f"{what} refers to another file by the key config: put all keys into one file"
+                "config-file", f"{what} has the key config, which names another file: put all keys into one file"
             )
         if name in sections and not isinstance(value, dict):
             given = "nothing" if value is None else type(value).__name__
@@ -92,7 +92,7 @@ def check_file(path: Path, sections: set[str]) -> None:
 
 
 def check_text(text: str, what: str) -> Any:
-    """Return the value of a YAML text. Raises UserError that names ``what``, and a repeated key with its lines."""
+    """Return the value of a YAML text. Raises UserError, which names ``what``, if the text is invalid or too large."""
     try:
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
@@ -119,9 +119,9 @@ def check_text(text: str, what: str) -> Any:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values of a node with all aliases expanded; over MAX_VALUES if the node contains itself."""
+    """Count the values of a node with all aliases expanded. The count is over MAX_VALUES if a node contains itself."""
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # used only if the node contains itself
+        known[id(node)] = MAX_VALUES + 1  # found below only if the node contains itself
         children: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = [n for child in children for n in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_values(child, known) for child in flat)
@@ -129,7 +129,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _keys(node: yaml.Node, within: str) -> Iterator[tuple[str, int]]:
-    """Yield (dotted key, line from 1) of all keys; a top-level ``optim.lr`` equals key ``lr`` in section ``optim``."""
+    """Yield the dotted name and the line of each key. A top-level ``optim.lr`` equals ``lr`` in section ``optim``."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

@@ -18,7 +18,7 @@ def config_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the complete configuration as YAML, which ``--config`` can read."""
+    """Write all keys to a YAML file that ``--config`` can read."""
     with atomic_write(path, "w") as stream:
         yaml.safe_dump(config_dict(config), stream, sort_keys=False)
 

@@ -13,52 +13,52 @@ from shards.values import NotNegative, UnderOne, at_least
 
 @dataclass
 class BceOptions:
-    """Binary cross-entropy. No options."""
+    """Binary cross-entropy, which has no options."""
 
 
 @dataclass
 class WeightedOptions:
-    """Binary cross-entropy with a larger weight for positives."""
+    """Options of binary cross-entropy with a larger weight for positives."""
 
     pos_weight_cap: Annotated[float, at_least(1)] = 20.0
-    """Largest weight of a positive; the weight is negatives / positives in the split, limited to this value."""
+    """Largest weight of a positive. The weight of a genre is its negatives / positives, from 1 to this limit."""
 
 
 @dataclass
 class FocalOptions:
-    """Focal loss."""
+    """Options of focal loss."""
 
     focal_gamma: NotNegative = 2.0
-    """Focusing exponent: the larger it is, the less easy elements count."""
+    """Focusing exponent. A larger value lowers the loss of genres that are already predicted well."""
 
 
 @dataclass
 class AsymmetricOptions:
-    """Asymmetric loss."""
+    """Options of asymmetric loss."""
 
     gamma_pos: NotNegative = 0.0
     """Focusing exponent for positives."""
     gamma_neg: NotNegative = 4.0
-    """Focusing exponent for negatives; a value above gamma_pos gives the rare positives more weight."""
+    """Focusing exponent for negatives. A value above gamma_pos raises the weight of positives, which are rare."""
     clip: UnderOne = 0.05
     """Negatives with a probability below this value have zero loss."""
 
 
 @dataclass
 class BalancedOptions:
-    """Distribution-balanced loss. No options."""
+    """Distribution-balanced loss, which has no options."""
 
 
 class Loss(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """A dataclass; check_config compares loss.options with its fields."""
+    """Dataclass of the loss's options. check_config compares loss.options with its fields."""
     computed_by: str
-    """MODULE:CLASS of a MultiLabelLoss."""
+    """MODULE:CLASS. The class is MultiLabelLoss or a subclass of it."""
 
 
-#: Value of loss.name → its entry.
+#: Value of loss.name → the loss.
 LOSSES = {
     "bce": Loss(BceOptions, "toolkit.training.losses:MultiLabelLoss"),
     "weighted": Loss(WeightedOptions, "toolkit.training.losses:WeightedLoss"),

@@ -1,7 +1,7 @@
-"""Schemas of config.json and labels.json of a model folder.
+"""Schemas of config.json, labels.json and metrics-SPLIT.json of a model folder.
 
-A folder may come from an untrusted source. Types, bounds, and the agreement of the two files are therefore checked
-before the weights are read. Keys that folders of earlier versions lack have defaults.
+A folder may come from an untrusted source. Types and bounds are therefore checked before the weights are read, and
+config.json and labels.json are compared. A key has a default if folders of earlier versions do not contain it.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ T = TypeVar("T")
 CONFIG, LABELS = "config.json", "labels.json"
 AGAIN = "copy the whole folder again, or train again"
 DECIDE_AGAIN = "choose again with `posters tune`, or copy the whole folder again"
-#: Largest size of a JSON file in bytes. The largest file of a training run, with 32,767 genres, has about ten MB.
+#: Largest size of a JSON file in bytes. With the largest number of genres, 32,767, a run writes about 10 MB.
 MAX_JSON = 64 * 2**20
 
 Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
-Words = Annotated[str, msgspec.Meta(max_length=10_000)]
+Text = Annotated[str, msgspec.Meta(max_length=10_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-#: A finite number: NaN fails both comparisons.
+#: A finite number. NaN is refused because both comparisons with NaN are false.
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Side = Annotated[int, msgspec.Meta(ge=8, le=MAX_SIDE)]
-#: Mean and standard deviation of RGB pixels from 0 to 1. ImageNet's are about 0.45 and 0.225.
+#: Mean and standard deviation of RGB values between 0 and 1. For ImageNet they are about 0.45 and 0.225.
 Mean = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
 Std = Annotated[float, msgspec.Meta(ge=1e-4, le=1e3)]
-#: In the range of float32.
+#: Bias and scale of a calibration, in the range of float32.
 Bias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 Scale = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Width = Annotated[int, msgspec.Meta(ge=1, le=MAX_WIDTH)]
-#: Metrics by key, such as ``micro_f1``.
+#: Name of a metric, such as ``micro_f1`` → its value.
 Figures = dict[str, Number | list[Number | None] | None]
-made = msgspec.field
+field = msgspec.field
 
 
 class HeldOut(msgspec.Struct):
-    """Loss and calibration error of a calibration on held-out validation samples."""
+    """Loss and calibration error of a calibration method on held-out validation samples."""
 
     loss: Number
     ece: Number
 
 
 class HeldOutF(msgspec.Struct):
-    """F-measures on held-out validation samples: of one common threshold, or of one threshold per genre."""
+    """F-measures on held-out validation samples, for one common threshold or for one threshold per genre."""
 
     micro_f: Number
     macro_f: Number
@@ -60,43 +60,43 @@ class HeldOutF(msgspec.Struct):
 class ChosenOn(msgspec.Struct):
     """How calibration and thresholds were chosen."""
 
-    split: Words = "val"
+    split: Text = "val"
     samples: Count = 0
-    held_out: dict[Method, HeldOut] = made(default_factory=dict)
-    cross_fit: dict[Words, HeldOutF] = made(default_factory=dict)
+    held_out: dict[Method, HeldOut] = field(default_factory=dict)
+    cross_fit: dict[Text, HeldOutF] = field(default_factory=dict)
     macro_weight: Number | None = None
     slack: Number | None = None
 
 
 class CalibrationFile(msgspec.Struct):
-    """Calibrated logit = scale * logit + bias, with (G,) scales and biases; both are empty for method "none"."""
+    """Calibrated logit = scale * logit + bias. Scales and biases are (G,), or empty for method "none"."""
 
     method: Method = "none"
-    scale: list[Scale] = made(default_factory=list)
-    bias: list[Bias] = made(default_factory=list)
+    scale: list[Scale] = field(default_factory=list)
+    bias: list[Bias] = field(default_factory=list)
 
 
 class DecisionsFile(msgspec.Struct):
     """The part of labels.json with thresholds and calibration."""
 
     thresholds: list[Share]
-    threshold_source: Words = "unknown"
+    threshold_source: Text = "unknown"
     global_threshold: Share | None = None
-    aim: Words = "none"
-    calibration: CalibrationFile = made(default_factory=CalibrationFile)
-    chosen_on: ChosenOn = made(default_factory=ChosenOn)
-    decisions: Words | None = None
+    aim: Text = "none"
+    calibration: CalibrationFile = field(default_factory=CalibrationFile)
+    chosen_on: ChosenOn = field(default_factory=ChosenOn)
+    decisions: Text | None = None
 
 
 class LabelsFile(DecisionsFile, kw_only=True):
-    """labels.json."""
+    """The content of labels.json."""
 
     genres: Annotated[list[Genre], msgspec.Meta(min_length=1, max_length=MAX_GENRES)]
-    fingerprint: Words
+    fingerprint: Text
 
 
 class HeadFile(msgspec.Struct):
-    """The keys of models.heads.HeadSpec."""
+    """The options of the head, with the names of models.heads.HeadSpec."""
 
     kind: HeadKind
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
@@ -104,21 +104,21 @@ class HeadFile(msgspec.Struct):
     members: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)] = 1
 
 
-class OursFile(msgspec.Struct):
-    """The key ``poster_toolkit`` of config.json."""
+class ToolkitFile(msgspec.Struct):
+    """The value of the key ``poster_toolkit`` of config.json."""
 
     head: HeadFile
     weights_sha256: Sha256
     epoch: Count = 0
-    weights: Words = "raw"
-    shard_set: Words = "unknown"
-    monitor: Words | None = None
+    weights: Text = "raw"
+    shard_set: Text = "unknown"
+    monitor: Text | None = None
     score: Number | None = None
     imported_sha256: Sha256 | None = None
 
 
 class PretrainedFile(msgspec.Struct):
-    """The keys that are read from timm's pretrained_cfg. Its URLs are ignored: reading a folder downloads nothing."""
+    """The keys of timm's ``pretrained_cfg`` that are read. URLs in it are ignored, so nothing is downloaded."""
 
     input_size: tuple[Literal[3], Side, Side]
     crop_pct: Annotated[float, msgspec.Meta(ge=LEAST_CROP_PCT, le=1)]
@@ -128,20 +128,20 @@ class PretrainedFile(msgspec.Struct):
 
 
 class ConfigFile(msgspec.Struct):
-    """config.json."""
+    """The content of config.json."""
 
     architecture: Annotated[str, msgspec.Meta(pattern=r"\A\w+(\.\w+)?\Z", max_length=200)]
     pretrained_cfg: PretrainedFile
-    poster_toolkit: OursFile
+    poster_toolkit: ToolkitFile
     num_classes: Count | None = None
     num_features: Count = 0
     label_names: list[Genre] | None = None
 
 
 class Metrics(msgspec.Struct):
-    """Metrics at one set of thresholds."""
+    """Metrics with one choice of thresholds."""
 
-    label: Words
+    label: Text
     metrics: Figures
 
 
@@ -159,7 +159,7 @@ class Errors(msgspec.Struct):
 
 
 class BeforeAfter(msgspec.Struct):
-    """Calibration errors without (before) and with (after) calibration."""
+    """Calibration errors before and after the calibration."""
 
     before: Errors
     after: Errors
@@ -174,12 +174,12 @@ class MetricsFile(msgspec.Struct):
     ranking: Figures
     loss: Number | None
     calibration: BeforeAfter | None = None
-    shard_set: Words | None = None
-    decisions: Words | None = None
+    shard_set: Text | None = None
+    decisions: Text | None = None
 
 
 def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dict[str, Any]]:
-    """Return (the checked values, the complete content) of a JSON file. Raises UserError in one line."""
+    """Return the checked values and the complete content of a JSON file. Raises UserError."""
     try:
         size = path.stat().st_size
         if size > MAX_JSON:
@@ -197,12 +197,12 @@ def read_as(path: Path, schema: type[T], what: str, remedy: str) -> tuple[T, dic
 
 
 def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
-    """Return (the checked values, the complete content) of labels.json of a model folder. Raises UserError."""
+    """Return the checked values and the complete content of a model folder's labels.json. Raises UserError."""
     path = folder / LABELS
     found, raw = read_as(path, LabelsFile, "labels file", AGAIN)
     if len(set(found.genres)) < len(found.genres):
         twice = Counter(found.genres).most_common(1)[0][0]
-        raise UserError("labels-invalid", f"{path} is not a valid labels file: genres repeats {twice!r}; {AGAIN}")
+        raise UserError("labels-invalid", f"{path} is not a valid labels file: its genres repeat {twice!r}; {AGAIN}")
     labels = LabelSet(tuple(found.genres))
     if found.fingerprint != labels.fingerprint:
         raise UserError(
@@ -214,7 +214,7 @@ def read_labels(folder: Path) -> tuple[LabelsFile, dict[str, Any]]:
 
 
 def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> None:
-    """Raise UserError if the thresholds, or the scales and biases of a calibration, are not one per genre."""
+    """Raise UserError if the number of thresholds, scales or biases differs from the number of genres."""
     calibration = found.calibration
     each = {"thresholds": found.thresholds}
     if calibration.method != "none":
@@ -229,7 +229,7 @@ def check_decisions(found: DecisionsFile, num_genres: int, where: object) -> Non
 
 
 def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
-    """Return (the checked values, the complete content) of config.json of a model folder. Raises UserError."""
+    """Return the checked values and the complete content of a model folder's config.json. Raises UserError."""
     path = folder / CONFIG
     found, raw = read_as(path, ConfigFile, "model config", AGAIN)
     cfg = found.pretrained_cfg
@@ -238,7 +238,7 @@ def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
     if height != width:
         problem = f"pretrained_cfg.input_size: {height} x {width} is not a square"
     elif cfg.crop_mode == "center" and width / cfg.crop_pct > MAX_RESIZED:
-        problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} of {width} pixels makes images too large"
+        problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} makes resized images larger than {MAX_RESIZED} pixels"
     if problem:
         raise UserError("model-damaged", f"{path} is not a valid model config: {problem}; {AGAIN}")
     return found, raw
@@ -247,9 +247,9 @@ def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
 def check_agreement(config: ConfigFile, genres: tuple[str, ...], folder: Path) -> None:
     """Raise UserError if config.json does not belong to the model whose ``genres`` are in labels.json."""
     if config.num_classes not in (None, len(genres)):
-        what = f"its num_classes is {config.num_classes}, but {LABELS} has {len(genres)} genres"
+        what = f"{CONFIG} has num_classes {config.num_classes}, but {LABELS} has {len(genres)} genres"
     elif config.label_names not in (None, list(genres)):
-        what = f"its label_names are not the genres of {LABELS}"
+        what = f"the label_names of {CONFIG} are not the genres of {LABELS}"
     else:
         return
     raise UserError("model-damaged", f"{folder / CONFIG} and {LABELS} are of different models: {what}; {AGAIN}")

@@ -1,4 +1,4 @@
-"""Options that are shared by the commands that run a model."""
+"""Options that several commands share because they use a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tta = Literal["none", "flip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOption:
-    """The option of a command that uses one model."""
+    """The option that names the model."""
 
     model: Path = option(MISSING, "-m")
     """Model folder (RUN/model)."""
@@ -27,9 +27,9 @@ class PassOptions(Checked):
     batch_size: Automatic = 0
     """Images per forward pass (default: 32 on a CPU, 128 on a GPU)."""
     threads: Automatic = option(0, old=("--workers",))
-    """Decoding threads per process (0: automatic)."""
+    """Number of decoding threads per process. 0 selects the number automatically."""
     precision: Literal["no", "fp16", "bf16"] | None = None
-    """Mixed precision."""
+    """Mixed precision of the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class ForwardOptions:
     channels_last: bool = True
     """Use the channels_last memory layout, in which convolutions are fastest."""
     compile: bool = False
-    """Use torch.compile: compilation takes about a minute, so it helps only with many images."""
+    """Use torch.compile. The compilation takes about a minute, so it saves time only with many images."""
     tta: Tta = "none"
-    """flip: average each image and its mirror image, which doubles the time."""
+    """With flip, average the outputs for each image and its mirror image. This doubles the time."""
     embeddings: bool = False
-    """Also save the input features of the classifier, for search and de-duplication (only if OUT is a folder)."""
+    """Also save the input features of the classifier, for search and de-duplication. OUT must then be a folder."""
 
     def forward_facts(self) -> dict[str, Any]:
-        """Return the options that change the results beyond rounding, as prediction files record them."""
+        """Return the options that change the results by more than rounding. Prediction files contain them."""
         return {"tta": self.tta, "embeddings": self.embeddings}

@@ -1,8 +1,8 @@
-"""The only definition of defaults, YAML keys and command-line options of a training run, as dataclasses.
+"""The configuration of a training run as dataclasses: all YAML keys and command-line options with their defaults.
 
-Every field is an option of its dotted name (``--optim.lr 0.001``), and a YAML key of the same path. The defaults are
-the reference recipe: ResNet50, frozen stem, three-layer head, BCE, Adam. The type of a field defines the allowed values
-(values.py); config/validation.py checks values and combinations.
+The field ``lr`` of section ``optim`` is the option ``--optim.lr`` and the YAML key ``lr`` below ``optim``. The defaults
+are the reference recipe: ResNet50, frozen stem, three-layer head, BCE, Adam. The type of a field defines the allowed
+values (values.py). config/validation.py checks values and combinations.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ class DataConfig:
     """Reading, cropping and sampling of images."""
 
     image_size: values.Side = 224
-    """Side of the square input in pixels; 0: the input size of the backbone, which is 224 for most ImageNet weights."""
+    """Side of the square input in pixels. 0 means the backbone's input size, mostly 224 for ImageNet weights."""
     train_crop: Literal["random", "none"] = "random"
-    """random: a new random crop of each poster in each epoch; none: the evaluation view (fit, crop_pct)."""
+    """random: a new random crop of each poster in each epoch. none: the evaluation view, set by fit and crop_pct."""
     crop_scale: values.AreaRange = (0.35, 1.0)
     """Smallest and largest share of a poster's area that a random crop covers (torchvision's RandomResizedCrop)."""
     crop_ratio: values.RatioRange = (0.75, 1.3333333333333333)
     """Smallest and largest aspect ratio (width / height) of a random crop before it is resized to a square."""
     flip: values.Probability = 0.5
-    """Probability of a horizontal flip; it does no harm to titles that have been removed from the posters."""
+    """Probability of a horizontal flip. A flip mirrors text, so it suits posters whose text has been removed."""
     crop_pct: Annotated[float, between(values.LEAST_CROP_PCT, 1)] = 1.0
-    """Evaluation crop: side of the central square as a share of the short side; 1.0 is the largest square."""
+    """Evaluation view: side of the central square as a share of the short side. 1.0 is the largest square."""
     fit: Literal["crop", "stretch"] = "crop"
-    """Evaluation view: crop uses the central square; stretch resizes the whole poster to a square."""
+    """Evaluation view. crop: the central square of the poster. stretch: the whole poster, resized to a square."""
     sampling: Literal["uniform", "genre"] = "uniform"
-    """uniform: every sample once per epoch; genre: rare genres more often (do not combine with loss weighted)."""
+    """uniform: each sample once per epoch. genre: samples of rare genres more often (not with loss weighted)."""
     repeat_below: OverZeroToOne = 0.1
-    """Sampling genre: a sample whose rarest genre has a prevalence f below this value t is used sqrt(t / f) times."""
+    """Prevalence t. With sampling genre, a sample whose rarest genre has prevalence f < t is used sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
-    """Decoding threads per process; 0: the cores of the machine divided by its processes, at most 6 for a GPU."""
+    """Decoding threads per process. 0 means the machine's cores divided by its processes, at most 6 with a GPU."""
     prefetch: Annotated[int, between(1, 10_000, "from 1 to 10000")] = 4
-    """Number of batches that are decoded in advance; each takes memory."""
+    """Number of batches that are decoded in advance. Each of them needs memory."""
     geometry: Geometry = "auto"
-    """Crop and resize on the device, or on the cpu in the decoding threads; auto: the device if it is a GPU."""
+    """device: crop and resize on the device. cpu: in the decoding threads. auto: on the device if it is a GPU."""
     order: Literal["global", "window"] = "global"
-    """Shuffle all samples (global), or only within groups of shards (window), for sets larger than the memory."""
+    """global: shuffle all samples. window: shuffle within groups of shards, for sets that do not fit in memory."""
     window: Count = 16
-    """Number of shards in a group of order window; a node then reads from about as many files at a time."""
+    """Number of shards in a group, for order window. A node reads from about this number of files at a time."""
     on_error: OnError = "replace"
-    """Image that cannot be decoded: replace it by another sample, mask it (weight 0), or stop the run."""
-    max_errors: values.Part = 0.01
-    """Largest share of a split's samples that cannot be decoded; above it the run stops and lists them."""
+    """Handling of an image that cannot be decoded: replace it by another, mask it (weight 0), or stop the run."""
+    max_errors: values.Share = 0.01
+    """Largest share of a split's samples that may fail to decode. Above this share, the run stops and lists them."""
 
 
 @dataclass
@@ -67,44 +67,44 @@ class ModelConfig:
     """The network."""
 
     name: str = "resnet50"
-    """Any timm architecture, with or without a pretrained tag (timm.list_models())."""
+    """Name of any timm architecture, with or without a pretrained tag. timm.list_models() lists the names."""
     pretrained: bool = True
-    """Start from timm's pretrained weights on the hub; random weights need far more posters."""
+    """Start from timm's pretrained weights on the hub. A start from random weights needs far more posters."""
     weights: str | None = None
-    """A local weights file (.safetensors, or .pth loaded with weights_only) instead of weights from the hub."""
+    """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
     head: values.HeadKind = "mlp"
-    """mlp: hidden layers; linear: one layer; levels: one layer on two stages; ensemble: several mlps on two stages."""
+    """linear: one layer. mlp: hidden layers. levels: one layer on two backbone stages. ensemble: mlps on two stages."""
     hidden: values.Widths = (1024, 512)
     """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
     members: Annotated[int, between(1, values.MAX_MEMBERS)] = 8
-    """Number of mlps in an ensemble: each sample trains one of them; the output is their mean."""
+    """Number of mlps in an ensemble. Each sample trains one mlp, and the output is the mean of all mlps."""
     prior: bool = False
-    """Initialise the biases of the last layer with the log-odds of each genre's prevalence in training, not with 0."""
+    """Start the last layer's biases at the log-odds of each genre's prevalence in the training split, not at 0."""
     dropout: UnderOne = 0.5
-    """Dropout rate before the last layer; in an mlp after each hidden layer, in an ensemble before each layer."""
+    """Dropout rate before the last layer, after each hidden layer of an mlp, and before each layer of an ensemble."""
     drop_path: UnderOne = 0.0
-    """Stochastic depth: rate of dropped residual branches at the last block; it rises linearly from 0."""
+    """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
-    """Frozen modules: 'stem', 'backbone' (all except the head) or module names; NAME@3: frozen for 3 epochs."""
+    """Frozen modules: 'stem', 'backbone' (all except the head) or module names. NAME@3 is frozen for 3 epochs."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass. This saves memory and takes about a third more time."""
 
 
 @dataclass
 class LossConfig:
-    """The loss, in float32: the sum over genres, then the mean over samples.
+    """The loss, which is computed in float32, summed over genres and averaged over samples.
 
-    Losses weighted and balanced, like model.prior, use the counts of the training split without the repeats of
-    data.sampling genre. Loss weighted with this sampling therefore raises the weight of rare genres twice. Loss
-    balanced is made for such sampling: its weights correct for common genres that are repeated with a rare one.
+    The losses weighted and balanced use the genre counts of the training split, without the repeats of data.sampling
+    genre. Do not combine loss weighted with this sampling, because both raise the weight of rare genres. Loss balanced
+    is made for this sampling: its weights correct for common genres that are repeated together with a rare genre.
     """
 
     name: str = "bce"
-    """Name of the loss; `posters train --help` lists all losses and their options."""
+    """Name of the loss. `posters train --help` lists all losses and their options."""
     smoothing: UnderOne = 0.0
-    """Label smoothing s: a target y becomes y + s * (0.5 - y)."""
+    """Label smoothing s, which changes a target y to y + s * (0.5 - y)."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the chosen loss, for example gamma_neg of asl; missing ones have their defaults."""
+    """Options of the chosen loss, for example gamma_neg of asl. Missing options have their default values."""
 
     def __post_init__(self) -> None:
         if self.name in LOSSES and self.options is not None:
@@ -116,25 +116,25 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     name: str = "adam"
-    """Any optimiser of timm (timm.optim.list_optimizers()): adam, adamw, sgd, lamb, ...; the reference uses Adam."""
+    """Name of any timm optimiser, such as adam, adamw, sgd or lamb. timm.optim.list_optimizers() lists the names."""
     lr: Positive = 0.0015
-    """Peak learning rate, for the global batch."""
+    """Peak learning rate for updates with the global batch train.batch_size."""
     weight_decay: NotNegative = 0.0
-    """Weight decay; not applied to biases and normalisation layers (vectors)."""
+    """Weight decay. Biases and the weights of normalisation layers have no decay."""
     momentum: UnderOne = 0.9
-    """Momentum of SGD; other optimisers ignore it."""
+    """Momentum of SGD. Other optimisers ignore this option."""
     layer_decay: OverZeroToOne = 1.0
-    """Factor on the learning rate per layer below the head, for example 0.75 for a transformer; 1: no decay."""
+    """Factor on the learning rate for each layer below the head, such as 0.75 for a transformer. 1 means no decay."""
     head_lr: Positive = 1.0
-    """Factor on the learning rate of the head; a new head may need a higher rate than a pretrained backbone."""
+    """Factor on the learning rate of the head. A new head may need a higher rate than a pretrained backbone."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Schedule of the learning rate after warm-up, one step per update for any number of processes."""
+    """Schedule of the learning rate after warm-up. The rate changes after each update."""
     warmup_steps: Annotated[int, at_least(0, "0 or more")] = 0
     """Number of updates in which the learning rate rises linearly from zero."""
-    min_lr: values.Part = 0.0
+    min_lr: values.Share = 0.0
     """Final learning rate of the cosine schedule, as a share of the peak learning rate."""
     clip_norm: Annotated[float, or_more("no clipping")] = 0.0
-    """Largest norm of the gradient (of the loss summed over genres); 0: no clipping."""
+    """Largest norm of the gradient of the loss, which is summed over genres. 0 switches clipping off."""
 
 
 @dataclass
@@ -142,61 +142,61 @@ class TrainConfig:
     """Length, batch size, precision and checkpoints of a run."""
 
     epochs: Count = 30
-    """Largest number of epochs; early stopping usually ends a run sooner."""
+    """Largest number of epochs. Early stopping usually ends a run sooner."""
     batch_size: Annotated[int, between(1, 2**31, "from 1 to 2147483648")] = 64
-    """Global batch: largest number of samples in an update, over all processes and accumulation steps."""
+    """Global batch: the largest number of samples in an update, over all processes and accumulation steps."""
     accumulation: Count = 1
-    """Micro-batches per process and update: more need less memory; the update stays the same."""
+    """Micro-batches per process and update. A higher number saves memory. The samples of an update do not change."""
     eval_batch_size: Annotated[int, or_more("what suits the device")] = 0
-    """Samples per forward pass in evaluation, per process; 0: 32 on a CPU, 128 on a GPU."""
+    """Samples per forward pass of evaluation in each process. 0 means 32 on a CPU and 128 on a GPU."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Mixed precision; auto: the setting of `accelerate launch`."""
+    """Mixed precision. auto uses the setting of `accelerate launch`."""
     seed: Annotated[int, between(0, 2**32 - 1, "from 0 to 4294967295")] = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation metric that selects the best epoch: loss (always plain BCE), mAP, or macro_f1 (cross-fitted)."""
+    """Validation metric that selects the best epoch. loss is always plain BCE, and macro_f1 is cross-fitted."""
     patience: Annotated[int, or_more("never")] = 5
-    """Epochs without a better validation metric before training stops; 0: no early stopping."""
+    """Number of epochs without a better validation metric after which training stops. 0 means never."""
     ema: UnderOne = 0.0
-    """Decay of the moving average of the weights, which is then validated and saved; 0: no average."""
+    """Decay of the moving average of the weights. The average is validated and saved. 0 means no average."""
     auto_batch: bool = False
-    """Increase accumulation at the start until an update fits the memory; the global batch stays the same."""
+    """At the start, increase accumulation until an update fits in memory. The global batch does not change."""
     feature_views: Annotated[int, or_more("no cache")] = 0
-    """With a frozen backbone: cached views per image to train on; 90,000 x 3,072 features x 4 views need 2.2 GB."""
+    """Cached views per image, for a frozen backbone. 90,000 images x 3,072 features x 4 views need 4.4 GB."""
     feature_cache: values.Folder = None
-    """Folder of cached features, shared by runs with the same backbone, shards and views; null: OUT/features."""
+    """Folder of cached features. Runs with the same backbone, shards and views share it. null means OUT/features."""
     standardize: bool = False
-    """Scale cached features to mean 0 and deviation 1; the saved model has this scaling in its first head layer."""
+    """Scale cached features to mean 0 and deviation 1. The saved model includes the scaling in its first head layer."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the processes, for a model that does not fit on one GPU."""
     sync_batchnorm: bool = False
-    """Compute BatchNorm statistics over the samples of all GPUs; useful with fewer than about 32 samples per GPU."""
+    """Compute BatchNorm statistics over the samples of all GPUs. Use this with under about 32 samples per GPU."""
     compile: bool = False
-    """Use torch.compile; it needs a working compiler at run time."""
+    """Use torch.compile, which needs a working compiler at run time."""
     on_nonfinite: OnNonfinite = "stop"
-    """Loss or gradient that is not finite: stop the run, or skip the update (skip adds a wait to every update)."""
+    """If a loss or gradient is not finite, stop the run or skip the update. skip adds a wait to each update."""
     checkpoint_steps: Annotated[int, or_more("per epoch only")] = 0
-    """Number of updates between checkpoints, besides one per epoch; 0: only one per epoch."""
+    """Number of updates between extra checkpoints. 0 means none. Each epoch ends with a checkpoint in any case."""
     keep_checkpoints: Count = 2
-    """Number of newest checkpoints to keep; with two, a run can resume even if the newest one is damaged."""
+    """Number of newest checkpoints to keep. With two, a run can resume even if the newest checkpoint is damaged."""
     log_steps: Count = 20
-    """Number of updates between two rows of the log."""
+    """Number of updates between two rows of log.csv."""
     trackers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tensorboard": {}})
-    """Trackers for metrics besides the CSV logs: name → its options; a tracker that is not installed is disabled."""
+    """Name of a tracker for metrics → its options. A tracker whose package is not installed is disabled."""
 
 
 @dataclass
 class DecideConfig:
-    """Calibration and thresholds: chosen on validation, saved in labels.json, used by predict."""
+    """Calibration and thresholds. They are chosen on the validation split and saved in labels.json."""
 
     thresholds: Literal["auto", "global", "genre"] = "auto"
-    """global: one for all genres; genre: one per genre; auto: one per genre if clearly better on held-out samples."""
+    """global: one threshold for all genres. genre: one per genre. auto: genre if clearly better on held-out samples."""
     aim: values.Aim = "f1"
     """Objective of the thresholds: f1, f0.5, or a level such as precision>=0.6 or recall>=0.8."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
-    """Calibration of the probabilities; auto: the best method that clearly helps on held-out samples, or none."""
+    """Calibration of the probabilities. auto: the best method that clearly helps on held-out samples, or none."""
     max_micro_f_loss: UnderOne = option(0.01, old=("--slack",))
-    """Largest relative loss of micro-F that thresholds per genre may cost, for aims f1 and f0.5; 0: no loss."""
+    """Largest relative loss of micro-F that thresholds per genre may cause, with aim f1 or f0.5. 0 allows no loss."""
 
 
 @dataclass

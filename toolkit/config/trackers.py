@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 @dataclass
 class TensorBoardOptions:
-    """Events in RUN/tensorboard. No options."""
+    """The tracker that writes events to RUN/tensorboard. It has no options."""
 
 
 class Tracker(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """A dataclass; check_config compares the options in train.trackers with its fields."""
+    """Dataclass of the tracker's options. check_config compares train.trackers with its fields."""
     package: str
-    """Required package; the tracker is disabled if the package is not installed. Empty: no package is required."""
+    """Required package, or "" if there is none. The tracker is disabled if the package is not installed."""
     made_by: str
-    """MODULE:FUNCTION of (RUN, the options) → an accelerate.tracking.GeneralTracker that is not started."""
+    """MODULE:FUNCTION: (run folder, options) → an accelerate.tracking.GeneralTracker that is not started."""
 
 
-#: Key of train.trackers → its entry.
+#: Key of train.trackers → the tracker.
 TRACKERS = {"tensorboard": Tracker(TensorBoardOptions, "tensorboard", "toolkit.training.trackers:tensorboard")}

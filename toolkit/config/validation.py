@@ -1,6 +1,6 @@
-"""Check configurations: each option by the rule of its type (values.py), then combinations of options.
+"""Check a configuration: first each option by the rule of its type (values.py), then combinations of options.
 
-The check runs before data and weights are read, so that an impossible run ends at once.
+The check comes before data and weights are read, so that an impossible run ends at once.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from toolkit.config.values import MAX_RESIZED
 if TYPE_CHECKING:
     from toolkit.config.schema import Config
 
-#: Optimisers that need no look-up in timm, whose import is slow.
+#: Optimisers that are accepted without a look-up in timm, because the import of timm is slow.
 COMMON = ("adam", "adamw", "sgd", "lamb")
 
-#: Optimisers for which tests/toolkit/distributed/test_fsdp.py compares updates of sharded weights with those of
-#: unsharded weights.
+#: Optimisers that train.fsdp accepts. tests/toolkit/distributed/test_fsdp.py checks that sharded weights get the same
+#: updates as unsharded weights.
 SHARDABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 
 
 def check_config(config: Config) -> None:
-    """Raise UserError, which names the key, for values that no run can use."""
+    """Raise UserError, which names the key, for a value that no run can use."""
     for name, section in vars(config).items():
         _check_values(name, section)
     _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES)
     for name, options in config.train.trackers.items():
         _check_entry("train.trackers", name, f"train.trackers.{name}", options, TRACKERS)
-    _check_together(config)
+    _check_combinations(config)
     if config.optim.name not in COMMON:
         _check_optimizer(config.optim.name)
     if config.train.feature_views:
@@ -45,7 +45,7 @@ def check_config(config: Config) -> None:
 
 
 def _check_values(where: str, options: Any) -> None:
-    """Raise UserError for an option that breaks the rule of its type; ``options`` is a dataclass."""
+    """Raise UserError for a field of the dataclass ``options`` that breaks the rule of its type."""
     for name, hint in get_type_hints(type(options)).items():
         if getattr(options, name) is None and type(None) not in get_args(hint):  # an empty key in YAML
             raise UserError("option-value", f"{where}.{name} has no value: add a value, or remove the key")
@@ -57,14 +57,14 @@ def _check_values(where: str, options: Any) -> None:
 
 
 def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
-    """Raise UserError for a name that is not in a registry, or for options that the entry does not have."""
+    """Raise UserError for a loss or tracker that is not in its registry, or for an option that it does not have."""
     if name not in registry:
         raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options
     known = list(rules_of(kind))
     for option in map(str, given or ()):  # a key in YAML may be a number
         if option not in known:
-            hint = did_you_mean(option, known) or f"; it has {', '.join(known) or 'none'}"
+            hint = did_you_mean(option, known) or f"; {name} has {', '.join(known) or 'no options'}"
             raise UserError("option-unknown", f"{where}.{option} is not an option of {name}{hint}")
     try:
         options = msgspec.convert(given, kind)
@@ -73,19 +73,19 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
     _check_values(where, options)
 
 
-def _check_together(config: Config) -> None:
-    """Raise UserError for values that cannot be combined."""
+def _check_combinations(config: Config) -> None:
+    """Raise UserError for options that cannot be combined."""
     data, train = config.data, config.train
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
             "option-value",
-            f"data.crop_pct must be larger: images would be resized to over {MAX_RESIZED} pixels, not {data.crop_pct}",
+            f"data.crop_pct must be larger than {data.crop_pct}: images are resized to over {MAX_RESIZED} pixels",
         )
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(
             "option-conflict",
-            f"train.batch_size must be at least 2 with augment.mixup or augment.cutmix, which mix pairs of samples, "
-            f"not {train.batch_size}",
+            f"train.batch_size is {train.batch_size}, but augment.mixup and augment.cutmix mix pairs of samples: set "
+            f"--train.batch_size to at least 2",
         )
 
 
@@ -101,8 +101,8 @@ def _check_cached(config: Config) -> None:
     if others := [name for name in frozen if name != "backbone"]:
         raise UserError(
             "option-conflict",
-            f"model.freeze [{', '.join(others)}]: train.feature_views freezes the whole backbone in every epoch, and "
-            f"never the head: set --model.freeze [backbone], or --train.feature_views 0",
+            f"model.freeze [{', '.join(others)}] cannot be combined with train.feature_views, which freezes the "
+            f"backbone only: set --model.freeze [backbone], or --train.feature_views 0",
         )
     if config.augment.mixes:
         raise UserError(
@@ -129,7 +129,7 @@ def _check_fsdp(config: Config) -> None:
     """Raise UserError, with the reason, for options that cannot be combined with train.fsdp."""
     train, name = config.train, config.optim.name
     for key, asked, why, instead in (
-        ("train.auto_batch", train.auto_batch, "ranks may need different numbers of trials, and would deadlock",
+        ("train.auto_batch", train.auto_batch, "ranks could try different accumulations and then block each other",
          "set --train.auto_batch false and choose --train.accumulation"),
         ("train.compile", train.compile, "torch.compile has not been tested with sharded weights",
          "set --train.compile false"),

@@ -1,10 +1,10 @@
-"""The forward pass of prediction and evaluation: pixels in, logits (and embeddings) out.
+"""The forward pass of prediction and evaluation, from pixels to logits and embeddings.
 
     (n, S, S, 3) uint8 pixels ─ normalise ─→ network (autocast, channels_last, compiled if set) ─→ logits, embedding
                               └ mirrored ──→ again with --tta flip; the two outputs are averaged
 
-On a GPU nothing here waits. Results are copied to the host after the kernels, and ``ForwardOutputs.arrays`` waits for
-them while the next batch is already queued.
+On a GPU, a forward pass does not wait for its results. They are copied to the host after the kernels. Only
+``ForwardOutputs.arrays`` waits for them, when the next batch is already queued.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass
 class ForwardOutputs:
-    """Outputs for one batch; the copy to the host may still be running."""
+    """Outputs for one batch. Their copy to the host may still be in progress."""
 
     outputs: list[torch.Tensor]
-    """(n, G) logits and, if requested, (n, F) embeddings; float32 on the host."""
+    """(n, G) logits and, if requested, (n, F) embeddings, as float32 on the host."""
     _ready: Any = None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -44,7 +44,7 @@ class ForwardOutputs:
 
 
 class TorchNetwork(nn.Module):
-    """A Network made of a timm model, with our heads or its own."""
+    """A Network made of a timm model, with a head of this toolkit or of timm."""
 
     def __init__(self, model: nn.Module, embeddings: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Forward:
         """``network``: a timm model on its device and in evaluation mode, or another Network.
         ``dtype``: autocast's type for matrix products and convolutions; float32 disables autocast.
 
-        With ``options.compile`` shorter batches are padded to ``full_batch`` rows, because each shape is compiled anew.
+        With ``options.compile``, shorter batches are padded to ``full_batch`` rows, because each new shape is compiled.
         """
         # Weights that FSDP gathers in inference mode cannot be trained afterwards.
         self.grad_mode = torch.no_grad if is_sharded(network) else torch.inference_mode
@@ -79,7 +79,7 @@ class Forward:
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
 
     def __call__(self, images: torch.Tensor) -> ForwardOutputs:
-        """Return the outputs for ``images`` (n, S, S, 3), uint8 on the device. May overwrite ``images``."""
+        """Return the outputs for (n, S, S, 3) uint8 ``images`` on the device. May overwrite ``images``."""
         with self.grad_mode():
             rows = len(images)
             pixels = self.preprocessing.normalize(images, self.dtype)
@@ -99,7 +99,7 @@ class Forward:
             return ForwardOutputs(host, ready)
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
-        """Return (n, G) float32 logits of ``squares`` (n, S, S, 3) uint8 on the host, ``rows`` images at a time."""
+        """Return (n, G) float32 logits of (n, S, S, 3) uint8 ``squares`` on the host, ``rows`` images at a time."""
         parts = [squares[start : start + rows] for start in range(0, len(squares), rows)]
         return np.concatenate([self(torch.from_numpy(part).to(device)).arrays()[0] for part in parts])
 
@@ -119,9 +119,9 @@ class Forward:
 def require_finite_outputs(
     outputs: Sequence[np.ndarray | None], names: Callable[[int], str], reduced: bool = False
 ) -> None:
-    """Raise UserError with the names of the images whose rows in ``outputs`` ((n, k) each) contain NaN or infinity.
+    """Raise UserError, which names images, if rows of the (n, k) ``outputs`` contain NaN or infinity.
 
-    names: row → image name; reduced: whether the pass used fp16 or bf16, whose range may be too small.
+    names: row → name of the image. reduced: whether the pass used fp16 or bf16, whose range may be too small.
     """
     good = [np.isfinite(values).all(axis=1) for values in outputs if values is not None]
     bad = np.flatnonzero(~np.logical_and.reduce(good))
@@ -129,9 +129,9 @@ def require_finite_outputs(
         return
     shown = ", ".join(names(int(row)) for row in bad[:3]) + (", ..." if len(bad) > 3 else "")
     remedy = (
-        "fp16 and bf16 may be too small for them: use --precision no"
+        "the range of fp16 or bf16 may be too small; use --precision no"
         if reduced
-        else "its weights are not usable: train again"
+        else "the weights are not usable; train again"
     )
     raise UserError(
         "not-finite", f"the model's outputs are not finite for {len(bad)} of {len(good[0])} images ({shown}): {remedy}"

@@ -1,4 +1,4 @@
-"""Which genres a prediction names: the options and the rule."""
+"""The options and the rule that decide which genres a prediction names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class NamingOptions(Checked):
     """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
 
     def thresholds(self, own: FloatArray) -> FloatArray:
-        """Return the (G,) thresholds to use: the option's, else the model's ``own``."""
+        """Return (G,) thresholds: the option ``threshold`` for all genres if it is given, else the model's ``own``."""
         return own if self.threshold is None else np.full(len(own), self.threshold)
 
     def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
-        """Return which genres are named, (..., G), from calibrated probabilities (..., G) and thresholds (G,)."""
+        """Return (..., G) bool: the named genres. Takes (..., G) calibrated probabilities and (G,) thresholds."""
         return probabilities >= thresholds  # False for NaN
 
     def facts(self) -> dict[str, Any]:
@@ -33,5 +33,5 @@ class NamingOptions(Checked):
         return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
 
 
-#: Options of the app and the demo.
+#: The default options. The app and the demo use them.
 PLAIN = NamingOptions()

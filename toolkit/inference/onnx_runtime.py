@@ -1,4 +1,4 @@
-"""Run an exported ONNX file in onnxruntime in place of the network. The file must be an export of the same model."""
+"""Run an ONNX file of `posters export` in onnxruntime instead of the PyTorch network of the same model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 AGAIN = "run `posters export` again"
 INPUT = "images"
-#: Key of our facts in the files: ONNX metadata_props, and the name of an extra file of torch.export.
+#: Name of the metadata of `posters export`: a key of ONNX metadata_props, and an extra file in torch.export files.
 FACTS_KEY = OWN_KEY
 
 
@@ -24,7 +24,7 @@ class OnnxModel:
     """A Network from a file of `posters export` without --preprocess: images → (logits, embedding)."""
 
     def __init__(self, path: Path, folder: ModelFolder, device: torch.device) -> None:
-        """Use the GPU if ``device`` is one and onnxruntime has its CUDA provider, else torch's number of CPU threads.
+        """Use the GPU if ``device`` is a GPU and onnxruntime has its CUDA provider. Else use as many threads as torch.
 
         Raises UserError if onnxruntime or the file is missing, or if the file is not an export of ``folder``.
         """
@@ -46,11 +46,11 @@ class OnnxModel:
         self.facts, self.path, self.genres = stated, path, len(folder.labels)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (n, G) logits and (n, F) embeddings of normalised images (n, 3, S, S); float32, on their device."""
+        """Return float32 (n, G) logits and (n, F) embeddings of normalised (n, 3, S, S) images, on their device."""
         array = images.detach().to("cpu", torch.float32).contiguous().numpy()
         try:
             logits, embedding = self.session.run(["logits", "embedding"], {INPUT: array})
-        except Exception as error:  # onnxruntime has a class for each status, but none is public
+        except Exception as error:  # onnxruntime's exception classes are not public
             raise UserError("model-damaged", f"{self.path} cannot be run: {one_line(error)[:200]}; {AGAIN}") from None
         if logits.shape != (len(array), self.genres) or embedding.shape[:1] != logits.shape[:1]:
             raise UserError(
@@ -62,13 +62,13 @@ class OnnxModel:
 
 
 def open_exported(source: Path | bytes, device: torch.device) -> Any:
-    """Open an onnxruntime session on a file of `posters export`, or its bytes. Raises UserError if that fails."""
+    """Open an onnxruntime session on a file of `posters export`, or on its bytes. Raises UserError after a failure."""
     where = "auto" if device.type == "cuda" else "cpu"
     return open_session(source, "exported model", "export", threads=torch.get_num_threads(), device=where)
 
 
 def read_facts(session: Any, path: Path) -> dict[str, Any]:
-    """Return the facts in the metadata of a file of `posters export`. Raises UserError for other ONNX files."""
+    """Return the metadata that `posters export` wrote to a file. Raises UserError for ONNX files without it."""
     try:
         found = json.loads(session.get_modelmeta().custom_metadata_map[FACTS_KEY])
         if not isinstance(found, dict):

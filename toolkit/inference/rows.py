@@ -1,4 +1,4 @@
-"""Rows of predictions and their named genres, the input of prediction files, the Python API and the app."""
+"""Predictions of images and their named genres, as prediction files, the Python API and the app use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from toolkit.inference.scoring import Scored
     from toolkit.model_folder.folder import ModelFolder
 
-#: Our own columns. Databases do not distinguish Error from error.
+#: Columns of a prediction file that are not genres. Case is ignored, because databases do not distinguish it.
 OWN = ("id", "genres", "error", "embedding")
 
 
@@ -27,41 +27,41 @@ class Line:
 
     genre: str
     probability: float
-    """Calibrated, 0 to 1."""
+    """Calibrated probability from 0 to 1."""
     threshold: float
-    """Least calibrated probability at which the genre is named."""
+    """Smallest calibrated probability at which the genre is named."""
     named: bool
 
     @property
     def ratio(self) -> float:
-        """Probability divided by threshold; a threshold of 0 counts as 1e-6."""
+        """Return the probability divided by the threshold. A threshold of 0 counts as 1e-6."""
         return self.probability / max(self.threshold, 1e-6)
 
 
 def ranked(
     probabilities: FloatArray, labels: LabelSet, thresholds: FloatArray, naming: NamingOptions = PLAIN
 ) -> list[Line]:
-    """Return all genres of one image, most probable first; probabilities and thresholds (G,)."""
+    """Return all genres of one image, the most probable first. Probabilities and thresholds are (G,)."""
     order, named = np.argsort(-probabilities, kind="stable"), naming.named(probabilities, thresholds)
     return [Line(labels.genres[k], float(probabilities[k]), float(thresholds[k]), bool(named[k])) for k in order]
 
 
 @dataclass
 class Rows:
-    """Predictions of some images. Rows with an error contain no numbers."""
+    """Predictions of some images, one row per image."""
 
     ids: list[str]
     probabilities: np.ndarray
-    """(n, G) calibrated, NaN in rows with an error."""
+    """(n, G) calibrated probabilities. Rows with an error contain NaN."""
     errors: list[str | None]
     labels: LabelSet
     thresholds: np.ndarray
-    """(G,) least calibrated probability of a named genre."""
+    """(G,) smallest calibrated probabilities at which genres are named."""
     embeddings: np.ndarray | None = None
-    """(n, F) float32, NaN in rows with an error."""
+    """(n, F) float32. Rows with an error contain NaN."""
     naming: NamingOptions = PLAIN
     key: str = "id"
-    """Name of the column of ``ids``; ``image`` for single image files."""
+    """Name of the column of ``ids``. It is ``image`` for single image files."""
 
     @classmethod
     def of(cls, ids: list[str], scored: Scored, folder: ModelFolder, naming: NamingOptions, key: str = "id") -> Rows:
@@ -87,7 +87,7 @@ class Rows:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the genres' probability columns, in the model's order."""
+        """Return the names of the genres' probability columns, in the model's order."""
         return list(genre_columns(self.labels.genres, (*OWN, self.key)).values())
 
     def names(self) -> list[list[str]]:
@@ -96,7 +96,7 @@ class Rows:
         return [[self.labels.genres[column] for column in np.flatnonzero(row)] for row in named]
 
     def ranked(self) -> list[list[Line]]:
-        """Return all genres of each row, most probable first; an empty list for a row with an error."""
+        """Return all genres of each row, the most probable first. A row with an error has an empty list."""
         return [
             [] if error is not None else ranked(row, self.labels, self.thresholds, self.naming)
             for row, error in zip(self.probabilities, self.errors, strict=True)
@@ -104,7 +104,7 @@ class Rows:
 
 
 def genre_columns(genres: Sequence[str], reserved: Collection[str] = OWN) -> dict[str, str]:
-    """Return genre → column, all different: the genre's name, or ``genre:NAME`` if the name is ``reserved``.
+    """Return genre → column. Each column is unique: the genre's name, or ``genre:NAME`` if this name is ``reserved``.
 
     If another genre is called ``genre:NAME``, the prefix is repeated. Reserved names are compared case-insensitively.
 

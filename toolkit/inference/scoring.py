@@ -34,37 +34,37 @@ class Scored:
     logits: np.ndarray
     """(n, G) float32."""
     embeddings: np.ndarray | None
-    """(n, F) float32; None if not requested."""
+    """(n, F) float32. None if not requested."""
     errors: dict[int, str]
-    """Sample → reason why it could not be decoded."""
+    """Sample → the reason why it could not be decoded."""
 
     @property
     def first(self) -> int:
-        """One sample of the batch."""
+        """Return one sample of the batch."""
         return int(self.indices[0]) if len(self.indices) else next(iter(self.errors))
 
     @property
     def count(self) -> int:
-        """Number of samples in this batch, decoded or not."""
+        """Return the number of all samples in this batch, decoded or not."""
         return len(self.indices) + len(self.errors)
 
 
 def score(
     loader: Loader, micro_batches: Iterable[MicroBatch], transforms: Transforms, forward: Forward, *, check: bool = True
 ) -> Iterator[Scored]:
-    """Yield the results of the batches in order, each when the next batch is already queued on the device.
+    """Yield the results of the batches in order. The next batch is queued on the device before each result is yielded.
 
-    Raises UserError with the names of images whose outputs are not finite. Callers that check on all ranks
-    after gathering pass ``check`` False.
+    If ``check`` is True, raises UserError with the names of images whose outputs are not finite. Callers that check
+    the gathered outputs of all ranks pass False.
     """
 
     def where(scored: Scored, row: int) -> str:
         return loader.source.where(int(scored.indices[row]))
 
     with contextlib.closing(loader.batches(micro_batches, transforms)) as batches:
-        answers: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
-        for (batch, answer), _ in itertools.pairwise(itertools.chain(answers, [None])):
-            (logits, embeddings), micro_batch, keep = answer.arrays(), batch.micro_batch, batch.micro_batch.valid
+        outputs: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
+        for (batch, output), _ in itertools.pairwise(itertools.chain(outputs, [None])):
+            (logits, embeddings), micro_batch, keep = output.arrays(), batch.micro_batch, batch.micro_batch.valid
             errors = {int(micro_batch.indices[row]): problem for row, problem in batch.errors.items()}
             embeddings = None if embeddings is None else embeddings[keep]
             scored = Scored(micro_batch.indices[keep], logits[keep], embeddings, errors)
@@ -76,7 +76,7 @@ def score(
 def inference_loader(
     source: Source, device: torch.device, workers: int = 0, policy: FaultPolicy | None = None
 ) -> Loader:
-    """Return a Loader for forward passes without training; ``workers``: decoding threads, 0 for automatic."""
+    """Return a Loader for forward passes without training. ``workers``: number of decoding threads, 0 for automatic."""
     threads = decode_threads(workers, device)
     return Loader(source, threads, ahead_for(device), device=device, policy=policy)
 
@@ -84,7 +84,7 @@ def inference_loader(
 def infer_here(
     forward: Forward, source: Source, transforms: Transforms, device: torch.device, rows: int = 0, workers: int = 0
 ) -> Scored:
-    """Return the results of all samples of a source, in this process only, with errors of samples not decoded."""
+    """Return the results of all samples of a source, computed in this process. Undecodable samples become errors."""
     micro_batches = EvalPlan(len(source), rows_for(rows, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
         return joined(list(score(loader, micro_batches, transforms, forward)))
@@ -104,13 +104,13 @@ def joined(parts: Sequence[Scored]) -> Scored:
 def infer_all(
     forward: Forward, loader: Loader, transforms: Transforms, rows: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (logits (n, G) float32, decoded (n,) bool) of all samples, equal on every rank and at any world size.
+    """Return (n, G) float32 logits of all samples, and (n,) bool: which samples were decoded.
 
-    The model of ``forward`` must be unwrapped. ``on_batch`` gets the number of samples of each batch. Rows that were
-    not decoded are zero; with the fault policy "stop" there are none. Raises LostData, on every rank, if one rank
-    cannot read its samples.
+    Both are equal on every rank and at any world size. The model of ``forward`` must not be wrapped for distributed
+    training. ``on_batch`` gets the number of samples of each batch. The logits of samples that were not decoded are 0.
+    Raises LostData, on every rank, if one rank cannot read its samples.
     """
-    tell = on_batch or (lambda done: None)
+    report = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes
     plan = EvalPlan(count, rows_for(rows, accelerator.device))
     micro_batches = plan.micro_batches(accelerator.process_index, world)
@@ -119,10 +119,10 @@ def infer_all(
     try:
         for part in score(loader, micro_batches, transforms, forward, check=False):
             parts.append(part)
-            tell(part.count)
+            report(part.count)
     except UserError as error:
         failure = error
-    require_read(accelerator, failure, plan.steps(world) - len(parts), lambda: tell(0))
+    require_read(accelerator, failure, plan.steps(world) - len(parts), lambda: report(0))
     scored = joined(parts)
     # The last column marks decoded rows. Each sample is sent exactly once, damaged or not.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)

@@ -1,8 +1,8 @@
 """A model's logits on a split, and their file predictions-SPLIT.npz.
 
-With this file, other thresholds or a comparison with another run need no second forward pass. It contains arrays
-without pickle: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str, split,
-and the fingerprints of the weights and the shard set.
+With this file, other thresholds or a comparison with another run need no second forward pass. The file contains these
+arrays, without pickle: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str,
+split, and the fingerprints of the weights and of the shard set.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class SplitLogits:
     split: str
     ids: list[str]
     logits: FloatArray
-    """(N, G) finite, uncalibrated."""
+    """(N, G) finite logits without calibration."""
     targets: BoolArray
-    """(N, G)."""
+    """(N, G) true labels."""
     genres: tuple[str, ...]
     weights: str
     """Fingerprint of the model's weights."""
@@ -62,13 +62,13 @@ def infer_split(
     batch_size: int = 0,
     workers: int = 0,
 ) -> SplitLogits:
-    """Return the model's logits on a split, on every rank. Each sample counts once with any number of processes.
+    """Return the model's logits on a split, on every rank. Each sample occurs once, with any number of processes.
 
     Raises UserError if the labels of shard set and model differ, the split is missing, or an output is not finite.
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)
-    ids = reader.sample_ids()  # finds an index that does not match the manifest before the forward passes
+    ids = reader.sample_ids()  # raises before the forward passes if an index does not match the manifest
     forward = Forward(folder.model.to(accelerator.device), folder.preprocessing, autocast_dtype(accelerator))
     transforms = eval_transforms(reader, folder.preprocessing, "auto", accelerator.device)
     with (

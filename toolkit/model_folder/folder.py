@@ -27,7 +27,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_json
 from shards.storage.remote_files import unique_name
-from toolkit.config.model_files import AGAIN, CONFIG, LABELS, OursFile, check_agreement, read_config, read_labels
+from toolkit.config.model_files import AGAIN, CONFIG, LABELS, ToolkitFile, check_agreement, read_config, read_labels
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.choose import Decisions
 from toolkit.metrics.multilabel import FloatArray
@@ -234,7 +234,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(model, labels, decisions, preprocessing, raw, folder)
 
 
-def read_best(folder: Path) -> tuple[OursFile, Any]:
+def read_best(folder: Path) -> tuple[ToolkitFile, Any]:
     """Return two parts of a model folder's config.json: this toolkit's keys, and the training's configuration or None.
 
     Raises UserError if a file is missing or damaged.

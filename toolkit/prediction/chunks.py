@@ -85,7 +85,7 @@ class ShardChunk:
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         """Open the shard. Raises UserError if it is missing or changed."""
         reader = ShardReader(self.store, [self.shard], self.labels)
-        reader.ask_ahead()
+        reader.read_ahead()
         transforms = eval_transforms(reader, preprocessing, "auto", device)
         return OpenChunk(reader, transforms, reader.sample_ids, self.content())
 

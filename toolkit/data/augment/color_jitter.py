@@ -1,8 +1,8 @@
-"""Brightness, contrast, saturation and sharpness of batches with one factor per sample, and random jitter of them.
+"""Change brightness, contrast, saturation and sharpness of a batch, with one factor per sample.
 
 The formulas are those of torchvision (transforms.v2.functional, float images). Images are (n, 3, S, S) float32 from 0
-to 255, factors (n,). Factor 1 changes nothing; factor 0 gives black, mean grey, grey or blurred pixels. A sample's
-result does not depend on the rest of the batch: sums have a fixed order, or use integers.
+to 255, and factors are (n,). Factor 1 changes nothing. The result of a sample does not depend on the other samples of
+the batch, because sums have a fixed order or use integers.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 
 WHITE = 255.0
-#: Steps of a grey level in which the mean is counted: whole numbers add up the same in any order.
-_FINE = 1 << 16
+#: Integer steps per grey level in the sum for the mean. A sum of integers does not depend on the order.
+_MEAN_STEPS = 1 << 16
 
 
 def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
+    """Apply torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
-    Each factor is uniform from 1 - x to 1 + x. torchvision draws the order too; a fixed one needs no grouping of
-    samples by order, and the three nearly commute.
+    Each factor is uniform from 1 - x to 1 + x, where x is the option of ``config``. torchvision also draws the order.
+    A fixed order needs no grouping of samples, and it changes the pixels only little.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
     changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))
     for column, (spread, change) in enumerate(changes):
         if spread > 0:
             factors = 1.0 - spread + 2.0 * spread * draws[:, column]
-            images = change(images, beside(factors, images))
+            images = change(images, on_device_of(factors, images))
     return images
 
 
@@ -41,8 +41,8 @@ def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Blend each image with its mean grey."""
-    counted = (_grey(images) * _FINE).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
-    mean = (counted.double() / (_FINE * images.shape[2] * images.shape[3])).float()
+    counted = (_grey(images) * _MEAN_STEPS).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
+    mean = (counted.double() / (_MEAN_STEPS * images.shape[2] * images.shape[3])).float()
     return _blend(images, mean, factors)
 
 
@@ -52,7 +52,7 @@ def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend each image with a 3 x 3 blur of it (centre 5, others 1); border pixels do not change."""
+    """Blend each image with its 3 x 3 blur of weights 5 (centre) and 1 (others). Border pixels do not change."""
     if min(images.shape[2:]) <= 2:
         return images.clone()
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
@@ -62,13 +62,13 @@ def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return _blend(images, blurred, factors)
 
 
-def beside(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
+def on_device_of(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
     """Copy a small float array as float32 to the device of ``images``."""
     return to_device(values.astype(np.float32), images.device)
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:
-    """(n, 1, S, S): ITU-R 601 luma, as Pillow and torchvision weigh it."""
+    """Return (n, 1, S, S) grey levels: ITU-R 601 luma with torchvision's weights."""
     return 0.2989 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
 
 

@@ -1,8 +1,8 @@
 """Mixup (Zhang, Cissé, Dauphin, Lopez-Paz 2018) and cutmix (Yun et al. 2019) for multi-hot targets, in fixed pairs.
 
-Partners are positions 2k and 2k+1 of an update, which the plan puts into one micro-batch (TrainPlan.group_size 2) as
-rows 2j and 2j+1. A batch is not shuffled to find partners, because that would depend on the world size. The random
-numbers of a pair are hashed from both keys. A pair with a padding or masked row is not mixed.
+A pair has positions 2k and 2k+1 of an update. With TrainPlan.group_size 2, they are rows 2j and 2j+1 of one
+micro-batch. Batches are not shuffled to find pairs, because the pairs would then depend on the world size. The random
+numbers of a pair are hashed from the keys of both samples. A pair with a padding row or a masked row is not mixed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from scipy.special import betaincinv
 
 from toolkit.config.augmentations import AugmentConfig
-from toolkit.data.augment.color_jitter import beside
+from toolkit.data.augment.color_jitter import on_device_of
 from toolkit.data.augment.random_erasing import box_masks
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sampling.rng import Stream, mix64, uniforms
@@ -26,20 +26,20 @@ class Pairs:
     """The m pairs of a micro-batch that are mixed."""
 
     first: np.ndarray
-    """(m,) int64 rows; the partner of each is the next row."""
+    """(m,) int64: the first row of each pair. The row after it is the second row of the pair."""
     kept: np.ndarray
-    """(m,) float64: the share of its own target that each partner keeps, lambda."""
+    """(m,) float64: lambda, the share of its own target that each sample of a pair keeps."""
     cut: np.ndarray
-    """(m,) bool: cutmix; else mixup."""
+    """(m,) bool: True for cutmix, False for mixup."""
     boxes: np.ndarray
-    """(m, 4) int64 left, top, right, bottom: what partners exchange by cutmix; all zero for mixup."""
+    """(m, 4) int64 left, top, right, bottom of the box that both samples exchange in cutmix, or 0 for mixup."""
 
 
 def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: int, epoch: int) -> Pairs:
-    """Which pairs are mixed, and how: a pure function of (seed, epoch) and both keys.
+    """Draw how each pair is mixed. The result depends only on seed, epoch and the keys of both samples.
 
-    Lambda is Beta(alpha, alpha). A cutmix box has the image's shape and 1 - lambda of its area around a uniform centre;
-    what lies outside of the image is cut off, and lambda becomes what is left of the image, exactly.
+    Lambda is drawn from Beta(alpha, alpha). A cutmix box has the shape of the image, 1 - lambda of its area, and a
+    uniform centre. The box ends at the border of the image. Lambda is then set to the exact share outside the box.
     """
     last = len(micro_batch.indices) // 2 * 2
     both = micro_batch.valid[0:last:2] & micro_batch.valid[1:last:2]
@@ -50,7 +50,7 @@ def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: 
     cut = u[:, 1] < (0.5 if config.mixup > 0 < config.cutmix else float(config.cutmix > 0))
     alpha = np.where(cut, config.cutmix, config.mixup)
     kept = betaincinv(alpha, alpha, u[:, 2])
-    # The paper's algorithm: cut off at the image's border.
+    # As in the paper, the box ends at the border of the image.
     halves = (side * np.sqrt(1.0 - kept)).astype(np.int64)[:, None] // 2
     middles = np.floor(u[:, 3:5] * side).astype(np.int64)
     boxes = np.concatenate([middles - halves, middles + halves], axis=1).clip(0, side)
@@ -60,14 +60,14 @@ def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: 
 
 
 def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixed (images (n, 3, S, S) float32, targets (n, G) float); both partners of a pair, each mostly itself or not.
+    """Return mixed (n, 3, S, S) float32 images and (n, G) float targets. Both samples of each pair change.
 
-    mixup: lambda * own + (1 - lambda) * partner's; cutmix: the partner's pixels inside of the box, one's own outside.
+    mixup: lambda * own pixels + (1 - lambda) * partner's pixels. cutmix: partner's pixels in the box, own ones outside.
     """
     if len(pairs.first) == 0:
         return images, targets
     device = images.device
-    kept = beside(pairs.kept, images)
+    kept = on_device_of(pairs.kept, images)
     cut = to_device(pairs.cut, device)[:, None, None, None]
     outside = ~box_masks(pairs.boxes, images.shape[3], device)
     weights = torch.where(cut, outside.float(), kept[:, None, None, None])
@@ -76,7 +76,7 @@ def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torc
 
 
 def _mixed(values: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``values`` with rows ``first`` and the rows after exchanging 1 - ``weights`` of themselves."""
+    """Return ``values``, in which each row of ``first`` and the next row have exchanged a share of 1 - ``weights``."""
     a, b = values.index_select(0, first), values.index_select(0, first + 1)
     out = values.clone()
     out.index_copy_(0, first, weights * a + (1.0 - weights) * b)

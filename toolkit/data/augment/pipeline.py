@@ -1,9 +1,9 @@
 """Augmentation of training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-Order: AUGMENTATIONS (config/augmentations.py), then mixing. Every random number is a hash of (seed, epoch, key,
-purpose), computed on the CPU (sampling/rng.py). So a sample gets the same pixels on any rank, for any world size,
-accumulation and place in a batch. The random numbers of one operation do not change if another is enabled. No
-operation sums over a batch, so on one kind of device the pixels are bit-identical.
+The operations of AUGMENTATIONS (config/augmentations.py) come first, in that order, and then samples are mixed. Every
+random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore gets
+the same pixels on any rank, for any world size and accumulation, and in any row of a batch. The random numbers of one
+operation do not depend on the others. No operation sums over a batch, so equal devices give bit-identical pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.data.sampling.plan import MicroBatch
 
 
 class Augmenter:
-    """The augmentation of a configuration. Has no state."""
+    """The augmentation that a configuration describes."""
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -28,20 +28,20 @@ class Augmenter:
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, micro_batch: MicroBatch, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented (images, targets) of ``micro_batch`` in ``epoch``; the arguments are not changed.
+        """Return the augmented images and targets of ``micro_batch`` in ``epoch``. The arguments are not changed.
 
-        images: (n, S, S, 3) grey levels, uint8 or float, on any device; targets (n, G) float on the same. Returns
-        (n, S, S, 3) float32 levels from 0 to 255 (not integers), and (n, G) targets, which are between 0 and 1 if
-        mixed. Without any augmentation, returns the same objects. Mixing needs a plan with groups of two (mixup.py).
-
+        images: (n, S, S, 3) grey levels, uint8 or float, on any device. targets: (n, G) float on the same device.
+        Returns (n, S, S, 3) float32 levels from 0 to 255, and (n, G) targets, which mixing makes fractional.
+        Without any augmentation, returns the arguments. Mixing needs a plan with groups of two (mixup.py).
         Raises ValueError if images, targets and micro_batch differ in length.
         """
         if not len(images) == len(targets) == len(micro_batch.indices):
-            raise ValueError(f"{len(images)} images, {len(targets)} targets and a share of {len(micro_batch.indices)}")
+            lengths = f"{len(images)}, {len(targets)} and {len(micro_batch.indices)}"
+            raise ValueError(f"images, targets and micro_batch differ in length: {lengths}")
         if not self.active:
             return images, targets
         config, seed, keys = self.config, self.seed, micro_batch.keys
-        # colour by colour: several times faster on CPUs than pixel by pixel, and no slower on GPUs
+        # One plane per colour is several times faster on CPUs than interleaved colours, and no slower on GPUs.
         planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         for step in self.steps:
             planes = step(planes, config, seed, epoch, keys)

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
 
-Each layer gives each sample one of the fourteen operations, all equally likely, and a sign, hashed from its key.
-Samples with the same operation are processed together, so a layer needs at most nine small groups of kernels and no
-loop over samples. All geometric operations are one bilinear sampling with a matrix per sample. Pixels outside of the
-image are black, as by default in torchvision.
+In each layer, a hash of the sample's key selects one of the fourteen operations and a sign. All operations are equally
+likely. Samples with the same operation are processed together, so a layer needs at most nine groups of kernels and no
+loop over samples. The geometric operations share one bilinear sampling with a matrix per sample. Pixels outside of the
+image are black, which is torchvision's default.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from toolkit.config.augmentations import AugmentConfig
-from toolkit.data.augment.color_jitter import WHITE, beside, brightness, contrast, saturation, sharpness
+from toolkit.data.augment.color_jitter import WHITE, brightness, contrast, on_device_of, saturation, sharpness
 from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 
-STRONGEST = 30.0  # torchvision's last of 31 bins
+STRONGEST = 30.0  # the last of torchvision's 31 strengths
 _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0.9
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Apply ``config.randaugment`` random operations to each image, a pure function of (seed, epoch, keys)."""
+    """Apply ``config.randaugment`` operations to each image. They depend only on seed, epoch and the image's key."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
@@ -37,15 +37,15 @@ def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: 
 
 
 def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
-    """Apply OPERATIONS[chosen[i]] to image i of (n, 3, S, S) float32 from 0 to 255.
+    """Apply OPERATIONS[chosen[i]] to image i. Images are (n, 3, S, S) float32 from 0 to 255.
 
-    ``signs`` (n,): -1 or 1, the direction of operations that have two; ``magnitude``: 0 to 30, also fractions.
+    signs: (n,) of -1 or 1, the direction of operations that have two directions. magnitude: a number from 0 to 30.
     """
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")
     chosen, signs = chosen[order], signs[order]
     rows = to_device(order, images.device)
-    signs_there = beside(signs, images)
+    device_signs = on_device_of(signs, images)
     out = images.clone()
     for first, last in ((_FIRST, _LAST), *((one, one) for one in range(_LAST + 1, len(OPERATIONS)))):
         start, stop = np.searchsorted(chosen, [first, last + 1]).tolist()
@@ -55,16 +55,16 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
         if last == _LAST:
             changed = _warp(part, _matrices(chosen[start:stop], signs[start:stop], level, part.shape[3]))
         else:
-            changed = _COLOURS[OPERATIONS[first]](part, level, signs_there[start:stop])
+            changed = _COLOURS[OPERATIONS[first]](part, level, device_signs[start:stop])
         out.index_copy_(0, rows[start:stop], changed)
     return out
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
-    """(k, 6) float64: place in the input of a place in the output, in pixels from the centre, by row (x; y)."""
+    """Return (k, 6) float64: 2 x 3 matrices from output to input coordinates, in pixels from the image's centre."""
     half = side / 2.0  # torchvision shears about the upper left corner
     shear, angle = signs * _SHEAR * level, signs * _ROTATE * level
-    shift = np.trunc(signs * _TRANSLATE * level * side)  # whole pixels blur nothing
+    shift = np.trunc(signs * _TRANSLATE * level * side)  # a shift by whole pixels does not blur the image
     one, zero = np.ones(len(chosen)), np.zeros(len(chosen))
     table = np.stack(
         [
@@ -79,9 +79,9 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 
 
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Bilinear, black outside. The grid is sums and products, not a matrix product: those may be less exact on GPUs."""
+    """Sample the images bilinearly. The grid is not a matrix product, because that may be less exact on GPUs."""
     side = images.shape[3]
-    a, b, c, d, e, f = beside(matrices, images)[:, :, None, None].unbind(dim=1)
+    a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0
     x, y = places[None, None, :], places[None, :, None]
     grid = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) / (side / 2.0)
@@ -89,7 +89,7 @@ def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
 
 
 def _posterize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
-    step = float(2 ** round(4.0 * level))  # 8 bits down to 4
+    step = float(2 ** round(4.0 * level))  # keeps from 8 down to 4 bits
     return torch.floor(images / step) * step
 
 
@@ -115,6 +115,6 @@ _COLOURS: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]]
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
 }
-#: torchvision's names; geometric ones side by side, so that samples sorted by operation have them in one slice.
+#: torchvision's names. Geometric operations are neighbours, so that they are one slice of the sorted samples.
 OPERATIONS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_COLOURS)
 _FIRST, _LAST = OPERATIONS.index("ShearX"), OPERATIONS.index("Rotate")

@@ -1,8 +1,8 @@
 """Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: a rectangle of some samples becomes noise.
 
-Areas, aspect ratios and places have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
-from 0 to 255, as in the paper. The noise is an integer hash of (key, pixel), computed on the device. So it is equal on
-any device, rank and place in a batch, unlike the numbers of a random generator.
+Areas, aspect ratios and positions have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
+from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. Unlike the
+numbers of a random generator, it is equal on any device, on any rank and in any row of a batch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from toolkit.config.augmentations import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
 from toolkit.device.transfer import to_device
 
-#: Smallest and largest share of an image that a rectangle takes: torchvision's and timm's.
+#: Smallest and largest share of an image's area that a rectangle covers, as in torchvision and timm.
 AREA = (0.02, 0.33)
-#: Smallest and largest height / width of a rectangle; timm's and the paper's.
+#: Smallest and largest height / width of a rectangle, as in timm and in the paper.
 ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Fill a rectangle with noise in a share ``config.erase`` of (n, 3, S, S) images, chosen by their keys."""
+    """Fill a rectangle of each (n, 3, S, S) image with noise, with the probability ``config.erase``."""
     boxes = erased_boxes(images.shape[3], config.erase, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
@@ -38,10 +38,10 @@ def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, ke
 
 
 def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
-    """Return (n, 4) int64 left, top, right, bottom; all zero if nothing is erased.
+    """Return (n, 4) int64 left, top, right, bottom. All four are 0 for an image in which nothing is erased.
 
-    As in torchvision: the area share is uniform in AREA, the aspect ratio log-uniform. They are drawn until both sides
-    are less than S; after ATTEMPTS draws nothing is erased.
+    As in torchvision, the share of the area is uniform in AREA, and the aspect ratio is log-uniform. Both are drawn
+    again until width and height are less than S. After ATTEMPTS draws nothing is erased.
     """
     n = len(keys)
     u = uniforms(seed, epoch, keys, 1 + 4 * ATTEMPTS, Stream.ERASE)
@@ -70,17 +70,17 @@ def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tenso
 
 
 def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return (n, 3, S, S) float32 integers from 0 to 255, each a function of (seed, epoch, key, pixel, channel)."""
+    """Return (n, 3, S, S) float32 integers from 0 to 255, hashed from (seed, epoch, key, pixel, channel)."""
     words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
     starts = to_device(words.astype(np.int64), device)[:, None, None]
     pixels = torch.arange(side * side, device=device).view(side, side)
-    # one word for each pixel, a byte of it for each channel; only the low 32 bits of the 64 are used
+    # Each pixel has one 32-bit word, held in an int64. Each channel uses one byte of the word.
     bits = _mix32((starts + pixels * 0x9E3779B9) & 0xFFFFFFFF)
     return torch.stack([bits & 0xFF, (bits >> 8) & 0xFF, (bits >> 16) & 0xFF], dim=1).float()
 
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:
-    """lowbias32, a bijection of 32-bit words that scatters them (C. Wellons 2018, "Prospecting for hash functions")."""
+    """Return lowbias32, a bijective hash of 32-bit words (C. Wellons 2018, "Prospecting for hash functions")."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -1,7 +1,8 @@
 """Reusable memory for decoded batches.
 
-For a GPU, a buffer has pinned host memory and a copy on the device. The thread that decodes the last image of a batch
-starts the copy on a side stream, so that it overlaps with the step before. The training stream waits for its event.
+For a GPU, a buffer has pinned host memory and memory on the device. The thread that decodes the last image of a batch
+starts the copy to the device on a side stream. The copy overlaps with the previous training step. The training stream
+waits for the event at the end of the copy.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-GROWTH = 1.25  # batches differ in size: some extra memory avoids most later allocations
+GROWTH = 1.25  # batches differ in size, and some extra memory avoids most later allocations
 
 
 class PinnedBuffer:
-    """Memory for one batch on the host and, for a GPU, its copy on the device.
+    """Memory for one batch on the host and, for a GPU, on the device.
 
     Order of use: ``reserve`` (main thread) → threads write → ``start_copy`` (the last thread) → ``on_device`` (main
-    thread) → ``release`` (main thread, after the work that reads it has been queued).
+    thread) → ``release`` (main thread, after all work that reads the buffer has been queued).
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
         self.host = torch.empty(0, dtype=torch.uint8)
-        self.twin = self.host
+        self.device_memory = self.host
         self._used: Any = None
         self._events: tuple[Any, Any] | None = None
 
@@ -35,14 +36,14 @@ class PinnedBuffer:
         if size > len(self.host):
             if self.cuda:
                 torch.cuda.synchronize(self.device)  # rare: queued work may still read the old memory
-            # Not an inference tensor even if the caller is in inference mode: other threads copy into it.
+            # Other threads copy into this memory, so it must never be an inference tensor.
             with torch.inference_mode(False):
                 self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
-                self.twin = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
+                self.device_memory = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
         return self.host.numpy()[:size]
 
     def start_copy(self, size: int, stream: Any) -> None:
-        """Start the copy to the device on ``stream``; does nothing on a CPU."""
+        """Start the copy to the device on ``stream``. Do nothing on a CPU."""
         if not self.cuda:
             return
         started, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -50,20 +51,20 @@ class PinnedBuffer:
             if self._used is not None:
                 stream.wait_event(self._used)
             started.record(stream)
-            self.twin[:size].copy_(self.host[:size], non_blocking=True)
+            self.device_memory[:size].copy_(self.host[:size], non_blocking=True)
             ended.record(stream)
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """Return the first ``size`` bytes, uint8 (size,), on the device for the current stream."""
+        """Return the first ``size`` bytes as (size,) uint8 on the device, for use on the current stream."""
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
         elif self.device.type != "cpu":
             return self.host[:size].to(self.device)
-        return self.twin[:size]
+        return self.device_memory[:size]
 
     def release(self) -> float:
-        """Mark that all work that reads the buffer has been queued. Return the seconds of the copy, or 0 if unknown."""
+        """Record that all work on the buffer has been queued. Return the seconds of the copy, or 0 if unknown."""
         if self._events is None:
             return 0.0
         self._used = torch.cuda.Event()

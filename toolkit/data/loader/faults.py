@@ -1,6 +1,6 @@
-"""Handling of images that cannot be decoded: replace or mask them, log each once, stop the run if there are many.
+"""Replace or mask images that cannot be decoded, log each image once, and stop the run if there are too many.
 
-A substitute is a function of (seed, epoch, sample, attempt), so a run is the same at any world size and after a resume.
+A substitute depends only on seed, epoch, sample and attempt. So a run is the same at any world size and after a resume.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from toolkit.data.sampling.shuffle import key_of
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 8  # substitutes tried before the sample is masked
+ATTEMPTS = 8  # number of substitutes to try before the sample is masked
 MAX_LISTED = 10
 
 
@@ -25,14 +25,14 @@ class FaultPolicy:
 
     on_error: OnError = "stop"
     limit: float = 0.0
-    """Largest share of the source's samples that cannot be decoded; above it UserError ends the run."""
+    """Largest share of the source's samples that may fail to decode. A larger share raises UserError."""
     seed: int = 0
-    tell: bool = True
-    """Log each image; False if the caller reports them."""
+    log_each: bool = True
+    """Whether to log each image that cannot be decoded. False if the caller reports them."""
 
 
-#: For predictions: a damaged image is a row with an error, which the caller reports. There is no limit.
-KEEP_ERRORS = FaultPolicy("mask", limit=1.0, tell=False)
+#: The policy of predictions, without a limit. A damaged image becomes a row with an error, which the caller reports.
+KEEP_ERRORS = FaultPolicy("mask", limit=1.0, log_each=False)
 
 
 class Faults:
@@ -41,34 +41,34 @@ class Faults:
     def __init__(self, policy: FaultPolicy, num_samples: int) -> None:
         self.policy, self.num_samples = policy, num_samples
         self.found: dict[int, str] = {}
-        """Sample → its location and why it could not be decoded."""
+        """Sample → its location and the reason why it could not be decoded."""
         self._lock = threading.Lock()
 
     def report(self, sample: int, message: str) -> None:
-        """Record a sample that cannot be decoded; log it the first time."""
+        """Record a sample that cannot be decoded. Log each sample once."""
         with self._lock:
             known = sample in self.found
             self.found[sample] = message
-        if self.policy.tell and not known and self.policy.on_error != "stop":
+        if self.policy.log_each and not known and self.policy.on_error != "stop":
             done = "replaced" if self.policy.on_error == "replace" else "left out"
-            log.warning("%s; %s", message, done)
+            log.warning("%s; the sample is %s", message, done)
 
     def forget(self) -> None:
-        """Delete all records, for callers that report damaged images themselves and process millions of samples."""
+        """Delete all records, to limit the memory of callers that process millions of samples."""
         with self._lock:
             self.found.clear()
 
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
-        """Return the substitute for ``sample`` at attempt ``attempt``."""
+        """Return another sample to use instead of ``sample``. Each ``attempt`` gives another result."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples
 
     def check(self) -> None:
-        """Raise UserError if there are more than the policy allows."""
+        """Raise UserError if more samples cannot be decoded than the policy allows."""
         check_limit(self.found, self.policy, self.num_samples)
 
 
 def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) -> None:
-    """Raise UserError, with a list, if more samples cannot be decoded than ``policy`` allows."""
+    """Raise UserError, which lists samples, if more samples cannot be decoded than ``policy`` allows."""
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]
@@ -79,5 +79,5 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
     raise UserError(
         "too-many-bad",
         f"{len(lines)} of {num_samples} samples cannot be decoded, more than --data.max_errors "
-        f"{policy.limit:g} allows; run `posters shards verify` on the set: {listed}",
+        f"{policy.limit:g} allows; run `posters shards verify` on the set. The samples: {listed}",
     )

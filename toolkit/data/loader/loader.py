@@ -1,10 +1,10 @@
-"""Batches in plan order, decoded in advance by threads whose decoders release the GIL.
+"""Decode batches in advance, in the order of the plan, with threads whose decoders release the GIL.
 
     MicroBatch ─→ BatchTransform ─→ chunks of rows ─ threads: read, decode ─→ PinnedBuffer
           ─ after the last chunk: copy to the device on a side stream ─→ device: geometry ─→ Batch
 
-There are no worker processes, no shared memory and no pickling, so the first batch is ready after its own decoding. The
-plan selects samples, the source reads their bytes, the transform produces pixels, the fault policy handles damage.
+There are no worker processes, no shared memory and no pickling, so no time is needed to start workers. The plan selects
+the samples, the source reads their bytes, and the transform makes pixels. The fault policy handles damaged images.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import BatchTransform, Transforms
-from toolkit.data.transforms.jpeg import Turned
+from toolkit.data.transforms.jpeg import SwappedSize
 from toolkit.device.transfer import to_device
 
-#: Smallest and largest number of rows in a task: small enough to balance threads, large enough to hide overhead.
+#: Smallest and largest number of rows in a task. Small tasks balance the threads, and large tasks have less overhead.
 CHUNK = (4, 32)
 
 
 class Source(Protocol):
-    """A source of encoded images: a ShardReader, or a list of files."""
+    """A source of encoded images, such as a ShardReader or a list of files."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> memoryview:
-        """Return the writable bytes of a sample, valid until this thread's next read.
+        """Return the writable bytes of a sample. They are valid until the next read of this thread.
 
-        Raises Undecodable if there is no image, UserError if it cannot be read (which does not mean damage).
+        Raises Undecodable if this one image is missing or damaged. Raises UserError for other errors of reading.
         """
 
     def where(self, index: int) -> str: ...
@@ -51,17 +51,17 @@ class Source(Protocol):
 
 @dataclass
 class Work:
-    """A batch being decoded."""
+    """A batch that the threads decode."""
 
     micro_batch: MicroBatch
     transform: BatchTransform
     buffer: PinnedBuffer
     indices: np.ndarray
-    """(n,) samples of the rows: those of the micro-batch, or their substitutes."""
+    """(n,) samples of the rows. A substitute replaces a sample of the micro-batch that cannot be decoded."""
     valid: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
     squares: dict[int, np.ndarray] = field(default_factory=dict)
-    """Row → (S, S, 3) pixels that do not fit the row's place in the buffer."""
+    """Row → (S, S, 3) pixels, for rows whose pixels are not in the buffer."""
     futures: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
     """Number of tasks that have not finished."""
@@ -73,15 +73,15 @@ class Batch:
     """Decoded samples of one micro-batch, on the device."""
 
     images: torch.Tensor
-    """(n, S, S, 3) integers from 0 to 255 as uint8 or float; use them before you request the next batch."""
+    """(n, S, S, 3) integers from 0 to 255, as uint8 or float. The next batch overwrites them."""
     micro_batch: MicroBatch
-    """The samples of ``images``. Substitutes have their own index; masked rows have valid=False."""
+    """The samples of ``images``. A substitute has its own index. A masked row has valid=False."""
     errors: dict[int, str]
-    """Row → why its image could not be decoded (masked rows only)."""
+    """Masked row → the reason why its image could not be decoded."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode micro-batches ``prefetch`` batches ahead. One pool of threads is used for all passes, one at a time."""
+    """Decode micro-batches up to ``prefetch`` batches in advance. One pool of threads decodes one pass at a time."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch per micro-batch, in order; its memory is reused for the next one.
+        """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the batch before.
 
         Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
         the source's ``read`` are passed on.
@@ -118,7 +118,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def decoded(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Work, None, None]:
-        """Yield each Work after its buffer is filled and its copy to the device has started; ``batches`` uses this."""
+        """Yield each Work after its buffer is filled and the copy to the device has started."""
         queue: deque[Work] = deque()
         free = deque(self._buffers)
         pending = iter(micro_batches)
@@ -137,7 +137,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 self.faults.check()
                 try:
                     yield work
-                finally:  # even if the pass ends here: the device may still read the buffer
+                finally:  # also if the pass ends here, because the device may still read the buffer
                     self.timer.add(copied=work.buffer.release())
                     free.append(work.buffer)
         finally:
@@ -182,7 +182,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
             data = self.source.read(sample)
             try:
                 work.transform.row(row, data, memory)
-            except Turned:
+            except SwappedSize:
                 work.squares[row] = work.transform.square(row, data)
             return len(data)
         except Undecodable as error:

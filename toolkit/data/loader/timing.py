@@ -16,9 +16,9 @@ class Times:
     waited: float = 0.0
     """Time that the training loop waited for batches."""
     decode: float = 0.0
-    """Wall time of threads for reading, decoding and, on the CPU, geometry."""
+    """Wall time in which threads read and decode. It includes crop and resize if these run on the CPU."""
     decode_cpu: float = 0.0
-    """CPU time of ``decode``; the rest was a wait for the disk or for a core."""
+    """CPU time of ``decode``. In the remaining time, threads waited for the disk or for a core."""
     copied: float = 0.0
     """Time of copies to the device."""
     samples: int = 0
@@ -30,7 +30,7 @@ class Times:
 
 @dataclass
 class LoaderTimer:
-    """Total times, to which threads add."""
+    """Total times of all threads."""
 
     times: Times = field(default_factory=Times)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -41,35 +41,34 @@ class LoaderTimer:
                 setattr(self.times, name, getattr(self.times, name) + value)
 
     def snapshot(self) -> Times:
-        """Return a copy, from which differences can be computed."""
         with self._lock:
             return self.times - Times()
 
 
 def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> str:
-    """Return one line on what limited ``seconds`` of training, with a remedy if it was data.
+    """Return one line on the bottleneck in ``seconds`` of training, with a remedy if the bottleneck is the data.
 
-    ``threads``: decoding threads of this process; ``cores``: its CPU cores; ``accelerator``: "GPU" or "CPU".
+    threads: number of decoding threads of this process. cores: number of its CPU cores. accelerator: "GPU" or "CPU".
     """
     share = times.waited / seconds if seconds > 0 else 0.0
     if share < FINE:
-        return f"data {share:.1%} of the step: the {accelerator} is the limit"
+        return f"waiting for data takes {share:.1%} of the time: the {accelerator} is the limit"
     busy, working = times.decode / seconds, times.decode_cpu / seconds
-    head = f"data {share:.0%} of the step: "
+    start = f"waiting for data takes {share:.0%} of the time: "
     if times.copied / seconds > 0.5:
         return (
-            f"{head}the copy to the device is the limit ({times.copied / seconds:.0%} of the time); build the shards "
+            f"{start}the copy to the device is the limit ({times.copied / seconds:.0%} of the time); build the shards "
             f"with a smaller --short-side, or set --data.geometry cpu"
         )
     if working < 0.5 * busy and working < 0.5 * cores:
         rate = times.bytes_read / seconds / 1e6
         return (
-            f"{head}reading is the limit: {threads} threads wait at {rate:.0f} MB/s; copy the shards to a local disk, "
-            f"or set --data.order window"
+            f"{start}reading is the limit: {threads} threads read only {rate:.0f} MB/s; copy the shards to a local "
+            f"disk, or set --data.order window"
         )
     if busy < 0.7 * threads:
-        return f"{head}batches are late although threads are idle; set a higher --data.prefetch"
+        return f"{start}batches are late although threads are idle; set a higher --data.prefetch"
     return (
-        f"{head}decode is the limit: {working:.1f} of {cores} cores busy; build the shards with a smaller --short-side"
-        f"{', or --data.workers ' + str(cores) if threads < cores else ', or give the job more cores'}"
+        f"{start}decode is the limit: {working:.1f} of {cores} cores are busy; build the shards with a smaller "
+        f"--short-side, or {f'set --data.workers {cores}' if threads < cores else 'give the job more cores'}"
     )

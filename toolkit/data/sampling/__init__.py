@@ -1,1 +1,1 @@
-"""The samples of each rank and update: permutations, repeats, random numbers per sample. Reads no files."""
+"""Compute the samples of each rank and update: permutations, repeats, and random numbers per sample."""

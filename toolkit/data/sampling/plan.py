@@ -1,19 +1,17 @@
-"""The samples of each rank and update. Pure arithmetic: no files, no process group, no state.
+"""The samples of each rank and update. This module only computes: it uses no files and no process group.
 
-Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It is a
-function of (seed, epoch), and any slice can be computed. An epoch of N positions has k = ceil(N / B) updates for a
-global batch of B; update t starts at position floor(t * N / k). Runs of earlier versions continue with full updates
-and a remainder: ``sizes`` "tail". The positions of an update are assigned in turn to its world_size x accumulation
-micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with samples of the same update marked
-valid=False, which have no weight. docs/concepts/exact-epochs.md has the reasons.
+Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It depends
+only on seed and epoch, and any slice of it can be computed. An epoch of N positions has k = ceil(N / B) updates for a
+global batch of B. Update t starts at position floor(t * N / k). The positions of an update are assigned in turn to its
+world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with samples of the same
+update, which have valid=False and no weight. docs/concepts/exact-epochs.md has the reasons.
 
-Groups. ``group_size`` positions are assigned together: positions k*group_size..(k+1)*group_size-1 of an update are
-neighbours in one micro-batch, for any world size and accumulation. Mixing (mixup.py) uses groups of two: positions 2k
-and 2k+1 are partners in rows 2j and 2j+1 of their MicroBatch; the last of an odd number has no partner. Only the last
-group of an update can be shorter, and it is the last of its micro-batch.
+Groups. ``group_size`` neighbouring positions of an update go to the same micro-batch, for any world size and
+accumulation. Mixing (mixup.py) uses groups of two: positions 2k and 2k+1 of an update are rows 2j and 2j+1 of one
+MicroBatch. Only the last group of an update can be shorter, and it is the last group of its micro-batch.
 
-Evaluation. Samples in index order form fixed batches, and batch j goes to rank j mod world_size. The batches, and so
-the logits, are the same for any number of processes. Ranks without a batch get one with valid=False.
+Evaluation. Samples in the order of the index form fixed batches, and batch j goes to rank j mod world_size. The batches
+and the logits are the same for any number of processes. A rank without a batch gets one row with valid=False.
 """
 
 from __future__ import annotations
@@ -27,11 +25,12 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, Order
 
-#: even: sizes of the updates of an epoch differ by at most one; tail: full updates, then one with the remainder.
+#: even: all updates of an epoch have about the same size. tail: full updates, then one with the remaining samples. Only
+#: runs that an earlier version began use tail.
 Sizes = Literal["even", "tail"]
 #: BatchNorm in training cannot normalise a single row of a 1x1 feature map.
 MIN_ROWS = 2
-#: Number of samples whose order is computed at a time.
+#: Number of positions whose samples are computed at a time.
 BLOCK = 4096
 
 
@@ -40,11 +39,11 @@ class MicroBatch:
     """The samples of one forward pass on one rank."""
 
     indices: np.ndarray
-    """(n,) int64 positions in the split."""
+    """(n,) int64 numbers of samples in the split."""
     valid: np.ndarray
-    """(n,) bool; rows with False are padding without weight."""
+    """(n,) bool. A row with False is padding and has no weight."""
     repeat: np.ndarray = None  # type: ignore[assignment] # None: zeros, as most callers have no repeats
-    """(n,) int64: 0 for the first use of a sample in an epoch, 1 for the second, ..."""
+    """(n,) int64: number of this use among all uses of the sample in the epoch, from 0."""
 
     def __post_init__(self) -> None:
         if self.repeat is None:
@@ -52,7 +51,7 @@ class MicroBatch:
 
     @property
     def keys(self) -> np.ndarray:
-        """(n,) int64 keys of the random numbers for crops and augmentation, different for each use of a sample."""
+        """Return (n,) int64 keys of the random numbers for crop and augmentation, one for each use of a sample."""
         return self.indices + self.repeat * DRAW_STRIDE
 
 
@@ -63,7 +62,7 @@ class TrainPlan:
     order: Order
     global_batch: int
     group_size: int = 1
-    """Number of neighbours of an update that stay in one micro-batch."""
+    """Number of neighbouring positions that go to the same micro-batch."""
     sizes: Sizes = "even"
     """How the epoch is divided into updates."""
 
@@ -86,14 +85,14 @@ class TrainPlan:
 
     @property
     def largest_step(self) -> int:
-        """The first of the updates with the most samples."""
+        """Number of the first update with the most samples."""
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
-        """Return the position at which update ``step`` starts; for steps_per_epoch, the end of the epoch."""
+        """Return the first position of update ``step``. For ``step`` = steps_per_epoch, return the end of the epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
-        unit = math.gcd(self.group_size, self.global_batch)  # with any other unit, updates could not be full
+        unit = math.gcd(self.group_size, self.global_batch)  # a full update must be a multiple of the unit
         units = -(-self.num_samples // unit)
         return min(step * units // self.steps_per_epoch * unit, self.num_samples)
 
@@ -102,7 +101,7 @@ class TrainPlan:
         return self.start(step + 1) - self.start(step)
 
     def rows(self, step: int, world_size: int, accumulation: int = 1) -> np.ndarray:
-        """Return (world_size, accumulation) int64: the number of samples of each micro-batch of one update."""
+        """Return the number of samples of each micro-batch of one update, as (world_size, accumulation) int64."""
         count, parts = self.count(step), world_size * accumulation
         groups = -(-count // self.group_size)
         rows = (groups // parts + (np.arange(parts) < groups % parts)) * self.group_size
@@ -112,7 +111,7 @@ class TrainPlan:
     def keys(self, epoch: int, step: int) -> np.ndarray:
         """Return the (count(step),) int64 keys of one update over all ranks."""
         if not 0 <= step < self.steps_per_epoch:
-            raise IndexError(f"step {step} of an epoch of {self.steps_per_epoch}")
+            raise IndexError(f"step {step} is not in an epoch of {self.steps_per_epoch} steps")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))
 
     def micro_batches(
@@ -135,7 +134,7 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """Every sample once, in batches that do not depend on the world size."""
+    """The order of evaluation: every sample once, in batches that do not depend on the world size."""
 
     num_samples: int
     batch: int
@@ -145,7 +144,7 @@ class EvalPlan:
         return -(-self.num_samples // (self.batch * world_size))
 
     def micro_batches(self, rank: int, world_size: int) -> Iterator[MicroBatch]:
-        """Yield the batches of ``rank``; their number is equal on every rank."""
+        """Yield the batches of ``rank``. All ranks get the same number of batches."""
         for step in range(self.steps(world_size)):
             start = (step * world_size + rank) * self.batch
             indices = np.arange(start, min(start + self.batch, self.num_samples), dtype=np.int64)
@@ -155,12 +154,12 @@ class EvalPlan:
                 yield MicroBatch(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool))
 
 
-def _split_update(keys: np.ndarray, rank: int, world_size: int, accumulation: int, deal: int) -> list[MicroBatch]:
-    """Return the micro-batches of ``rank`` in an update with these keys, assigned in turn in groups of ``deal``."""
-    holders = np.arange(len(keys)) // deal % (world_size * accumulation)
+def _split_update(keys: np.ndarray, rank: int, world_size: int, accumulation: int, group_size: int) -> list[MicroBatch]:
+    """Return the micro-batches of ``rank``. Groups of ``group_size`` keys are assigned to all micro-batches in turn."""
+    owners = np.arange(len(keys)) // group_size % (world_size * accumulation)
     micro_batches = []
     for part in range(rank * accumulation, (rank + 1) * accumulation):
-        own = keys[holders == part]
+        own = keys[owners == part]
         rows = np.concatenate([own, np.resize(keys, max(0, MIN_ROWS - len(own)))])
         micro_batches.append(MicroBatch(rows % DRAW_STRIDE, np.arange(len(rows)) < len(own), rows // DRAW_STRIDE))
     return micro_batches

@@ -1,16 +1,17 @@
 """Repeat factor sampling: samples with rare genres are repeated, in epochs of equal length.
 
 The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is the largest max(1, sqrt(t / f)) of its genres.
-f is the prevalence of a genre in training; genres with a prevalence of t or more are not repeated. LVIS rounds each
-factor up or down at random, so that epochs differ in length. Here systematic sampling (Madow 1949) in integers is used:
+Here f is the prevalence of a genre in the training split, and t is data.repeat_below. LVIS rounds each factor at
+random, so its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
-- Every epoch has M = N + round(sum of (factor - 1)) positions; the excesses over 1 are scaled to the sum M - N.
-- A sample with the scaled factor r is used floor(r) or ceil(r) times: at least once, and once if its factor is 1.
-- Counts are a pure function of (seed, epoch). The start of the sampling moves by the golden ratio in each epoch, so
-  that the mean count of a sample over several epochs is close to r.
+- Every epoch has M = N + round(sum of (factor - 1)) positions. The parts of the factors above 1 are scaled so that they
+  add up to M - N.
+- A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
+- The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
-The factors are consecutive intervals on a line of length M, in units of 2^-32; pointers at distance 1 select samples.
-The line is one table of 8 bytes per sample for all epochs; a slice of length n costs n * log N operations.
+Each factor is an interval on a line of length M. Pointers at distance 1 select the samples in whose intervals they lie.
+From epoch to epoch, all pointers move by the golden ratio. The line is one table for all epochs, with 8 bytes per
+sample and in units of 2^-32. A slice of n positions costs n * log N operations.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, Order, WindowOrder, key_of
 
-_ONE = 1 << 32  # one in the fixed-point numbers of the table
-_STEP = 0x9E3779B9  # golden ratio times _ONE: the Weyl sequence of lowest discrepancy
+_ONE = 1 << 32  # the number 1 in the fixed-point numbers of the table
+_STEP = 0x9E3779B9  # (golden ratio - 1) * _ONE, the step of the Weyl sequence with the lowest discrepancy
 
 
 def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | None = None) -> np.ndarray:
-    """Return (N,) float64 repeat factors of at least 1 for (N, G) ``targets`` of 0 and 1; ``below`` is t of LVIS.
+    """Return (N,) float64 repeat factors of samples with (N, G) ``targets`` of 0 and 1. ``below`` is t of LVIS.
 
-    ``prevalence`` (G,): the prevalence in the whole split, if ``targets`` are only a part of the split.
+    prevalence: (G,) prevalence in the whole split, if ``targets`` are only a part of the split.
     """
     factors = np.ones(len(targets))
     for genre in range(targets.shape[1]):
@@ -41,12 +42,12 @@ def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | N
 
 
 class RepeatOrder:
-    """Order in which some samples occur several times; an epoch shuffles all of them, or those of a group of shards."""
+    """Order in which some samples occur several times per epoch. Repeats are shuffled together with all samples."""
 
     def __init__(
         self, factors: np.ndarray, seed: int, shard_sizes: Sequence[int] | None = None, window: int = 1
     ) -> None:
-        """``factors`` (N,) of at least 1. The order is that of WindowOrder with ``shard_sizes``, else of GlobalOrder.
+        """``factors``: (N,), at least 1. Shuffle like WindowOrder if ``shard_sizes`` is given, else like GlobalOrder.
 
         A group of shards contains the repeats of its own samples, so its length varies between epochs.
         """
@@ -55,23 +56,22 @@ class RepeatOrder:
         excess = np.cumsum(factors - 1.0)
         extra = round(float(excess[-1]))
         if len(factors) + extra >= 1 << 31:
-            raise ValueError(f"{len(factors) + extra} positions are more than an epoch can have")
+            raise ValueError(f"an epoch cannot have {len(factors) + extra} positions: the limit is 2147483647")
         scaled = np.rint(excess / max(excess[-1], 1e-300) * extra * _ONE).astype(np.int64)
         self._line = np.arange(len(factors) + 1, dtype=np.int64) * _ONE
         self._line[1:] += scaled
         self.seed, self.window = seed, window
         self._bounds = None if shard_sizes is None else np.cumsum([0, *shard_sizes])
         self._shuffle = lru_cache(maxsize=1)(self._order)
-        """Order of the places of the current epoch."""
 
     def __len__(self) -> int:
         return int(self._line[-1] // _ONE)
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        places = self._shuffle(epoch).keys(epoch, start, stop)
+        pointers = self._shuffle(epoch).keys(epoch, start, stop)
         offset = self._start(epoch)
-        samples = np.searchsorted(self._line[1:], (places + 1) * _ONE - offset)
-        draws = places - (self._line[samples] + offset) // _ONE
+        samples = np.searchsorted(self._line[1:], (pointers + 1) * _ONE - offset)
+        draws = pointers - (self._line[samples] + offset) // _ONE
         return samples + draws * DRAW_STRIDE
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
@@ -85,7 +85,7 @@ class RepeatOrder:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
     def _order(self, epoch: int) -> Order:
-        """Return an order of the places of the epoch's table, in which repeats of a sample are neighbours."""
+        """Return the shuffled order of the pointers. In the unshuffled order, repeats of a sample are neighbours."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
         sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)

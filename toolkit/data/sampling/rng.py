@@ -1,6 +1,6 @@
-"""Random numbers and crops as a pure function of (seed, epoch, key): equal on any rank and thread, in any order.
+"""Random numbers and crops that depend only on seed, epoch and key, so they are equal on any rank and thread.
 
-A key represents a sample, or one of its repeats in an epoch (plan.MicroBatch.keys).
+A key represents one use of a sample in an epoch (plan.MicroBatch.keys).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
-    """Purposes of random numbers. Each has its own numbers, so enabling one does not change the others."""
+    """Purposes of random numbers. Each purpose has its own numbers, which do not depend on other purposes."""
 
     CROP = 0
     COLOUR = 1
@@ -26,10 +26,10 @@ class Stream(IntEnum):
 
 
 def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:
-    """Return (n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column); keys (n,) are integers.
+    """Return (n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column). Keys are (n,) integers.
 
-    This is splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-    counter. It has no state, so the order of calls has no effect. A larger ``count`` only adds columns.
+    The hash is splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
+    counter. There is no state, so the order of calls has no effect. A larger ``count`` adds columns at the end.
     """
     with np.errstate(over="ignore"):
         key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))
@@ -57,9 +57,9 @@ def random_crops(
     ratio: tuple[float, float],
     flip: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw boxes and flips for n keys, distributed as in torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """Draw boxes and flips with the distributions of torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    Returns ((n, 4) int64 boxes as left, top, right, bottom in pixels, inside each image; (n,) bool flips).
+    Returns (n, 4) int64 boxes inside the images (left, top, right, bottom in pixels), and (n,) bool flips.
     """
     n = len(keys)
     u = uniforms(seed, epoch, keys, 4 * ATTEMPTS + 1)
@@ -84,7 +84,7 @@ def random_crops(
 
 
 def _central(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """Return the largest central crop with an allowed aspect ratio, as torchvision's fallback."""
+    """Return the largest central crop with an allowed aspect ratio, which is torchvision's fallback."""
     w = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1])))
     h = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0])))
     left, top = (widths - w) // 2, (heights - h) // 2

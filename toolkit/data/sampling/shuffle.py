@@ -1,16 +1,16 @@
-"""The order of an epoch as a keyed bijection: the cost of a slice depends on its length only, not on the set.
+"""The order of samples in an epoch, computed by a bijection with a key. No list of samples is shuffled or stored.
 
-No list of samples is shuffled or kept. A Feistel network (Luby, Rackoff 1988) maps position p of an epoch to a sample.
-Its domain is the smallest square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite
-domains": halves are added modulo the side). It is applied again while the result is outside of 0..n-1. It has eight
-rounds of a 64-bit mixer; tests/toolkit/data/sampling/test_shuffle.py checks its uniformity.
+A Feistel network (Luby, Rackoff 1988) maps a position of an epoch to one of n samples. Its domain is the smallest
+square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite domains"). The network is applied
+again while the result is outside of 0..n-1. It has eight rounds of a 64-bit mixer.
+tests/toolkit/data/sampling/test_shuffle.py checks the uniformity of the order.
 
-``global``: one permutation of all samples; every read is random. ``window``: shards are permuted, then samples within
-groups of a few shards. A node then reads from only a few files at a time, for sets that do not fit in memory;
-docs/results/loader.md has the loss of shuffle quality. repeat_factor.py does both with repeated samples.
+Order ``global`` is one permutation of all samples, so every read is random. Order ``window`` permutes the shards, then
+the samples within groups of a few shards. A node then reads only a few files at a time, which suits sets that do not
+fit in memory. docs/results/loader.md has the loss of shuffle quality. repeat_factor.py adds repeats to both orders.
 
-A position has a key: sample + draw * DRAW_STRIDE. draw is 0 for the first place of a sample in the table of the epoch,
-1 for the second, ... Without repeats, keys are samples.
+Each position has a key: sample + draw * DRAW_STRIDE. The draws of a sample in an epoch are numbered from 0. Without
+repeats, keys are samples.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import numpy as np
 from toolkit.data.sampling.rng import mix64
 
 ROUNDS = 8
-_SMALL = 256  # fewer samples are sorted by their hash: on small grids a Feistel network is visibly non-uniform
-#: Distance between keys of the repeats of a sample; larger than the number of samples of any split.
+_SMALL = 256  # up to this size samples are sorted by hash, because a Feistel network is not uniform on a small grid
+#: Difference between the keys of two repeats of a sample. It is larger than the number of samples of any split.
 DRAW_STRIDE = 1 << 40
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -42,7 +42,7 @@ class Order(Protocol):
         """Return (stop - start,) int64 keys of positions start..stop-1 of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return (m,) int64 shards in the order of use from position ``start``; None if all are used all the time."""
+        """Return (m,) int64 shards in the order of use from ``start``, or None if any read may be from any shard."""
 
 
 class GlobalOrder:
@@ -62,14 +62,13 @@ class GlobalOrder:
 
 
 class WindowOrder:
-    """Every epoch permutes the shards, then the samples within groups of ``window`` shards. Memory O(shards)."""
+    """Every epoch permutes the shards, then the samples within groups of ``window`` shards. Memory is O(shards)."""
 
     def __init__(self, shard_sizes: Sequence[int], window: int, seed: int) -> None:
         self.sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.firsts = np.cumsum(self.sizes) - self.sizes
         self.window, self.seed = window, seed
         self._shards = lru_cache(maxsize=1)(self._layout)
-        """Layout of the current epoch."""
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -78,7 +77,7 @@ class WindowOrder:
         shards, ends = self._shards(epoch)
         found = np.empty(stop - start, dtype=np.int64)
         position = start
-        while position < stop:  # one turn per group that the slice touches
+        while position < stop:  # one iteration for each group that the slice overlaps
             group = int(np.searchsorted(ends[self.window - 1 :: self.window], position, side="right"))
             lo, hi = group * self.window, min((group + 1) * self.window, len(shards))
             first = int(ends[lo - 1]) if lo else 0
@@ -92,27 +91,27 @@ class WindowOrder:
         return found
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """Return the shards from the group that contains position ``start``."""
+        """Return the shards of the group that contains position ``start``, and of all later groups."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (shards in the order of this epoch, end position of each in the epoch)."""
+        """Return the shards in the order of this epoch, and the end position of each shard."""
         count = len(self.sizes)
         shards = permute(np.arange(count), count, key_of(self.seed, epoch, -1))
         return shards, np.cumsum(self.sizes[shards])
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map (n,) ``positions``, each in 0..size-1, by the bijection of 0..size-1 with this ``key``, to (n,) int64."""
+    """Map (n,) positions to (n,) int64 by a bijection of 0..size-1. ``key`` selects the bijection."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]
     side = np.uint64(math.isqrt(size - 1) + 1)
     keys = [mix64(np.uint64((key + _GOLDEN * (r + 1)) & _MASK)) for r in range(ROUNDS)]
     values = _feistel(positions.astype(np.uint64), side, keys)
-    while (outside := values >= size).any():  # cycle walking: the orbit of a point comes back into the domain
+    while (outside := values >= size).any():  # cycle walking: repeated use of a bijection returns to 0..size-1
         values[outside] = _feistel(values[outside], side, keys)
     return values.astype(np.int64)
 

@@ -1,7 +1,7 @@
-"""What is said of bytes that no decoder accepts."""
+"""The error for an image that cannot be decoded."""
 
 from __future__ import annotations
 
 
 class Undecodable(Exception):
-    """An image that neither decoder accepts. The message is one line."""
+    """An image that cannot be decoded. The message gives the reason in one line."""

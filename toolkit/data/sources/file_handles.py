@@ -1,4 +1,4 @@
-"""A limited number of open files: opened at first use, the least recently used one is closed first."""
+"""A cache of open files. A file is opened at its first use, and the least recently used file is closed first."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Handle:
     descriptor: int
     users: int = 0
     forgotten: bool = False
-    """Whether the last user must close it."""
+    """Whether the last user must close the file."""
 
 
 class Handles:
-    """Number of a file → its descriptor. Safe to use from many threads; no descriptor is closed while it is used."""
+    """Number of a file → its open descriptor. Many threads can use it. No descriptor is closed while it is in use."""
 
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
-        """``open_file`` opens the file of a number; at most ``capacity`` files stay open besides those in use."""
+        """``open_file`` opens the file of a number. If over ``capacity`` files are open, unused files are closed."""
         self._open_file, self.capacity = open_file, capacity
         self._files: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Handles:
             self.give_back(handle)
 
     def take(self, number: int) -> Handle:
-        """Return a handle, faster than ``use``; the caller must call ``give_back`` in any case."""
+        """Return a handle, faster than ``use``. The caller must call ``give_back``, also after an error."""
         with self._lock:
             handle = self._files.get(number)
             if handle is not None:
@@ -51,14 +51,14 @@ class Handles:
         descriptor = self._open_file(number)  # outside the lock, as it may be slow
         with self._lock:
             handle = self._files.setdefault(number, Handle(descriptor))
-            if handle.descriptor != descriptor:  # two threads opened it at once
+            if handle.descriptor != descriptor:  # another thread opened the file at the same time
                 os.close(descriptor)
             handle.users += 1
             self._files.move_to_end(number)
             return handle
 
     def give_back(self, handle: Handle) -> None:
-        """Return a handle of ``take``."""
+        """Release a handle from ``take``."""
         with self._lock:
             handle.users -= 1
             if handle.forgotten and not handle.users:
@@ -67,7 +67,7 @@ class Handles:
                 self._close(len(self._files) - self.capacity)
 
     def forget(self, number: int) -> None:
-        """Open the file again at its next use, because reading it failed."""
+        """Open a file again at its next use. Callers use this after an error of reading."""
         with self._lock:
             handle = self._files.pop(number, None)
             if handle is not None:

@@ -1,6 +1,6 @@
-"""Image files of users as a source of a Loader; their size and format are unknown before they are opened.
+"""Image files of users as a source of a Loader. Their size and format are unknown before they are opened.
 
-They are decoded like samples of shards, so that a folder and its shards give bit-identical pixels.
+The files are decoded like samples of shards, so an image file and its sample in a shard give bit-identical pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from toolkit.data.sources.errors import Undecodable
 
 log = logging.getLogger(__name__)
 
-#: Number of files with several frames that are logged individually.
-NAMED = 5
+#: Largest number of files with several frames that are logged one by one.
+MAX_LOGGED = 5
 
 
 def list_images(directory: Path) -> list[Path]:
     """Return the sorted image files below a folder. Raises UserError if there are none.
 
-    Logs one line on files of other kinds, and one on folders that cannot be read.
+    Logs a line on files that are not images, and on folders that cannot be read.
     """
     if not directory.is_dir():
         raise UserError("path-missing", f"image folder not found: {directory}")
@@ -39,14 +39,14 @@ def list_images(directory: Path) -> list[Path]:
     return found
 
 
-#: A backslash in a name that looks like the escape of a byte.
+#: A backslash in a file name that looks like the beginning of an escaped byte.
 _LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
 def file_id(path: str) -> str:
-    r"""Return the id of a file in results: its path, as valid UTF-8 text.
+    r"""Return the id of a file in results, which is its path as valid UTF-8 text.
 
-    Bytes that are not UTF-8 (Python reads them as lone surrogates) become ``\xHH``. A backslash before ``xHH`` in the
+    Bytes that are not UTF-8 become ``\xHH``. Python has read them as lone surrogates. A backslash before ``xHH`` in the
     name becomes ``\x5c``, so that two files never have the same id.
 
     >>> print(file_id("caf\udce9.jpg"), file_id(r"caf\xe9.jpg"), file_id(r"a\b.jpg"))
@@ -60,7 +60,7 @@ def file_id(path: str) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a user's file; temporary errors are retried.
+    """Read a user's file. After a temporary error, try again.
 
     Raises Undecodable if this file is missing or not readable. Raises UserError for errors that concern all files.
     """
@@ -74,10 +74,10 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a source of a Loader. The first frame is used; files with several frames are logged."""
+    """Image files as a source of a Loader. The first frame is used. Files with several frames are logged."""
 
     paths: Sequence[Path]
-    films: list[Path] = field(default_factory=list)
+    several_frames: list[Path] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -85,11 +85,11 @@ class FileSource:
     def read(self, index: int) -> memoryview:
         data = read_file(self.paths[index])
         if more_frames(data):
-            self.films.append(self.paths[index])
-            if len(self.films) <= NAMED:
-                log.warning("%s has several frames or pages; the first is taken", self.paths[index])
-            elif len(self.films) == NAMED + 1:
-                log.warning("more files have several frames or pages; the first of each is taken")
+            self.several_frames.append(self.paths[index])
+            if len(self.several_frames) <= MAX_LOGGED:
+                log.warning("%s has several frames or pages; the first one is used", self.paths[index])
+            elif len(self.several_frames) == MAX_LOGGED + 1:
+                log.warning("more files have several frames or pages; the first one of each file is used")
         return memoryview(bytearray(data))
 
     def where(self, index: int) -> str:

@@ -2,8 +2,9 @@
 
     plan ─→ shards in order of use ─ threads: fetch at most ``ahead`` shards past the last one read ─→ cache
 
-Readers report the start of a pass and each shard that they reach. A reader fetches a missing shard itself. One process
-per node prefetches for all ranks of the node, because they read the same shards at the same time.
+A pass is one reading of a split. Readers call ``begin`` for a pass and ``reached`` for each shard that they open. A
+reader fetches a missing shard itself. One process per node prefetches for all ranks of the node, because all these
+ranks read the same shards at the same time.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ THREADS = 4
 #: Seconds before a shard is tried again when the cache is full.
 RETRY = 0.05
 #: Seconds that ``close`` waits for requests in progress.
-LEAVE = 1.0
+CLOSE_SECONDS = 1.0
 
 
 class Prefetcher:
-    """Fetches shards in its own threads, from the first ``begin`` until ``close``."""
+    """Fetch shards in separate threads, from the first ``begin`` until ``close``."""
 
     def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
         self._store, self._shards = store, shards
-        # Numbers of shards: of the current pass, then the first ones of the next pass.
+        # Numbers of the shards of the current pass, followed by the first shards of the next pass.
         self._visits: list[int] = []
-        self._places: dict[int, int] = {}  # number of a shard of the current pass → its index in _visits
+        self._positions: dict[int, int] = {}  # number of a shard of the current pass → its index in _visits
         self._ahead = self._taken = 0
         self._reached = -1
         self._stop = threading.Event()
@@ -47,30 +48,30 @@ class Prefetcher:
             thread.start()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
-        """Start a pass over the shards ``numbers``; the readers continue with the ``following`` ones.
+        """Start a pass over the shards ``numbers``. The next pass begins with the shards ``following``.
 
-        ahead: number of shards to fetch past the last one reached. Shards that are in the cache are not fetched again.
+        ahead: number of shards to fetch after the last shard that a reader has opened. Cached shards are not fetched.
         """
         with self._changed:
             self._visits = [*numbers, *following[:ahead]]
-            self._places = {number: place for place, number in enumerate(numbers)}
+            self._positions = {number: position for position, number in enumerate(numbers)}
             self._ahead, self._taken, self._reached = ahead, 0, -1
             self._changed.notify_all()
 
     def reached(self, number: int) -> None:
-        """Report that a reader has opened this shard. Fast if it was reported before."""
-        place = self._places.get(number, -1)
-        if place > self._reached:
+        """Record that a reader has opened this shard. A repeated call is fast."""
+        position = self._positions.get(number, -1)
+        if position > self._reached:
             with self._changed:
-                self._reached = max(self._reached, place)
+                self._reached = max(self._reached, position)
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop prefetching. Wait at most LEAVE seconds for requests in progress; later ones end by themselves."""
+        """Stop prefetching. Wait at most CLOSE_SECONDS for requests in progress. Slower requests end later."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
-        until = time.monotonic() + LEAVE
+        until = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
@@ -79,7 +80,7 @@ class Prefetcher:
             self._fetch(number)
 
     def _next(self) -> int | None:
-        """Wait until the next shard is due and return its number; None after ``close``."""
+        """Wait until the next shard is due. Return its number, or None after ``close``."""
 
         def due() -> bool:
             return self._stop.is_set() or self._taken < min(len(self._visits), self._reached + self._ahead + 1)
@@ -97,31 +98,32 @@ class Prefetcher:
                 self._store.prefetch(self._shards[number], self._stop)
                 return
             except NoRoom:
-                if 0 <= self._places.get(number, -1) <= self._reached:
-                    return  # the readers have reached it and fetch it themselves
+                if 0 <= self._positions.get(number, -1) <= self._reached:
+                    return  # readers have reached this shard, and fetch it themselves
                 with self._changed:
                     self._changed.wait(RETRY)
             except Abandoned:
                 return
-            except UserError as error:  # only a warning: the shard may not be needed, and its reader raises the error
+            except UserError as error:  # only a warning: if the shard is needed, its reader raises the error
                 log.warning("a shard could not be prefetched: %s", error)
                 return
 
 
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
-    """Return the numbers of shards in the order in which the rest of an epoch, from ``position``, needs them.
+    """Return the numbers of the shards that an epoch needs from ``position`` to its end, in the order of use.
 
-    If every read may be from any shard, the result is 0 to ``count`` - 1.
+    If any read may be from any shard, the result is 0 to ``count`` - 1.
     """
     turn = order.shard_order(epoch, position)
     return list(range(count)) if turn is None else turn.tolist()
 
 
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
-    """Raise UserError if the limit of the cache is too low for training, so that shards would be fetched repeatedly.
+    """Raise UserError if the cache is too small for the shards that training needs at the same time.
 
-    ``window`` None: every read may be from any shard, so all must fit. Otherwise the current and the next window must
-    fit, and more if loaders read more than a window ahead. ``lead``: number of samples that loaders read ahead.
+    window: number of shards in a group that is shuffled together. The current and the next group must fit, and more
+    groups if the loaders read further ahead. None if any read may be from any shard, so that all shards must fit.
+    lead: number of samples that the loaders read ahead.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)

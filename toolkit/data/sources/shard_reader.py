@@ -1,9 +1,8 @@
-"""Random access to the samples of one split, by a table of tar and offset of each sample.
+"""Random access to the samples of one split. A table has the tar file and the offset of each sample.
 
 The table of a split (shards/dataset/sample_table.py) is memory-mapped, so memory per process does not grow with the
-set. A limited number of tars is open at a time. Image bytes are read with pread into memory of the reading thread. A
-memory map of the tars would save a copy of some microseconds. But pages would be loaded while the GIL is held, and a
-tar that shrinks would kill the process.
+set. A limited number of tars is open at a time. Image bytes are read with pread into memory of the reading thread. The
+tars are not memory-mapped: loading a page would hold the GIL, and a tar that shrinks would kill the process.
 """
 
 from __future__ import annotations
@@ -29,35 +28,34 @@ from toolkit.data.sources.file_handles import Handles
 from toolkit.data.sources.prefetch import Prefetcher
 from toolkit.data.sources.thread_buffer import scratch
 
-#: Largest number of open tars per process. A remote tar that is open stays in the cache of the node.
+#: Largest number of open tars per process. An open remote tar stays in the cache of the node.
 OPEN_TARS = 128
 #: Number of remote shards to keep open, and to prefetch, if samples are read in order.
 IN_ORDER = 3
 
 
 class ShardReader:
-    """Samples 0..n-1 of some shards, in shard order then index order. Safe to read from many threads.
+    """Samples 0..n-1 of some shards, in the order of the shards and of their indexes. Many threads may read.
 
-    The constructor raises UserError for a missing, truncated or changed tar or table, before the training starts: it
-    compares the sizes of tars, and the digests of tables and indexes, with the manifest. Files at a URL are checked at
-    their first use.
+    The constructor raises UserError for a missing, truncated or changed tar or table. It compares the sizes of tars,
+    and the digests of tables and indexes, with the manifest. Files at a URL are checked at their first use.
     """
 
     def __init__(
         self, shards_at: ShardsAt, shards: Sequence[Shard], labels: LabelSet, records: np.ndarray | None = None
     ) -> None:
-        """``records``: records of the samples, if a table of exactly these shards exists; None: read the indexes."""
+        """``records``: the rows of a table of exactly these shards. If None, the indexes are read instead."""
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
             raise UserError("set-split", f"the shards in {self.store} contain no samples")
         if records is None:
             records = np.concatenate([records_of(self.store.index(s), len(labels)) for s in self.shards])
-        self.records = records.view(np.ndarray)  # the same memory; access to an np.memmap is slow
+        self.records = records.view(np.ndarray)  # same memory, but faster access than through np.memmap
         self.shard_sizes = [shard.samples for shard in self.shards]
         self._ends = list(itertools.accumulate(self.shard_sizes))
         self._offsets, self._sizes = self.records["offset"], self.records["size"]
-        # No reference to self, so that an unused reader is freed, and closes its files, at once.
+        # The functions below do not refer to self, so that an unused reader is freed and closes its files at once.
         store, numbered, stop = self.store, self.shards, threading.Event()
         self._stop = stop
         self._handles = Handles(lambda number: store.open_tar(numbered[number], stop), OPEN_TARS)
@@ -77,7 +75,7 @@ class ShardReader:
         return len(self.records)
 
     def sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ((n,), (n,)) int64 widths and heights of samples in pixels."""
+        """Return the (n,) int64 widths and the (n,) int64 heights of samples in pixels."""
         records = self.records[indices]
         return records["width"].astype(np.int64), records["height"].astype(np.int64)
 
@@ -87,12 +85,12 @@ class ShardReader:
 
     @property
     def targets(self) -> np.ndarray:
-        """(N, G) uint8 targets of all samples; computed again at each access."""
+        """Return the (N, G) uint8 targets of all samples. They are computed again at each access."""
         return multi_hot_of(self.records, len(self.labels))
 
     @property
     def positives(self) -> np.ndarray:
-        """(G,) int64 numbers of samples of each label."""
+        """Return the (G,) int64 number of samples of each label."""
         return np.array(column_sums(self.shards, len(self.labels)), dtype=np.int64)
 
     def shard_of(self, index: int) -> int:
@@ -100,7 +98,7 @@ class ShardReader:
         return bisect.bisect_right(self._ends, index)
 
     def read(self, index: int) -> memoryview:
-        """Return the encoded image of a sample: writable, and valid until this thread's next read.
+        """Return the encoded image of a sample in writable memory. It is valid until the next read of this thread.
 
         Temporary errors are retried (shards/storage/retry.py). Raises UserError, which names the shard, if the shard
         cannot be read or is truncated.
@@ -123,7 +121,7 @@ class ShardReader:
         target = scratch("encoded", size).data
         handle = self._handles.take(number)
         try:
-            if self._prefetcher is not None:  # only after it is open: a later shard could take its place in the cache
+            if self._prefetcher is not None:  # only after the tar is open, because an open tar stays in the cache
                 self._prefetcher.reached(number)
             got = _read_at(handle.descriptor, target, int(self._offsets[index]))
         except OSError:
@@ -147,12 +145,12 @@ class ShardReader:
         try:
             yield
         finally:
-            self.rest()
+            self.end()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
-        """Announce reads from the shards ``numbers`` in this order, then ``following``; does nothing for local shards.
+        """Prepare reads from the shards ``numbers`` in this order, then from ``following``, if the shards are remote.
 
-        window: number of shards that are read at a time; as many are kept in the cache, and as many are prefetched.
+        window: number of shards that are read at a time. The same number stays open and is prefetched.
         prefetch: False if another process of this node prefetches.
         """
         if isinstance(self.store, RemoteShards):
@@ -161,7 +159,7 @@ class ShardReader:
                 self._prefetcher = self._prefetcher or Prefetcher(self.store, self.shards)
                 self._prefetcher.begin(numbers, following, window)
 
-    def rest(self) -> None:
+    def end(self) -> None:
         """Close remote shards and stop prefetching, until the next ``begin``."""
         if self._prefetcher is not None:
             self._prefetcher.close()
@@ -170,12 +168,12 @@ class ShardReader:
             self._handles.close_idle()
 
     def abandon(self) -> None:
-        """Stop all reads: threads that wait for a remote shard get Abandoned."""
+        """Stop all reads. Threads that wait for a remote shard raise Abandoned."""
         self._stop.set()
-        self.rest()
+        self.end()
 
-    def ask_ahead(self) -> None:
-        """Ask the system to load all bytes of the tars into memory. Returns at once."""
+    def read_ahead(self) -> None:
+        """Start loading all local tars into the page cache of the operating system. Return at once."""
         if hasattr(os, "posix_fadvise") and isinstance(self.store, LocalShards):
             for number in range(len(self.shards)):
                 with contextlib.suppress(OSError), self._handles.use(number) as descriptor:
@@ -198,7 +196,7 @@ class ShardReader:
         return [name for number in range(len(self.shards)) for name in self._index(number)["id"].to_pylist()]
 
     def where(self, index: int) -> str:
-        """Return shard, key and byte offset of a sample, for messages."""
+        """Return the shard, the key and the byte offset of a sample as text for messages."""
         tar = self.store.where(self.shards[self.shard_of(index)])
         return f"{tar} member {self.key(index)!r} at offset {int(self.records[index]['offset'])}"
 
@@ -212,9 +210,9 @@ _seek = threading.Lock()
 
 
 def _read_at(file: int, target: memoryview, offset: int) -> int:
-    """Fill ``target`` from ``offset``. Return the number of bytes read; it is smaller only at the end of the file."""
+    """Read from ``offset`` until ``target`` is full or the file ends. Return the number of bytes read."""
     done = more = _read_some(file, target, offset)
-    while more and done < len(target):  # a network file system may return a part
+    while more and done < len(target):  # a network file system may return fewer bytes than requested
         more = _read_some(file, target[done:], offset + done)
         done += more
     return done

@@ -9,12 +9,12 @@ import numpy as np
 _local = threading.local()
 
 
-#: Larger memory is not kept: one huge image would occupy it until the thread ends.
+#: Larger memory is not kept, because after one huge image it would stay allocated until the thread ends.
 MAX_KEPT_BYTES = 64 * 2**20
 
 
 def scratch(name: str, size: int) -> np.ndarray:
-    """Return (size,) uint8 memory of this thread; it is valid until the next call with the same ``name``."""
+    """Return (size,) uint8 memory of this thread. It is valid until the next call with the same ``name``."""
     if size > MAX_KEPT_BYTES:
         return np.empty(size, dtype=np.uint8)
     held: dict[str, np.ndarray] = _local.__dict__

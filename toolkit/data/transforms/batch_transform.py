@@ -1,7 +1,7 @@
-"""The transform of a batch: threads decode each row to the buffer of the batch, then the device may crop and resize.
+"""The transform of a batch. Threads decode each row to the buffer of the batch. The device may then crop and resize.
 
-``DecodedTransform`` writes complete S x S squares to the buffer (all work on the CPU). ``DeviceTransform`` writes the
-decoded images without gaps, and the device crops and resizes them. ``FileTransform`` is for files of unknown size.
+``DecodedTransform`` writes complete S x S squares to the buffer, so all work is on the CPU. ``DeviceTransform`` writes
+decoded images, which the device crops and resizes. ``FileTransform`` is for files whose image size is unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.sources.thread_buffer import scratch
 from toolkit.data.transforms.crops import Views, eval_views, train_views
 from toolkit.data.transforms.geometry import DeviceGeometry, cut_on_cpu
-from toolkit.data.transforms.jpeg import Turned, decode_any, decode_rows, place, plain_jpeg, scaled
+from toolkit.data.transforms.jpeg import SwappedSize, copy_rows, decode_any, decode_rows, plain_jpeg, scaled
 from toolkit.data.transforms.preprocessing import Preprocessing
 
 
@@ -35,33 +35,34 @@ class BatchTransform(Protocol):
     """Bytes that the batch needs in its buffer."""
 
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
-        """Decode sample ``row`` from ``data`` (writable) into the buffer. Raises Undecodable.
+        """Decode sample ``row`` from the writable ``data`` into the buffer. Raises Undecodable.
 
-        Raises Turned for an image that does not fit its place in the buffer; use ``square`` for it.
+        Raises SwappedSize for an image that does not fit its part of the buffer. Use ``square`` for such an image.
         """
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """Return sample ``row`` as (S, S, 3) uint8, if it cannot use its place in the buffer."""
+        """Decode sample ``row`` and return it as (S, S, 3) uint8 in new memory, not in the buffer."""
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return (n, S, S, 3) integers from 0 to 255, as uint8 or float, on the device of the buffer."""
 
 
-#: (rows, widths, heights) → the views of these rows of a batch for images of these sizes.
+#: (rows of a batch, widths, heights) → the views of these rows, for images of these sizes.
 MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
 
 
 class DecodedTransform:
     """Crop and resize in the decoding threads.
 
-    ``again`` makes the view of an image whose width and height are exchanged in the index; None: raise Turned.
+    ``swapped_views`` makes the view of an image whose width and height are exchanged in the index. If it is None, such
+    an image raises SwappedSize.
     """
 
-    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
-        self.views, self.count, self.side, self.again = views, len(views), views.side, again
+    def __init__(self, views: Views, swapped_views: MakeViews | None = None) -> None:
+        self.views, self.count, self.side, self.swapped_views = views, len(views), views.side, swapped_views
         self.size = self.count * self.side**2 * 4
         self.denominators = views.denominators()
-        # A window inside the resized box needs the whole box: the CPU's resize cannot compute a part of the output.
+        # If the window is a part of the resized box, all rows are needed: the resize on the CPU computes the whole box.
         whole = (views.resized != views.side).any(axis=1)
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
 
@@ -77,11 +78,11 @@ class DecodedTransform:
         return buffer.view(self.count, self.side, self.side, 4)[..., :3]
 
     def picture(self, row: int, image: Image.Image) -> np.ndarray:
-        """Return sample ``row`` as (S, S, 3) uint8 from its decoded image, with the same pixels as from ``row``."""
+        """Return sample ``row`` as (S, S, 3) uint8, made from its decoded image."""
         out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         denominator = int(self.denominators[row])
         memory, shape = self._memory(row)
-        cut_on_cpu(place(image, denominator, memory.reshape(shape)), self.views, row, denominator, out)
+        cut_on_cpu(copy_rows(image, denominator, memory.reshape(shape)), self.views, row, denominator, out)
         return out[..., :3]
 
     def _memory(self, row: int) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -95,20 +96,20 @@ class DecodedTransform:
         width, height = int(views.widths[row]), int(views.heights[row])
         try:
             image = decode_rows(data, width, height, rows, denominator, self._memory(row)[0], channels=4)
-        except Turned:
-            if self.again is None:
+        except SwappedSize:
+            if self.swapped_views is None:
                 raise
-            one = self.again(slice(row, row + 1), views.heights[row : row + 1], views.widths[row : row + 1])
+            one = self.swapped_views(slice(row, row + 1), views.heights[row : row + 1], views.widths[row : row + 1])
             DecodedTransform(one)._cut(0, data, out)
             return
         cut_on_cpu(image, views, row, denominator, out)
 
 
 class DeviceTransform:
-    """Only decode; crop and resize on the device."""
+    """Decode in the threads, and crop and resize on the device."""
 
-    def __init__(self, views: Views, again: MakeViews | None = None) -> None:
-        self.views, self.side, self.again = views, views.side, again
+    def __init__(self, views: Views, swapped_views: MakeViews | None = None) -> None:
+        self.views, self.side, self.swapped_views = views, views.side, swapped_views
         self.denominators = views.denominators()
         self.rows = views.decoded_rows(self.denominators)
         widths = scaled(views.widths, self.denominators)
@@ -124,15 +125,15 @@ class DeviceTransform:
         decode_rows(data, width, height, rows, denominator, buffer[start * 3 :])
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        return DecodedTransform(self.views, self.again).square(row, data)
+        return DecodedTransform(self.views, self.swapped_views).square(row, data)
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
-        # Half precision holds grey levels exactly and keeps the sums within a rounding step; bfloat16 does not.
+        # float16 holds grey levels exactly and keeps sums within a rounding step. bfloat16 is not precise enough.
         return self.geometry(buffer, torch.float16 if buffer.is_cuda else torch.float32)
 
 
 class FileTransform:
-    """Squares from a function of the row and its bytes."""
+    """Make squares with a function of the row and its bytes."""
 
     def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
         self.count, self.side, self.transform = count, side, transform
@@ -153,12 +154,12 @@ class FileTransform:
 
 @dataclass(frozen=True)
 class RawTransform:
-    """The model's preprocessing on the bytes of any image file."""
+    """The preprocessing of a model, applied to the bytes of any image file."""
 
     preprocessing: Preprocessing
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """(S, S, 3) uint8. Raises ValueError with the reason in one line."""
+        """Return the (S, S, 3) uint8 square of an image file. Raises ValueError with the reason in one line."""
         try:
             header = plain_jpeg(data)
             if header is not None:
@@ -168,13 +169,13 @@ class RawTransform:
             raise ValueError(str(bad)) from None
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """(S, S, 3) uint8 of a decoded RGB picture; as of its file, where that is no JPEG."""
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. The square of its JPEG file can differ slightly."""
         return self._cut(image.size).picture(0, image)
 
     def _cut(self, size: tuple[int, int]) -> DecodedTransform:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
         cut = DecodedTransform(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
-        # Decode all rows: without an index, a file that is truncated below the crop must be an error too.
+        # Decode all rows, so that a file that is truncated below the crop raises an error.
         cut.rows = heights
         return cut
 
@@ -206,7 +207,7 @@ def eval_transforms(
 
 
 def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> Transforms:
-    """Return transforms by a function of the bytes, for files of unknown size."""
+    """Return transforms that apply ``transform`` to the bytes of files whose image size is unknown."""
     return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
 
 

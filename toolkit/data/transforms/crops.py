@@ -1,9 +1,8 @@
-"""The part of each stored image that becomes a sample, and the rows to decode for it. Arithmetic only, no pixels.
+"""Compute which part of each stored image becomes a sample, and which rows must be decoded. No pixels are used here.
 
-A view resizes ``box`` of the image to ``resized`` (Pillow's antialiased bilinear filter, edges of the box clamped) and
-takes the square window of side S whose corner is ``corner``, mirrored if ``flip``. A random crop is a view whose
-window is the whole resized box; the evaluation transform is one whose box is the whole image (and whose window is the
-whole resized box too where it stretches).
+A view resizes a box of the image with Pillow's antialiased bilinear filter, which uses no pixels outside of the box.
+The sample is a square window of side S in the resized box, which may be mirrored. A random crop is a view whose window
+is the whole resized box. The evaluation transform is a view whose box is the whole image.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from toolkit.config.schema import DataConfig
 from toolkit.data.sampling.rng import random_crops
 from toolkit.data.transforms.jpeg import rows_to_decode
 
-#: Reduction that libjpeg's scaled DCT leaves to the resize filter, at least. On real posters at 224 pixels the worst
-#: image is then 0.6 grey levels from Pillow's full decode; at 1.0 it was 2.2, at 1.5 0.9.
+#: Smallest reduction that libjpeg's scaled DCT leaves to the resize filter. On real posters at 224 pixels, the worst
+#: image then differs by 0.6 grey levels from Pillow's full decode. It differed by 0.9 with 1.5, and by 2.2 with 1.0.
 MARGIN = 2.0
 
 
@@ -29,45 +28,45 @@ class Views:
     side: int
     """S, the side of a sample in pixels."""
     widths: np.ndarray
-    """(n,) int64 widths of the stored images; ``heights`` likewise."""
+    """(n,) int64 widths of the stored images. ``heights`` are their heights."""
     heights: np.ndarray
     boxes: np.ndarray
     """(n, 4) int64: left, top, right, bottom in pixels of the stored image."""
     resized: np.ndarray
-    """(n, 2) int64: width and height that the box is resized to."""
+    """(n, 2) int64: width and height of the resized box."""
     corners: np.ndarray
     """(n, 2) int64: left and top of the window in the resized box."""
     flips: np.ndarray
-    """(n,) bool."""
+    """(n,) bool: whether the window is mirrored."""
 
     def __len__(self) -> int:
         return len(self.widths)
 
     def scales(self) -> np.ndarray:
-        """(n, 2) float64: pixels of the box per pixel of the resized box, across and down."""
+        """Return (n, 2) float64: pixels of the box per pixel of the resized box, horizontally and vertically."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]) / self.resized
 
     def denominators(self) -> np.ndarray:
-        """Return (n,) int64 of 1, 2, 4 or 8: the image may be decoded at 1/denominator of its size."""
-        room = self.scales().min(axis=1) / MARGIN
-        return np.select([room >= 8, room >= 4, room >= 2], [8, 4, 2], 1).astype(np.int64)
+        """Return (n,) int64 of 1, 2, 4 or 8. Each image can be decoded at 1/denominator of its size."""
+        reduction = self.scales().min(axis=1) / MARGIN
+        return np.select([reduction >= 8, reduction >= 4, reduction >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """Return (n,) int64: the sample does not depend on rows of the stored image from this one on."""
+        """Return (n,) int64: the number of rows from the top of the stored image on which the sample can depend."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)
         return np.minimum(last.astype(np.int64), self.boxes[:, 3])
 
     def decoded_rows(self, denominators: np.ndarray) -> np.ndarray:
-        """(n,) int64: jpeg.rows_to_decode for each sample."""
+        """Return the (n,) int64 number of rows to decode (jpeg.rows_to_decode)."""
         return rows_to_decode(self.last_rows(), denominators, self.heights)
 
 
 def train_views(
     config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
-    """Return random crops and flips, a pure function of (seed, epoch, key); keys (n,) as in plan.MicroBatch.keys."""
+    """Return random crops and flips, which depend only on seed, epoch and the (n,) keys (plan.MicroBatch.keys)."""
     boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)
     n, side = len(keys), config.image_size
     if config.train_crop == "none":
@@ -77,10 +76,10 @@ def train_views(
 
 
 def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray, fit: str = "crop") -> Views:
-    """The evaluation transform.
+    """Return the views of the evaluation transform.
 
-    fit "crop": torchvision's Resize(side / crop_pct) and CenterCrop(side), with its integer rounding. "stretch":
-    Resize((side, side)), the whole image whatever its shape; ``crop_pct`` then plays no part.
+    fit "crop" is torchvision's Resize(side / crop_pct) and CenterCrop(side), with torchvision's integer rounding.
+    "stretch" is Resize((side, side)), which resizes the whole image to a square without ``crop_pct``.
     """
     n = len(widths)
     if fit == "stretch":
@@ -94,7 +93,7 @@ def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarr
 
 
 def resized_size(width: Any, height: Any, side: int, crop_pct: float) -> tuple[Any, Any]:
-    """Size after torchvision's Resize of the short side, which truncates the long one; numbers or arrays of int64.
+    """Return width and height after torchvision's Resize, which rounds the long side down. Takes numbers or arrays.
 
     >>> tuple(map(int, resized_size(182, 268, 224, 0.875)))
     (256, 376)

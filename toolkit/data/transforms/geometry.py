@@ -1,13 +1,13 @@
-"""Crop, antialiased resize and flip: per sample on the CPU, or batched on the device. Pillow's filter in both.
+"""Crop, antialiased resize and flip with Pillow's filter, for one sample on the CPU or for a batch on the device.
 
-On the device the resize is two batched matrix products with one weight matrix per sample and direction, rounded to
-whole grey levels after each as Pillow does (horizontal first), so that the result differs from Pillow's only where
-arithmetic precision tips a rounding. Weights are the triangle filter of Pillow's antialiased BILINEAR: half-width
-max(scale, 1), taps outside of the box dropped, the rest normalised to one (Pillow, src/libImaging/Resample.c).
-Boxes are floating point, so a box on an image that was decoded at 1/2 keeps its exact place.
+On the device, the resize is two batched matrix products, first horizontal and then vertical, with one weight matrix per
+sample. As in Pillow, each product is rounded to whole grey levels. The result differs from Pillow's only if a different
+precision changes a rounding. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose half-width is
+max(scale, 1). Weights outside of the box are dropped, and the sum of the others is normalised to 1 (Pillow,
+src/libImaging/Resample.c). Boxes have float coordinates, so they stay exact on an image that was decoded at 1/2.
 
-On the CPU torch's uint8 kernel does the same for one sample at a time, in the thread that decoded it; it is several
-times faster than Pillow and within one grey level of it. cv2.resize would be faster still, but it does not antialias.
+On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. It is several times faster
+than Pillow, and its result is within one grey level of Pillow's. cv2.resize is not used because it does not antialias.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from toolkit.data.transforms.preprocessing import MOST_RESIZED, resized_window
 from toolkit.device.compat import upsample_into
 from toolkit.device.transfer import to_device
 
-#: Pixels gathered at a time on the device; bounds the index tensor to 64 MB.
+#: Number of pixels that are gathered at a time on the device. It limits the index tensor to 64 MB.
 CHUNK_PIXELS = 8_000_000
 
 
 def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out: np.ndarray) -> None:
-    """Write sample ``row`` of ``views`` to ``out`` (S, S, 4) uint8, of which the fourth channel means nothing.
+    """Write sample ``row`` of ``views`` to ``out``, (S, S, 4) uint8. The fourth channel has no meaning.
 
-    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator``; rows beyond the view may be missing if the
-    window is the whole resized box. Pixels of four bytes are resized and mirrored faster than pixels of three.
+    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator`` of its size. If the window is the whole resized
+    box, rows below the box may be missing. Pixels of four bytes are resized and mirrored faster than pixels of three.
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
@@ -43,7 +43,7 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
         x, y = views.corners[row].tolist()
         window = resized[y : y + views.side, x : x + views.side]
     else:
-        # Pillow alone takes a box of fractions of pixels: rounding it to the small grid shifts edges visibly.
+        # Only Pillow accepts a box with fractions of pixels. Rounding the box to whole pixels shifts edges visibly.
         ratio = float(denominator)
         box = (left / ratio, top / ratio, min(right / ratio, image.shape[1]), min(bottom / ratio, image.shape[0]))
         size = image.shape[1], image.shape[0]
@@ -54,12 +54,12 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
 
 
 def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
-    """Resize (h, w, 4) uint8 to the size of ``out``, antialiased, mirrored before if ``flip``."""
+    """Resize (h, w, 4) uint8 ``pixels`` to the size of ``out`` with antialiasing. If ``flip``, mirror them first."""
     if pixels.shape == out.shape:
         _copy(pixels, out, flip)
         return
-    # Contiguous by numpy's hand (torch would start threads of its own for it), and from memory that is there already
-    # into memory that is there already: fresh memory for every image costs as much as the resize.
+    # numpy makes the pixels contiguous, because torch would start its own threads. The memory is reused, because new
+    # memory for every image takes as much time as the resize.
     source = scratch("crop", pixels.size).reshape(pixels.shape)
     _copy(pixels, source, flip)
     upsample_into(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))
@@ -67,7 +67,7 @@ def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
 
 def _copy(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
     if flip:
-        out.view(np.uint32)[:] = pixels.view(np.uint32)[:, ::-1]  # a pixel is a word
+        out.view(np.uint32)[:] = pixels.view(np.uint32)[:, ::-1]  # one pixel is one 32-bit word
     else:
         out[:] = pixels
 
@@ -77,20 +77,20 @@ def _nchw(pixels: np.ndarray) -> torch.Tensor:
 
 
 class DeviceGeometry:
-    """The views of packed images, cut on a device. Made on the CPU, once per batch."""
+    """Crop and resize the packed images of one batch on a device."""
 
     def __init__(self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray) -> None:
-        """``starts`` (n,) is each image's first pixel in the packed memory, ``pitches`` (n,) its width there."""
+        """``starts``: (n,) first pixel of each image in the packed memory. ``pitches``: (n,) width of each image."""
         ratio = denominators[:, None].astype(np.float64)
         boxes = views.boxes / ratio
-        # whole pixels that any tap may touch: a partly covered pixel at an edge belongs to the box
+        # the whole pixels that any weight may use: a pixel that the box covers partly belongs to the box
         low, high = np.floor(boxes[:, :2]).astype(np.int64), np.ceil(boxes[:, 2:]).astype(np.int64)
         high[:, 1] = np.minimum(high[:, 1], -(-views.last_rows() // denominators))
         self.side = views.side
         self.count = len(views)
         self.extents = high - low
-        # One table that goes to the device in one piece: a copy that the host waits for would have it wait for all that
-        # the device still has to do. Whole numbers stay whole in float64.
+        # All values are in one table, so that one copy without a wait is enough. A copy with a wait lasts until the
+        # device has done all queued work. Integers are exact in float64.
         columns = (
             (boxes[:, 2:] - boxes[:, :2]) / views.resized,
             boxes[:, :2] - low,
@@ -100,36 +100,36 @@ class DeviceGeometry:
             pitches[:, None],
             views.flips[:, None],
         )
-        self.facts = torch.from_numpy(np.concatenate([part.astype(np.float64) for part in columns], axis=1))
+        self.table = torch.from_numpy(np.concatenate([part.astype(np.float64) for part in columns], axis=1))
 
     def __call__(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Packed (bytes,) uint8 RGB pixels → (n, S, S, 3) whole grey levels of ``dtype``, on packed's device."""
+        """Return (n, S, S, 3) whole grey levels of ``dtype``, from ``packed`` RGB pixels as (bytes,) uint8."""
         pixels = packed.view(-1, 3)
         out = torch.empty((self.count, self.side, self.side, 3), dtype=dtype, device=packed.device)
-        facts = to_device(self.facts, packed.device)
+        table = to_device(self.table, packed.device)
         width, height = self.extents.max(axis=0).tolist()
         step = max(1, CHUNK_PIXELS // max(1, width * height))
         for start in range(0, self.count, step):
             rows = slice(start, start + step)
             size = self.extents[rows].max(axis=0).tolist()
-            out[rows] = self._cut(pixels, facts[rows], size[0], size[1], dtype)
+            out[rows] = self._cut(pixels, table[rows], size[0], size[1], dtype)
         return out
 
     def _cut(
-        self, pixels: torch.Tensor, facts: torch.Tensor, width: int, height: int, dtype: torch.dtype
+        self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """(n, S, S, 3) samples of some rows of the table; no box is wider or higher than ``width`` and ``height``."""
+        """Return (n, S, S, 3) samples of some rows of the table. No box is larger than ``width`` x ``height``."""
         device = pixels.device
-        scales, origins = facts[:, 0:2].float(), facts[:, 2:4].float()
-        corners, extents, whole = facts[:, 4:6].long(), facts[:, 6:8].long(), facts[:, 8:].long()
+        scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
+        corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()
         firsts, pitches, flips = whole[:, 0], whole[:, 1], whole[:, 2:] > 0
-        x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w): weights beyond are zero
+        x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w); weights beyond a box are zero
         y = torch.arange(height, device=device).minimum(extents[:, 1:] - 1)
         where = (firsts[:, None] + y * pitches[:, None])[:, :, None] + x[:, None, :]
         n = len(where)
         images = pixels[where.view(-1)].view(n, height, width, 3)
         targets = torch.arange(self.side, device=device).expand(n, -1)
-        # The flip mirrors the window: its weights in reverse order.
+        # A flip mirrors the window, so its weights are in reverse order.
         mirrored = torch.where(flips, self.side - 1 - targets, targets)
         across, down = (
             _weights(target, length, *(part[:, axis] for part in (scales, origins, corners, extents))).to(dtype)
@@ -143,7 +143,7 @@ class DeviceGeometry:
 
 
 def _weights(target: torch.Tensor, length: int, *views: torch.Tensor) -> torch.Tensor:
-    """(n, S, length) float32 filter weights of one direction, for (n, S) output pixels and four (n,) facts of views."""
+    """Return (n, S, length) float32 weights of one direction, for (n, S) output pixels and four (n,) columns."""
     scale, origin, corner, extent = (part[:, None, None] for part in views)
     source = torch.arange(length, device=target.device)
     centre = origin + (target[:, :, None] + corner + 0.5) * scale

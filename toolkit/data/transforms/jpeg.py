@@ -1,16 +1,16 @@
-"""Decode the part of a JPEG that a crop needs, straight into the caller's memory, with the GIL released.
+"""Decode the part of a JPEG that a crop needs, directly into the caller's memory, with the GIL released.
 
-Two savings, each exact or bounded (docs/results/loader.md has the measurements):
+Two methods save time (docs/results/loader.md has the measurements):
 
-- Rows below the crop are not decoded: the height in the frame header is lowered to the crop's last row, rounded up to
-  whole blocks, and the decoder stops there. Entropy coding, inverse DCT and colour conversion of the rest are saved;
-  the pixels that remain are the same to the bit, because two more rows than needed keep the chroma upsampling's
-  neighbours. Region decoders skip the columns beside the crop too, but hardly gain by it: in our measurements this was
-  never slower than nvidia-nvimgcodec's region decoding.
-- Where the crop is ``denominator`` times the output or more, libjpeg's scaled inverse DCT gives 1/2, 1/4 or 1/8 of it.
+- Rows below the crop are not decoded. The height in the frame header is lowered to the last row of the crop, rounded up
+  to whole blocks, and the decoder stops there. Two more rows than needed are decoded for the chroma upsampling, so the
+  decoded pixels are exact. Columns beside the crop are decoded. nvidia-nvimgcodec can skip these columns, but was never
+  faster in our measurements.
+- If the crop is at least ``denominator`` times as large as the output, libjpeg's scaled inverse DCT decodes it at 1/2,
+  1/4 or 1/8 of its size. The error is small and measured (crops.MARGIN).
 
-What libjpeg-turbo refuses, what its EXIF turns, and every other format goes to shards.images.decode: pixels and
-verdicts are those of `posters shards build`.
+shards.inputs.images.decode decodes JPEG files that libjpeg-turbo refuses, JPEG files that EXIF rotates, and all other
+formats. Pixels and errors are therefore those of `posters shards build`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, check_scans, miss
 from shards.inputs.orientation import STRIP
 from toolkit.data.sources.errors import Undecodable
 
-BLOCK_ROWS = 16  # rows of a block of the usual chroma subsamplings; others are multiples or divisors
-#: libjpeg's last warning where rows of a sound file were left out. It comes after decoding, when all rows that were
-#: asked for are in memory: headers with such bytes between their segments are not plain, and where pixels are missing,
-#: that is the last warning.
+BLOCK_ROWS = 16  # height of a block for the usual chroma subsamplings, and a multiple or divisor of all other heights
+#: libjpeg's last warning if rows of an undamaged file are left out. All requested rows are then in memory. The warning
+#: has no other cause, because plain_jpeg refuses files with extra bytes between their segments, and missing pixels give
+#: another last warning.
 _STOPPED = "extraneous bytes before marker"
 
 
-class Turned(Undecodable):
-    """A valid image whose width and height are exchanged in the index, as in old indexes that ignored EXIF."""
+class SwappedSize(Undecodable):
+    """A valid image whose width and height are exchanged in the index. Old indexes ignored EXIF rotations."""
 
 
 def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
-    """Rows of the stored image to decode so that rows before ``last`` come out exact; numbers or arrays of int64."""
+    """Return how many rows to decode so that the rows before ``last`` are exact. Takes numbers or int64 arrays."""
     return np.minimum(height, -(-(last + 2 * denominator) // BLOCK_ROWS) * BLOCK_ROWS)
 
 
 def scaled(length: Any, denominator: Any) -> Any:
-    """Length in pixels after libjpeg's scaled inverse DCT; numbers or arrays of int64."""
+    """Return a length in pixels after libjpeg's scaled inverse DCT. Takes numbers or int64 arrays."""
     return -(-length // denominator)
 
 
@@ -53,26 +53,26 @@ def decode_rows(
 ) -> np.ndarray:
     """Decode the first ``rows`` rows of a ``width`` x ``height`` image at 1/``denominator`` of its size.
 
-    ``data`` is writable: its header may be changed. ``out`` is flat uint8 memory, at least as large as the result.
-    Returns the (scaled(rows), scaled(width), channels) uint8 view of ``out``: RGB, or with four channels RGB and one
-    that means nothing. Raises Undecodable, and Turned if ``width`` and ``height`` change places.
+    ``data`` must be writable, because its header may be changed. ``out`` is flat uint8 memory, at least as large as the
+    result. Returns the part of ``out`` with the RGB pixels, (scaled(rows), scaled(width), channels) uint8. A fourth
+    channel has no meaning. Raises Undecodable, or SwappedSize if ``width`` and ``height`` are exchanged.
     """
     shape = (scaled(rows, denominator), scaled(width, denominator), channels)
     target = out[: shape[0] * shape[1] * channels].reshape(shape)
     header = plain_jpeg(data)
     if header is not None:
         _check_size((header.width, header.height), (width, height))
-    # A truncated file, or one with appended bytes, is left to the other decoder, which handles both cases.
+    # The other decoder handles truncated files and files with appended bytes.
     whole = rows == height or bytes(data[-2:]) == b"\xff\xd9"
     if header is not None and whole and _decode_plain(data, header, rows, denominator, target):
         return target
     image = decode_any(data)
     _check_size(image.size, (width, height))
-    return place(image, denominator, target)
+    return copy_rows(image, denominator, target)
 
 
 def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
-    """Return the header of a JPEG for libjpeg alone (grey or three colours, upright, complete), else None."""
+    """Return the header of a JPEG that libjpeg alone can decode: grey or RGB, upright, complete. Else return None."""
     try:
         header = read_jpeg_header(data)
         if header is None or header.components not in (1, 3) or header.orientation != 1:
@@ -89,7 +89,7 @@ def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
 
 
 def _decode_plain(data: memoryview, header: JpegHeader, rows: int, denominator: int, target: np.ndarray) -> bool:
-    """Decode to ``target``. Return whether there was no error or warning."""
+    """Decode to ``target``. Return False after an error or an unexpected warning."""
     at, height, cut = header.frame + 5, header.height, rows < header.height
     if cut:
         data[at], data[at + 1] = rows >> 8, rows & 255
@@ -111,7 +111,7 @@ def _decode_plain(data: memoryview, header: JpegHeader, rows: int, denominator: 
 
 
 def decode_any(data: memoryview | bytes) -> Image.Image:
-    """Decode any format to an upright RGB image, as in all commands. Raises Undecodable."""
+    """Decode an image of any format to an upright RGB image. Raises Undecodable."""
     try:
         return decode(bytes(data), ANY)
     except BadImage as bad:
@@ -120,8 +120,8 @@ def decode_any(data: memoryview | bytes) -> Image.Image:
         raise Undecodable(f"not enough memory: {one_line(error)}") from None
 
 
-def place(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarray:
-    """Copy the first rows of a picture, at 1/``denominator`` of its size, to ``target`` (h, w, 3 or 4)."""
+def copy_rows(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarray:
+    """Reduce an image to 1/``denominator`` of its size, and copy its first rows to ``target``, (h, w, 3 or 4)."""
     small = image.reduce(denominator) if denominator > 1 else image
     rows = max(1, STRIP // small.width)
     for top in range(0, len(target), rows):
@@ -130,8 +130,8 @@ def place(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarra
     return target
 
 
-def _check_size(found: tuple[int, int], told: tuple[int, int]) -> None:
-    """Raise Undecodable or Turned for an image of another size than its index says; sizes are (width, height)."""
-    if found != told:
-        kind = Turned if found == told[::-1] else Undecodable
-        raise kind(f"the image is {found[0]}x{found[1]}, its index says {told[0]}x{told[1]}")
+def _check_size(found: tuple[int, int], stated: tuple[int, int]) -> None:
+    """Raise Undecodable or SwappedSize if an image's (width, height) differs from the size in its index."""
+    if found != stated:
+        kind = SwappedSize if found == stated[::-1] else Undecodable
+        raise kind(f"the image is {found[0]}x{found[1]}, but its index has {stated[0]}x{stated[1]}")

@@ -1,7 +1,7 @@
-"""Convert a decoded image to square uint8 RGB pixels with Pillow: the slow reference of the fast implementation.
+"""Convert a decoded image to a square of uint8 RGB pixels with Pillow. This is the slow reference implementation.
 
-jpeg.py, crops.py and geometry.py compute the same pixels faster; tests compare them with this module. A model folder
-saves its ``Preprocessing``, so that prediction and evaluation use the same pixels as validation.
+jpeg.py, crops.py and geometry.py compute the same pixels faster. Tests compare them with this module. A model folder
+contains its ``Preprocessing``, so that prediction and evaluation use the same pixels as validation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from PIL import Image
 
 from toolkit.data.transforms.crops import resized_size
 
-BILINEAR = Image.Resampling.BILINEAR  # Pillow's is antialiased when it shrinks, as torchvision's with antialias=True
-#: Largest resized image in pixels that is computed completely; of larger ones only the used part is computed.
+BILINEAR = Image.Resampling.BILINEAR  # in Pillow this filter antialiases, like torchvision's with antialias=True
+#: If a resized image has more pixels than this, only the part that is used is computed.
 MOST_RESIZED = 16_000_000
 #: Number of images that are normalised at a time on a CPU.
 CPU_IMAGES = 8
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
 Size = tuple[int, int]
-#: How an image that is not square becomes square.
+#: Ways to make an image square.
 FITS = ("crop", "stretch")
 
 
@@ -36,31 +36,31 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: str = "crop"
-    """crop: the central square of ``crop_pct`` of the short side; stretch: the whole image, made a square."""
+    """crop: the central square, with ``crop_pct`` of the short side. stretch: the whole image, resized to a square."""
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """(S, S, 3) uint8 of a decoded RGB image: torchvision's transform on Pillow pixels, to the byte.
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. torchvision gives exactly the same pixels.
 
-        Resize(S / crop_pct) and CenterCrop(S) for fit "crop", Resize((S, S)) for "stretch".
+        The transforms are Resize(S / crop_pct) and CenterCrop(S) for fit "crop", or Resize((S, S)) for "stretch".
         """
         if self.fit == "stretch":
             return stretch(image, self.image_size)
         return center_crop(image, self.image_size, self.crop_pct)
 
     def view(self, width: int, height: int) -> Box:
-        """Return the part of an image that the model is given: left, top, right, bottom in the image's pixels."""
+        """Return the part of an image that the model gets: left, top, right, bottom in pixels of the image."""
         if self.fit == "stretch":
             return 0, 0, width, height
         return view_box(width, height, self.image_size, self.crop_pct)
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """(n, S, S, 3) grey levels → (n, 3, S, S) of ``dtype`` on the same device, channels_last in memory."""
+        """Return normalised (n, 3, S, S) images of ``dtype`` in channels_last memory, from (n, S, S, 3) grey levels."""
         mean, std = (_grey_levels(tuple(part), images.device) for part in (self.mean, self.std))
-        # On a CPU a few images at a time, in place: they fit into the caches, which takes a quarter of the time.
+        # On a CPU, a few images at a time fit into the caches. This takes a quarter of the time of a whole batch.
         out = torch.empty(images.shape, dtype=dtype, device=images.device)
         step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
@@ -70,27 +70,27 @@ class Preprocessing:
 
 @functools.lru_cache(maxsize=64)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return (3,) float32 on the device, cached, because a copy for every batch would wait for the device."""
-    with torch.inference_mode(False):  # a training pass may use them too
+    """Return (3,) float32 on the device. The result is cached, because a copy for every batch waits for the device."""
+    with torch.inference_mode(False):  # a forward pass of training may use the cached tensor
         return torch.tensor(values, device=device) * 255.0
 
 
 def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
-    """Resize the short side to ``size / crop_pct`` and take the central square of ``size``; torchvision's rounding."""
+    """Resize the short side to ``size / crop_pct``, with torchvision's rounding, and take the central square."""
     width, height = map(int, resized_size(*image.size, size, crop_pct))
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     return np.asarray(resized_window(image, (0, 0, *image.size), (width, height), (left, top), size))
 
 
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
-    """The square at ``corner`` of ``box`` of the image resized to ``size``. Little more than the square is computed.
+    """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    A banner of 1x60000 pixels whose short side becomes 256 would otherwise be resized to 4 billion pixels.
+    Of a large resized box, little more than the square is computed: 1 x 60000 pixels can become 4 billion.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
     scales = [(box[axis + 2] - box[axis]) / size[axis] for axis in (0, 1)]
-    # Beside the square, as far as the filter's taps reach: the edges of a box cut them off.
+    # Two pixels more on each side, because Pillow's filter uses no pixels outside of its box.
     low = [max(0, corner[axis] - 2) for axis in (0, 1)]
     high = [min(size[axis], corner[axis] + side + 2) for axis in (0, 1)]
     part = [box[axis] + edge[axis] * scales[axis] for edge in (low, high) for axis in (0, 1)]
@@ -101,7 +101,7 @@ def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, 
 
 
 def stretch(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the whole image to (size, size), whatever its shape: timm's crop_mode "squash" without a margin."""
+    """Resize the whole image to (size, size), like timm's crop_mode "squash" with crop_pct 1."""
     return np.asarray(image.resize((size, size), BILINEAR))
 
 

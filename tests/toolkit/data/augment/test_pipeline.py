@@ -178,7 +178,7 @@ def test_masked_samples_leave_their_partners_alone():
 
 
 def test_lengths_must_agree():
-    with pytest.raises(ValueError, match="3 images, 2 targets and a share of 3"):
+    with pytest.raises(ValueError, match="differ in length: 3, 2 and 3"):
         Augmenter(EVERYTHING, 0)(pictures(np.arange(3)), labels(np.arange(2)), whole(3), 0)
 
 

@@ -28,7 +28,7 @@ def test_memory_made_during_inference_serves_training():
     buffer = PinnedBuffer(CPU)
     with torch.inference_mode():
         buffer.reserve(10)
-    assert not buffer.host.is_inference() and not buffer.twin.is_inference()
+    assert not buffer.host.is_inference() and not buffer.device_memory.is_inference()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -153,7 +153,7 @@ def test_a_damaged_sample_is_replaced_by_the_same_one_at_any_world_size(caplog: 
     shown = sorted(number for numbers in alone.values() for number in numbers)
     assert len(shown) == 60 and set(shown) == set(range(60)) - DAMAGED
     for line in caplog.messages:
-        assert "numbers.tar member" in line and "offset" in line and line.endswith("; replaced")
+        assert "numbers.tar member" in line and "offset" in line and line.endswith("; the sample is replaced")
     assert len(caplog.messages) == 3  # each is told once, also where a substitute was damaged too
     assert run(policy, world=2)[0] == alone == run(policy, world=3)[0]
     assert run(policy, epoch=2)[0] != alone
@@ -168,7 +168,7 @@ def test_or_masked(caplog: pytest.LogCaptureFixture):
             assert not batch.micro_batch.valid[row] and int(batch.micro_batch.indices[row]) in DAMAGED
             assert problem == "damaged on purpose" and not batch.images[row].any()
     assert sum(len(batch.errors) for batch in batches) == 3
-    assert all(line.endswith("; left out") for line in caplog.messages)
+    assert all(line.endswith("; the sample is left out") for line in caplog.messages)
 
 
 def test_damaged_padding_is_nobodys_error():

@@ -99,7 +99,7 @@ def test_never_more_than_ahead_of_the_readers(second: list[int]) -> None:
 
 
 def test_closing_lets_go_of_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.data.sources.prefetch.LEAVE", 0.05)
+    monkeypatch.setattr("toolkit.data.sources.prefetch.CLOSE_SECONDS", 0.05)
     never = threading.Event()
 
     def answer(number: int) -> None:

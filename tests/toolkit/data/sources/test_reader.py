@@ -207,7 +207,7 @@ def test_what_fails_in_passing_is_read_again(
     flaky.fails = [number, number]
     assert reader.image_bytes(0) == expected and flaky.calls == 3
     flaky.fails = [number] * 10_000
-    reader.rest()
+    reader.end()
     reader._handles.close_idle()
     with pytest.raises(UserError, match=rf"train-00000.tar cannot be read on .*\[Errno {number}\]") as caught:
         reader.image_bytes(0)

@@ -127,7 +127,7 @@ def test_no_picture_is_undecodable_and_says_so(data: bytes, rows: int):
 
 @pytest.mark.parametrize("size", [(40, 61), (41, 60), (60, 40)])
 def test_a_size_other_than_the_index_says_is_named(size: tuple[int, int]):
-    with pytest.raises(Undecodable, match=f"is 40x60, its index says {size[0]}x{size[1]}"):
+    with pytest.raises(Undecodable, match=f"is 40x60, but its index has {size[0]}x{size[1]}"):
         decode(jpeg(picture(40, 60)), *size, rows=16)
 
 
