@@ -1,8 +1,8 @@
 """Write the generated pages of docs/reference: `python docs/tools/reference.py`.
 
 command-line.md comes from the parsers of the commands, configuration.md from the dataclasses of
-toolkit/config/schema.py, python.md from signatures and docstrings. `--check` writes nothing and fails if a page is out
-of date.
+toolkit/config/schema.py, and python.md from signatures and docstrings. `--check` writes nothing and fails if a page is
+out of date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from toolkit.config.schema import Config
 from toolkit.config.trackers import TRACKERS
 
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
-#: Commands that read the keys of a configuration, too.
+#: The command that also reads the keys of a configuration.
 CONFIGURED = "train"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 
@@ -44,10 +44,11 @@ posters COMMAND [OPTIONS]
 ```
 
 {table}
-You may shorten an option while its beginning is unique. `--option VALUE` and `--option=VALUE` mean the same.
+You may shorten an option to a beginning that no other option of the command has. `--option VALUE` and
+`--option=VALUE` mean the same.
 """
-KEYS = """Every key of the [configuration](configuration.md) is also an option, by its dotted name, such as
-`--optim.lr 0.001`. `--print_config` prints the resulting configuration and does not train.
+KEYS = """Every key of the [configuration](configuration.md) is also an option, such as `--optim.lr 0.001`.
+`--print_config` prints the resulting configuration and does not train.
 """
 CONFIGURATION = """# Configuration
 
@@ -59,9 +60,9 @@ _This page is generated. To change it, edit `toolkit/config/schema.py` and run `
 posters train --config configs/poster_resnet50_best.yaml --optim.lr 0.001 --shards SHARDS --out RUN
 ```
 
-Write a key below its section in a YAML file, or by its dotted name on the command line. A later option wins over an
-earlier one. `--print_config` prints the result. The run keeps the result as `RUN/config.yaml`. The defaults are the
-reference recipe. [Recipes](../results/recipes.md) compares it with others.
+In a YAML file, write a key below its section. On the command line, write its dotted name. If a key is given more than
+once, the last value is used. `--print_config` prints the resulting configuration, and the run writes it to
+`RUN/config.yaml`. The defaults are the reference recipe, which [Recipes](../results/recipes.md) compares with others.
 
 Sections: {sections}.
 """
@@ -94,20 +95,20 @@ except UserError as error:
     print(error.code, error)
 ```
 
-Other modules are internal. They may change in any version.
+All other modules are internal and may change in any version.
 """
 
 
 def plain(text: str) -> str:
-    """A docstring or help text as one line of Markdown, which also fits into a cell of a table."""
+    """Return a docstring or help text as one line of Markdown that fits into a cell of a table."""
     text = " ".join(text.replace("``", "`").split())
-    parts = text.split("`")  # every second one is code
+    parts = text.split("`")  # every second part is code
     parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts).replace("|", r"\|")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown."""
+    """Return a table in Markdown."""
     head = list(header)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines) + "\n"
@@ -117,7 +118,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def command_line() -> str:
-    """The page of all commands and their options."""
+    """Return the page of all commands and their options."""
     names = [name for name in COMMANDS if COMMANDS[name].options]
     listed = ((f"[`posters {name}`](#{_anchor(name)})", _sentence(COMMANDS[name].help)) for name in names)
     page = COMMAND_LINE.format(table=table(["command", "what it does"], listed))
@@ -149,7 +150,7 @@ def _command(name: str) -> str:
 
 
 def _actions(name: str) -> Iterator[Any]:
-    """The arguments of a command's parser that are shown in its help, without keys of a configuration."""
+    """Return the arguments that the help of a command shows, without the keys of a configuration."""
     sections = {section.name for section in dataclasses.fields(Config)} if name == CONFIGURED else set()
     for action in Parser(name, COMMANDS)._actions:
         hidden = action.help == argparse.SUPPRESS or action.dest in ("help", "print_config")
@@ -164,7 +165,6 @@ def _option(action: Any, required: bool) -> tuple[str, str, str]:
 
 
 def _value(action: Any) -> str:
-    """What is typed after an option."""
     if action.nargs == 0:
         return ""
     if action.choices:
@@ -175,7 +175,7 @@ def _value(action: Any) -> str:
 
 
 def _without_none(kind: Any) -> Any:
-    """The type of an optional value, or of the items of a list."""
+    """Return the type of an optional value, or the type of the items of a list."""
     while get_origin(kind) is not None and get_origin(kind) is not Literal:
         kinds = [part for part in get_args(kind) if part is not type(None)]
         kind = kinds[0]
@@ -186,7 +186,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def configuration() -> str:
-    """The page of all keys of a configuration."""
+    """Return the page of all keys of a configuration."""
     sections = dataclasses.fields(Config)
     hints = get_type_hints(Config)
     listed = ", ".join(f"[`{section.name}`](#{section.name})" for section in sections)
@@ -229,7 +229,6 @@ def _values(hint: Any, rules: str) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A default as YAML has it."""
     listed = list(value) if isinstance(value, tuple) else value
     return yaml.safe_dump(listed, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
@@ -238,7 +237,7 @@ def _yaml(value: Any) -> str:
 
 
 def python() -> str:
-    """The page of what may be imported."""
+    """Return the page of the public functions and classes."""
     names = ("predict", "preprocess", "genres", "thresholds", "model")
     parts = [
         PYTHON,
@@ -258,7 +257,7 @@ def _described(title: str, member: Any, level: str = "##") -> str:
 
 
 def _signature(title: str, function: Callable[..., Any]) -> str:
-    """A function as it is called: one parameter a line."""
+    """Return the signature of a function with one parameter per line."""
     parameters = list(inspect.signature(function).parameters.values())
     lines, keyword_only = [], False
     for parameter in parameters:
@@ -274,7 +273,7 @@ def _signature(title: str, function: Callable[..., Any]) -> str:
 
 
 def _text(member: Any) -> str:
-    """A docstring as Markdown, its parameters as a list."""
+    """Return a docstring as Markdown, with its parameters as a list."""
     found = parse(inspect.getdoc(member) or "")
     parts = [plain(part) for part in (found.description or "").split("\n\n")]
     if found.params:
@@ -289,7 +288,7 @@ PAGES = {"command-line.md": command_line, "configuration.md": configuration, "py
 
 
 def outdated() -> list[str]:
-    """The names of the pages that differ from what would be written."""
+    """Return the names of the pages that are out of date."""
     return [
         name
         for name, make in PAGES.items()
@@ -298,7 +297,7 @@ def outdated() -> list[str]:
 
 
 def main() -> int:
-    """Write the pages, or compare them with --check. Returns the exit status."""
+    """Write the pages, or with --check compare them. Return the exit status."""
     parser = argparse.ArgumentParser(description="Write the generated pages of docs/reference.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     if parser.parse_args().check:
