@@ -1,1 +1,1 @@
-"""Preprocessing: make WebDataset shards with indexes and a manifest from posters and a CSV. Never imports torch."""
+"""Preprocessing of posters: download, clean and pack them into WebDataset shards. This package never imports torch."""

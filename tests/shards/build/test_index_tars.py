@@ -253,7 +253,7 @@ def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("shards.build.index_read.MAX_IMAGE", 1000)
     write_tar(tmp_path / "x.tar", {"a.jpg": b"x" * 1001, "b.png": encoded(draw("b", 9, 9), "PNG")})
     adopt(tmp_path)
-    assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over 1000"]]
+    assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over the limit of 1000"]]
 
 
 def test_json_that_is_no_object_has_no_genres(tmp_path: Path) -> None:

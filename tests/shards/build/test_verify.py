@@ -205,7 +205,7 @@ def test_no_manifest(copy: Path, command: Command) -> None:
 
 def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier versions indexed such tars."""
-    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)
+    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))})
     index_folder(IndexOptions(tmp_path, workers=1))
@@ -227,7 +227,7 @@ def test_images_that_were_broken_when_they_were_indexed(
 def test_doing_what_verify_says_mends_the_set(few: Source, few_shards: Path, copy: Path, command: Command) -> None:
     flip(copy / SHARD, third(copy)["image_offset"] + 300)
     _, out, _ = command("shards", "verify", copy, "--workers", 1)
-    assert "delete the named tars and run their build again" in out
+    assert "delete the tars with problems and run the build again" in out
     (copy / SHARD).unlink()
     build(few, copy, samples_per_shard=8)
     assert tree(copy) == tree(few_shards)
@@ -321,7 +321,7 @@ def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Co
 
 
 def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)  # as earlier versions did
+    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)  # as earlier versions did
     for name in ("a", "b"):
         members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
         write_tar(tmp_path / f"{name}.tar", members)
