@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def require_unique_names(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples have the same key or id. A CSV row or a prediction could belong to either."""
+    """Raise UserError if two samples share a key or id. A CSV row or a prediction could belong to either sample."""
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
@@ -38,7 +38,7 @@ def require_unique_names(found: Sequence[Contents]) -> None:
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Copy the genres from CSV rows to samples. Reject samples without a row. Raises UserError if a row fits two."""
+    """Copy genres from CSV rows to samples. Reject samples without a row. Raises UserError if two samples fit a row."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -70,8 +70,8 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 class RowFinder:
     """Find the CSV row of a sample by the sample's id, its key, or the file name in the key.
 
-    A row's id may contain folders and the extension of an image file. A sample may lack these parts in its id and key,
-    if no other row has the same shortened id.
+    A row's id may contain folders and the extension of an image file. The id and the key of the sample may lack
+    these parts, if no other row has the same shortened id.
 
     >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])
     >>> [find.row(key, key) for key in ("x/p1", "p2", "posters/p2", "x/p2", "p3", "a/p3")]
@@ -98,7 +98,7 @@ class RowFinder:
 
 
 def require_genres(found: Sequence[Contents]) -> None:
-    """If any sample has genres, reject samples without genres. Training would use these as negatives."""
+    """If any sample has genres, reject samples without genres. Training would use such samples as negatives."""
     if any(genres for contents in found for genres in contents.genres):
         for contents in found:
             for (_, key), genres in zip(contents.names(), contents.genres, strict=True):

@@ -23,7 +23,7 @@ from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
-"""Largest size in bytes of a sample's image and of its JSON. Samples with a larger file are rejected."""
+"""Largest sizes in bytes of a sample's image and JSON. Samples with a larger file are rejected."""
 MAX_NAME = 4096
 """Longest key or id in bytes, and longest genre in characters. Linux has the same limit for a path."""
 
@@ -66,7 +66,7 @@ class Contents:
         return list(zip(self.table["id"].to_pylist(), self.table["key"].to_pylist(), strict=True))
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
-        """Add a sample to ``rejected``. It remains in ``table`` until ``keep`` drops it."""
+        """Add a sample to ``rejected``. The sample remains in ``table`` until ``keep`` drops it."""
         where = self.tar.name
         self.rejected.append(Rejection(key, reason, f"{where}: {detail}" if detail else where))
 

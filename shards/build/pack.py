@@ -64,7 +64,7 @@ class PackTask:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
-        """Return a fingerprint of everything that decides the bytes of the shard. Paths and times do not count."""
+        """Return a fingerprint of everything that decides the bytes of the shard. Paths and times are not included."""
         samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
@@ -139,7 +139,7 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
-    """Return the manifest entry of the tar ``name``. ``facts`` are its metadata in the index file."""
+    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of the tar's index file."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
     per_genre = [counts[column] for column in range(genres)]

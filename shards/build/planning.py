@@ -114,9 +114,9 @@ def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
 def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndarray:
     """Give each poster the split that it has in the shard set ``folder``. Return (n,) int8 positions in SPLITS.
 
-    A poster that is not in ``folder`` gets the split of the first poster of its duplicate group that is in ``folder``.
-    If the group has no such poster, the split is train. ``groups`` are the (n,) numbers of the duplicate groups. Raises
-    UserError if the sets have no poster in common, or if ``folder`` has a poster in two splits.
+    A new poster gets the split of its first duplicate that is in ``folder``. Without such a duplicate, the new poster
+    goes to train. ``groups`` are the (n,) numbers of the duplicate groups. Raises UserError if the sets have no poster
+    in common, or if ``folder`` has a poster in two splits.
     """
     known: dict[str, int] = {}
     manifest = Manifest.read(folder)

@@ -56,7 +56,7 @@ def is_same_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """Return the shard if an earlier run finished the same task. None if the task must run.
 
-    ``names`` are all file names in the folder. None lists the folder. Raises OtherShards if the tar has other contents.
+    ``names``: all file names in the folder, or None to list the folder. Raises OtherShards if the tar differs.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names

@@ -69,7 +69,7 @@ class BuildOptions(PostersOptions):
     images: StoragePath | None = option(None, parse=storage_path)
     """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """A labels.json or manifest.json. The set gets the genres of this file, in their order, not those of the CSV."""
+    """Use the genres of this labels.json or manifest.json, in the same order, instead of the genres in the CSV."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of the posters in train, val and test."""
     seed: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-COMMON_SUPPORT = 30  # samples; labels with at least this support must be near their target in every split
+COMMON_SUPPORT = 30  # labels with at least this number of samples must be near their target in every split
 _LABEL_AIM = 0.10  # tolerance of a label's count, as a share of the target; split_samples promises 20%
 _SIZE_AIM = 0.001  # tolerance of a split's size, as a share of all samples; split_samples promises 1%
 _ROUNDING = 0.51  # smallest tolerance of a count, in samples: a whole number can be 0.5 away from its target
@@ -40,7 +40,7 @@ def split_samples(
 
     If the groups allow it, the count of a label with 30 or more samples is within 20% of its target in every split.
     Sizes of splits are within 1% of n, or within 2 samples. A label with 3 to 29 samples has a sample in every split.
-    In sets of up to 200 samples, one such label may miss a split. Rarer labels go to the largest split.
+    In sets of up to 200 samples, one such label may miss a split. Labels with 1 or 2 samples go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -81,7 +81,7 @@ def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> 
 def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the target number of samples, (splits, columns). The sum of a column is the support of its label.
 
-    A rare label has a target of at least one sample in every split. If it has too few, all go to the largest split.
+    A rare label has a target of at least one sample in every split. Labels that are too rare go to the largest split.
     """
     support = counts.sum(0).astype(np.float64)
     targets = shares[:, None] * support
@@ -116,8 +116,8 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
         column = int(waiting[np.argmin(left[waiting])]) if len(waiting) else last
         members = open_groups[counts[open_groups, column] > 0]
         for g, amount in zip(members.tolist(), counts[members, column].tolist(), strict=True):
-            # Among the splits that need the whole group, take the least filled one. Large groups then spread.
-            # If no split needs the whole group, take the split that lacks most samples. Its excess is smallest.
+            # Among the splits that need the whole group, take the least filled, so that large groups spread.
+            # If no split needs the whole group, take the split that lacks most samples: the excess is smallest.
             room = [s for s in splits if need[s][column] >= amount]
             if room:
                 best = max(room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last]))
@@ -188,7 +188,7 @@ def _best_step(
 ) -> tuple[int, int, int, int | None] | None:
     """Return the best step: (source split, target split, kind to move, kind to move back). None if no step helps.
 
-    The kind to move back is None unless the step is a swap. x: (kinds, columns) counts of a group of each kind. stock:
+    Only a swap has a kind to move back. x: (kinds, columns) counts of a group of each kind. stock:
     (kinds, splits) number of groups. excess and weight: (splits, columns).
     """
     splits = len(excess)

@@ -68,7 +68,7 @@ def entries(tar: Path) -> Iterator[Entry]:
     """Yield the members of a tar, without directories. Raises UserError if the file is not a complete tar."""
     try:
         status = tar.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO can block without end
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO can block forever
             raise UserError("path-unreadable", f"{tar} is not a file; remove it or rename it")
         with open(tar, "rb") as stream:
             yield from _entries(stream, tar, status.st_size)

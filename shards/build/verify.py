@@ -33,7 +33,7 @@ class _Check:
     shard: Shard
     labels: LabelSet
     source: Source
-    """Origin of the set. If another tool wrote the tars, a JSON may be missing or have no id or genres."""
+    """Origin of the set. If another tool wrote the tars, a JSON, its id or its genres may be missing."""
     decode: bool
     """Whether to decode the images."""
     table: SampleTable | None
@@ -68,7 +68,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
 def check_set(
     folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Return one line per problem, and shard name → (size, SHA-256) of its index. ``decode``: decode all images."""
+    """Return one line per problem, and (size, SHA-256) of each index by shard name. ``decode``: decode all images."""
     tasks: list[_Check] = []
     problems: list[str] = []
     source = msgspec.convert(manifest.source, Source)
@@ -108,7 +108,7 @@ def _sound_table(
 
 
 def check_shard(task: _Check) -> Checked:
-    """Compare the tar and the index of one shard with each other, the manifest and the sample table."""
+    """Compare the tar and the index of one shard with each other, with the manifest and with the sample table."""
     shard, labels, found = task.shard, task.labels, Checked()
     tar, problems = task.folder / shard.name, found.problems
     if not tar.is_file():

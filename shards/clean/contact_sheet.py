@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = "contact_sheet.html"
 HEIGHT = 320  # height of each picture in pixels
-PER_PNG, COLUMNS = 8, 2  # posters in a PNG, and columns
+PER_PNG, COLUMNS = 8, 2  # posters and columns in a PNG
 #: Colours in the mask picture: painted areas, and regions that were not painted over.
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
 
@@ -69,7 +69,7 @@ def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
 
 def caption(row: dict[str, Any]) -> str:
     """Return the text below a poster."""
-    left = f"{row['boxes_after']} left ({row['text_after']:.1%})" if row["boxes_after"] else "no text left"
+    left = f"regions left: {row['boxes_after']} ({row['text_after']:.1%})" if row["boxes_after"] else "no text left"
     words = (
         f"text {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
         f"({row['fill']}, {row['passes']} {'pass' if row['passes'] == 1 else 'passes'})"

@@ -40,7 +40,7 @@ class CleanTask:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
-        """Return a fingerprint of everything that decides the cleaned posters. Paths do not count."""
+        """Return a fingerprint of everything that decides the cleaned posters. Paths are not included."""
         contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
         return fingerprint([contents, self.facts, self.options.quality])
 
@@ -109,7 +109,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """Return the ids with unique paths in ``out``, and rejections of the others. ``ours``: files of the command."""
+    """Return ids with unique paths in ``out``, and rejections of other ids. ``ours``: names of the command's files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}

@@ -67,7 +67,7 @@ class RefereeCommand(WorkersOption):
 
 @dataclass(frozen=True)
 class RefereeTask:
-    """A chunk of posters to check in both folders."""
+    """A chunk of posters to check in the raw and in the cleaned folder."""
 
     raw: Path
     cleaned: Path

@@ -51,7 +51,7 @@ def write_result(file: StoragePath, state: str, **answer: Any) -> None:
 
 
 def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
-    """Return the saved result, or an empty dict if its ``state`` differs. ``file``: path or content of the file."""
+    """Return the saved result. Empty if the file is missing or has another ``state``. ``file``: path or content."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())
         return found if found["state"] == state else {}

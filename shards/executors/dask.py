@@ -4,8 +4,8 @@ Only tasks and their results are sent. Workers read and write posters and shards
 file system. Each worker is checked before its first task. It must have the library versions on which the output bytes
 depend, and access to the same folders. So results do not depend on the cluster.
 
-If a worker dies, Dask runs its tasks on another worker. A task fails if it was running on more dead workers than
-``distributed.scheduler.allowed-failures``. shards/executors/retries.py handles failed tasks.
+If a worker dies, Dask runs its tasks on another worker. If more than
+``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.Cancelled
 
 @dataclass(frozen=True)
 class Terms:
-    """Library versions and files that each worker must have. Hashable, so that a worker can cache its check."""
+    """Library versions and files that each worker must have. Hashable, so that the check can be cached."""
 
     versions: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str, int], ...]
-    """(folder, path of a file in the folder, size of the file in bytes) for each file to find."""
+    """(folder, path, size in bytes) of each file that a worker must find."""
 
 
 def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> tuple[Any, Failure | None]:
@@ -251,7 +251,7 @@ class _Cluster(Backend):
             raise
         except KilledWorker as killed:
             workers, last = killed.allowed_failures + 1, killed.last_worker.address
-            line = f"{workers} workers were killed while it ran, perhaps because memory was full; the last was {last}"
+            line = f"{workers} workers were killed while this task ran (out of memory?); the last was {last}"
             return number, None, Failure(line, "killed")
         except Exception as error:  # the worker cannot load the function or the task
             return number, None, Failure(_cannot("a worker", error), "user", "environment")
@@ -277,7 +277,7 @@ def _connect(scheduler: str) -> Client:
         return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         what = f"no Dask scheduler answers at {scheduler} ({one_line(error)})"
-        remedy = "start one with `dask scheduler`, or give its address, such as tcp://host:8786"
+        remedy = "start one with `dask scheduler`, or give the address of one, such as tcp://host:8786"
         raise UserError("scheduler-lost", f"{what}; {remedy}") from None
 
 

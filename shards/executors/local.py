@@ -48,7 +48,7 @@ class ExecutorOptions:
     scheduler: str | None = option(None, metavar="ADDRESS")
     """Address of the Dask scheduler (tcp://HOST:PORT), or path of its scheduler file."""
     break_lock: bool = option(False, old=("--take-over",))
-    """Use an --out URL that is locked by a run on another machine. First make sure that this run has ended."""
+    """Use an --out URL that is locked by a run on another machine. First make sure that the other run has ended."""
 
     def check_executor(self) -> None:
         """Raise UserError if the options contradict each other."""
@@ -89,7 +89,7 @@ def open_executor(
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use. Slurm and containers may not allow it all cores."""
+    """Return the number of cores that this process may use. Slurm or a container may allow only some cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -164,7 +164,7 @@ def _start_worker() -> None:
 
 
 def _die_with_parent() -> None:
-    """End this worker when its parent ends. Otherwise, workers stay alive if SIGKILL ends the parent."""
+    """End this worker when its parent process ends. A parent that is killed cannot end its workers itself."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

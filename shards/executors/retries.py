@@ -3,7 +3,7 @@
 - A UserError or a full disk of this machine ends the run at once, because all tasks would fail.
 - Any other exception may be temporary, for example if a store is busy. The task is retried ``RETRIES`` times and then
   skipped. All other tasks run, and one UserError at the end names the skipped tasks. The traceback of a bug is logged.
-- If several workers are killed while they run a task, the cause may be another task on the same workers. So the first
+- If several workers are killed while they run a task, the cause may be another task on the same workers. So the failed
   task runs again alone, after all other tasks.
 """
 
@@ -70,7 +70,7 @@ class Backend(Protocol):
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
-        """Wait for a finished task. Return all finished tasks. The result may be empty after some seconds."""
+        """Wait until a task is finished, and return all finished tasks. After some seconds, the result may be empty."""
 
     def close(self) -> None:
         """Cancel the tasks whose results are no longer needed."""

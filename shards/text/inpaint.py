@@ -1,7 +1,7 @@
 """Paint over a mask, with the surrounding colours or with OpenCV's in-painting.
 
 A fill is a function. It takes an (h, w, 3) uint8 RGB image and an (h, w) bool mask, and returns an image. A fill must
-not change pixels outside the mask. Its result must depend only on the image and the mask.
+not change pixels outside the mask. The result must depend only on the image and the mask.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""Pairs of an area, as a share of the picture, and a score. A region of a larger area is accepted from this score. On
+"""(area as a share of the picture, score): a region larger than the area is accepted only from this score. On
 300 real posters, titles of these areas had higher scores, and most figures and patterns had lower scores."""
 
 
@@ -25,7 +25,7 @@ class MaskOptions(Checked):
     """Margin around a region, as a share of its letter height, but at least one pixel. The margin covers outlines,
     glows and shadows of letters."""
     max_region: OverZeroToOne = 0.4
-    """Largest share of the picture that one region may cover. Larger regions are ignored as figures or patterns."""
+    """Largest share of the picture that one region may cover. Larger regions are probably not text and are ignored."""
     max_total: OverZeroToOne = 0.8
     """Largest share of the picture that is painted over. Regions with the lowest scores are left out first."""
 

@@ -115,7 +115,7 @@ class Removal:
     text_after: float = 0.0  # share of the picture inside the regions that ``after`` counts
     passes: int = 0  # number of times that the poster was painted over
     skipped: list[Skipped] = field(default_factory=list)
-    """Regions that ``after`` does not count or that were not painted over, with reasons."""
+    """Regions that the last search of each detection pass found, but that were not painted over, with reasons."""
 
 
 def remove_text(

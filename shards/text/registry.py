@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     """A registered detector."""
 
     made_by: str  # MODULE:CALLABLE, which takes the options and returns a TextDetector
-    options: type  # dataclass of its own options; DetectorOptions if it has none
+    options: type  # dataclass of the detector's own options; DetectorOptions if it has none
 
 
 DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOptions)}
@@ -50,7 +50,7 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
-        has = f"its options are {', '.join(names)}" if names else "it has no options of its own"
+        has = f"the detector takes {', '.join(names)}" if names else "the detector has no options of its own"
         raise UserError("option-unknown", f"--detector {options.detector}: unknown option {unknown[0]!r}; {has}")
     try:
         return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
@@ -79,10 +79,11 @@ def _custom(name: str) -> TextDetector:
 
 def passes_of(detector: Any) -> Any:
     """Return the number of passes of a detector. Warn once if the detector has the old attribute name ``looks``."""
-    if not hasattr(detector, "passes") and hasattr(detector, "looks"):
+    passes = getattr(detector, "passes", None)
+    if not isinstance(passes, int) and hasattr(detector, "looks"):
         _warn_of_looks(type(detector).__qualname__)
         return detector.looks
-    return getattr(detector, "passes", None)
+    return passes
 
 
 @cache

@@ -103,7 +103,7 @@ HOSTILE = {
     "base-256, 8 EB": (block(b"x.jpg", size=1 << 63) + END, "truncated in member x.jpg"),
     "base-256, largest": (block(b"x.jpg", size=(1 << 88) - 1) + END, "truncated in member x.jpg"),
     "a huge device": (block(b"x", kind=b"V", size=1 << 80) + END, "truncated in member x"),
-    "negative": (block(b"x.jpg", size=-512) + END, "damaged: member x.jpg has -512 bytes"),
+    "negative": (block(b"x.jpg", size=-512) + END, "damaged: member x.jpg has a size of -512 bytes"),
     "pax, negative": (block(b"p", pax_body([b"size=-512"]), b"x") + IMAGE + END, "member x.jpg is not a number"),
     "pax, no number": (block(b"p", pax_body([b"size=1e3"]), b"x") + IMAGE + END, "member x.jpg is not a number"),
     "pax, long number": (block(b"p", pax_body([b"size=1" + b"0" * 99]), b"x") + IMAGE + END, "is not a number"),

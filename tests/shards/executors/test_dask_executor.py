@@ -94,7 +94,7 @@ def test_a_task_that_kills_its_worker_is_set_aside(cluster: Cluster, tmp_path: P
     results, error = run(cluster, kill_at_three, notes(tmp_path, 12))
     # Tasks that waited on the same worker lost it, too. They have their results all the same.
     assert sorted(results) == [number for number in range(12) if number != 3]
-    assert error.startswith("1 of 12 tasks failed: note 3 (1 workers were killed while it ran")
+    assert error.startswith("1 of 12 tasks failed: note 3 (1 workers were killed while this task ran")
     assert len(Note(tmp_path, 3).tries()) == 2  # among others, then alone
     assert set(cluster.workers().values()) != before
 

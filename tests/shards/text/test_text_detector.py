@@ -323,9 +323,9 @@ def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.M
     ("name", "code", "words"),
     [
         ("level:least", "option-value", "least: expected int"),
-        ("level:last=3", "option-unknown", "unknown option 'last'; its options are least, passes"),
+        ("level:last=3", "option-unknown", "unknown option 'last'; the detector takes least, passes"),
         ("level:least=much", "option-value", "least: expected int"),
-        ("rapidocr:least=3", "option-unknown", "unknown option 'least'; it has no options of its own"),
+        ("rapidocr:least=3", "option-unknown", "unknown option 'least'; the detector has no options of its own"),
     ],
 )
 def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, code: Code, words: str) -> None:
