@@ -205,7 +205,7 @@ BAD = {
     "no UTF-8": ({"b.jpg": GOOD, "b.json": b"\xff"}, "unreadable JSON", ""),
     "deep": ({"b.jpg": GOOD, "b.json": b"[" * 100_000}, "unreadable JSON", "nested too deeply"),
     "deep object": ({"b.jpg": GOOD, "b.json": b'{"a":' * 100_000}, "unreadable JSON", "nested too deeply"),
-    "large": ({"b.jpg": GOOD, "b.json": b" " * MAX_JSON + b"{}"}, "unreadable JSON", f"over {MAX_JSON}"),
+    "large": ({"b.jpg": GOOD, "b.json": b" " * MAX_JSON + b"{}"}, "unreadable JSON", f"over the limit of {MAX_JSON}"),
     "digits": ({"b.jpg": GOOD, "b.json": b'{"id": ' + b"9" * 5000 + b"}"}, "unreadable JSON", "digits"),
     "twice": ({"b.jpg": GOOD, "b.json": b'{"genres": ["A"], "genres": ["B"]}'}, "unreadable JSON", "twice"),
     "list with a number": ({"b.jpg": GOOD, "b.json": b'{"genres": ["a", 1]}'}, "unparsable genres", "not a list of"),
@@ -223,7 +223,7 @@ BAD = {
     "id is NaN": ({"b.jpg": GOOD, "b.json": b'{"id": NaN}'}, "bad id", "is a float"),
     "id is empty": ({"b.jpg": GOOD, "b.json": b'{"id": " "}'}, "bad id", "empty"),
     "id with a bell": ({"b.jpg": GOOD, "b.json": b'{"id": "a\\u0007"}'}, "bad id", "control characters: 'a\\x07'"),
-    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "over 4096 bytes"),
+    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "longer than 4096 bytes"),
     "id of half a character": ({"b.jpg": GOOD, "b.json": b'{"id": "\\udc80"}'}, "bad id", "control characters"),
 }  # fmt: skip
 

@@ -108,7 +108,7 @@ HOSTILE = {
     "pax, no number": (block(b"p", pax_body([b"size=1e3"]), b"x") + IMAGE + END, "member x.jpg is not a number"),
     "pax, long number": (block(b"p", pax_body([b"size=1" + b"0" * 99]), b"x") + IMAGE + END, "is not a number"),
     "pax, too large": (block(b"p", pax_body([b"size=99999"]), b"x") + IMAGE + END, "truncated in member x.jpg"),
-    "pax, wrong length": (block(b"p", pax_body([b"a=b"], 1), b"x") + IMAGE + END, "pax records before byte 512 do not"),
+    "pax, wrong length": (block(b"p", pax_body([b"a=b"], 1), b"x") + IMAGE + END, "pax records before byte 512 cannot"),
     "pax, digits": (block(b"p", b"9" * 4000, b"x") + IMAGE + END, "pax records before byte 512 cannot be parsed"),
     "pax of 2 GB": (block(b"p", kind=b"x", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),
     "a name of 2 GB": (block(b"L", kind=b"L", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),

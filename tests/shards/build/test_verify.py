@@ -227,7 +227,7 @@ def test_images_that_were_broken_when_they_were_indexed(
 def test_doing_what_verify_says_mends_the_set(few: Source, few_shards: Path, copy: Path, command: Command) -> None:
     flip(copy / SHARD, third(copy)["image_offset"] + 300)
     _, out, _ = command("shards", "verify", copy, "--workers", 1)
-    assert "delete the tars with problems and run the build again" in out
+    assert "delete the named tars and run their build again" in out
     (copy / SHARD).unlink()
     build(few, copy, samples_per_shard=8)
     assert tree(copy) == tree(few_shards)
