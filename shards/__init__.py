@@ -1,1 +1,1 @@
-"""Preprocessing: make WebDataset shards, their indexes and a manifest from posters and a CSV. torch is not imported."""
+"""Preprocessing of posters: download, clean and pack them into WebDataset shards. This package never imports torch."""

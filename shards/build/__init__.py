@@ -1,1 +1,1 @@
-"""``posters shards``: build a shard set from posters and a CSV, index tars of other tools, verify shard sets."""
+"""Code of ``posters shards``: build a shard set, index the tars of another tool, and verify a shard set."""

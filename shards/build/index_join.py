@@ -1,4 +1,4 @@
-"""Match samples of another tool's tars with rows of a CSV. Each key, id and row belongs to one sample."""
+"""Match the samples in tars of another tool with the rows of a CSV. Check that keys and ids are unique."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from shards.storage.endings import is_image_name
 log = logging.getLogger(__name__)
 
 
-def require_names_of_one(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples have the same key or id: joins and predictions would mix them."""
+def require_unique_names(found: Sequence[Contents]) -> None:
+    """Raise UserError if two samples share a key or id. A CSV row or a prediction could belong to either sample."""
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
@@ -32,13 +32,13 @@ def require_names_of_one(found: Sequence[Contents]) -> None:
             if sample_id in ids:
                 other, first = ids[sample_id]
                 two = f"the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id {sample_id!r}"
-                remedy = "give every sample's JSON an id of its own, or none"
+                remedy = "write a different id into each sample's JSON, or remove the ids"
                 raise UserError("samples-repeated", f"{other}: {two}; {remedy}")
             ids[sample_id] = contents.tar, key
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Set the genres of samples from their CSV rows; reject samples without one. Raises UserError if a row fits two."""
+    """Copy genres from CSV rows to samples. Reject samples without a row. Raises UserError if two samples fit a row."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -47,7 +47,7 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
     def row_of(sample_id: str, key: str) -> str | None:
         row = find.row(sample_id, key)
         if row is not None and owners.setdefault(row, key) != key:
-            two, remedy = f"{owners[row]!r} and {key!r}", "write their ids with the folders into the CSV"
+            two, remedy = f"{owners[row]!r} and {key!r}", "use these names as ids in the CSV"
             raise UserError("table-row", f"row {row!r} of {path} fits two samples, {two}; {remedy}")
         return row
 
@@ -70,7 +70,8 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 class RowFinder:
     """Find the CSV row of a sample by the sample's id, its key, or the file name in the key.
 
-    Ids of rows may include folders and an image's file extension, if the ids without them are still unique.
+    A row's id may contain folders and the extension of an image file. The id and the key of the sample may lack
+    these parts, if no other row has the same shortened id.
 
     >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])
     >>> [find.row(key, key) for key in ("x/p1", "p2", "posters/p2", "x/p2", "p3", "a/p3")]
@@ -89,15 +90,15 @@ class RowFinder:
                     names[name] = row if name not in names else None  # None: several rows have this name
 
     def row(self, sample_id: str, key: str) -> str | None:
-        """Return the id of a sample's row; None if no row or several rows fit."""
+        """Return the id of the sample's row. None if no row fits, or several rows fit."""
         names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
-        names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names as NFD
+        names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names in the form NFD
         found = [name for name in names if name in self._exact] or [*filter(None, map(self._paths.get, names))]
         return found[0] if found else self._files.get(sample_id) or self._files.get(key)
 
 
 def require_genres(found: Sequence[Contents]) -> None:
-    """Reject samples without genres if others have genres: training would use them as negatives for every genre."""
+    """If any sample has genres, reject samples without genres. Training would use such samples as negatives."""
     if any(genres for contents in found for genres in contents.genres):
         for contents in found:
             for (_, key), genres in zip(contents.names(), contents.genres, strict=True):

@@ -1,4 +1,4 @@
-"""Read a whole tar of another tool: its usable samples with sizes, ids and genres, and the rejected ones."""
+"""Read a tar of another tool: the usable samples with their sizes, ids and genres, and the rejected samples."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
-"""Limits in bytes of a sample's image and JSON; larger samples are rejected. img2dataset's JSON has a few hundred."""
+"""Largest sizes in bytes of a sample's image and JSON. Samples with a larger file are rejected."""
 MAX_NAME = 4096
-"""Limit of a key or an id in bytes (operating systems' limit of a path), and of a genre in characters."""
+"""Longest key or id in bytes, and longest genre in characters. Linux has the same limit for a path."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReadTask:
 
     tar: Path
     genre_field: str | None
-    """Field of each sample's JSON with the genres; None if the genres come from a CSV."""
+    """Field of each sample's JSON that has the genres. None if the genres come from a CSV."""
     separator: str
 
     def __len__(self) -> int:
@@ -46,48 +46,48 @@ class ReadTask:
 
 @dataclass
 class Contents:
-    """Contents of a tar: the usable samples in the order of the tar, and the rejected ones."""
+    """Contents of a tar: the usable samples in the order of the tar, and the rejected samples."""
 
     tar: Path
     table: pa.Table
-    """Index table of the tar; its labels are empty until ``label`` is called."""
+    """Index table of the usable samples. Its column ``labels`` is filled by ``label()``."""
     genres: list[tuple[str, ...]]
     rejected: list[Rejection]
-    """Rejected samples, with their keys as ids."""
+    """Rejected samples. ``id`` of a rejection is the key of the sample."""
     others: Counter[str]
-    """Counts of members that belong to no sample (shards/build/tar_samples.py)."""
+    """Number of tar members that belong to no sample, by extension or kind."""
     bytes: int
     sha256: str
     films: list[str]
-    """Keys of images with several frames; the first frame is used."""
+    """Keys of samples whose image has several frames. Only the first frame is used."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return (id, key) of the usable samples."""
+        """Return an (id, key) pair for each usable sample."""
         return list(zip(self.table["id"].to_pylist(), self.table["key"].to_pylist(), strict=True))
 
     def reject(self, key: str, reason: str, detail: str = "") -> None:
-        """Add a sample to ``rejected``; ``keep`` then drops it."""
+        """Add a sample to ``rejected``. The sample remains in ``table`` until ``keep`` drops it."""
         where = self.tar.name
         self.rejected.append(Rejection(key, reason, f"{where}: {detail}" if detail else where))
 
     def keep(self, wanted: Sequence[bool]) -> None:
-        """Keep the samples whose entry in ``wanted`` is true; drop the others."""
+        """Drop the usable samples whose entry in ``wanted`` is false."""
         self.table = self.table.filter(pa.array(wanted, pa.bool_()))
         self.genres = [genres for genres, keep in zip(self.genres, wanted, strict=True) if keep]
 
     def label(self, labels: LabelSet) -> None:
-        """Write the genre columns of the samples into the table."""
+        """Fill the column ``labels`` of the table with the label numbers of the genres."""
         field = SCHEMA.field("labels")
         columns = pa.array([labels.columns(genres) for genres in self.genres], field.type)
         self.table = self.table.set_column(SCHEMA.get_field_index("labels"), field, columns)
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts of the whole tar for the metadata of the index."""
+        """Return the size and the SHA-256 of the tar, for the metadata of its index file."""
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
 def read_contents(task: ReadTask) -> Contents:
-    """Read all images and JSONs of a tar. Raises UserError as read_tar does, and if the tar changes meanwhile."""
+    """Read all images and JSONs of a tar. Raises UserError if the tar is damaged, or changes while it is read."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
     members, ids, sizes, genres, films = [], [], [], [], []
@@ -95,7 +95,7 @@ def read_contents(task: ReadTask) -> Contents:
         for member in samples.members:
             try:
                 if len(member.key.encode()) > MAX_NAME:
-                    raise Unusable("bad key", f"the member's name is over {MAX_NAME} bytes")
+                    raise Unusable("bad key", f"the key is longer than {MAX_NAME} bytes")
                 data = _image(stream, member)
                 size = upright_size(data)
                 record = _record(stream, member)
@@ -118,9 +118,8 @@ def read_contents(task: ReadTask) -> Contents:
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:
-    """Return the bytes of the image. Raises BadImage for an empty or too large one."""
     if member.image_size > MAX_IMAGE:
-        raise BadImage("file too large", f"{member.image_size} bytes, over {MAX_IMAGE}")
+        raise BadImage("file too large", f"{member.image_size} bytes, over the limit of {MAX_IMAGE}")
     stream.seek(member.image_offset)
     if not (data := stream.read(member.image_size)):
         raise BadImage("zero bytes", "the image is empty")
@@ -128,16 +127,15 @@ def _image(stream: IO[bytes], member: Member) -> bytes:
 
 
 def _record(stream: IO[bytes], member: Member) -> dict[str, Any]:
-    """Return the sample's JSON object; empty if there is no JSON, or if it is not an object. Raises Unusable."""
     if member.json_offset < 0:
         return {}
     if member.json_size > MAX_JSON:
-        raise Unusable("unreadable JSON", f"{member.json_size} bytes, over {MAX_JSON}")
+        raise Unusable("unreadable JSON", f"{member.json_size} bytes, over the limit of {MAX_JSON}")
     stream.seek(member.json_offset)
     try:
         record = json.loads(stream.read(member.json_size), object_pairs_hook=_once)
     except RecursionError:
-        raise Unusable("unreadable JSON", "its values are nested too deeply") from None
+        raise Unusable("unreadable JSON", "the values are nested too deeply") from None
     except ValueError as error:
         raise Unusable("unreadable JSON", one_line(error)[:200]) from None
     return record if isinstance(record, dict) else {}
@@ -151,7 +149,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def id_of(record: dict[str, Any], key: str) -> str:
-    """Return the id in a sample's JSON, or the key if there is no id. Raises Unusable."""
+    """Return the id in a sample's JSON, or the key if there is no id. Raises Unusable if the id is not valid."""
     if (found := record.get("id")) is None:  # img2dataset's JSON has the key, but no id
         return key
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
@@ -160,22 +158,22 @@ def id_of(record: dict[str, Any], key: str) -> str:
         raise Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
     text = str(found)
     if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
-        raise Unusable("bad id", f"the JSON's id is over {MAX_NAME} bytes")
+        raise Unusable("bad id", f"the JSON's id is longer than {MAX_NAME} bytes")
     if not text.strip() or "\n" in text or printable(text) != text:
         raise Unusable("bad id", f"the JSON's id is empty or has control characters: {text[:60]!a}")
     return text
 
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """Return the genres in the ``field`` of a sample's JSON; empty if the field is None or absent. Raises Unusable."""
+    """Return the genres in ``field`` of a sample's JSON. Empty if ``field`` is None or missing. Raises Unusable."""
     if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):
-        raise Unusable("unparsable genres", f"neither a list nor text: {json.dumps(value)[:60]}")
+        raise Unusable("unparsable genres", f"the field is neither a list nor text: {json.dumps(value)[:60]}")
     try:
         genres = parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
     except ValueError as error:
         raise Unusable("unparsable genres", one_line(error)) from None
     if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):
-        raise Unusable("unparsable genres", f"a genre of {longest} characters, over {MAX_NAME}")
+        raise Unusable("unparsable genres", f"a genre has {longest} characters, over the limit of {MAX_NAME}")
     return genres

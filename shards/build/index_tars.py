@@ -1,10 +1,10 @@
 """Write the indexes and the manifest for tars of another tool: plain WebDataset or img2dataset.
 
     tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres; rejected samples
-         ─ index_join.py ─→ genres from a CSV; each key, id and row belongs to one sample
+         ─ index_join.py ─→ genres from a CSV; keys and ids are unique
          ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
 
-rejected.csv has a row with the reason for each rejected sample. An ambiguous key, id or row is an error.
+rejected.csv has one row for each rejected sample, with the reason. Two samples with the same key or id are an error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
-from shards.build.index_join import join_csv, require_genres, require_names_of_one
+from shards.build.index_join import join_csv, require_genres, require_unique_names
 from shards.build.index_read import Contents, ReadTask, read_contents
 from shards.build.pack import describe
 from shards.build.split import SPLITS
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 REJECTED = "rejected.csv"
 NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
-"""Reasons in rejected.csv for whole files, not for samples."""
+"""Reasons in rejected.csv for a whole file instead of a sample."""
 MAX_TAR_NAME = 240
-"""Limit in bytes: the name of the index is longer, and must also be a valid file name."""
+"""Longest name of a tar in bytes. The name of the tar's index file is a little longer and must also be valid."""
 SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
@@ -54,32 +54,32 @@ class IndexOptions(GenreOptions, WorkersOption):
     """Options of ``posters shards index``."""
 
     folder: Path = option(MISSING, positional=True)
-    """Folder of .tar files (WebDataset, img2dataset)."""
+    """Folder of .tar files from WebDataset, img2dataset or similar tools."""
     split: str = "train"
-    """Split of tars that are not named train-*, val-* or test-*."""
+    """Split of the tars whose names do not start with train-, val- or test-."""
     genre_field: str = "genres"
-    """Field of each sample's JSON with the genres (a list, or text as in a CSV)."""
+    """Field of each sample's JSON that has the genres: a list, or text as in a CSV."""
     metadata: Path | None = None
-    """CSV with the genres, used instead of the JSONs; joined by JSON id, key or file name."""
+    """CSV with the genres, used instead of the JSONs. Its ids are the JSON ids, keys or file names of the samples."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
             allowed = "letters, digits, dots and dashes"
-            raise UserError("option-value", f"--split takes a name of {allowed}, not {self.split!r}")
+            raise UserError("option-value", f"--split must be a name of {allowed}, not {self.split!r}")
 
     @property
     def json_genres(self) -> str | None:
-        """Field of each sample's JSON with the genres; None if ``metadata`` has them."""
+        """Field of each sample's JSON that has the genres. None if the genres come from ``metadata``."""
         return self.genre_field if self.metadata is None else None
 
 
 def index_folder(options: IndexOptions) -> Manifest:
-    """Write an index beside every tar of a folder, rejected.csv and the manifest. The tars are not changed.
+    """Write an index beside every tar of a folder, then rejected.csv and the manifest. The tars are not changed.
 
-    Genres are optional: a set without genres is for prediction only. If some samples have genres, samples without
-    genres are rejected. Raises UserError for a folder without tars, a damaged tar, two samples with the same key or
-    id, and if no sample is usable.
+    Genres are optional. A set without genres can be used for prediction only. If some samples have genres, samples
+    without genres are rejected. Raises UserError if the folder has no tars, a tar is damaged, two samples have the same
+    key or id, or no sample is usable.
     """
     if not options.folder.is_dir():
         raise UserError("path-missing", f"no such folder: {options.folder}")
@@ -91,13 +91,13 @@ def index_folder(options: IndexOptions) -> Manifest:
             if not before.source.get("indexed"):
                 if options.metadata is not None:
                     why = f"`posters shards build` wrote the genres of {options.folder}"
-                    raise UserError("option-conflict", f"{why}: leave --metadata out, or build a set with that CSV")
-                return _vouch_for_indexes(options.folder, before, options.workers)
+                    raise UserError("option-conflict", f"{why}; leave --metadata out, or build a new set with that CSV")
+                return _add_index_digests(options.folder, before, options.workers)
         for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # left by a killed run of this command
             remove_file(options.folder / name)
         tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
-        require_names_of_one(found)
+        require_unique_names(found)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
         else:
@@ -111,27 +111,23 @@ def index_folder(options: IndexOptions) -> Manifest:
         return _write_set(options, found, rejected)
 
 
-def _vouch_for_indexes(folder: Path, manifest: Manifest, workers: int) -> Manifest:
-    """Compare tar, index and table of every shard, then write the manifest with the digests of the indexes.
-
-    No other file is written. The set keeps its fingerprint, so runs on it can resume. Images are not decoded.
-    Raises UserError, and writes nothing, if the files do not match. The caller must hold the folder's lock.
-    """
+def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manifest:
+    """Compare tar, index and table of every shard. Then add the SHA-256 of each index file to the manifest."""
     problems, indexes = check_set(folder, manifest, workers, decode=False)
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         what = f"{folder} is damaged, and its manifest is not changed: {problems[0]}{more}"
-        remedy = "`posters shards verify` lists all problems; delete the named tars and run their build again"
+        remedy = "list all problems with `posters shards verify`, delete the tars with problems and run the build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     complete = replace(manifest, shards=manifest.with_index_digests(indexes))
     if complete != manifest:
         complete.write(folder)
-    log.info("%d shards are sound; the manifest has the digests of their indexes", len(complete.shards))
+    log.info("%d shards have no problems; the manifest now has the SHA-256 of their indexes", len(complete.shards))
     return complete
 
 
 def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
-    """Return the tars, and rejections of compressed or renamed tars. Raises UserError if there is no tar."""
+    """Return the .tar files, and rejections of files such as .tar.gz. Raises UserError if there is no .tar file."""
     tars = list_tars(folder)
     like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
     others, remedy = sorted(like - {tar.name for tar in tars}), "decompress it, or rename it to end with .tar"
@@ -142,16 +138,16 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     for tar in tars:
         name = tar.name
         if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
-            raise UserError("path-name", f"{str(tar)!r} has characters that not every system allows: rename it")
+            raise UserError("path-name", f"{str(tar)!r} is too long or has unsafe characters: rename it")
     return tars, rejected
 
 
 def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
-    """Give each genre of the JSONs one spelling, as for a CSV. Warn if the genres look like a wrong field."""
+    """Give each genre of the JSONs one spelling. Warn if ``genre_field`` is probably the wrong field."""
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
-        why = f"{'; '.join(lines[:3])}; repair them, or pass --spellings merge"
-        raise UserError("labels-invalid", f"the JSONs of {options.folder} spell a genre in several ways: {why}")
+        why = f"{'; '.join(lines[:3])}; correct the JSONs, or pass --spellings merge"
+        raise UserError("labels-invalid", f"the JSONs of {options.folder} have several spellings of one genre: {why}")
     for line in lines:
         log.warning("%s", line)
     samples = [genres for genres in merged if genres]
@@ -164,21 +160,20 @@ def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
 
 
 def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
-    """Write the files of the set. Indexes that are already correct are not written again."""
     folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
     if not any(contents.genres for contents in found):
         write_rejected(folder / REJECTED, rejected)
-        remedy = f"all are in {folder / REJECTED}"
+        remedy = f"all reasons are in {folder / REJECTED}"
         raise UserError("images-none", f"{folder} has no usable sample: {first_reasons(rejected)}; {remedy}")
     labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
     for contents in found:
         contents.label(labels)
     for contents in [contents for contents in found if not _is_indexed(contents)]:
-        remove_file(folder / MANIFEST)  # without a manifest, the set is unfinished until the end of this run
+        remove_file(folder / MANIFEST)  # a set without a manifest counts as unfinished
         if contents.genres:
             write_index(contents.tar, contents.table, contents.facts())
         else:
-            remove_file(index_path(contents.tar))  # of an earlier run
+            remove_file(index_path(contents.tar))  # an earlier run may have written it
     taken, width = [contents for contents in found if contents.genres], len(labels)
     shards = [describe(c.tar.name, _split_of(c.tar, options.split), c.table, c.facts(), width) for c in taken]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
@@ -202,7 +197,6 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
 
 
 def _is_indexed(contents: Contents) -> bool:
-    """Return whether an earlier run already left the correct index of a tar, or none if no sample is usable."""
     if not contents.genres:
         return not index_path(contents.tar).exists()
     with contextlib.suppress(UserError):
@@ -217,7 +211,6 @@ def _split_of(tar: Path, default: str) -> str:
 
 
 def _members(others: Counter[str]) -> str:
-    """Return the counts of members that belong to no sample, as ``12 txt, 3 hidden``."""
     most = others.most_common(10)
     rest = others.total() - sum(count for _, count in most)
     shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in most)

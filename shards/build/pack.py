@@ -1,4 +1,4 @@
-"""Write one shard, a tar of posters and labels, then its index. A shard is the unit of work of a build."""
+"""Write one shard: a tar of posters and labels, and its index file. Each task of a build writes one shard."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from shards.text.pipeline import MAX_FAILURES_IN_A_ROW, TextRemoval, clean_image
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked poster to pack into a shard."""
+    """A poster that passed all checks and goes into a shard."""
 
     id: str
     digest: str
-    """SHA-256 of the source file, to detect a change after the check."""
+    """SHA-256 of the source file when it was checked. It shows whether the file has changed since then."""
     genres: tuple[str, ...]
     name: str | None = None
-    """Path of the file below a remote image folder."""
+    """Path of the source file relative to the image folder. None if unknown."""
 
 
 @dataclass(frozen=True)
 class PackTask:
-    """All inputs that determine the bytes of a shard."""
+    """Everything that is needed to write one shard."""
 
     folder: StoragePath
     out: StoragePath
@@ -49,9 +49,9 @@ class PackTask:
     labels: LabelSet
     options: ImageOptions
     text: TextRemoval | None = None
-    """Settings of text removal; None to keep the text of the posters."""
+    """Settings of text removal. None keeps the text of the posters."""
     text_facts: str = ""
-    """Fingerprint of ``text``."""
+    """Fingerprint of ``text``. Empty if ``text`` is None."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -64,46 +64,43 @@ class PackTask:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
-        """Return the fingerprint of the content to pack; it does not depend on paths and times."""
+        """Return a fingerprint of everything that decides the bytes of the shard. Paths and times are not included."""
         samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
 
 
 def text_rows_path(tar: StoragePath) -> StoragePath:
-    """Return the path of a shard's rows of the cleaning report, beside the tar."""
+    """Return the path of the file beside the tar that has the shard's rows of the cleaning report."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
 
 def sample_key(sample_id: str) -> str:
-    """Return the id as a WebDataset key: dots and slashes are percent-encoded, since WebDataset would split there.
+    """Return the id as a WebDataset key. Dots and slashes are percent-encoded, because WebDataset splits keys at them.
 
     >>> sample_key("tt0324127"), sample_key("se7en/v1.2")
     ('tt0324127', 'se7en%2Fv1%2E2')
     """
     key = quote(sample_id, safe="").replace(".", "%2E")
-    # WebDataset skips __names__ as metadata
+    # WebDataset skips names such as __x__ as metadata
     return "%5F" + key[1:] if key.startswith("__") else key
 
 
 def pack_shard(task: PackTask) -> Shard:
-    """Write the tar, then its index, both atomically. Raises UserError if a poster changed after its check."""
+    """Write the tar and then its index, each atomically. Raises UserError if a poster has changed since its check."""
     if task.text:
         require_same_removal(task.text, task.text_facts)
     with atomic_path(task.tar) as tar:
         table, rows = _write_tar(task, tar)
         facts = {"plan": task.plan(), "bytes": tar.stat().st_size, "sha256": sha256_file(tar)}
     if task.text:
-        write_json(text_rows_path(task.tar), rows)  # before the index, which marks the shard as finished
+        write_json(text_rows_path(task.tar), rows)  # the index must be last: it marks the shard as finished
     write_index(task.tar, table, facts)
     return describe(task.tar.name, task.split, table, facts, len(task.labels))
 
 
 def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
-    """Write the samples to a local file. Return its index table and the samples' rows of the cleaning report.
-
-    A poster is left out if its text detection fails; ``rejected`` in its row has the reason.
-    """
+    """Write the samples to the local file ``tar``. Return the index table and the rows of the cleaning report."""
     rows: list[dict[str, Any] | None] = []
     ids, sizes, columns = list[str](), list[tuple[int, int]](), list[list[int]]()
     with open(tar, "wb") as stream:
@@ -130,22 +127,19 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:
-    """Return the encoded poster, and its row of the cleaning report (None without text removal).
-
-    Raises BadImage if text detection fails, and UserError if the poster changed after its check.
-    """
+    """Return the encoded poster and its row of the cleaning report. The row is None without text removal."""
     when = "the shards were built", "run the build again"
     data = read_checked(task.folder, sample.id, sample.name, sample.digest, *when)
     if task.text is None:
         return pack_image(data, task.options), None
     cleaned = clean_image(sample.id, decode(data, task.options), task.text)
-    # Paint at full size, then shrink and encode once. An unpainted poster keeps its bytes if its size fits.
+    # Paint at full size, then shrink and encode once. pack_image may keep the bytes of an unpainted poster.
     packed = shrunk(cleaned.image, task.options) if cleaned.painted else pack_image(data, task.options)
     return packed, cleaned.row
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
-    """Return the manifest entry of the tar ``name``, from its index table, ``facts`` and the number of genres."""
+    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of the tar's index file."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
     per_genre = [counts[column] for column in range(genres)]

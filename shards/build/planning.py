@@ -1,4 +1,4 @@
-"""Plan the shards of a build: group duplicates, assign splits to groups, then cut each split into shards."""
+"""Decide the contents of each shard: group duplicates, give each group a split, and divide each split into shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from shards.build.pack import PackTask, Sample
-from shards.build.resume import holds_this_build
+from shards.build.resume import is_same_build
 from shards.build.split import SPLITS, split_samples
 from shards.dataset.index import read_index_of
 from shards.dataset.labels import LabelSet
@@ -36,10 +36,7 @@ T = TypeVar("T")
 def plan_shards(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
-    """Return (shards to pack, (n,) duplicate groups of the rows).
-
-    A set that an earlier version began keeps its splits, although that version did not detect mirrored copies.
-    """
+    """Return a task for each shard, and the (n,) numbers of the duplicate groups of the rows."""
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
 
@@ -53,14 +50,14 @@ def plan_shards(
     groups = scan.duplicate_groups(ids, options.near_duplicates)
     earlier = scan.duplicate_groups(ids, options.near_duplicates, mirrored=False)
     tasks = plan(groups)
-    if options.overwrite or np.array_equal(groups, earlier) or holds_this_build(options.out, tasks):
+    if options.overwrite or np.array_equal(groups, earlier) or is_same_build(options.out, tasks):
         return tasks, groups
     before = plan(earlier)
-    if not holds_this_build(options.out, before):
+    if not is_same_build(options.out, before):
         return tasks, groups
     message = (
-        "an earlier version began %s without detection of mirrored copies: its splits are kept, and %d posters may "
-        "have a mirrored copy in another split; use another --out to keep mirrored copies in one split"
+        "an earlier version began %s and did not detect mirrored copies. The splits are kept, so %d posters may have "
+        "a mirrored copy in another split. To keep mirrored copies in one split, build the set in another --out"
     )
     log.warning(message, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
@@ -69,7 +66,7 @@ def plan_shards(
 def _cut(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
 ) -> list[PackTask]:
-    """Return the shards to pack: the posters of each split in a random order given by the seed, cut evenly."""
+    """Shuffle the posters of each split by the seed. Divide each split evenly into shards. Return a task per shard."""
     tasks = []
     known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
@@ -85,7 +82,7 @@ def _cut(
 
 
 def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequence[Row], groups: np.ndarray) -> None:
-    """Write duplicates.csv, the groups of duplicates for manual inspection."""
+    """Write duplicates.csv: the group, the id and the split of each poster that has a duplicate."""
     split = {sample.id: task.split for task in tasks for sample in task.samples}
     doubles = _doubles((row.id for row in rows), groups.tolist())
     cells = [(number, sample_id, split[sample_id]) for number, ids in enumerate(doubles) for sample_id in ids]
@@ -96,7 +93,7 @@ def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequenc
 def duplicate_positions(
     tasks: Sequence[PackTask], planned: Sequence[Row], groups: np.ndarray, packed: Sequence[Row]
 ) -> dict[str, list[list[int]]]:
-    """Return Manifest.duplicates for the ``packed`` rows. groups: (n,) duplicate groups of the ``planned`` rows."""
+    """Return ``Manifest.duplicates`` of the ``packed`` rows. ``groups``: (n,) group numbers of the ``planned`` rows."""
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}
     found = {}
@@ -108,7 +105,6 @@ def duplicate_positions(
 
 
 def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
-    """Return the groups of two or more members, in the order of their first members."""
     found: dict[int, list[T]] = {}
     for member, group in zip(members, groups, strict=True):
         found.setdefault(group, []).append(member)
@@ -116,24 +112,24 @@ def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
 
 
 def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndarray:
-    """Return the splits of another set, (n,) int8 as in split.split_samples, to compare sets (such as raw and cleaned).
+    """Give each poster the split that it has in the shard set ``folder``. Return (n,) int8 positions in SPLITS.
 
-    A poster of the set in ``folder`` keeps its split. A new poster gets the split of the first known poster in its
-    duplicate group (``groups``, (n,)), so that no duplicate leaks between splits. All others go to train.
-    Raises UserError if the sets have no poster in common, or if ``folder`` has a poster in two splits.
+    A new poster gets the split of its first duplicate that is in ``folder``. Without such a duplicate, the new poster
+    goes to train. ``groups`` are the (n,) numbers of the duplicate groups. Raises UserError if the sets have no poster
+    in common, or if ``folder`` has a poster in two splits.
     """
     known: dict[str, int] = {}
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
     for shard in manifest.shards:
         if shard.split not in SPLITS:
-            remedy = f"--split-like needs {', '.join(SPLITS)}"
+            remedy = f"--split-like needs a set with only the splits {', '.join(SPLITS)}"
             raise UserError("set-split", f"{folder} has a split {shard.split!r}; {remedy}")
         split = SPLITS.index(shard.split)
         for sample_id in read_index_of(folder, shard)["id"].to_pylist():
             if known.setdefault(sample_id, split) != split:
                 what = f"{folder} has sample {sample_id!r} in {SPLITS[known[sample_id]]} and in {shard.split}"
-                remedy = "--split-like needs a set without leaks: build it again"
+                remedy = "--split-like needs each sample in one split: build that set again"
                 raise UserError("samples-repeated", f"{what}; {remedy}")
     if known.keys().isdisjoint(ids):
         remedy = "--split-like needs a set of the same posters"
@@ -144,7 +140,7 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
         if sample_id in known:
             of_group.setdefault(group, known[sample_id])
     if new := [sample_id for sample_id in ids if sample_id not in known]:
-        message = "%d posters are not in %s (the first is %s): they go to the split of a duplicate, or to train"
+        message = "%d posters are not in %s (the first is %s); each goes to the split of a duplicate, or to train"
         log.info(message, len(new), folder, new[0])
     train = SPLITS.index("train")
     return np.array([known.get(i, of_group.get(group, train)) for i, group in pairs], dtype=np.int8)

@@ -1,4 +1,4 @@
-"""Find the finished shards in a build's folder: keep those of this build, and refuse to overwrite others."""
+"""Find the shards that an earlier run of the same build finished. Refuse to overwrite the shards of another build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 class OtherShards(UserError):
-    """Error: the folder contains shards of another build or other tars, and --overwrite was not given."""
+    """Raised if the output folder contains other tars than this build writes, and --overwrite was not given."""
 
     def __init__(self, out: StoragePath, tar: str, why: str) -> None:
         remedy = "choose another --out, or pass --overwrite to replace them"
@@ -29,9 +29,9 @@ class OtherShards(UserError):
 def find_finished(
     out: StoragePath, tasks: Sequence[PackTask], overwrite: bool
 ) -> tuple[dict[str, Shard], list[PackTask], list[StoragePath]]:
-    """Return (finished shards, tasks to do, other indexes to delete). Raises OtherShards without ``overwrite``."""
+    """Return (finished shards, unfinished tasks, indexes of other shards). Raises OtherShards without ``overwrite``."""
     planned = {index_path(task.tar) for task in tasks}
-    # A killed build may have left a tar without an index. Its name would make it look like a shard of this set.
+    # A killed build may have left a tar without an index. Such a tar counts as a shard because of its name.
     names = names_in(out)
     present = {index_path(out / name) for name in names if OWN_NAME.fullmatch(name)}
     foreign = sorted((present | {out / name for name in names if name.endswith(SUFFIX)}) - planned)
@@ -46,17 +46,17 @@ def find_finished(
     return finished, [task for task in tasks if task.name not in finished], foreign
 
 
-def holds_this_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
-    """Return whether ``out`` has finished shards of this build and no other shards."""
+def is_same_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
+    """Return whether ``out`` has finished shards of these tasks and no other shards."""
     with contextlib.suppress(UserError):
         return bool(find_finished(out, tasks, overwrite=False)[0])
     return False
 
 
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
-    """Return the shard if the same task was finished before; None if the task must be run.
+    """Return the shard if an earlier run finished the same task. None if the task must run.
 
-    names: all file names in the folder; None: it is listed. Raises OtherShards if the task's tar has other contents.
+    ``names``: all file names in the folder, or None to list the folder. Raises OtherShards if the tar differs.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names
@@ -79,7 +79,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
 
 
 def _left_by_killed_build(task: PackTask) -> bool:
-    """Return whether a tar without an index belongs to this task: the build was killed before it wrote the index."""
+    """Return whether this task wrote the tar in an earlier run that was killed before it wrote the index."""
     try:
         with local_copy(task.tar) as tar:
             keys = [member.key for member in read_members(tar)]

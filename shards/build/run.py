@@ -5,8 +5,8 @@
         ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
         ─→ rejected.csv, duplicates.csv, manifest.json (last)
 
-Every stage is a pure function of the posters, the CSV, the seed and the options. Paths, times and the number of workers
-have no influence. A killed build that is started again skips finished shards and writes the same bytes.
+The bytes of the set depend only on the posters, the CSV, the seed and the options. Paths, times and the number of
+workers do not matter. If a killed build is started again, it skips the finished shards and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WORK = ".work"
 
 
 def parse_splits(text: str) -> tuple[float, ...]:
-    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError."""
+    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError if a part is not a number."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -63,27 +63,27 @@ class BuildOptions(PostersOptions):
     """Options of ``posters shards build``."""
 
     metadata: StoragePath = option(MISSING, parse=storage_path)
-    """CSV with ids and genre lists."""
+    """CSV with the ids and genres of the posters."""
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder or URL of the new shard set."""
     images: StoragePath | None = option(None, parse=storage_path)
-    """Folder or URL of the posters (default: ./cleaned_posters_local, else ./Data/cleaned_posters)."""
+    """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """A labels.json or manifest.json: use its genres in its order, instead of the genres in the CSV."""
+    """Use the genres of this labels.json or manifest.json, in the same order, instead of the genres in the CSV."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
-    """Shares of train, val and test."""
+    """Shares of the posters in train, val and test."""
     seed: int = 0
-    """Seed of splits and order."""
+    """Seed of the splits and of the order of the posters."""
     samples_per_shard: Count = 1000
-    """Largest number of posters in a tar; each split is divided evenly into as few shards as possible."""
+    """Largest number of posters in a shard. Each split is divided evenly into as few shards as possible."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextRemoval | None = option(None, switch="--text-removal")
     """Remove the text from the posters before they are packed, as `posters clean` does."""
     split_like: StoragePath | None = option(None, parse=storage_path)
-    """Use the splits of this shard set, so that models of both sets can be compared. New posters go to the split of
-    their duplicates, or to train."""
+    """Use the splits of this shard set, so that models of both sets can be compared. A poster that is not in this set
+    goes to the split of a duplicate, or to train."""
     overwrite: bool = False
-    """Replace another shard set in --out."""
+    """Replace the shards of another set in --out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,7 +122,7 @@ def build_shards(options: BuildOptions) -> Manifest:
                 remove_file(tar)
             shards = [shard for shard in shards if shard.samples]
         else:
-            remove_file(options.out / REPORT)  # an earlier set in this folder may have left it
+            remove_file(options.out / REPORT)  # an earlier build in this folder may have left a report
         write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
         text = options.text.facts() if options.text else None
@@ -144,7 +144,6 @@ def build_shards(options: BuildOptions) -> Manifest:
 def _usable(
     options: BuildOptions, images: StoragePath, metadata: Metadata, given: LabelSet | None, executor: Executor
 ) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
-    """Return (rows with a usable poster and a known genre, rejections of the others, labels, scan of the posters)."""
     scan = scan_images(images, [row.id for row in metadata.rows], options.image, options.out / WORK, executor)
     rows = [row for row in metadata.rows if row.id in scan.digests]
     labels = given or LabelSet.from_samples(row.genres for row in rows)
@@ -156,7 +155,7 @@ def _usable(
         code: Code = "table-row" if problem else "images-none"
         write_rejected(options.out / "rejected.csv", rejected)
         problem = problem or f"no usable poster in {images}: {first_reasons(rejected)}"
-        raise UserError(code, f"{problem}; all are in {options.out / 'rejected.csv'}")
+        raise UserError(code, f"{problem}; all reasons are in {options.out / 'rejected.csv'}")
     log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
     return rows, rejected, labels, scan
 
@@ -164,7 +163,6 @@ def _usable(
 def _source(
     options: BuildOptions, metadata: Metadata, samples: int, rejected: Sequence[Rejection], groups: np.ndarray
 ) -> dict[str, Any]:
-    """Return the manifest's ``source``: the origin of the samples."""
     sizes = np.unique(groups, return_counts=True)[1]
     return {
         "rows": metadata.posters,
@@ -182,7 +180,7 @@ def _source(
 
 @contextmanager
 def _at_work(options: BuildOptions, images: StoragePath) -> Iterator[Executor]:
-    """Lock the output folder, delete partial files of killed runs and workers, and yield an executor."""
+    """Lock the output folder, delete the unfinished files of killed runs and workers, and yield an executor."""
     where = options.workers, options.scheduler, [images], [options.out], TEXT_LIBRARIES if options.text else ()
     with folder_lock(options.out, options.break_lock):
         remove_partials(options.out)
@@ -192,14 +190,13 @@ def _at_work(options: BuildOptions, images: StoragePath) -> Iterator[Executor]:
 
 
 def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) -> list[Shard]:
-    """Write the unfinished shards; return all shards in the order of the plan."""
     try:
         shards, todo, foreign = find_finished(options.out, tasks, options.overwrite)
     except OtherShards:
         remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
         raise
     if todo or foreign:
-        # Without a manifest, the set is unfinished until the end of this build.
+        # A set without a manifest counts as unfinished.
         remove_file(options.out / MANIFEST)
     for path in foreign + [index_path(task.tar) for task in todo]:
         # Delete the index first: it marks the tar as finished.
@@ -213,11 +210,10 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
 
 
 def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list[Rejection]:
-    """Write clean_report.parquet from the rows of all shards. Return the posters that could not be cleaned."""
-    from shards.text.report import write_report  # imports pandas, which is needed for text removal only
+    from shards.text.report import write_report  # imports pandas, which only text removal needs
 
     assert options.text is not None
-    rows = [row for task in tasks for row in read_json(text_rows_path(task.tar), "cleaning rows of a shard")]
+    rows = [row for task in tasks for row in read_json(text_rows_path(task.tar), "rows of the cleaning report")]
     failed = [Rejection(row["id"], *row["rejected"]) for row in rows if "rejected" in row]
     if failed:
         log.warning("%d posters could not be cleaned: %s", len(failed), first_reasons(failed))
@@ -226,11 +222,11 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
 
 
 def _report_balance(manifest: Manifest) -> None:
-    """Warn if a split has over 20% too many or too few posters of a genre (of 30 or more), as duplicates may cause."""
+    """Warn if a split has over 20% too many or too few posters of a genre. Genres with under 30 posters are ignored."""
     summary = manifest.split_summary()
     for column, genre in enumerate(manifest.genres):
         total = sum(shard.genre_counts[column] for shard in manifest.shards)
         for split, share in manifest.source["fractions"].items():
             count = summary[split]["genre_counts"][genre] if split in summary else 0
             if total >= 30 and share > 0 and abs(count - share * total) > 0.2 * share * total:
-                log.warning("%s has %d of %d %s posters, expected %.1f", split, count, total, genre, share * total)
+                log.warning("%s has %d of %d %s posters; %.1f are expected", split, count, total, genre, share * total)

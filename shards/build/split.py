@@ -1,8 +1,9 @@
-"""Train, validation and test splits: stratified over many labels, and the same on every machine.
+"""Divide samples into train, validation and test splits, stratified by all labels.
 
 The method is iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data",
-2011) of duplicate groups instead of single samples. A local search then repairs counts outside the tolerances. The
-result does not depend on the order of the rows or on Python's hash: groups are ordered by BLAKE2b of seed and id.
+2011). It places groups of duplicates instead of single samples. A local search then repairs the counts that are outside
+their tolerances. Groups are ordered by the BLAKE2b hash of seed and id. So the result is the same on every machine and
+for every order of the rows.
 """
 
 import hashlib
@@ -12,15 +13,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-COMMON_SUPPORT = 30  # samples; labels with this support must be near their target in every split, rarer ones should be
-_LABEL_AIM = 0.10  # tolerance of the search, as a share of the target; half of the 20% in split_samples
-_SIZE_AIM = 0.001  # tolerance of the search for split sizes, as a share of all samples; split_samples states 1%
-_ROUNDING = 0.51  # samples; a whole number can be 0.5 away from its target
-_SIZE_ROUNDING = 1.5  # samples; exact sizes would leave rare labels of small sets without a sample in some split
-_BEST = 32  # moves per direction that are combined into swaps
-_BOOSTS = 40
+COMMON_SUPPORT = 30  # labels with at least this number of samples must be near their target in every split
+_LABEL_AIM = 0.10  # tolerance of a label's count, as a share of the target; split_samples promises 20%
+_SIZE_AIM = 0.001  # tolerance of a split's size, as a share of all samples; split_samples promises 1%
+_ROUNDING = 0.51  # smallest tolerance of a count, in samples: a whole number can be 0.5 away from its target
+_SIZE_ROUNDING = 1.5  # smallest tolerance of a size, in samples: a smaller one can leave a split without a rare label
+_BEST = 32  # number of best moves per direction that are combined into swaps
+_BOOSTS = 40  # largest number of times that the weights are raised in a local minimum
 
-#: The splits of a build, in the order of its fractions.
+#: Names of the splits, in the order of the fractions of a build.
 SPLITS = ("train", "val", "test")
 
 
@@ -31,15 +32,15 @@ def split_samples(
     fractions: Mapping[str, float],
     seed: int,
 ) -> NDArray[np.int8]:
-    """Return the split of every sample, (n,) int8: its position in `fractions`.
+    """Return the split of every sample as (n,) int8 positions in ``fractions``.
 
-    ids: n different ids. labels: label numbers of each sample (from 0; may be empty). groups: (n,) duplicate groups,
-    which are never divided. fractions: share of each split, 0 or more, with sum 1; a split of share 0 stays empty.
-    The result depends only on the seed and the set of samples.
+    ids: n different ids. labels: label numbers of each sample, from 0. groups: (n,) numbers of duplicate groups, which
+    are never divided. fractions: share of each split, 0 or more, with sum 1. A split of share 0 stays empty. The result
+    depends only on the seed and the set of samples.
 
-    If groups allow it, the count of a label with 30 samples or more is within 20% of its target in every split. Sizes
-    are within 1% of n (or 2 samples). A label of 3 to 29 samples has one in every split (sets of 200 samples or fewer
-    sometimes miss this for one label). Rarer labels go to the largest split.
+    If the groups allow it, the count of a label with 30 or more samples is within 20% of its target in every split.
+    Sizes of splits are within 1% of n, or within 2 samples. A label with 3 to 29 samples has a sample in every split.
+    In sets of up to 200 samples, one such label may miss a split. Labels with 1 or 2 samples go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -53,7 +54,7 @@ def split_samples(
 
 
 def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return the group of every sample, renumbered from 0 in an order that depends only on the seed and the ids."""
+    """Number the groups from 0 in an order that depends only on the seed and the ids. Return (n,) group numbers."""
     prefix = f"{seed}:".encode()
     keys = [hashlib.blake2b(prefix + str(i).encode(), digest_size=16).digest() for i in ids]
     order = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
@@ -66,7 +67,7 @@ def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) ->
 
 
 def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Return the samples per group and label, (groups, used labels + 1); the last column is the size of the group."""
+    """Count the samples per group and used label, (groups, labels + 1). The last column is the size of the group."""
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)
@@ -78,9 +79,9 @@ def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> 
 
 
 def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the target number of samples per split and column, (splits, columns); each column sums to its support.
+    """Return the target number of samples, (splits, columns). The sum of a column is the support of its label.
 
-    The target of a rare label is at least one sample in every split. Labels too rare for that go to the largest split.
+    A rare label has a target of at least one sample in every split. Labels that are too rare go to the largest split.
     """
     support = counts.sum(0).astype(np.float64)
     targets = shares[:, None] * support
@@ -96,7 +97,7 @@ def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[
 
 
 def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the split of each group, (groups,). Order: the label with fewest unplaced samples, then large groups."""
+    """Place labels with few unplaced samples first, and large groups before small ones. Return (groups,) splits."""
     placed = np.full(len(counts), -1, dtype=np.int64)
     size = counts[:, -1]
     order = np.argsort(-size, kind="stable")
@@ -115,8 +116,8 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
         column = int(waiting[np.argmin(left[waiting])]) if len(waiting) else last
         members = open_groups[counts[open_groups, column] > 0]
         for g, amount in zip(members.tolist(), counts[members, column].tolist(), strict=True):
-            # If splits have room, take the least filled one, so that large groups spread over all splits.
-            # If none has room, take the split that lacks most samples, so that the excess is smallest.
+            # Among the splits that need the whole group, take the least filled, so that large groups spread.
+            # If no split needs the whole group, take the split that lacks most samples: the excess is smallest.
             room = [s for s in splits if need[s][column] >= amount]
             if room:
                 best = max(room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last]))
@@ -129,10 +130,11 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 
 
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move and swap groups while a count is outside its tolerance; return the best placement found, (groups,).
+    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits found.
 
-    Each step is the move or swap that most reduces the sum of squared distances, in units of the tolerance. In a local
-    minimum, terms outside the tolerance get more weight. Groups of equal counts form a kind; the search is over kinds.
+    The cost is a weighted sum of the squared distances from the targets. Each step is the move or swap that lowers the
+    cost most. In a local minimum, counts outside their tolerance get a larger weight. Groups with equal counts form a
+    kind. The search compares kinds instead of groups, which is faster.
     """
     splits, columns = targets.shape
     support = counts.sum(0)
@@ -148,7 +150,7 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
     np.add.at(stock, (kind, placed), 1)
     original = stock.copy()
     x = kinds.astype(np.float64)
-    # Labels with a target in only one split (too rare to share) can always be placed, so they are required, too.
+    # Labels that are too rare for several splits have a target in one split. Their samples can always be placed there.
     must = np.broadcast_to((support >= COMMON_SUPPORT) | ((targets > 0).sum(0) == 1), aim.shape).copy()
     must[:, -1] = True
 
@@ -184,9 +186,10 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
 def _best_step(
     x: NDArray[np.float64], stock: NDArray[np.int64], excess: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[int, int, int, int | None] | None:
-    """Return the step that lowers the cost most: (source, target, kind moved, kind moved back or None). None if none.
+    """Return the best step: (source split, target split, kind to move, kind to move back). None if no step helps.
 
-    x: (kinds, columns); stock: groups of each kind in each split; excess, weight: (splits, columns).
+    Only a swap has a kind to move back. x: (kinds, columns) counts of a group of each kind. stock:
+    (kinds, splits) number of groups. excess and weight: (splits, columns).
     """
     splits = len(excess)
     square = x**2
@@ -212,7 +215,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Move as few groups of `placed` as needed to turn the stock `before` into `after`, both (kinds, splits)."""
+    """Move as few groups as possible to turn the stock ``before`` into ``after``. Both are (kinds, splits)."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

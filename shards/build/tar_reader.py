@@ -1,7 +1,7 @@
 """Read the names and byte ranges of a tar's members. Only headers are read.
 
 Tars may come from untrusted sources. ``tarfile.TarInfo.frombuf`` parses header blocks and checks their checksums. Long
-names and pax records are parsed here: ``tarfile`` has no size limit for them, and reads an invalid size as 0.
+names and pax records are parsed here, because ``tarfile`` does not limit their size and reads an invalid size as 0.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from shards.errors import UserError, one_line
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
-"""Limit in bytes of a long name, or of a member's pax records. libarchive has the same limit."""
+"""Largest size in bytes of a long name, or of the pax records of a member. libarchive has the same limit."""
 
-#: Control characters, lone surrogates (bytes that are not UTF-8) and line separators.
+#: Characters to percent-encode: control characters, line separators, and surrogates for bytes that are not UTF-8.
 _QUOTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
-DIRECTORIES = (tarfile.DIRTYPE, b"D")  # GNU's incremental archives use the second
+DIRECTORIES = (tarfile.DIRTYPE, b"D")  # GNU tar writes D in incremental archives
 PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 KINDS = {
     tarfile.LNKTYPE: "hard link",
@@ -41,13 +41,13 @@ class Entry:
     """A member of a tar that is not a directory."""
 
     path: tuple[str, ...]
-    """Folders and file name; bytes that are not UTF-8 and control characters are percent-encoded."""
+    """Folders and file name. Control characters and bytes that are not UTF-8 are percent-encoded."""
     offset: int
     size: int
     kind: str = ""
-    """``hard link``, ``FIFO`` and so on; empty for a regular file."""
+    """Type of the member, such as ``hard link`` or ``FIFO``. Empty for a regular file."""
     target: str = ""
-    """Target of a link; empty for other members."""
+    """Target of a link. Empty if the member is no link."""
 
     @property
     def name(self) -> str:
@@ -60,15 +60,15 @@ class Entry:
 
     @property
     def extension(self) -> str:
-        """Text after the first dot of the file name, in lower case: ``jpg``, ``seg.png``."""
+        """Text after the first dot of the file name, in lower case, such as ``jpg`` or ``seg.png``."""
         return self.path[-1].partition(".")[2].lower()
 
 
 def entries(tar: Path) -> Iterator[Entry]:
-    """Yield the members of a tar, without directories. Raises UserError as tar_samples.read_tar does."""
+    """Yield the members of a tar, without directories. Raises UserError if the file is not a complete tar."""
     try:
         status = tar.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO can block forever
             raise UserError("path-unreadable", f"{tar} is not a file; remove it or rename it")
         with open(tar, "rb") as stream:
             yield from _entries(stream, tar, status.st_size)
@@ -93,16 +93,16 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
                 why = f"no tar header at byte {at}, after {count} members"
                 raise UserError("tar-damaged", f"{tar} is damaged: {why}") from None
             remedy = "decompress it if it is compressed"
-            raise UserError("tar-unsupported", f"{tar} is not a readable uncompressed tar; {remedy}") from None
+            raise UserError("tar-unsupported", f"{tar} is not an uncompressed tar; {remedy}") from None
         if info.type in LONG_NAMES or info.type in PAX or info.type == tarfile.XGLTYPE:
             fields, begun = _extended(stream, tar, info), True
             if twice := extended.keys() & fields.keys():
-                why = f"the headers before byte {at} give {min(twice)} twice"
+                why = f"the headers before byte {at} have the field {min(twice)} twice"
                 raise UserError("tar-damaged", f"{tar} is damaged: {why}")
             if info.type != tarfile.XGLTYPE:
                 extended |= fields
             elif fields:
-                what = f"the header at byte {at} gives all members the same {min(fields)}"
+                what = f"the header at byte {at} gives all members the same {min(fields)}, which is not supported"
                 raise UserError("tar-unsupported", f"{tar}: {what}")
             continue
         entry = _entry(stream, tar, size, info, block, extended)
@@ -111,10 +111,10 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
             yield entry
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
     if begun:
-        raise UserError("tar-damaged", f"{tar} is damaged: the header before byte {at} has no member")
+        raise UserError("tar-damaged", f"{tar} is damaged: no member follows the header before byte {at}")
     while rest := stream.read(1 << 16):
         if any(rest):
-            what = f"data follow the end-of-archive mark at byte {at}, after {count} members (a second archive?)"
+            what = f"data follow the end-of-archive mark at byte {at}, after {count} members (perhaps a second archive)"
             remedy = "put each archive into its own file, or join them with `tar --concatenate`"
             raise UserError("tar-unsupported", f"{tar}: {what}; {remedy}")
 
@@ -122,21 +122,21 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
 def _entry(stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block: bytes, pax: dict[str, str]) -> Entry:
     name = pax.get("path", info.name)
     if block[257:265] == b"ustar  \0" and "path" not in pax:
-        # GNU's header has times where POSIX's has the folder; frombuf would use them as the folder.
+        # Where a POSIX header has the folder, a GNU header has times. frombuf would read these times as a folder.
         name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
     path, length = path_of(name), info.size
     shown = "/".join(path)
     if info.type == tarfile.GNUTYPE_SPARSE or "sparse" in pax:
-        remedy = "pack it again without --sparse (bsdtar: --no-read-sparse)"
+        remedy = "pack the tar again without --sparse (bsdtar: with --no-read-sparse)"
         raise UserError("tar-unsupported", f"{tar}: member {shown} is sparse; {remedy}")
     if "size" in pax:
         if not (pax["size"].isascii() and pax["size"].isdigit() and len(pax["size"]) < 20):
             raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is not a number")
         length = int(pax["size"])
     if info.type in tarfile.SUPPORTED_TYPES and not info.isreg():
-        length = 0  # members of these types have no data, even if their size is not 0
+        length = 0  # members of these types have no data, even if the header states a size
     if length < 0:
-        raise UserError("tar-damaged", f"{tar} is damaged: member {shown} has {length} bytes")
+        raise UserError("tar-damaged", f"{tar} is damaged: member {shown} has a size of {length} bytes")
     if stream.tell() + length > size:
         raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: the tar has {size} bytes")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
@@ -145,10 +145,10 @@ def _entry(stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block
 
 
 def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, str]:
-    """Return the path, linkpath, size and sparse fields of an extended header, as far as present."""
+    """Return the fields path, linkpath, size and sparse of an extended header. Fields may be missing."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
-        remedy = f"the limit is {MAX_EXTENDED}: pack the tar again, without extended attributes"
+        remedy = f"the limit is {MAX_EXTENDED}; pack the tar again without extended attributes"
         raise UserError("tar-unsupported", f"{tar}: the header before byte {at} has {info.size} bytes; {remedy}")
     body = stream.read(-(-info.size // BLOCK) * BLOCK)[: info.size]
     if len(body) < info.size:
@@ -158,12 +158,12 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
     fields: dict[str, str] = {}
     body = body.rstrip(b"\0")
     while body:
-        # "LENGTH KEYWORD=VALUE\n"; the length counts itself and the newline
+        # A record is "LENGTH KEYWORD=VALUE\n". LENGTH is the size of the whole record.
         digits, _, _ = body[:20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = body[len(digits) + 1 : length].partition(b"=")
         if length > len(body) or not equals or not value.endswith(b"\n"):
-            raise UserError("tar-damaged", f"{tar} is damaged: the pax records before byte {at} do not parse")
+            raise UserError("tar-damaged", f"{tar} is damaged: the pax records before byte {at} cannot be parsed")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
         if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty value resets a global field
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")
@@ -172,6 +172,6 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
 
 
 def path_of(name: str) -> tuple[str, ...]:
-    """Return the parts of a name, without ``.`` and empty parts; bytes that are not safe text are percent-encoded."""
+    """Return the folders and the file name of a member, without ``.`` and with unsafe characters percent-encoded."""
     name = _QUOTED.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), name)
     return tuple(part for part in name.split("/") if part not in ("", "."))

@@ -1,8 +1,8 @@
-"""Group the members of a tar into samples by WebDataset's rule; reject the others with a reason.
+"""Group the members of a tar into samples by WebDataset's rule. Reject unusable samples with a reason.
 
-Members of one sample have the same path up to the first dot of the file name, as in WebDataset. They can be anywhere in
-the tar. A sample has one image and at most one JSON. ``x.jpg`` has priority over ``x.seg.jpg``; without ``x.jpg``,
-``x.seg.jpg`` is the image. ``./x`` and ``x`` are the same key.
+The members of one sample have the same path up to the first dot of the file name. They can be anywhere in the tar. A
+usable sample has one image and at most one JSON. ``x.seg.jpg`` is the image of a sample only if the sample has no
+``x.jpg``. The keys ``./x`` and ``x`` are equal.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class TarContents:
     members: list[Member] = field(default_factory=list)
     """Usable samples, in the order of their first members."""
     rejected: list[Rejection] = field(default_factory=list)
-    """Rejected samples, with their keys as ids."""
+    """Rejected samples. ``id`` of a rejection is the key of the sample."""
     others: Counter[str] = field(default_factory=Counter)
-    """Counts of the other members by extension or kind: ``txt``, ``hidden``."""
+    """Number of other members by extension or kind, such as ``txt`` or ``hidden``."""
 
 
 def read_members(tar: Path) -> list[Member]:
-    """Return the byte ranges of the usable samples. Raises UserError as ``read_tar`` does."""
+    """Return the keys and byte ranges of the usable samples. Raises the same errors as ``read_tar``."""
     return read_tar(tar).members
 
 
 def read_tar(tar: Path) -> TarContents:
     """Return the samples and the other members of a tar.
 
-    Raises UserError for a tar that is truncated, damaged, compressed or sparse, that has data after its end mark, or
-    that has an image or JSON of the same name twice.
+    Raises UserError if the tar is truncated, damaged, compressed or sparse, if data follow its end mark, or if two
+    images or two JSONs have the same name.
     """
     contents = TarContents()
-    samples: dict[str, tuple[list[Entry], list[Entry]]] = {}  # images and JSONs
+    samples: dict[str, tuple[list[Entry], list[Entry]]] = {}  # key → (images, JSONs)
     for entry in entries(tar):
         if problem := _no_part(entry):
             contents.others[problem] += 1
@@ -55,7 +55,7 @@ def read_tar(tar: Path) -> TarContents:
             continue
         parts = records if ending == "json" else images
         if any(part.path == entry.path for part in parts):
-            why = "and one may belong to another poster; pack the tar again, with each file once"
+            why = "and one of the two may belong to another poster; pack the tar again with each file once"
             raise UserError("samples-repeated", f"{tar}: member {entry.name!r} occurs twice, {why}")
         parts.append(entry)
     for key, (images, records) in samples.items():
@@ -65,10 +65,10 @@ def read_tar(tar: Path) -> TarContents:
 
 
 def has_members(tar: Path, members: Sequence[Member]) -> bool:
-    """Return whether a tar has these members at these byte ranges; it may have more. Raises as ``read_tar``."""
+    """Return whether a tar has all these members at these byte ranges. Raises UserError if the tar is damaged."""
     there = {(e.offset, e.size, e.key) for e in entries(tar) if e.path and not e.kind}
     for member in members:
-        key = "/".join(path_of(member.key))  # earlier versions kept ./ in keys
+        key = "/".join(path_of(member.key))  # keys of earlier versions may start with ./
         image, record = (member.image_offset, member.image_size, key), (member.json_offset, member.json_size, key)
         if image not in there or (member.json_offset >= 0 and record not in there):
             return False
@@ -76,7 +76,7 @@ def has_members(tar: Path, members: Sequence[Member]) -> bool:
 
 
 def _no_part(entry: Entry) -> str:
-    """Return why a member cannot belong to a sample, in one or two words; empty if it can."""
+    """Return why a member cannot belong to a sample, in one or two words. Empty if it can belong to a sample."""
     name = entry.path[-1] if entry.path else ""
     stem, _, extension = name.partition(".")
     if not stem:
@@ -95,7 +95,7 @@ def _add(contents: TarContents, tar: Path, key: str, all_images: Sequence[Entry]
     if not images:
         reason, detail = "no image", _some(all_records)
     elif len(images) > 1:
-        reason, what = "several images", "have one key, which ends at the first dot: rename or remove some of them"
+        reason, what = "several images", "have one key, because keys end at the first dot: rename or remove some files"
         detail = f"{_some(images)} {what}"
     elif len(records) > 1:
         reason, detail = "several JSON", _some(records)

@@ -1,7 +1,7 @@
-"""Load webdataset's TarWriter without webdataset's ``__init__``, which imports torch.
+"""Load the class TarWriter without the ``__init__`` of the package webdataset, which imports torch.
 
-Preprocessing runs a process per core; torch would cost each process seconds and hundreds of megabytes. The writer's
-module imports only modules of its own package, so it is loaded under another package name, without ``__init__``.
+Preprocessing runs one process per core, and torch costs each process seconds and hundreds of megabytes. TarWriter does
+not need torch. So its module is loaded under another package name, and the ``__init__`` of webdataset does not run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verify a shard set: every byte, count and image against the manifest; table, index and tar against each other."""
+"""Verify a shard set: compare its files with the manifest, and table, index and tar of each shard with each other."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class _Check:
     shard: Shard
     labels: LabelSet
     source: Source
-    """In an indexed set, another tool wrote the JSONs; only packed JSONs always have id and genres."""
+    """Origin of the set. If another tool wrote the tars, a JSON, its id or its genres may be missing."""
     decode: bool
-    """Whether to decode the images, too."""
+    """Whether to decode the images."""
     table: SampleTable | None
-    """Table of the split; None if the set has no tables or this one cannot be opened."""
+    """Sample table of the split. None if the table does not exist or cannot be opened."""
     first: int
     """Position of the shard's first sample in the table."""
     samples: int
@@ -55,11 +55,11 @@ class Checked:
     keys: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     index: tuple[int, str] = (0, "")
-    """Bytes and SHA-256 of the index file."""
+    """Size in bytes and SHA-256 of the index file."""
 
 
 def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
-    """Return (manifest, problems), a line per problem with shard and member. Raises UserError for a bad manifest."""
+    """Return the manifest, and one line for each problem. Raises UserError if the manifest cannot be used."""
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
     return manifest, check_set(folder, manifest, workers)[0]
@@ -68,7 +68,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
 def check_set(
     folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Return (problems, {shard name: (bytes, SHA-256) of its index}). decode: whether to decode every image, too."""
+    """Return one line per problem, and (size, SHA-256) of each index by shard name. ``decode``: decode all images."""
     tasks: list[_Check] = []
     problems: list[str] = []
     source = msgspec.convert(manifest.source, Source)
@@ -82,7 +82,7 @@ def check_set(
     done = results_in_order(LocalExecutor(workers), check_shard, tasks, "verifying")
     found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
     problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
-    # Keys must be unique in the whole set, as in sets of img2dataset and of this toolkit.
+    # Keys must be unique in the whole set.
     keys = Counter(key for checked in found.values() for key in checked.keys)
     ids = Counter(name for checked in found.values() for name in checked.ids)
     problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
@@ -93,7 +93,7 @@ def check_set(
 def _sound_table(
     folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
 ) -> SampleTable | None:
-    """Return the table of a split; None if there is none or it cannot be opened. Add its errors to ``problems``."""
+    """Return the sample table of a split. None if it is missing or cannot be opened. Add errors to ``problems``."""
     table = None
     try:
         if (named := manifest.table_of(split)) is not None:
@@ -108,14 +108,14 @@ def _sound_table(
 
 
 def check_shard(task: _Check) -> Checked:
-    """Return all problems of one shard."""
+    """Compare the tar and the index of one shard with each other, with the manifest and with the sample table."""
     shard, labels, found = task.shard, task.labels, Checked()
     tar, problems = task.folder / shard.name, found.problems
     if not tar.is_file():
         problems.append(f"{tar.name}: the file is missing")
         return found
     if (size := tar.stat().st_size) != shard.bytes:
-        problems.append(f"{tar.name}: {size} bytes, the manifest says {shard.bytes}")
+        problems.append(f"{tar.name}: the file has {size} bytes, but the manifest says {shard.bytes}")
     elif sha256_file(tar) != shard.sha256:
         problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")
     try:
@@ -130,7 +130,7 @@ def check_shard(task: _Check) -> Checked:
     if foreign := foreign_to(table, facts, shard):
         problems.append(f"{tar.name}: the index {foreign}")
     if table.num_rows != shard.samples:
-        problems.append(f"{tar.name}: the index has {table.num_rows} samples, the manifest says {shard.samples}")
+        problems.append(f"{tar.name}: the index has {table.num_rows} samples, but the manifest says {shard.samples}")
     if misfit := misfit_of(table, shard):
         problems.append(f"{tar.name}: in its index, {misfit}")
         return found
@@ -186,7 +186,7 @@ def _image_problem(data: bytes, width: int, height: int) -> str:
         return ""
     turned = "; run `posters shards index` again, which uses the EXIF orientation"
     hint = turned if size == (height, width) else ""
-    return f"the image is {size[0]}x{size[1]}, the index says {width}x{height}{hint}"
+    return f"the image is {size[0]}x{size[1]}, but the index says {width}x{height}{hint}"
 
 
 def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:

@@ -1,1 +1,1 @@
-"""``posters clean``: write posters without text and a report, from raw posters and a CSV."""
+"""Code of ``posters clean``: remove the text from the posters of a CSV, and write a report."""

@@ -1,4 +1,4 @@
-"""Write the contact sheet of cleaning: before, mask, after; worst posters first; as one HTML page and as PNGs."""
+"""Write an HTML page and PNGs of the worst posters: each before cleaning, with its mask, and after cleaning."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
 PAGE = "contact_sheet.html"
-HEIGHT = 320  # of each picture, in pixels
-PER_PNG, COLUMNS = 8, 2
+HEIGHT = 320  # height of each picture in pixels
+PER_PNG, COLUMNS = 8, 2  # posters and columns in a PNG
 #: Colours in the mask picture: painted areas, and regions that were not painted over.
 PAINTED, SKIPPED = (226, 30, 140), (255, 190, 0)
 
 
 def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return the ``count`` worst posters: most text left, then most regions left alone, then most altered."""
+    """Return the ``count`` worst posters, by remaining text, then by skipped regions, then by painted area."""
     order = sorted(rows, key=lambda r: (-r["text_after"], -len(r["skipped"]), -r["altered"], r["id"]))
     return order[:count]
 
@@ -55,7 +55,7 @@ def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
     for folder in (options.images, options.out):
         try:
             found.append(decode(read_image_file(folder, row["id"]), options.image))
-        except BadImage:  # deleted since it was cleaned: show a grey picture
+        except BadImage:  # the file was deleted after cleaning: show a grey picture
             found.append(Image.new("RGB", (row["width"], row["height"]), "grey"))
     before, after = found
     shown = np.asarray(before.convert("L").convert("RGB")).astype(np.float32) * 0.55 + 60
@@ -69,12 +69,12 @@ def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
 
 def caption(row: dict[str, Any]) -> str:
     """Return the text below a poster."""
-    left = f"{row['boxes_after']} left ({row['text_after']:.1%})" if row["boxes_after"] else "nothing left"
+    left = f"regions left: {row['boxes_after']} ({row['text_after']:.1%})" if row["boxes_after"] else "no text left"
     words = (
         f"text {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
         f"({row['fill']}, {row['passes']} {'pass' if row['passes'] == 1 else 'passes'})"
     )
-    return words + "".join(f"; left alone: {reason}" for reason in dict.fromkeys(row["skipped"]))
+    return words + "".join(f"; not painted over: {reason}" for reason in dict.fromkeys(row["skipped"]))
 
 
 def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Image:
@@ -99,17 +99,17 @@ def _png(page: Sequence[tuple[dict[str, Any], list[Image.Image]]]) -> Image.Imag
 
 
 def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the figures of ``summarize`` as lines (name, value)."""
+    """Return the results of ``summarize`` as pairs of a name and a text."""
     return [
         ("posters", f"{summary['posters']}, {summary['with_text']} with text"),
         ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),
         (
             "text left",
-            f"{summary['text_after_of_before']:.2%} of that, by the detector of the cleaning, "
+            f"{summary['text_after_of_before']:.2%} of the text found, by the same detector, "
             f"on {summary['posters_with_text_after']} posters",
         ),
         ("painted over", f"{summary['altered_median']:.1%} of the picture (median of posters with text)"),
         ("passes", f"{summary['passes_mean']:.2f} on average"),
-        ("left alone", f"regions on {summary['posters_with_skipped']} posters: too large or uncertain"),
+        ("not painted", f"regions on {summary['posters_with_skipped']} posters: too large or uncertain"),
         ("seconds", f"{summary['seconds_mean']:.2f} per poster and core"),
     ]

@@ -1,10 +1,10 @@
-"""Clean raw posters of a CSV: write posters without text, rejected.csv and a report.
+"""Remove the text from the posters of a CSV. Write the cleaned posters, rejected.csv and a report.
 
     CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one per group)
-        ─ plan ─→ tasks ─ task.clean_chunk on every core ─→ OUT/{id}.jpg
+        ─ split_into_chunks ─→ tasks ─ task.clean_chunk on every core ─→ OUT/{id}.jpg
         ─→ rejected.csv, contact sheet, clean_report.parquet (last)
 
-A cleaned poster depends only on its bytes and the options, not on the number of workers, the order, or restarts.
+A cleaned poster depends only on the raw poster and the options. The number of workers and restarts do not matter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 WORK, REJECTED = ".work", "rejected.csv"
 OWN_FILES = ".posters-clean.json"
-"""Lists the posters that this command wrote to the folder. Other pictures are never overwritten or deleted."""
+"""File with the ids of the posters that this command wrote. Other pictures are never overwritten or deleted."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,28 @@ class CleanOptions(PostersOptions):
     images: StoragePath = option(MISSING, parse=storage_path)
     """Folder of raw posters, or its URL."""
     metadata: StoragePath = option(MISSING, parse=storage_path)
-    """CSV with ids and genre lists."""
+    """CSV with the ids and genres of the posters."""
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder of cleaned posters, or its URL."""
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
-    """Which posters are accepted. The size limits of shards are not used: cleaned posters keep their size."""
+    """Limits for accepted posters. Cleaned posters keep their size."""
     drop_duplicates: bool = False
-    """Of near-duplicates, keep only the first in the order of the CSV."""
+    """Keep only the first poster of each group of near-duplicates, in the order of the CSV."""
     text: TextRemoval = field(default_factory=TextRemoval)
     quality: Annotated[int, between(1, 100)] = 95
-    """JPEG quality of painted posters."""
+    """JPEG quality of the posters that were painted over."""
     sheet: Annotated[int, or_more("none")] = 48
-    """Posters on the contact sheet, worst first (0: none)."""
+    """Number of posters on the contact sheet, worst first (0: no contact sheet)."""
 
     @property
     def sheet_folder(self) -> StoragePath:
-        """Folder of the contact sheet, beside ``out``: readers of ``out`` expect posters only."""
-        return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # "." has no name to add to
+        """Folder of the contact sheet. It is beside ``out``, because other commands expect only posters in ``out``."""
+        return self.out.resolve().with_name(f"{self.out.resolve().name}-sheet")  # the path "." has no name
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if is_remote(self.out) and self.sheet and not self.out.name:
-            message = f"--out {self.out} needs a folder in the bucket: the contact sheet is written beside it"
+            message = f"--out {self.out} needs a folder in the bucket, because the contact sheet is written beside it"
             raise UserError("option-value", message)
 
 
@@ -79,8 +79,8 @@ class CleanResult:
 
     rows: list[dict[str, Any]]  # the rows of the report, in the order of the CSV
     rejected: list[Rejection]
-    cleaned_now: int  # posters that this run cleaned; the others were cleaned before
-    slots: int  # posters that were cleaned at a time
+    cleaned_now: int  # number of posters that this run cleaned; earlier runs cleaned the others
+    slots: int  # number of posters cleaned at the same time
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
@@ -89,8 +89,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         message = f"--out {options.out} is the folder of raw posters; choose another folder for cleaned posters"
         raise UserError("option-conflict", message)
     require_images(options.images)
-    facts = options.text.facts()  # fail on a missing model before anything is read
-    metadata = read_metadata(options.metadata, options, strict=False)  # genres only decide which posters a set has
+    facts = options.text.facts()  # a missing model must fail before anything is read
+    metadata = read_metadata(options.metadata, options, strict=False)  # cleaning does not use the genres
     _refuse_foreign(options.out)
     with (
         folder_lock(options.out, options.break_lock),
@@ -113,7 +113,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         problem = problem_with_rows(*table, options.images, metadata, scan, limit, pixels=False)
         if problem or not ids:
             code: Code = "table-row" if problem else "images-none"
-            problem = problem or f"no poster left to clean in {options.images}"
+            problem = problem or f"no usable poster in {options.images}"
             raise UserError(code, f"{problem}; reasons are in {options.out / REJECTED}")
         log.info("%d of %d posters are usable, in %s", len(ids), metadata.posters, options.images)
         _remove_replaced(options.out, ids)
@@ -131,7 +131,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
 
 
 def _remove_partials(out: StoragePath, ids: Iterable[str]) -> None:
-    """Delete the partial files of a killed run or worker, also in sub-folders that ids name."""
+    """Delete the unfinished files of killed runs and workers in ``out`` and in its folders of posters."""
     for folder in {cleaned_path(out, sample_id).parent for sample_id in ids} | {out, out / WORK}:
         remove_partials(folder)
 
@@ -139,7 +139,7 @@ def _remove_partials(out: StoragePath, ids: Iterable[str]) -> None:
 def _clean(
     options: CleanOptions, ids: Sequence[str], scan: Scan, executor: Executor, rejected: Sequence[Rejection]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Clean the posters. Return their rows in the order of ``ids``, and how many were cleaned now."""
+    """Return the report rows in the order of ``ids``, and the number of posters that this run cleaned."""
     known, work = removal_fingerprint(options.text), options.out / WORK
     samples = [(sample_id, scan.digests[sample_id], scan.names[sample_id]) for sample_id in ids]
     tasks = [
@@ -168,7 +168,6 @@ def _clean(
 
 
 def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
-    """Return id → size in bytes, for the existing cleaned posters of ``ids``."""
     if is_remote(out):
         listed = list_sizes(out, [f"{sample_id}.jpg" for sample_id in ids])
         return {name.removesuffix(".jpg"): size for name, size in listed.items()}
@@ -177,12 +176,12 @@ def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
 
 
 def _ours(out: StoragePath) -> set[str] | None:
-    """Return the ids whose posters earlier runs may have written; None if this command did not make the folder."""
+    """Return the ids of posters that earlier runs may have written. None if this command did not make the folder."""
     if not (out / OWN_FILES).exists():
         return None
     kept = read_json(out / OWN_FILES, "list of cleaned posters")
     ids = kept.get("ids") if isinstance(kept, dict) else None
-    # Posters are deleted by this list, and it may have been copied here with the folder.
+    # Posters on this list may be deleted, and the file may come from a stranger. So check the ids.
     if not isinstance(ids, list) or not all(isinstance(i, str) and not id_problem(i) for i in ids):
         raise UserError("path-exists", f"{out / OWN_FILES} is not a list of cleaned posters; choose another --out")
     return set(ids)
@@ -193,7 +192,7 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: StoragePath) -> None:
-    """Raise UserError if the folder has other pictures. Called before the lock, which would write to the folder."""
+    """Raise UserError if the folder has other pictures. Must run before the lock writes a file to the folder."""
     with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
@@ -201,15 +200,12 @@ def _refuse_foreign(out: StoragePath) -> None:
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete the posters of earlier runs that are not in this run, or shards would be built from them.
-
-    Raises UserError if another picture has the path of a poster: other pictures are never deleted or overwritten.
-    """
+    """Delete the posters of earlier runs that are not in this run. Refuse to overwrite other pictures."""
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)
         raise UserError("path-exists", f"{path} was not made by `posters clean`; move it away, or choose another --out")
-    remove_file(out / REPORT)  # without a report, the folder is unfinished
+    remove_file(out / REPORT)  # a folder without a report counts as unfinished
     _remove_partials(out, ours.union(ids))
     for sample_id in ours - set(ids):
         remove_file(cleaned_path(out, sample_id))
@@ -217,7 +213,6 @@ def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _first_of_each(ids: Sequence[str], scan: Scan, distance: int) -> tuple[list[str], list[Rejection]]:
-    """Return the first poster of every group of duplicates, and the others as rejections."""
     first: dict[int, str] = {}
     kept, doubles = [], []
     for sample_id, group in zip(ids, scan.duplicate_groups(ids, distance).tolist(), strict=True):

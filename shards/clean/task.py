@@ -1,4 +1,4 @@
-"""The unit of work of cleaning: clean and write a chunk of posters, then write its result file."""
+"""One task of cleaning: clean and write a chunk of posters, then write a result file for the chunk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shards.text.pipeline import NOT_CLEANED, clean_image, require_same_removal
 if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
 
-JPEG_SIDE = 65_500  # longest side in pixels that libjpeg writes
+JPEG_SIDE = 65_500  # longest side that libjpeg writes, in pixels
 CHUNK = 16  # posters per task: some seconds of work, so that little is lost if the run is killed
 
 
@@ -30,8 +30,8 @@ class CleanTask:
 
     options: CleanOptions
     samples: tuple[tuple[str, str, str], ...]  # (id, SHA-256 of the source file, its path in the folder)
-    facts: str  # fingerprint of the options' ``text``
-    answer: StoragePath  # written last: if it exists, the posters of the chunk are complete
+    facts: str  # fingerprint of ``options.text``
+    answer: StoragePath  # result file, written last; it marks the chunk as finished
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -40,26 +40,26 @@ class CleanTask:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
-        """Return a fingerprint of everything that decides the posters: contents and settings, not paths."""
+        """Return a fingerprint of everything that decides the cleaned posters. Paths are not included."""
         contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
         return fingerprint([contents, self.facts, self.options.quality])
 
 
 def cleaned_path(out: StoragePath, sample_id: str) -> StoragePath:
-    """Return the path of a cleaned poster, the first name that `posters shards build --images OUT` tries."""
+    """Return the path of a cleaned poster. `posters shards build --images OUT` tries this name first."""
     return out / f"{sample_id}.jpg"
 
 
 def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[dict[str, Any]] | None:
-    """Return the report rows of a chunk that an earlier run finished; None if it must be cleaned again.
+    """Return the report rows of a chunk that an earlier run finished. None if the chunk must be cleaned again.
 
-    ``answer``: bytes of its result file; ``sizes``: id → size in bytes of the existing cleaned posters.
+    ``answer`` is the content of the result file. ``sizes`` has the bytes of each existing cleaned poster by id.
     """
     found = read_result(answer, task.state())
     try:
         rows, expected = found["rows"], found["bytes"]
         if any(map(rejection_of, rows)):
-            return None  # retry failed posters: another detector of the same name may succeed
+            return None  # clean the chunk again, because the failed posters may succeed now
         whole = all(sizes.get(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
         return rows if whole else None
     except (ValueError, KeyError, TypeError):
@@ -67,14 +67,14 @@ def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[d
 
 
 def rejection_of(row: dict[str, Any]) -> Rejection | None:
-    """Return the rejection of a poster that was not cleaned; None if ``row`` is of a cleaned one."""
+    """Return the rejection in the row of a failed poster. None for the row of a cleaned poster."""
     return Rejection(row["id"], *row["rejected"]) if "rejected" in row else None
 
 
 def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
-    """Clean the posters of a chunk and return their rows. Raises UserError if one changed since it was checked.
+    """Clean the posters of a chunk and return their rows. Raises UserError if a poster changed since it was checked.
 
-    A poster that cannot be cleaned has no file, and a row with its id and the reason (see ``rejection_of``).
+    A poster that cannot be cleaned gets no file. Its row has only the id and the reason (see ``rejection_of``).
     """
     options = task.options
     require_same_removal(options.text, task.facts)
@@ -88,7 +88,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             # Keep the bytes of an unchanged poster if it is an upright RGB JPEG, to avoid a second JPEG compression.
             packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, options.quality)
         except BadImage as bad:
-            remove_file(place)  # written by an earlier run
+            remove_file(place)  # an earlier run may have written it
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
             sizes.append(None)
             continue
@@ -101,7 +101,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 
 
 def encode(image: Image.Image, quality: int) -> bytes:
-    """Return JPEG bytes with full colour resolution, to keep painted edges. Raises BadImage if it is too large."""
+    """Return JPEG bytes without chroma subsampling, for sharp edges. Raises BadImage if the image is too large."""
     if max(image.size) > JPEG_SIDE:
         raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side")
     with blamed_on_the_picture(NOT_CLEANED):
@@ -109,7 +109,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """Return the ids whose paths in ``out`` are unique, and the others as rejections. ``ours``: names of our files."""
+    """Return ids with unique paths in ``out``, and rejections of other ids. ``ours``: names of the command's files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}

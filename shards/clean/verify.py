@@ -1,8 +1,8 @@
-"""Check cleaned posters: detect text with RapidOCR on enlarged copies, with lower thresholds than the cleaning.
+"""Check cleaned posters with RapidOCR, on enlarged copies and with lower thresholds than cleaning uses.
 
-The referee uses the same network as cleaning, but RapidOCR's own code: other size, preparation and outlines, and boxes
-of any size count. As in cleaning, a line of known text is added below the picture. Without it the network "finds" text
-in pictures that have none (see reference_strip.py).
+This check is called the referee. Its network is the same as in cleaning, but RapidOCR's own code prepares the picture
+and computes the boxes. Boxes of every size count. As in cleaning, a line of known text is added below the picture.
+Without this line, the network marks objects as text in pictures without text (see reference_strip.py).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class RefereeOptions(Checked):
     """Settings of the referee's detector."""
 
     side: Annotated[int, between(64, 4096, "from 64 to 4096 pixels")] = 1152
-    """Short side of the searched copy, in pixels."""
+    """Short side, in pixels, of the copy in which text is searched."""
     pixel_threshold: BetweenZeroAndOne = 0.15
-    """Threshold of a pixel's probability; cleaning uses 0.2."""
+    """Threshold of the probability of a pixel. Cleaning uses 0.2."""
     region_threshold: BetweenZeroAndOne = 0.25
-    """Threshold of a region's mean probability; cleaning uses 0.3."""
+    """Threshold of the mean probability of a region. Cleaning uses 0.3."""
     reference_strip: bool = option(True, old=("--anchor",))
-    """Add a line of known text below the picture; without it the network finds text in pictures that have none."""
+    """Add a line of known text below the picture, which reduces false boxes in pictures without text."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class RefereeCommand(WorkersOption):
     cleaned: Path
     """Folder made by `posters clean`."""
     sample: Annotated[int, or_more("all")] = 0
-    """Number of posters to check, chosen by a hash of their ids (0: all)."""
+    """Number of posters to check (0: all). A hash of the ids chooses the posters."""
     referee: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
-    """Write all figures to this JSON file."""
+    """Write all results to this JSON file."""
 
 
 @dataclass(frozen=True)
 class RefereeTask:
-    """A chunk of posters to check, raw and cleaned."""
+    """A chunk of posters to check in the raw and in the cleaned folder."""
 
     raw: Path
     cleaned: Path
@@ -79,7 +79,7 @@ class RefereeTask:
 
 
 def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
-    """Return the pixels, (h, w) bool, inside of the boxes that the referee finds in an (h, w, 3) uint8 RGB image."""
+    """Return an (h, w) bool mask of the boxes with text that the referee finds in an (h, w, 3) uint8 RGB image."""
     height, width = image.shape[:2]
     scale = options.side / min(height, width)
     size = round(width * scale), round(height * scale)
@@ -108,7 +108,7 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 
 
 def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
-    """Check all posters of ``clean``, or ``sample`` of them, chosen by a hash of their ids. Return the figures."""
+    """Check ``sample`` posters of ``clean``, or all posters if ``sample`` is 0. Return the results."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(clean)
@@ -131,7 +131,7 @@ def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 
 
 
 def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
-    """Return the figures of (id, share of text before, share after) tuples."""
+    """Summarize tuples (id, share of text before cleaning, share of text after cleaning)."""
     before, after = (np.array([row[column] for row in found]) for column in (1, 2))
     worst = sorted(found, key=lambda row: (-row[2], row[0]))[:20]
     return {
@@ -140,7 +140,7 @@ def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
         "text_before_mean": float(before.mean()),
         "text_after_mean": float(after.mean()),
         "text_after_of_before": float(after.sum() / before.sum()) if before.sum() else 0.0,
-        # text only after cleaning is a failure; no text after cleaning is always a pass
+        # a poster without text after cleaning always counts as clean enough
         "clean_enough": float((after <= CLEAN_ENOUGH * before).mean()),
         "worst": [{"id": row[0], "before": row[1], "after": row[2]} for row in worst if row[2] > 0],
     }

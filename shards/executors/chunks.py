@@ -1,9 +1,9 @@
 """Work in chunks with saved results, so that a killed run can be resumed.
 
-    items ─ split_into_chunks ─→ tasks, some items each ─ read_result ─→ valid results of an earlier run
+    items ─ split_into_chunks ─→ tasks of several items ─ read_result ─→ valid results of an earlier run
                                                         ─ run_chunks, results_in_order ─→ the other results
 
-A task saves its own result at its end (write_result). ``posters fetch`` uses a journal instead, by link.
+Each task saves its result with write_result when it ends. ``posters fetch`` keeps a journal of links instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from shards.storage.files import write_json
 from shards.storage.paths import StoragePath
 
 Item = TypeVar("Item")
-Task = TypeVar("Task", bound=Sized)  # its items, which the progress bar counts
+Task = TypeVar("Task", bound=Sized)  # len(task) is the number of its items, for the progress bar
 
 
 def split_into_chunks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
-    """Split items into chunks of ``size``, in order. The last chunk may be smaller."""
+    """Divide items into chunks of ``size``, in order. The last chunk may be smaller."""
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 
@@ -46,12 +46,12 @@ def results_in_order(
 
 
 def write_result(file: StoragePath, state: str, **answer: Any) -> None:
-    """Save a task's result (JSON types). ``state``: fingerprint of everything that determines it."""
+    """Save the result of a task as JSON. ``state`` is a fingerprint of everything that determines the result."""
     write_json(file, {"state": state, **answer})
 
 
 def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
-    """Return a saved result with this ``state``, otherwise an empty dict. ``file``: path or content of the file."""
+    """Return the saved result. Empty if the file is missing or has another ``state``. ``file``: path or content."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())
         return found if found["state"] == state else {}

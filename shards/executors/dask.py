@@ -1,11 +1,11 @@
-"""Run tasks on the workers of a Dask scheduler: the same functions, tasks and results as on this machine.
+"""Run tasks on the workers of a Dask scheduler. Functions, tasks and results are the same as on this machine.
 
-No file contents are sent: only tasks and their results. Workers read and write posters and shards directly in
-the store or the shared file system. Each worker is checked before its first task: it must have the library versions on
-which the output bytes depend, and see the same folders. So results do not depend on the cluster.
+Only tasks and their results are sent. Workers read and write posters and shards directly in the store or the shared
+file system. Each worker is checked before its first task. It must have the library versions on which the output bytes
+depend, and access to the same folders. So results do not depend on the cluster.
 
-Dask runs the tasks of a lost worker again on another one. It reports a task whose workers died several times
-(``distributed.scheduler.allowed-failures``), and shards/executors/retries.py handles that task.
+If a worker dies, Dask runs its tasks on another worker. If more than
+``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ from shards.versions import library_versions
 log = logging.getLogger(__name__)
 
 CONNECT = 15
-"""Seconds to wait for a response of the scheduler."""
+"""Seconds to wait for an answer of the scheduler."""
 
-CONNECT_TRIES = 5
-"""Seconds between two checks of a cluster without new results."""
+POLL_SECONDS = 5
+"""Seconds between two checks of the scheduler."""
 
 NO_WORKERS = 4
-"""Tasks submitted to a scheduler without workers, so that the first workers can start at once."""
+"""Number of tasks to submit while the scheduler has no workers. The first worker can then start at once."""
 
 WITNESS_PREFIX = ".seen-"
-"""Prefix of a test file in each output folder. Workers must see this file."""
+"""Prefix of the name of a test file in each output folder. Workers must find this file."""
 
 CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
-"""Exceptions of a call if the scheduler is lost."""
+"""Exceptions that calls raise if the scheduler is lost."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Versions and files that a worker must share with this machine. Hashable, so that each worker checks them once."""
+    """Library versions and files that each worker must have. Hashable, so that the check can be cached."""
 
     versions: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str, int], ...]
-    """(folder, path of a file in it, size in bytes)."""
+    """(folder, path, size in bytes) of each file that a worker must find."""
 
 
 def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> tuple[Any, Failure | None]:
-    """Run a task on a worker, if the worker fits."""
+    """Run a task on this worker. Return a failure if the worker does not meet ``terms``."""
     if problem := _misfit(terms):
         return None, Failure(problem, "user", "environment")
     return attempt(function, task, get_worker().address)
 
 
 def check_worker(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
-    """Check this worker: (why it does not fit or "", whether it still runs tasks of an earlier run on the folder)."""
+    """Return why this worker does not meet ``terms`` (or ""), and whether it still runs tasks of an earlier run."""
     return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
 
 
@@ -83,22 +83,22 @@ def _misfit(terms: Terms) -> str:
     ours = library_versions([name for name, _ in terms.versions])
     for name, wanted in terms.versions:
         if ours[name] != wanted:
-            remedy = "install the same versions everywhere (constraints.txt)"
+            remedy = "install the same versions on all machines (constraints.txt)"
             return f"worker {host} has {name} {ours[name]} and this machine {wanted}: shards could differ; {remedy}"
     for folder, path, size in terms.files:
         with contextlib.suppress(OSError):
             if os.stat(path).st_size == size:
                 continue
-        return f"worker {host} does not see {folder}: use a shared file system, or a URL such as s3://bucket/folder"
+        return f"worker {host} cannot read {folder}: use a shared file system, or a URL such as s3://bucket/folder"
     return ""
 
 
 class DaskExecutor:
-    """Connection to a scheduler inside a ``with`` block.
+    """Executor that is connected to a Dask scheduler inside a ``with`` block.
 
-    ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must see the local
-    folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost later, or if a worker
-    does not fit.
+    ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must have access to
+    the local folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost, or if a
+    worker cannot read these folders or has other library versions.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class DaskExecutor:
         self._stack = contextlib.ExitStack()
         self._run_key = f"posters-{fingerprint([str(path) for path in writes])[:12]}"
         self._threads: dict[str, int] = {}
-        self._looked, self._told_to_wait = 0.0, False
+        self._polled_at, self._warned = 0.0, False
 
     def __enter__(self) -> DaskExecutor:
         with self._stack:
@@ -133,7 +133,7 @@ class DaskExecutor:
             yield from run_all(tasks, backend)
 
     def submit(self, function: Callable[[Any], Any], task: Any, avoid: set[str]) -> Future:
-        """Submit a task to a worker. Workers in ``avoid`` are used only if there are no others."""
+        """Submit a task to a worker. Workers in ``avoid`` are used only if no other workers exist."""
         others = sorted(self._threads.keys() - avoid) if avoid else []
         key = f"{self._run_key}-{function.__name__}-{secrets.token_hex(8)}"
         with self.as_user_error():
@@ -146,13 +146,13 @@ class DaskExecutor:
         """Return how many tasks the current workers can run at once. Raises UserError if the scheduler is lost."""
         if self._client.status != "running":
             raise self._lost("the connection was closed")
-        if time.monotonic() - self._looked >= CONNECT_TRIES:
+        if time.monotonic() - self._polled_at >= POLL_SECONDS:
             with self.as_user_error():
                 self._threads = self._client.nthreads()
-            self._looked = time.monotonic()
-            if not self._threads and not self._told_to_wait:
-                log.warning("no worker at %s yet: waiting for one (dask worker ...)", self._scheduler)
-            self._told_to_wait = not self._threads
+            self._polled_at = time.monotonic()
+            if not self._threads and not self._warned:
+                log.warning("the scheduler %s has no worker yet; start one with `dask worker`", self._scheduler)
+            self._warned = not self._threads
         return sum(self._threads.values())
 
     def cancel(self, futures: Sequence[Future]) -> None:
@@ -162,17 +162,17 @@ class DaskExecutor:
 
     @contextlib.contextmanager
     def as_user_error(self) -> Iterator[None]:
-        """Turn errors of a lost scheduler into a UserError."""
+        """Turn the errors of a lost scheduler into a UserError."""
         try:
             yield
         except (*CONNECTION_ERRORS, RuntimeError, ClosedClientError) as error:
-            # A client that is closed before or during the call raises the last two.
+            # RuntimeError and ClosedClientError come from a client that was closed before or during the call.
             if self._client.status == "running" and not isinstance(error, CONNECTION_ERRORS):
                 raise
             raise self._lost(error) from None
 
     def _lost(self, why: object) -> UserError:
-        remedy = "finished work is kept: start scheduler and workers, and run the same command again"
+        remedy = "finished work is kept: start the scheduler and the workers, and run the same command again"
         return UserError("scheduler-lost", f"the Dask scheduler {self._scheduler} is lost ({one_line(why)}); {remedy}")
 
     def _close(self) -> None:
@@ -187,7 +187,7 @@ class DaskExecutor:
                 yield str(folder), str(path), path.stat().st_size
         for folder in self._writes:
             for name in names_in(folder):
-                if name.startswith(WITNESS_PREFIX):  # left by a killed run: the caller holds the folder's lock
+                if name.startswith(WITNESS_PREFIX):  # left by a killed run: no other run can have locked the folder
                     (folder / name).unlink(missing_ok=True)
             path = folder.resolve() / f"{WITNESS_PREFIX}{secrets.token_hex(8)}"
             path.write_text(self._run_key)
@@ -195,8 +195,8 @@ class DaskExecutor:
             yield str(folder), str(path), path.stat().st_size
 
     def _meet_workers(self) -> None:
-        """Raise UserError if a worker does not fit. Wait for workers that still run tasks of an earlier run there."""
-        for look in itertools.count():
+        """Raise UserError if a worker does not meet the terms. Wait until no worker runs tasks of an earlier run."""
+        for check in itertools.count():
             with self.as_user_error():
                 answers = self._client.run(check_worker, self._terms, self._run_key, on_error="return")
             for address, answer in sorted(answers.items()):
@@ -206,14 +206,12 @@ class DaskExecutor:
                     raise UserError("environment", answer[0])
             if not (busy := sum(at_work for _, at_work in answers.values())):
                 break
-            if not look:
+            if check == 0:
                 log.warning("%d workers still run tasks of an earlier run: waiting for them", busy)
             time.sleep(0.5)
 
 
 class _Cluster(Backend):
-    """Tasks of one run on the workers."""
-
     this_machine = False
 
     def __init__(self, executor: DaskExecutor, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
@@ -234,7 +232,7 @@ class _Cluster(Backend):
     def wait(self) -> Sequence[Outcome]:
         keys = []
         try:
-            keys.append(self._done.get(timeout=CONNECT_TRIES))
+            keys.append(self._done.get(timeout=POLL_SECONDS))
             while True:
                 keys.append(self._done.get_nowait())
         except queue.Empty:
@@ -253,9 +251,9 @@ class _Cluster(Backend):
             raise
         except KilledWorker as killed:
             workers, last = killed.allowed_failures + 1, killed.last_worker.address
-            line = f"{workers} workers were killed while it ran, the last was {last}: out of memory?"
+            line = f"{workers} workers were killed while this task ran (out of memory?); the last was {last}"
             return number, None, Failure(line, "killed")
-        except Exception as error:  # our function did not start on the worker: it cannot load the task
+        except Exception as error:  # the worker cannot load the function or the task
             return number, None, Failure(_cannot("a worker", error), "user", "environment")
         if failure is not None:
             self._failed_on[number].add(failure.worker)
@@ -263,28 +261,27 @@ class _Cluster(Backend):
 
 
 def _cannot(worker: str, error: Exception) -> str:
-    remedy = "install poster-toolkit there in the same version, with the same extras"
-    return f"{worker} cannot run this program's tasks ({one_line(error)}); {remedy}"
+    remedy = "install the same version of poster-toolkit there, with the same extras"
+    return f"{worker} cannot run tasks of this program ({one_line(error)}); {remedy}"
 
 
 def _connect(scheduler: str) -> Client:
-    # Our own message reports a lost scheduler, so their log is off. The second logger has a level of its own.
+    # A UserError reports a lost scheduler, so the log of distributed is off. distributed.client has its own level.
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = _address(scheduler)
     try:
-        # Client's own timeout covers only the connection: it would wait without end for a silent peer.
+        # Client() can wait without end for a peer that accepts the connection but does not answer. So check first.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:  # the caller may have a running event loop
-            thread.submit(asyncio.run, _check_workers(address)).result()
+            thread.submit(asyncio.run, _require_answer(address)).result()
         return Client(address, timeout=CONNECT, set_as_default=False, name="posters")
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         what = f"no Dask scheduler answers at {scheduler} ({one_line(error)})"
-        remedy = "start one with `dask scheduler`, or name its address, such as tcp://host:8786"
+        remedy = "start one with `dask scheduler`, or give the address of one, such as tcp://host:8786"
         raise UserError("scheduler-lost", f"{what}; {remedy}") from None
 
 
-async def _check_workers(address: str) -> None:
-    """Raise OSError or TimeoutError if no peer with distributed's protocol answers."""
+async def _require_answer(address: str) -> None:
     arguments = Security().get_connection_args("client")
     comm = await asyncio.wait_for(connect(address, timeout=CONNECT, **arguments), CONNECT + 1)
     await comm.close()

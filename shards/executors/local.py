@@ -1,7 +1,7 @@
-"""Run many repeatable tasks: on all cores of this machine, or on a cluster's workers (shards/executors/dask.py).
+"""Run many tasks on all cores of this machine, or on the workers of a cluster (shards/executors/dask.py).
 
-A task is a pure function of its arguments and writes a file under a final name. It may run again at any time, also
-twice at the same moment. ``str(task)`` is its name in messages. Failures are handled by shards/executors/retries.py.
+The result of a task depends only on its arguments, and a task writes files atomically. So a task may run twice, even at
+the same time. Messages name a task by ``str(task)``. shards/executors/retries.py handles failed tasks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shards.values import Checked, or_more
 if TYPE_CHECKING:
     from shards.executors.dask import DaskExecutor
 
-#: Runs tasks: ``run`` yields (task, result) in completion order, ``slots`` returns how many run at the same time.
+#: ``run`` yields (task, result) in completion order. ``slots`` returns how many tasks run at the same time.
 Executor: TypeAlias = "LocalExecutor | DaskExecutor"
 
 
@@ -36,28 +36,28 @@ class WorkersOption(Checked):
     """Number of worker processes."""
 
     workers: Annotated[int, or_more("all cores")] = 0
-    """Worker processes on this machine (0: one per core)."""
+    """Number of worker processes on this machine (0: one per core)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutorOptions:
-    """Executor of the tasks, and the lock of the output folder."""
+    """Where tasks run, and whether to ignore the lock of the output folder."""
 
     executor: Literal["local", "dask"] = "local"
     """Run tasks on this machine (local) or on the workers of a Dask scheduler (dask)."""
     scheduler: str | None = option(None, metavar="ADDRESS")
-    """Address (tcp://HOST:PORT) of the Dask scheduler, or its scheduler file."""
+    """Address of the Dask scheduler (tcp://HOST:PORT), or path of its scheduler file."""
     break_lock: bool = option(False, old=("--take-over",))
-    """Use --out (a URL) although a run on another machine has locked it. That run must have ended."""
+    """Use an --out URL that is locked by a run on another machine. First make sure that the other run has ended."""
 
     def check_executor(self) -> None:
-        """Raise UserError for options that do not go together on a command line."""
+        """Raise UserError if the options contradict each other."""
         if self.executor == "dask":
             if not self.scheduler:
                 why = "tcp://HOST:PORT, or the path of a scheduler file"
                 raise UserError("option-missing", f"--executor dask needs --scheduler: {why}")
             if getattr(self, "workers", 0):  # `posters fetch` has no --workers
-                remedy = "leave it out, since a Dask cluster uses its own workers"
+                remedy = "leave --workers out, because a Dask cluster has its own workers"
                 raise UserError("option-conflict", f"--workers is for --executor local; {remedy}")
         elif self.scheduler:
             why = "add --executor dask, or leave --scheduler out"
@@ -72,11 +72,10 @@ def open_executor(
     writes: Sequence[StoragePath] = (),
     libraries: Sequence[str] = (),
 ) -> Iterator[Executor]:
-    """Open the executor of the options.
+    """Open a DaskExecutor if ``scheduler`` is given, or else a LocalExecutor with ``workers`` processes.
 
-    It has ``workers`` processes on this machine (0: one per core), or the workers of a Dask ``scheduler``. Dask workers
-    must see the local folders of ``reads`` and ``writes``, and have this machine's versions of ``libraries`` and of
-    shards.versions.LIBRARIES. Raises UserError as DaskExecutor.
+    Dask workers must have access to the local folders of ``reads`` and ``writes``. Their versions of ``libraries`` and
+    of shards.versions.LIBRARIES must be those of this machine. Raises the same errors as DaskExecutor.
     """
     if scheduler is None:
         yield LocalExecutor(workers)
@@ -90,15 +89,15 @@ def open_executor(
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use (the CPU affinity of containers and Slurm)."""
+    """Return the number of cores that this process may use. Slurm or a container may allow only some cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalExecutor:
     """Worker processes on this machine. ``workers`` 0 means one per available core.
 
-    With one worker or one task, everything runs in this process. Raises UserError if a worker is killed from outside
-    (usually by the kernel, out of memory). Finished work stays on disk.
+    With one worker or one task, everything runs in this process. Raises UserError if a worker is killed, usually by the
+    kernel because memory is full. Finished work stays on disk.
     """
 
     def __init__(self, workers: int = 0) -> None:
@@ -114,14 +113,12 @@ class LocalExecutor:
             try:
                 yield from run_all(tasks, backend)
             except BrokenProcessPool:
-                what = "a worker process was killed from outside (out of memory?); finished work is kept"
+                what = "a worker process was killed, perhaps because memory was full; finished work is kept"
                 remedy = "run the same command again, with fewer --workers if memory is short"
                 raise UserError("worker-lost", f"{what}: {remedy}") from None
 
 
 class _InProcess(Backend):
-    """Backend of this process: one task at a time."""
-
     this_machine = True
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> None:
@@ -138,13 +135,11 @@ class _InProcess(Backend):
 
 
 class _Pool(Backend):
-    """Backend of several processes on this machine."""
-
     this_machine = True
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> None:
         self._function, self._tasks, self._workers = function, tasks, workers
-        # spawn: a forked child would inherit locks that the parent's threads hold at that moment
+        # spawn: a forked child inherits the locks that other threads of the parent hold
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
         self._running: dict[Future[Any], int] = {}
@@ -169,7 +164,7 @@ def _start_worker() -> None:
 
 
 def _die_with_parent() -> None:
-    """End this worker with its parent. Without this, workers of a parent killed by SIGKILL would never end."""
+    """End this worker when its parent process ends. A parent that is killed cannot end its workers itself."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)

@@ -1,9 +1,10 @@
 """Handle failed tasks in the same way for every executor: retry, skip, or end the run.
 
 - A UserError or a full disk of this machine ends the run at once, because all tasks would fail.
-- Any other exception may be temporary (a busy store): the task is retried ``RETRIES`` times and then skipped. All other
-  tasks run, and one UserError at the end names the skipped tasks. The traceback of a bug is logged.
-- If the workers of a task were killed several times, another task may be the cause. It runs alone, after all others.
+- Any other exception may be temporary, for example if a store is busy. The task is retried ``RETRIES`` times and then
+  skipped. All other tasks run, and one UserError at the end names the skipped tasks. The traceback of a bug is logged.
+- If several workers are killed while they run a task, the cause may be another task on the same workers. So the failed
+  task runs again alone, after all other tasks.
 """
 
 from __future__ import annotations
@@ -26,50 +27,50 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 RETRIES = 2
-"""Retries of a task after failures that may be temporary."""
+"""Number of times that a failed task is retried."""
 
 MAX_FAILURES_IN_A_ROW = 20
-"""Number of consecutive failed tasks that ends the run, because the cause is probably not the tasks."""
+"""The run ends after this number of consecutive failed tasks, because the cause is probably not in the tasks."""
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Failure of a task in plain values, because exceptions of some libraries cannot be sent between processes."""
+    """Failure of a task as plain values, because some exceptions cannot be sent between processes."""
 
     line: str
     """Message in one line, with the type of the exception if it is not a UserError."""
     kind: str = "bug"
-    """``user``: UserError; ``disk``: full disk; ``passing``: system or store; ``killed``: worker killed; ``bug``."""
+    """``user`` (UserError), ``disk`` (full disk), ``passing`` (system or store), ``killed`` (worker) or ``bug``."""
     code: Code = "tasks-failed"
     status: int = UserError.status
     """Exit status of a UserError."""
     disk: tuple[int, str, str | None] | None = None
-    """(errno, its message, the file) of a full disk."""
+    """(errno, message, path) of the OSError if a disk is full."""
     trace: str = ""
     host: str = field(default_factory=socket.gethostname)
     worker: str = ""
-    """Address of a cluster's worker."""
+    """Address of the Dask worker. Empty on this machine."""
 
 
-#: (position of a task, its result, its failure or None)
+#: (position of the task, result or None, failure or None)
 Outcome = tuple[int, Any, Failure | None]
 
 
 class Backend(Protocol):
-    """Runs submitted tasks, which are numbered by their positions."""
+    """Runs submitted tasks. The number of a task is its position in the sequence of tasks."""
 
     this_machine: bool
     """Whether all tasks run on this machine, so that a full disk affects every task."""
 
     def room(self) -> int:
-        """Return how many tasks may be submitted and unfinished: a short queue limits memory."""
+        """Return how many submitted tasks may be unfinished at the same time. A low number limits memory."""
 
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
-        """Return the finished tasks. If there are none, wait for one; the result may be empty after some seconds."""
+        """Wait until a task is finished, and return all finished tasks. After some seconds, the result may be empty."""
 
     def close(self) -> None:
         """Cancel the tasks whose results are no longer needed."""
@@ -77,10 +78,10 @@ class Backend(Protocol):
 
 
 def attempt(function: Callable[[Task], Result], task: Task, worker: str = "") -> tuple[Any, Failure | None]:
-    """Run a task: (result, None), or (None, its failure)."""
+    """Run a task. Return (result, None), or (None, failure)."""
     try:
         return function(task), None
-    except Exception as error:  # of any type: run_all() handles all failures
+    except Exception as error:  # run_all() handles errors of all types
         return None, _failure_of(error, worker)
 
 
@@ -97,7 +98,7 @@ def _failure_of(error: Exception, worker: str) -> Failure:
 
 
 def run_all(tasks: Sequence[Task], backend: Backend) -> Iterator[tuple[Task, Any]]:
-    """Yield (task, result) in completion order. Raises UserError (see the module), and OSError for a full disk."""
+    """Yield (task, result) in completion order. Raises UserError for failed tasks, and OSError for a full disk."""
     retries = _Retries(tasks, backend.this_machine)
     queue, suspects = deque(range(len(tasks))), deque[int]()
     running, alone = 0, False

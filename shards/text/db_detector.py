@@ -1,11 +1,9 @@
 """Text detection with DB networks (differentiable binarization), run by onnxruntime on copies of several sizes.
 
-The network outputs the probability of each pixel to be in the core of a piece of text. Regions are the connected parts
-above a threshold, grown to the full size of the letters (Liao et al. 2020, "Real-time scene text detection with
-differentiable binarization": the cores of the training labels were shrunk by area times ratio over perimeter).
-
-One image per call and one thread: on a CPU, batches of 4 and 8 take longer per image, and posters in several processes
-use all cores (tests/bench/text_detection.py).
+The network outputs, for each pixel, the probability that the pixel is in the core of a piece of text. Connected pixels
+above a threshold form a core. Cores are then grown to the size of the letters, because the labels for training were
+shrunk by area times ratio over perimeter (Liao et al. 2020, "Real-time scene text detection with differentiable
+binarization").
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ from shards.text.opencv import cv2
 from shards.text.reference_strip import reference_strip, strip_height
 
 STRIDE = 32  # sides of the network's input are multiples of this
-UNCLIP = 1.6  # growth of a core as a multiple of area over perimeter; RapidOCR's default
-MIN_SIDE = 3  # thinner cores, in pixels of the searched copy, are noise
-#: A region that fills this share of its smallest rectangle becomes the rectangle; others (arcs) keep their shape.
+UNCLIP = 1.6  # a core grows by UNCLIP times area over perimeter (default of RapidOCR)
+MIN_SIDE = 3  # thinner cores, in pixels of the copy, are ignored as noise
+#: A region that fills this share of its smallest rectangle becomes the rectangle. Other regions keep their shape.
 STRAIGHT = 0.7
-MAX_SIDE = 4096  # largest long side of a searched copy in pixels, so that a very wide picture fits into memory
+MAX_SIDE = 4096  # longest side of a copy in pixels, so that a very wide picture fits into memory
 
 
 def packaged_model() -> Path:
@@ -44,13 +42,13 @@ def packaged_model() -> Path:
 
 
 class DBDetector:
-    """A TextDetector. Not thread-safe."""
+    """TextDetector with a DB network. The detector is not thread-safe."""
 
     def __init__(self, options: DetectorOptions) -> None:
-        """Load the network of RapidOCR's wheel or of ``options``. Raises UserError if it is not a text detector."""
+        """Load the network that ``options`` name. Raises UserError if the network is not a text detector."""
         path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
-        self.looks = len(options.scales)
+        self.passes = len(options.scales)
         self._session = open_session(path, "detector model", "clean", device=options.device)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3 or len(outputs) != 1:
@@ -60,8 +58,8 @@ class DBDetector:
         self._input = inputs[0].name
         self.name = f"{path.name} {sha256_file(path)[:12]}"
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        return [region for side in self.options.scales[look] for region in self.at(image, side)]
+    def detect(self, image: np.ndarray, index: int = 0) -> list[Region]:
+        return [region for side in self.options.scales[index] for region in self.at(image, side)]
 
     def at(self, image: np.ndarray, side: int) -> list[Region]:
         """Return the regions found on a copy whose short side is ``side`` pixels."""
@@ -82,7 +80,7 @@ class DBDetector:
         copy = cv.resize(image, (width, height), interpolation=cv.INTER_AREA if shrinks else cv.INTER_LINEAR)
         rows = strip_height(min(width, height)) if self.options.reference_strip else 0
         seen = np.concatenate([copy, reference_strip(width, rows)]) if rows else copy
-        # the networks were trained on OpenCV's channel order (BGR), scaled to -1..1
+        # the networks take channels in the order BGR, with values from -1 to 1
         planes = np.ascontiguousarray(seen[..., ::-1].transpose(2, 0, 1)[None], dtype=np.float32)
         planes /= 127.5
         planes -= 1.0
@@ -98,7 +96,7 @@ class DBDetector:
         return np.ascontiguousarray(out[0, 0, :height])
 
     def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
-        """Return (outline, height of the letters, score) of each region, in pixels of the map."""
+        """Return (outline, letter height, score) of each region. Lengths are in pixels of the map."""
         cv = cv2()
         binary = (probability > self.options.pixel_threshold).astype(np.uint8)
         contours, _ = cv.findContours(binary, cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
@@ -124,7 +122,7 @@ class DBDetector:
 
 
 def _grown(core: np.ndarray, contour: Any, corner: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Return outline and letter height of a curved region: its core, grown by area times UNCLIP over perimeter."""
+    """Grow a curved core by area times UNCLIP over perimeter. Return the outline and the letter height."""
     cv = cv2()
     area, perimeter = cv.countNonZero(core), max(1.0, cv.arcLength(contour, True))
     grow = max(1, round(area * UNCLIP / perimeter))

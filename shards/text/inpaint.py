@@ -1,7 +1,7 @@
-"""Paint over a mask: from the colours around it, with OpenCV's in-painting, or with a user's network.
+"""Paint over a mask, with the surrounding colours or with OpenCV's in-painting.
 
-A fill is a function (image, mask) → image: image (h, w, 3) uint8 RGB, mask (h, w) bool. It must not change pixels
-outside of the mask, and its result must depend on these two arguments only.
+A fill is a function. It takes an (h, w, 3) uint8 RGB image and an (h, w) bool mask, and returns an image. A fill must
+not change pixels outside the mask. The result must depend only on the image and the mask.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: Radius, in pixels, of the neighbourhood that OpenCV's in-painting uses.
 RADIUS = 5
-#: Standard deviation in pixels of the blur that splits the surroundings into colour and grain.
+#: Standard deviation, in pixels, of the blur that separates the colours around a hole from their grain.
 GRAIN_SCALE = 1.5
-#: Width, in pixels, of the border around a hole from which colours are taken: more than the blur reaches.
+#: Width, in pixels, of the border around a hole from which colours are taken. It is wider than the blur.
 BORDER = 4 + int(4 * GRAIN_SCALE)
-#: Largest strength of painted grain (grey levels): stronger texture is structure, which noise cannot imitate.
+#: Largest strength of painted grain in grey levels. Noise cannot imitate stronger textures.
 MAX_GRAIN = 3.0
-#: Relaxation steps on each level of the pyramid; more steps make no visible difference.
+#: Number of relaxation steps on each level of the pyramid. More steps make no visible difference.
 RELAXATIONS = 12
-#: Pixels that are processed at a time, to limit memory.
+#: Number of pixels that are processed at a time, to limit memory.
 STRIP = 2_000_000
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fill the mask with a smooth interpolation of the surrounding colours, and with grain like the surroundings.
+    """Fill the mask with a smooth interpolation of the surrounding colours, and add grain like that around the mask.
 
-    The interpolation solves Laplace's equation with the colours around the hole as boundary (Perez, Gangnet, Blake
-    2003, "Poisson image editing", with a guidance field of zero), coarse to fine on a pyramid. It continues a gradient,
-    where one mean colour would leave a visible bar. Grain comes from a generator with a fixed seed.
+    The interpolation solves Laplace's equation on a pyramid, from coarse to fine. The colours around the mask are the
+    boundary values (Perez, Gangnet, Blake 2003, "Poisson image editing", with a guidance field of zero). The grain is
+    random noise from a generator with a fixed seed.
     """
     if not mask.any():
         return image.copy()
@@ -46,7 +46,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for rows, seen in _strips(hole.shape, BORDER):
         colour = _colour(part[seen], hole[seen])
         grain = np.abs(part[seen] - colour).mean(axis=2)
-        # An edge that crosses the border changes means of |x| less than means of squares.
+        # Grain is a mean of |x|, because edges near the mask change a mean of squares more.
         of_seen = np.concatenate([colour, np.minimum(grain, MAX_GRAIN)[..., None]], axis=2)
         field[rows] = of_seen[rows.start - seen.start :][: rows.stop - rows.start]
     field = membrane(field, hole)
@@ -59,7 +59,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _colour(part: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Return ``part`` without its grain, (h, w, 3) float32, from the pixels outside of ``hole``."""
+    """Blur ``part`` without the pixels in ``hole``, to remove its grain. Return (h, w, 3) float32."""
     cv = cv2()
     known = (~hole).astype(np.float32)
     weight = cv.GaussianBlur(known, (0, 0), GRAIN_SCALE)
@@ -68,7 +68,7 @@ def _colour(part: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Fill ``hole``, (h, w) bool, of ``field``, (h, w, c) float32, by harmonic interpolation, in place; return it."""
+    """Fill the (h, w) bool ``hole`` of the (h, w, c) float32 ``field`` by harmonic interpolation, in place."""
     cv = cv2()
     if min(hole.shape) > 2 and hole.any():
         height, width = (hole.shape[0] + 1) // 2, (hole.shape[1] + 1) // 2
@@ -90,7 +90,7 @@ def membrane(field: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _relax(field: np.ndarray, hole: np.ndarray) -> None:
-    """Set each pixel of the hole to the mean of its four neighbours, RELAXATIONS times. Strips change no bits."""
+    """Set each pixel of the hole to the mean of its four neighbours, RELAXATIONS times, in strips to limit memory."""
     kernel = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
     above = field[:0]  # rows of the previous strip before it was changed
     for rows, seen in _strips(hole.shape, RELAXATIONS):
@@ -104,7 +104,7 @@ def _relax(field: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of strips of about STRIP pixels, and the same rows with a ``border`` around."""
+    """Yield the rows of each strip of about STRIP pixels, without and with a ``border`` above and below."""
     height = max(2 * border, STRIP // max(1, shape[1]))
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])
@@ -112,7 +112,6 @@ def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]
 
 
 def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns of the mask's bounding box, with a border from which colours are taken."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     # The end of a slice may be outside of the picture.
     top, left = max(0, int(rows[0]) - BORDER), max(0, int(columns[0]) - BORDER)
@@ -124,8 +123,8 @@ def opencv(image: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
     plausible = surround(image, mask)
     if mask.all() or not mask.any() or min(mask.shape) < 3:
         return plausible  # OpenCV has no known pixel to start from
-    # OpenCV treats masked pixels at the upper and left border as known (its issues 14722, 25389) and would spread the
-    # text there. So its input is the result of ``surround``, which has no text.
+    # OpenCV treats masked pixels at the upper and left border as known (its issues 14722, 25389) and would spread
+    # text from these pixels. So the input of OpenCV is the result of ``surround``, which has no text.
     return np.asarray(cv2().inpaint(plausible, mask.astype(np.uint8), RADIUS, getattr(cv2(), method)))
 
 

@@ -1,8 +1,8 @@
-"""A user's in-painting network in an ONNX file: image and mask in, image out.
+"""Paint over a mask with a user's in-painting network from an ONNX file.
 
-Inputs: an image (n, 3, h, w) and a mask (n, 1, h, w), recognized by their channels; both float32. Output: an image of
-the same size. If h and w are fixed in the file, the picture is resized to them and back. Inputs and outputs may have
-values 0..1 or 0..255; a trial with a grey picture shows which.
+The network takes an image (n, 3, h, w) and a mask (n, 1, h, w), both float32, and returns an image of the same size. If
+h and w are fixed in the file, the picture is resized to h and w and back. Values range from 0 to 1 or from 0 to 255. A
+trial with a grey picture shows which range the network uses.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from shards.errors import UserError, one_line
 from shards.onnx_session import open_session
 from shards.text.opencv import cv2
 
-MULTIPLE = 8  # sides are multiples of this if the network has free sizes (most halve their input three times)
-PROBE = 64  # side, in pixels, of the trial picture for a network of free size
+MULTIPLE = 8  # if h and w are free, sides are multiples of this: most networks halve their input three times
+PROBE = 64  # side of the trial picture in pixels if h and w are free
 
 
 class FillModel:
-    """A fill (see inpaint.Fill). Pixels outside of the mask are never changed, even if the network changes them."""
+    """A fill (see inpaint.Fill). Pixels outside the mask keep their values, even if the network changes them."""
 
     def __init__(self, path: Path) -> None:
-        """Open and try the network. Raises UserError if it is not an in-painting network."""
+        """Load and try the network. Raises UserError if it is not an in-painting network."""
         self.path = path
         self._session = open_session(path, "fill model", "clean")
         inputs = self._session.get_inputs()
@@ -49,7 +49,7 @@ class FillModel:
         height, width = mask.shape
         size = self._size or tuple(-(-n // MULTIPLE) * MULTIPLE for n in (width, height))
         seen = cv.resize(image, size, interpolation=cv.INTER_AREA if size[0] < width else cv.INTER_LINEAR)
-        # Area interpolation, and all values above 0: so a smaller mask still covers every masked pixel.
+        # Area interpolation makes a pixel of a smaller mask positive if it covers any masked pixel.
         shrunk = size[0] < width or size[1] < height
         method = cv.INTER_AREA if shrunk else cv.INTER_NEAREST_EXACT
         hole = cv.resize(mask.astype(np.float32), size, interpolation=method)
@@ -77,7 +77,7 @@ class FillModel:
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:
-        """Return the white levels of input and output, each 1 or 255, that turn a hole in a grey picture grey."""
+        """Return the white levels (1 or 255) of input and output at which the network paints a grey picture grey."""
         width, height = self._size or (PROBE, PROBE)
         hole = np.zeros((height, width), np.float32)
         hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1

@@ -1,4 +1,4 @@
-"""Turn regions of text into the mask that is painted over, without regions that are probably not text."""
+"""Make the mask that is painted over from regions of text. Leave out regions that are probably not text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""(share of the picture, score): a region with a larger share needs at least this score to be accepted. On 300 real
-posters, titles of these sizes had higher scores, and most figures and patterns had lower ones."""
+"""(area as a share of the picture, score): a region larger than the area is accepted only from this score. On
+300 real posters, titles of these areas had higher scores, and most figures and patterns had lower scores."""
 
 
 @dataclass(frozen=True)
 class MaskOptions(Checked):
-    """Margin of a mask around text, and its largest share of a picture."""
+    """Margin around text, and limits of the painted area."""
 
     margin: Annotated[float, between(0, 2, "from 0 to 2 letter heights")] = 0.2
-    """Growth of a region on every side, as a share of the height of its letters; at least one pixel. It covers
-    outlines, glows and shadows of letters."""
+    """Margin around a region, as a share of its letter height, but at least one pixel. The margin covers outlines,
+    glows and shadows of letters."""
     max_region: OverZeroToOne = 0.4
-    """Largest share of the picture of one region. Larger regions are not painted over: they are figures or patterns."""
+    """Largest share of the picture that one region may cover. Larger regions are probably not text and are ignored."""
     max_total: OverZeroToOne = 0.8
-    """Largest share of the picture of all regions together. Regions with the lowest scores are left out first."""
+    """Largest share of the picture that is painted over. Regions with the lowest scores are left out first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Skipped:
 
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixels inside of the regions, (h, w) bool, without margin. Its mean is the share of text."""
+    """Return an (h, w) bool mask of the regions without margin. The mean of the mask is the share of text."""
     return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
@@ -57,7 +57,7 @@ def doubt(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
 def accepted(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
-    """Return the accepted regions, and the others with their reasons."""
+    """Return the accepted regions, and the other regions with reasons."""
     checked = [Skipped(region, doubt(region, shape, options)) for region in regions]
     return [each.region for each in checked if not each.reason], [each for each in checked if each.reason]
 
@@ -65,27 +65,27 @@ def accepted(
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """Return ``painted`` with the regions added, (h, w) bool without holes, and the regions over ``max_total``."""
+    """Add regions to ``painted``. Return the (h, w) bool mask without holes, and the regions over ``max_total``."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
-        # Holes in a ring of text are filled: polygons can then describe the mask, and no island remains.
+        # Holes, such as in a ring of text, are filled. Polygons can then describe the mask.
         more = mask_of(outlines(mask | _grown(region, shape, options.margin)), shape)
         if more.mean() > options.max_total:
-            skipped.append(Skipped(region, f"no room: {options.max_total:.0%} of the picture is painted over"))
+            skipped.append(Skipped(region, f"over the limit of {options.max_total:.0%} of the picture"))
         else:
             mask = more
     return mask, skipped
 
 
 def outlines(mask: np.ndarray) -> list[list[int]]:
-    """Return a mask without holes as polygons x0, y0, x1, y1, ...; cv2.fillPoly of each restores the mask."""
+    """Return the polygons [x0, y0, x1, y1, ...] of a mask without holes. ``mask_of`` restores the mask."""
     cv = cv2()
     contours, _ = cv.findContours(mask.astype(np.uint8), cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
     return [contour.reshape(-1).tolist() for contour in contours]
 
 
 def mask_of(polygons: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of polygons, (h, w) bool: the inverse of ``outlines``."""
+    """Return the (h, w) bool mask of polygons. This is the inverse of ``outlines``."""
     mask = np.zeros(shape, np.uint8)
     for polygon in polygons:
         cv2().fillPoly(mask, [np.asarray(polygon, np.int32).reshape(-1, 2)], 1)

@@ -10,7 +10,7 @@ from shards.extras import require_extra
 
 @cache
 def cv2() -> Any:
-    """Return the module, set to one thread since tasks run in processes. Raises UserError if it is not installed."""
+    """Return the module cv2 with one thread, because tasks run in processes. Raises UserError if cv2 is missing."""
     module = require_extra("clean", "text removal", "cv2")
     module.setNumThreads(1)
     return module

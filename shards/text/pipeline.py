@@ -1,6 +1,6 @@
-"""Remove the text of one poster: find and paint over, until no text is found or the passes are used up.
+"""Remove the text of one poster: find text and paint over it, until no text is found or the limit is reached.
 
-``posters clean`` and the packing of shards both use this.
+``posters clean`` and ``posters shards build --text-removal`` use this module.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from shards.text.detector import DetectorOptions, Region, TextDetector
 from shards.text.inpaint import FILLS, Fill
 from shards.text.masks import MaskOptions, Skipped, accepted, outlines, paint_mask, text_mask
 from shards.text.opencv import cv2
-from shards.text.registry import make_detector, make_fill, own_options
+from shards.text.registry import make_detector, make_fill, own_options, passes_of
 from shards.values import Checked, Count
 
-TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # their versions decide the pixels
+TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # their versions may change the pixels
 REPORT = "clean_report.parquet"  # in folders of cleaned posters, and of shards built with text removal
 
-NOT_CLEANED = "cannot be cleaned"  # reason of posters on which detector or fill fails
-#: If this many first posters all fail, the cause is not a single poster, and cleaning stops.
+NOT_CLEANED = "cannot be cleaned"  # reason in rejected.csv if the detector or the fill fails
+#: Cleaning stops if this number of posters fails before any succeeds. The cause is then not a single poster.
 MAX_FAILURES_IN_A_ROW = 20
 
 
@@ -44,15 +44,15 @@ class TextRemoval(Checked):
     fill: str = option("surround", choices=FILLS)
     """Method of painting over text."""
     fill_model: Path | None = None
-    """ONNX in-painting network instead of --fill: image and mask in, image out."""
+    """ONNX file of an in-painting network, used instead of --fill."""
     passes: Count = 4
     """Largest number of times that a poster is painted over."""
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that decide the pixels, for reports and fingerprints; files by content, not by path."""
+        """Return all settings that decide the pixels, for reports and fingerprints. A file is given by its SHA-256."""
         return {
             "detector": _tools(self)[0].name,
-            "looks": [list(look) for look in self.detector.scales],
+            "looks": [list(sides) for sides in self.detector.scales],
             "pixel_threshold": self.detector.pixel_threshold,
             "region_threshold": self.detector.region_threshold,
             "anchor": self.detector.reference_strip,
@@ -74,11 +74,11 @@ class Cleaned:
 
     image: Image.Image
     row: dict[str, Any]  # columns of report.SCHEMA
-    painted: bool  # False: no pixel changed
+    painted: bool  # False if no pixel changed
 
 
 def clean_image(sample_id: str, image: Image.Image, options: TextRemoval) -> Cleaned:
-    """Remove the text of an upright RGB image. Raises BadImage if detector or fill fails on it."""
+    """Remove the text of an upright RGB image. Raises BadImage if the detector or the fill fails."""
     detector, fill = _tools(options)
     started = time.perf_counter()
     with blamed_on_the_picture(NOT_CLEANED):
@@ -109,32 +109,32 @@ class Removal:
 
     image: np.ndarray  # (h, w, 3) uint8 RGB; pixels outside of ``mask`` are unchanged
     mask: np.ndarray  # (h, w) bool: all pixels that were painted over; it has no holes
-    before: int = 0  # regions found before the first pass
-    after: int = 0  # regions found by the last search of each kind
-    text_before: float = 0.0  # share of the picture inside the regions of ``before``
-    text_after: float = 0.0  # share of the picture inside the regions of ``after``
-    passes: int = 0  # how often the poster was painted over
+    before: int = 0  # number of regions found before the first painting
+    after: int = 0  # number of regions found by the last search of each detection pass
+    text_before: float = 0.0  # share of the picture inside the regions that ``before`` counts
+    text_after: float = 0.0  # share of the picture inside the regions that ``after`` counts
+    passes: int = 0  # number of times that the poster was painted over
     skipped: list[Skipped] = field(default_factory=list)
-    """Regions of the last searches that were not painted over, and why: probably not text, or no room."""
+    """Regions that the last search of each detection pass found, but that were not painted over, with reasons."""
 
 
 def remove_text(
     image: np.ndarray, detector: TextDetector, fill: Fill, options: MaskOptions, passes: int = 4
 ) -> Removal:
-    """Paint over the text of (h, w, 3) uint8 RGB pixels, at most ``passes`` times. The last step is a search.
+    """Paint over the text of an (h, w, 3) uint8 RGB image, at most ``passes`` times.
 
-    The searches of the detector alternate. Every pass fills the union of all masks in the original, not in the last
-    result: there, an earlier pass may have spread the colour of a half-covered letter.
+    The passes of the detector take turns, and a detector pass is always the last step. Each painting fills the union of
+    all masks in the original image, because an earlier painting may have spread the colour of a half-covered letter.
     """
     shape = image.shape[:2]
     result = Removal(image, np.zeros(shape, bool))
     found: dict[int, list[Region]] = {}
     skipped: dict[int, list[Skipped]] = {}
-    look = quiet = 0
-    while quiet < detector.looks:
-        regions, doubted = accepted(detector.detect(result.image, look), shape, options)
-        mask, no_room = paint_mask(regions, shape, options, result.mask)
-        found[look], skipped[look] = regions, doubted + no_room
+    index, quiet, count = 0, 0, passes_of(detector)
+    while quiet < count:
+        regions, doubted = accepted(detector.detect(result.image, index), shape, options)
+        mask, too_much = paint_mask(regions, shape, options, result.mask)
+        found[index], skipped[index] = regions, doubted + too_much
         if result.passes == 0:
             result.before, result.text_before = _extent(found.values(), shape)
         if (mask & ~result.mask).any() and result.passes < passes:
@@ -142,36 +142,34 @@ def remove_text(
             result.image = fill(image, mask)
             result.passes += 1
             quiet = 0
-        else:  # no new text, or no room: another pass would give the same
+        else:  # no new text, or a limit is reached: another painting would change nothing
             quiet += 1
-        look = (look + 1) % detector.looks
+        index = (index + 1) % count
     result.after, result.text_after = _extent(found.values(), shape)
     result.skipped = [skip for skips in skipped.values() for skip in skips]
     return result
 
 
 def _extent(found: Iterable[list[Region]], shape: tuple[int, int]) -> tuple[int, float]:
-    """Return the number of regions, and the share of the picture that they cover together."""
-    regions = [region for of_look in found for region in of_look]
+    regions = [region for of_pass in found for region in of_pass]
     return len(regions), float(text_mask(regions, shape).mean())
 
 
 @lru_cache(maxsize=2)
 def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
-    """Return detector and fill, loaded once per process."""
     cv2()  # fail at the start if OpenCV is missing
     return make_detector(options.detector), make_fill(options.fill, options.fill_model)
 
 
 def removal_fingerprint(options: TextRemoval) -> str:
-    """Return a fingerprint that changes whenever the pixels may change."""
+    """Return a fingerprint of all settings that decide the pixels."""
     return fingerprint(options.facts())
 
 
 @lru_cache(maxsize=2)
 def require_same_removal(options: TextRemoval, facts: str) -> None:
-    """Raise UserError if the fingerprint of text removal here differs from ``facts``, that of the main process."""
+    """Raise UserError if the fingerprint in this process differs from ``facts``, the one in the main process."""
     if removal_fingerprint(options) != facts:
-        problem = "differs from the main process: another detector, or a model file with other content"
-        remedy = "give all workers the same files, then run again"
+        problem = "differs from the main process (another detector, or a model file with other content)"
+        remedy = "give all workers the same files and run the same command again"
         raise UserError("ranks-differ", f"text removal on {socket.gethostname()} {problem}; {remedy}")

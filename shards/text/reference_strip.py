@@ -1,9 +1,9 @@
 """Add a line of known text below every picture that a detector searches.
 
-These detectors are trained on pictures with text. In a picture without text, they detect the most prominent object
-instead: on posters without text, PP-OCRv6 and v4 "found" faces and whole figures, up to a third of the picture, with
-scores up to 0.88. With a line of real text in the picture, these false regions disappear
-(tests/bench/text_detection.py measures this, and the lower recall that it costs).
+Text detectors are trained on pictures with text. In a picture without text, such a detector marks the most prominent
+object as text. On posters without text, PP-OCRv6 and PP-OCRv4 marked faces and whole figures, up to a third of the
+picture, with scores up to 0.88. With a line of real text below the picture, these false regions disappear. The line
+also lowers recall (tests/bench/text_detection.py measures both effects).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ STRIDE = 32
 
 
 def strip_height(side: int) -> int:
-    """Return the rows of the strip for a short side in pixels: a tenth of it, as a multiple of STRIDE."""
+    """Return the height of the strip in pixels: a tenth of the short side, rounded to a multiple of STRIDE."""
     return max(STRIDE, round(side / 10 / STRIDE) * STRIDE)
 
 
 @lru_cache(maxsize=64)
 def reference_strip(width: int, height: int) -> np.ndarray:
-    """Return black words on white, (height, width, 3) uint8."""
+    """Return a picture of black words on white, (height, width, 3) uint8."""
     image = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(height * 0.5)
     pen = ImageDraw.Draw(image)

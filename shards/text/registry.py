@@ -1,12 +1,15 @@
-"""The registry of text detectors: names, and the options of each detector. Fills are in inpaint.FILLS.
+"""The registry of text detectors and their options. The registry of fills is inpaint.FILLS.
 
-To add a detector, write a module with a dataclass of options and a callable that takes them, and add an entry here:
-``--detector NAME:a=1,b=2`` then uses it.
+To add a detector, write a dataclass of options and a callable that takes the options and returns a TextDetector. Then
+add an entry to DETECTORS. ``--detector NAME:a=1,b=2`` uses the new detector.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +22,14 @@ from shards.text.detector import DetectorOptions, TextDetector
 from shards.text.inpaint import FILLS, Fill
 from shards.text.inpaint_model import FillModel
 
+log = logging.getLogger(__name__)
+
 
 class Entry(NamedTuple):
     """A registered detector."""
 
     made_by: str  # MODULE:CALLABLE, which takes the options and returns a TextDetector
-    options: type  # a dataclass; the fields of DetectorOptions are command-line options already
+    options: type  # dataclass of the detector's own options; DetectorOptions if it has none
 
 
 DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOptions)}
@@ -37,15 +42,15 @@ def make_detector(options: DetectorOptions) -> TextDetector:
         return load_object(entry.made_by)(_options(entry.options, options, own))
     if ":" in options.detector and Path(options.detector).suffix != ".onnx":
         return _custom(options.detector)
-    return load_object(DETECTORS["rapidocr"].made_by)(options)  # FILE.onnx of such a network
+    return load_object(DETECTORS["rapidocr"].made_by)(options)  # the path of an ONNX file
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
-    """Parse the detector's own options, ``a=1,b=2``, into its dataclass. Raises UserError if they do not fit."""
+    """Convert the detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError if one is wrong."""
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
-        has = f"its own options are {', '.join(names)}" if names else "it has no options of its own"
+        has = f"the detector takes {', '.join(names)}" if names else "the detector has no options of its own"
         raise UserError("option-unknown", f"--detector {options.detector}: unknown option {unknown[0]!r}; {has}")
     try:
         return options if kind is DetectorOptions else msgspec.convert(given, kind, strict=False)
@@ -54,7 +59,7 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
 
 
 def own_options(options: DetectorOptions) -> dict[str, str]:
-    """Return the detector's own options as given, for reports and fingerprints; empty if there are none."""
+    """Return the detector's own options as a text, for reports and fingerprints. Empty if there are none."""
     name, _, own = options.detector.partition(":")
     return {"detector_options": own} if name in DETECTORS and own else {}
 
@@ -65,15 +70,30 @@ def _custom(name: str) -> TextDetector:
     except Exception as error:  # a user's code may raise anything
         message = f"--detector {name} cannot be created: {type(error).__name__}: {one_line(error)}"
         raise UserError("option-value", message) from None
-    title, looks, detect = (getattr(made, wanted, None) for wanted in ("name", "looks", "detect"))
-    if not (isinstance(title, str) and isinstance(looks, int) and looks >= 1 and callable(detect)):
-        problem = f"returns a {type(made).__name__}; detect(), a text name and an integer looks >= 1 are needed"
+    title, passes, detect = getattr(made, "name", None), passes_of(made), getattr(made, "detect", None)
+    if not (isinstance(title, str) and isinstance(passes, int) and passes >= 1 and callable(detect)):
+        problem = f"returns a {type(made).__name__}; detect(), a text name and an integer passes >= 1 are needed"
         raise UserError("option-value", f"--detector {name} {problem}")
     return made
 
 
+def passes_of(detector: Any) -> Any:
+    """Return the number of passes of a detector. Warn once if the detector has the old attribute name ``looks``."""
+    passes = getattr(detector, "passes", None)
+    if not isinstance(passes, int) and hasattr(detector, "looks"):
+        _warn_of_looks(type(detector).__qualname__)
+        return detector.looks
+    return passes
+
+
+@cache
+def _warn_of_looks(name: str) -> None:
+    if multiprocessing.parent_process() is None:  # the main process warns for all its workers
+        log.warning("text detector %s has the attribute looks, which is now called passes; rename it", name)
+
+
 def make_fill(name: str, model: Path | None = None) -> Fill:
-    """Return the fill ``name`` or, if given, the network ``model``. Raises UserError if it is unknown or unfit."""
+    """Return the fill ``name``, or the network ``model`` if given. Raises UserError if the fill is not usable."""
     if model is not None:
         return FillModel(model)
     if name not in FILLS:

@@ -22,22 +22,22 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # pixels of the upright poster
         ("height", pa.int32()),
         ("fill", pa.string()),
-        ("passes", pa.int32()),  # how often the poster was painted over
-        ("boxes_before", pa.int32()),  # regions found before the first pass
-        ("boxes_after", pa.int32()),  # regions found by the last search of each kind
+        ("passes", pa.int32()),  # number of times that the poster was painted over
+        ("boxes_before", pa.int32()),  # number of regions found before the first painting
+        ("boxes_after", pa.int32()),  # number of regions found by the last searches
         ("text_before", pa.float64()),  # shares of the picture inside these regions
         ("text_after", pa.float64()),
         ("altered", pa.float64()),  # share of the pixels painted over
         ("seconds", pa.float64()),
-        ("polygons", pa.list_(pa.list_(pa.int32()))),  # x0, y0, x1, y1, ... of all painted areas
-        ("skipped", pa.list_(pa.string())),  # why regions were not painted over
+        ("polygons", pa.list_(pa.list_(pa.int32()))),  # polygons x0, y0, x1, y1, ... of all painted areas
+        ("skipped", pa.list_(pa.string())),  # reasons of the regions that were not painted over
         ("skipped_polygons", pa.list_(pa.list_(pa.int32()))),
     ]
 )
 
 
 def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the report. ``facts`` (settings of text removal) are stored in the metadata of the file."""
+    """Write the report. ``facts`` are the settings of text removal, which go into the metadata of the file."""
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     table = table.replace_schema_metadata({b"text_removal": json.dumps(facts, sort_keys=True).encode()})
     with atomic_write(path) as stream:
@@ -45,13 +45,13 @@ def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[
 
 
 def read_report(folder: StoragePath) -> pd.DataFrame:
-    """Return the report of a folder; ``attrs["text_removal"]`` has the settings. Raises UserError if it is unfit."""
+    """Return the report of a folder with the settings in ``attrs["text_removal"]``. Raises UserError if not valid."""
     path, again = folder / NAME, "run `posters clean` again"
     try:
         with as_user_error("read the report", path):
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
-        message = f"{path} not found: {folder} was not made by `posters clean`, or it has not finished"
+        message = f"{path} not found: {folder} was not made by `posters clean`, or the command has not finished"
         raise UserError("path-missing", message) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError("table-unreadable", f"{path} cannot be read: {one_line(error)}; {again}") from None
@@ -71,7 +71,7 @@ def read_report(folder: StoragePath) -> pd.DataFrame:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the printed figures: ``altered_median`` and ``passes_mean`` of posters with text, other means of all."""
+    """Summarize the report. ``altered_median`` and ``passes_mean`` ignore posters without text, other means do not."""
     frame = pd.DataFrame(rows, columns=SCHEMA.names)
     text = frame[frame["text_before"] > 0]
     before, after = float(text["text_before"].sum()), float(text["text_after"].sum())

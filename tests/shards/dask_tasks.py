@@ -91,7 +91,7 @@ class Fragile(Bright):
 
     name = "fragile"
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+    def detect(self, image: np.ndarray, index: int = 0) -> list[Region]:
         if image.shape[1] == 164 and Path(os.environ[BROKEN]).exists():
             raise ZeroDivisionError("a bug in the detector")
-        return super().detect(image, look)
+        return super().detect(image, index)

@@ -125,7 +125,7 @@ def region(box: tuple[float, float, float, float], score: float = 0.99, height: 
 @dataclass(frozen=True)
 class LevelOptions:
     least: int = 200
-    looks: int = 1
+    passes: int = 1
 
 
 class Level:
@@ -134,11 +134,20 @@ class Level:
     name = "level"
 
     def __init__(self, options: LevelOptions) -> None:
-        self.least, self.looks = options.least, options.looks
+        self.least, self.passes = options.least, options.passes
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+    def detect(self, image: np.ndarray, index: int = 0) -> list[Region]:
         ys, xs = np.nonzero(image.min(axis=2) >= self.least)
         return [region((xs.min(), ys.min(), xs.max(), ys.max()))] if len(xs) else []
+
+
+class OldName:
+    """A detector that was written when ``passes`` was called ``looks``."""
+
+    name, looks = "old", 2
+
+    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+        return [region((0, 0, 20, 10))] if look == 1 and image.max() == 0 else []
 
 
 class Bright(Level):
@@ -155,12 +164,12 @@ class Scripted:
 
     name = "scripted"
 
-    def __init__(self, answers: Sequence[Sequence[Region]], looks: int = 1) -> None:
-        self.answers, self.looks = list(answers), looks
+    def __init__(self, answers: Sequence[Sequence[Region]], passes: int = 1) -> None:
+        self.answers, self.passes = list(answers), passes
         self.seen: list[int] = []
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
-        self.seen.append(look)
+    def detect(self, image: np.ndarray, index: int = 0) -> list[Region]:
+        self.seen.append(index)
         number = len(self.seen) - 1
         return list(self.answers[number]) if number < len(self.answers) else []
 

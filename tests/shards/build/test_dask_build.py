@@ -133,7 +133,7 @@ def test_a_scheduler_without_workers_that_is_killed_in_the_middle(
 ) -> None:
     with cluster_of(tmp_path / "other", 0) as other:
         running = start(large, tmp_path / "out", other)
-        running.until(lambda: "waiting for one" in running.said(), "a word about missing workers")
+        running.until(lambda: "has no worker yet" in running.said(), "a word about missing workers")
         other.add_workers(1)
         running.until(running.finished, "a finished shard")
         other.scheduler.kill()

@@ -205,7 +205,7 @@ BAD = {
     "no UTF-8": ({"b.jpg": GOOD, "b.json": b"\xff"}, "unreadable JSON", ""),
     "deep": ({"b.jpg": GOOD, "b.json": b"[" * 100_000}, "unreadable JSON", "nested too deeply"),
     "deep object": ({"b.jpg": GOOD, "b.json": b'{"a":' * 100_000}, "unreadable JSON", "nested too deeply"),
-    "large": ({"b.jpg": GOOD, "b.json": b" " * MAX_JSON + b"{}"}, "unreadable JSON", f"over {MAX_JSON}"),
+    "large": ({"b.jpg": GOOD, "b.json": b" " * MAX_JSON + b"{}"}, "unreadable JSON", f"over the limit of {MAX_JSON}"),
     "digits": ({"b.jpg": GOOD, "b.json": b'{"id": ' + b"9" * 5000 + b"}"}, "unreadable JSON", "digits"),
     "twice": ({"b.jpg": GOOD, "b.json": b'{"genres": ["A"], "genres": ["B"]}'}, "unreadable JSON", "twice"),
     "list with a number": ({"b.jpg": GOOD, "b.json": b'{"genres": ["a", 1]}'}, "unparsable genres", "not a list of"),
@@ -223,7 +223,7 @@ BAD = {
     "id is NaN": ({"b.jpg": GOOD, "b.json": b'{"id": NaN}'}, "bad id", "is a float"),
     "id is empty": ({"b.jpg": GOOD, "b.json": b'{"id": " "}'}, "bad id", "empty"),
     "id with a bell": ({"b.jpg": GOOD, "b.json": b'{"id": "a\\u0007"}'}, "bad id", "control characters: 'a\\x07'"),
-    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "over 4096 bytes"),
+    "long id": ({"b.jpg": GOOD, "b.json": b'{"id": "' + b"x" * 5000 + b'"}'}, "bad id", "longer than 4096 bytes"),
     "id of half a character": ({"b.jpg": GOOD, "b.json": b'{"id": "\\udc80"}'}, "bad id", "control characters"),
 }  # fmt: skip
 
@@ -253,7 +253,7 @@ def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("shards.build.index_read.MAX_IMAGE", 1000)
     write_tar(tmp_path / "x.tar", {"a.jpg": b"x" * 1001, "b.png": encoded(draw("b", 9, 9), "PNG")})
     adopt(tmp_path)
-    assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over 1000"]]
+    assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over the limit of 1000"]]
 
 
 def test_json_that_is_no_object_has_no_genres(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ REJECTED = {
     "x.heic x.json": ("x", "no image", "t.tar: x.json"),
     "x.jpg x.png": ("x", "several images", "x.jpg, x.png have one key"),
     "x.jpg x.JPG": ("x", "several images", "x.jpg, x.JPG have one key"),
-    "c.0.jpg c.1.jpg c.0.json c.1.json": ("c", "several images", "ends at the first dot"),
+    "c.0.jpg c.1.jpg c.0.json c.1.json": ("c", "several images", "end at the first dot"),
     "x.jpg x.json x.JSON": ("x", "several JSON", "x.json, x.JSON"),
 }
 

@@ -205,7 +205,7 @@ def test_no_manifest(copy: Path, command: Command) -> None:
 
 def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier versions indexed such tars."""
-    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)
+    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))})
     index_folder(IndexOptions(tmp_path, workers=1))
@@ -321,7 +321,7 @@ def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Co
 
 
 def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.build.index_tars.require_names_of_one", lambda found: None)  # as earlier versions did
+    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)  # as earlier versions did
     for name in ("a", "b"):
         members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
         write_tar(tmp_path / f"{name}.tar", members)

@@ -305,5 +305,5 @@ def test_worst_first() -> None:
     order = ["more left", "left", "doubted", "large", "also small", "small"]
     assert [r["id"] for r in worst_first(rows, 9)] == order
     assert [r["id"] for r in worst_first(rows[::-1], 3)] == order[:3]
-    assert "3 left (1.0%)" in caption(rows[3]) and "nothing left" in caption(rows[0])
-    assert caption(rows[2]).count("left alone: larger than 40%") == 1
+    assert "regions left: 3 (1.0%)" in caption(rows[3]) and "no text left" in caption(rows[0])
+    assert caption(rows[2]).count("not painted over: larger than 40%") == 1

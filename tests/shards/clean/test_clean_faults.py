@@ -29,10 +29,10 @@ class Moody(Bright):
         super().__init__()
         self.limit, self.error = limit, error or RuntimeError("(-215:Assertion failed) dst.cols < SHRT_MAX")
 
-    def detect(self, image: np.ndarray, look: int = 0) -> list[Region]:
+    def detect(self, image: np.ndarray, index: int = 0) -> list[Region]:
         if image.shape[1] > self.limit:
             raise self.error
-        return super().detect(image, look)
+        return super().detect(image, index)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_a_folder_without_pictures(few: Source, tmp_path: Path, command: Command
 
 
 def test_a_report_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not found: .* was not made by `posters clean`, or it has not finished"):
+    with pytest.raises(UserError, match=r"was not made by `posters clean`, or the command has not finished"):
         read_report(tmp_path)
     write_file(tmp_path / "clean_report.parquet", b"PAR1 no more")
     with fails("table-unreadable", tmp_path / "clean_report.parquet", "`posters clean`"):

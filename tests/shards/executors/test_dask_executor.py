@@ -94,7 +94,7 @@ def test_a_task_that_kills_its_worker_is_set_aside(cluster: Cluster, tmp_path: P
     results, error = run(cluster, kill_at_three, notes(tmp_path, 12))
     # Tasks that waited on the same worker lost it, too. They have their results all the same.
     assert sorted(results) == [number for number in range(12) if number != 3]
-    assert error.startswith("1 of 12 tasks failed: note 3 (1 workers were killed while it ran")
+    assert error.startswith("1 of 12 tasks failed: note 3 (1 workers were killed while this task ran")
     assert len(Note(tmp_path, 3).tries()) == 2  # among others, then alone
     assert set(cluster.workers().values()) != before
 
@@ -142,7 +142,7 @@ def test_a_worker_without_the_package_is_refused(cluster: Cluster, tmp_path: Pat
     (missing / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'shards'\")")
     cluster.add_workers(1, PYTHONPATH=f"{missing.parent}:{cluster.environment['PYTHONPATH']}")
     try:
-        with fails("environment", "No module named 'shards'", "install poster-toolkit"):
+        with fails("environment", "No module named 'shards'", "of poster-toolkit there"):
             run(cluster, write_note, notes(tmp_path, 3))
     finally:
         cluster.remove_worker(cluster.nannies[-1])
@@ -159,7 +159,7 @@ def test_a_worker_that_does_not_see_a_folder_is_refused(cluster: Cluster, tmp_pa
     cluster.add_workers(1, before=hidden)
     try:
         for options in ({"reads": [folder]}, {"writes": [folder]}):
-            with fails("environment", f"worker {socket.gethostname()}", f"see {folder}"):
+            with fails("environment", f"worker {socket.gethostname()}", f"cannot read {folder}"):
                 run(cluster, write_note, [], **options)
     finally:
         cluster.remove_worker(cluster.nannies[-1])

@@ -47,7 +47,7 @@ def test_too_many_unreadable_genres_fail_with_the_first_reason(dozen: Source, tm
     assert str(caught.value) == (
         "1 of 12 rows with an image are unreadable, over --max-rejected 5%: 1 unparsable genres; the first is "
         "id 'p0000': unparsable genres (line 2: a quote is not closed in \"['Drama\"; write ['Action', 'Drama']); "
-        f"all are in {out}/rejected.csv"
+        f"all reasons are in {out}/rejected.csv"
     )
     assert [row["id"] for row in read_csv(out / "rejected.csv")] == ["p0000"]
     assert not list(out.glob("*.tar")) and not (out / "manifest.json").exists()

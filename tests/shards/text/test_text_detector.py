@@ -29,8 +29,8 @@ from shards.errors import Code
 from shards.inputs.images import parse_aspect
 from shards.text.db_detector import MAX_SIDE, DBDetector, packaged_model
 from shards.text.detector import DetectorOptions, Region, TextDetector, parse_scales
-from shards.text.masks import text_mask
-from shards.text.pipeline import TextRemoval, removal_fingerprint
+from shards.text.masks import MaskOptions, text_mask
+from shards.text.pipeline import TextRemoval, removal_fingerprint, remove_text
 from shards.text.reference_strip import reference_strip, strip_height
 from shards.text.registry import DETECTORS, Entry, make_detector
 
@@ -162,7 +162,7 @@ def test_the_strip_is_text_for_the_network_and_in_no_result() -> None:
 @pytest.fixture
 def bright(tmp_path: Path) -> DBDetector:
     made = make_detector(DetectorOptions(str(bright_network(tmp_path / "bright.onnx")), LOOKS))
-    assert isinstance(made, DBDetector) and made.looks == 1 and made.name.startswith("bright.onnx ")
+    assert isinstance(made, DBDetector) and made.passes == 1 and made.name.startswith("bright.onnx ")
     return made
 
 
@@ -274,11 +274,18 @@ def test_cuda_is_asked_for_where_there_is_none() -> None:
 
 def test_a_custom_detector() -> None:
     made = make_detector(DetectorOptions("text_tools:Bright"))
-    assert (made.name, made.looks) == ("bright", 1)
+    assert (made.name, made.passes) == ("bright", 1)
     image = np.zeros((50, 50, 3), np.uint8)
     image[10:20, 10:40] = 255
     assert len(made.detect(image)) == 1
     assert TextRemoval(DetectorOptions("text_tools:Bright")).facts()["detector"] == "bright"
+
+
+def test_a_detector_with_the_old_name_of_passes(caplog: pytest.LogCaptureFixture) -> None:
+    detector = make_detector(DetectorOptions("text_tools:OldName"))
+    result = remove_text(np.zeros((50, 50, 3), np.uint8), detector, lambda image, mask: image + 1, MaskOptions())
+    assert (result.before, result.after, result.passes) == (1, 0, 1), "both passes"
+    assert "OldName has the attribute looks" in "".join(caplog.messages) and len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -289,7 +296,7 @@ def test_a_custom_detector() -> None:
         ("text_tools:LOOKS", "not callable"),
         ("text_tools:Scripted", "missing 1 required positional argument"),
         ("broken_for_test:make", "SyntaxError"),
-        ("builtins:dict", "returns a dict; detect(), a text name and an integer looks >= 1 are needed"),
+        ("builtins:dict", "returns a dict; detect(), a text name and an integer passes >= 1 are needed"),
         (":make", "Empty module name"),
         ("text_tools:", "no attribute"),
     ],
@@ -305,10 +312,10 @@ def test_a_custom_detector_that_cannot_be_made(
 
 def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DETECTORS, "level", Entry("text_tools:Level", LevelOptions))
-    plain, dark = DetectorOptions("level"), DetectorOptions("level:least=30, looks = 2")
+    plain, dark = DetectorOptions("level"), DetectorOptions("level:least=30, passes = 2")
     image = np.full((50, 50, 3), 40, np.uint8)
-    assert make_detector(plain).detect(image) == [] and make_detector(plain).looks == 1
-    assert len(make_detector(dark).detect(image)) == 1 and make_detector(dark).looks == 2
+    assert make_detector(plain).detect(image) == [] and make_detector(plain).passes == 1
+    assert len(make_detector(dark).detect(image)) == 1 and make_detector(dark).passes == 2
     assert removal_fingerprint(TextRemoval(dark)) != removal_fingerprint(TextRemoval(plain))
 
 
@@ -316,9 +323,9 @@ def test_a_detector_of_the_registry_has_options_of_its_own(monkeypatch: pytest.M
     ("name", "code", "words"),
     [
         ("level:least", "option-value", "least: expected int"),
-        ("level:last=3", "option-unknown", "unknown option 'last'; its own options are least, looks"),
+        ("level:last=3", "option-unknown", "unknown option 'last'; the detector takes least, passes"),
         ("level:least=much", "option-value", "least: expected int"),
-        ("rapidocr:least=3", "option-unknown", "unknown option 'least'; it has no options of its own"),
+        ("rapidocr:least=3", "option-unknown", "unknown option 'least'; the detector has no options of its own"),
     ],
 )
 def test_wrong_options_of_a_detector(monkeypatch: pytest.MonkeyPatch, name: str, code: Code, words: str) -> None:

@@ -108,7 +108,7 @@ def test_the_least_certain_have_no_room() -> None:
     bands = [region((0, top, 99, top + 40), score, height=1) for top, score in ((0, 0.7), (60, 0.9), (120, 0.8))]
     mask, skipped = paint_mask(bands, SHAPE, MaskOptions(max_total=0.5), NOTHING)
     assert [skip.region for skip in skipped] == [bands[0]]
-    assert skipped[0].reason == "no room: 50% of the picture is painted over"
+    assert skipped[0].reason == "over the limit of 50% of the picture"
     assert mask[80, 50] and mask[140, 50] and not mask[20, 50]
 
 

@@ -94,7 +94,7 @@ def test_skipped_is_what_the_last_looks_left() -> None:
 def test_text_without_room_counts_as_left() -> None:
     result, seen = run([[ABOVE]] * 50, options=MaskOptions(max_total=0.01))
     assert len(seen) == 1 and result.passes == 0 and result.after == 1
-    assert [skip.reason for skip in result.skipped] == ["no room: 1% of the picture is painted over"]
+    assert [skip.reason for skip in result.skipped] == ["over the limit of 1% of the picture"]
 
 
 def test_text_without_room_was_there_before_too() -> None:
@@ -138,7 +138,7 @@ def test_whatever_is_found_the_loop_ends(answers: list[list[Region]], looks: int
     assert result.mask.any() == (result.passes > 0)
     assert (result.image[~result.mask] == IMAGE[~result.mask]).all()
     last = [r for number in range(looks) for r in answers_of(answers, seen, number)]
-    assert result.after + sum(s.reason[:2] != "no" for s in result.skipped) == len(last)
+    assert result.after + sum(s.reason[:4] != "over" for s in result.skipped) == len(last)
 
 
 def answers_of(answers: list[list[Region]], seen: list[int], look: int) -> list[Region]:
