@@ -112,7 +112,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read the ``chosen`` checkpoint (name, sha256) into ``own``. Raises UserError, on every rank, if one cannot."""
+    """Read ``chosen`` (checkpoint name, sha256) into ``own``. Raises UserError, on every rank, if one rank cannot."""
     problem = ""
     if not accelerator.is_main_process:
         try:
