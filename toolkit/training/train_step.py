@@ -145,7 +145,7 @@ class TrainStep:
             ways.append("--model.checkpointing true")
         remedy = f"set {', '.join(ways)} or" if ways else "set"
         return (
-            f"a micro-batch of {rows} images of {config.data.image_size} pixels does not fit (global batch "
+            f"a micro-batch of {rows} image(s) of {config.data.image_size} pixels does not fit (global batch "
             f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
             f"{remedy} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
         )
