@@ -47,7 +47,10 @@ def test_killed_between_model_and_checkpoint(
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
     score = f"loss {model(killed_between)[1]['score']:.6g}"
-    assert f"has the model of epoch 1 with {score}, but the checkpoint has no best epoch: later epochs must be better" in resumed.said[0]
+    assert (
+        f"has the model of epoch 1 with {score}, but the checkpoint has no best epoch: later epochs must be better"
+        in resumed.said[0]
+    )
     assert_same_run(tmp_path / "run", unharmed[1])
     ours, theirs = last_progress(tmp_path / "run"), last_progress(unharmed[1])
     assert ours == theirs and ours["best_sha256"] == model(tmp_path / "run")[1]["weights_sha256"]

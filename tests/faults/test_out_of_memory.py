@@ -102,7 +102,10 @@ def test_what_is_set_already_is_no_advice(drawn_set: Path, tmp_path: Path):
     options = ["--train.accumulation=8", "--model.checkpointing=true"]
     run = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "said", 1, "oom training 0")
     (line,) = run.errors
-    assert "a micro-batch of 1 image(s) of" in line and "set --train.auto_batch true or a smaller --data.image_size" in line
+    assert (
+        "a micro-batch of 1 image(s) of" in line
+        and "set --train.auto_batch true or a smaller --data.image_size" in line
+    )
 
 
 @pytest.mark.parametrize(

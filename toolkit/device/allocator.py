@@ -1,9 +1,8 @@
 """Make forward passes on a CPU faster: the process keeps freed memory for its next allocation.
 
 By default, glibc returns a freed block of 32 MB or more to the operating system. The activations of a layer are such a
-block, so the system must clear and map new memory for every layer of every pass. With freed memory kept, a forward pass
-of ResNet50 on batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). The disadvantage
-is that the memory of the process never shrinks.
+block, so the system clears and maps new memory for every layer. With freed memory kept, a forward pass of ResNet50 on
+batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). The process never shrinks.
 """
 
 from __future__ import annotations

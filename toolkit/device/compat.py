@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 #: Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, for isinstance().
 BatchNorm = _BatchNorm
 
-#: The operation inside torch.nn.functional.interpolate(mode="bilinear", antialias=True). Its arguments are ``(images,
-#: size, align_corners, scale_h, scale_w, out=)``. interpolate() has no ``out=``, so it allocates memory for each
-#: sample.
+#: The operation inside torch.nn.functional.interpolate(mode="bilinear", antialias=True). It has the arguments
+#: ``(images, size, align_corners, scale_h, scale_w, out=)``. interpolate() has no ``out=`` and allocates memory each
+#: time.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
 

@@ -20,10 +20,7 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message for a forward pass that does not fit in memory.
-
-    ``wanted`` is the number of images per pass, or 0 for the device's default. ``option`` is the option that sets it.
-    """
+    """Return the message for a forward pass of ``wanted`` images that does not fit. ``option`` sets this number."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"
@@ -33,24 +30,19 @@ def no_room(wanted: int, device: torch.device, option: str) -> str:
 def ahead_for(device: torch.device) -> int:
     """Return the ``prefetch`` of a Loader for inference: the number of batches that it decodes ahead.
 
-    On a CPU it is 1, so that no batch is decoded during a forward pass. A forward pass needs all cores, because a layer
-    takes as long as its slowest thread.
+    On a CPU it is 1, so that no batch is decoded during a forward pass, which needs all cores.
     """
     return 1 if device.type == "cpu" else 4
 
 
-#: Largest default number of decoding threads of a process with a GPU. Decoding threads and the thread that starts GPU
-#: kernels compete for Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with
-#: 8 and 78% with 16. The posters had 182x268 pixels, and 6 threads decoded about 11,000 of them per second
-#: (tests/bench/train_step.py --threads).
+#: Largest default number of decoding threads for a GPU. They compete with the thread that starts GPU kernels for
+#: Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16
+#: (posters of 182x268 pixels; 6 threads decode about 11,000 per second; tests/bench/train_step.py --threads).
 GPU_THREADS = 6
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:
-    """Return the number of decoding threads of this process: ``configured``, or the default if ``configured`` is 0.
-
-    The default is `own_cores`. For a GPU it is at most GPU_THREADS.
-    """
+    """Return the number of decoding threads: ``configured``, or own_cores() if it is 0 (GPU: at most GPU_THREADS)."""
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()

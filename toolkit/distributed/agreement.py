@@ -3,8 +3,7 @@
 The processes of a launch exchange gradients, logits and counters. If one process had another model, option,
 configuration or shard set, the result would be a mixture, and no error would appear. So each process makes a record of
 facts: the values that its results depend on. The first process compares the records (launch.py exchanges them).
-Threads, paths and GPU models may differ. Files are compared by content. Different versions of libraries only cause a
-warning.
+Threads, paths and GPU models may differ. Files are compared by content. Different library versions cause a warning.
 
 This module uses neither torch nor the network.
 """
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
 #: Name of a fact → (its value as text, its source). The source is shown in messages, but not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options whose values are paths on one machine. Only whether they are given is compared. Other facts compare the
-#: content of these paths.
+#: Options whose values are local paths. Only whether they are given is compared. Other facts compare the content.
 PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
@@ -114,10 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def command_facts(command: str, options: Any) -> Facts:
-    """Return the facts of a command: its name, and its options under their names on the command line.
-
-    ``options`` is a dataclass or a dict.
-    """
+    """Return the facts of a command: its name, and its ``options`` (a dataclass or a dict) by command-line name."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
@@ -244,9 +239,7 @@ def _describe(keys: Sequence[str], first: Facts, other: Facts) -> str:
 
 
 def shortened_pair(one: str | None, other: str | None) -> tuple[str, str]:
-    """Return two different values as short, printable texts that still differ.
-
-    Long values are cut near their first difference.
+    """Return two different values as short, printable, different texts. Long ones are cut near the first difference.
 
     >>> shortened_pair("0.1", None)
     ('0.1', 'nothing')

@@ -1,7 +1,4 @@
-"""Collective calls, which every process of a launch makes: gather results, share decisions, distribute work.
-
-launch.py connects the processes.
-"""
+"""Collective calls, which every process of a launch makes. They gather results, share decisions and distribute work."""
 
 from __future__ import annotations
 
@@ -32,16 +29,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Timeout of WorkQueue. It is long, because one process may work for hours while the others wait. If a process dies,
-#: the launcher ends the others.
+#: Timeout of WorkQueue: one process may work for days. If a process dies, the launcher ends the others.
 LONGEST_WORK = timedelta(days=30)
 
 
 class LostData(UserError):
-    """Error on every rank, at the same step, if one rank cannot read its samples.
-
-    Its code, message and exit status are those of the rank that failed.
-    """
+    """One rank cannot read its samples. Every rank raises this error at the same step, with that rank's message."""
 
     def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
         super().__init__(code, message)
@@ -163,8 +156,7 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
 def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     """Call ``do`` on the main process only, and return its result on every rank. A collective call.
 
-    If ``do`` raises UserError or OSError, the other ranks raise UserError. They would otherwise wait for the main
-    process, which has ended, and report it as lost.
+    If ``do`` raises UserError or OSError, the other ranks raise UserError. They do not wait for the lost main process.
     """
     value: Any = None
     if accelerator.is_main_process:
@@ -185,8 +177,8 @@ def require_read(
 ) -> None:
     """Raise LostData on every rank if at least one rank has a ``failure``. A collective call.
 
-    owed: number of times that the other ranks still make the collective ``call``. A rank with a failure makes these
-    calls here, so that the other ranks do not wait for it.
+    owed: number of times that the other ranks still make the collective ``call``. A rank with a failure also makes
+    them.
     """
     if failure is not None:
         for _ in range(owed):
@@ -202,7 +194,6 @@ def require_read(
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor over all ranks."""
     return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
 
 
@@ -247,10 +238,7 @@ class WorkQueue:
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process has called `end`. Return the results of all processes, in order of rank.
-
-        ``result`` must be a value that JSON can represent.
-        """
+        """Wait until every process has called `end`. Return their (JSON) results in order of rank."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)

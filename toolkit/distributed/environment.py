@@ -58,11 +58,10 @@ def require_plain(env: Mapping[str, str]) -> None:
 
 
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
-    """Return the precision: no, bf16 or fp16.
+    """Return the precision (no, bf16 or fp16): ``asked``, or that of the launcher in ``env`` if ``asked`` is None.
 
-    ``asked`` is the value of the option. If it is None, return the precision that the launcher has put into ``env``.
-    Raises UserError if the launcher requests another precision, or fp16 on a CPU, where accelerate has no gradient
-    scaler.
+    Raises UserError if the launcher requests another precision, or fp16 on a CPU, where accelerate cannot scale
+    gradients.
     """
     if asked is not None:
         return asked

@@ -84,8 +84,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
     The model itself gathers all other weights. A unit is a large child of a series (`_is_series`), or a large module of
     the same class. In timm's models, units are blocks, and stages without their large blocks. ModuleList and Sequential
-    are never units. timm may call their children one by one, and then the weights of the list itself would not be
-    gathered.
+    are never units. timm may call their children one by one, and their own weights would then not be gathered.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
@@ -126,8 +125,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def full_state(tree: Any, keep: bool) -> Any:
     """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded ones.
 
-    Called by every rank with the same tree. Without ``keep``, None replaces each tensor, so at most one whole tensor is
-    in memory at a time.
+    Called by every rank with the same tree. Without ``keep``, None replaces each tensor, so at most one is whole at a
+    time.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree

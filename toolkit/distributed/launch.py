@@ -35,10 +35,8 @@ log = logging.getLogger(__name__)
 
 #: Exit status if another process, or the network to it, is lost (EX_UNAVAILABLE in sysexits.h).
 LOST = 69
-
 #: Longest time that a failed process waits for the others to connect and to read its error.
 LEAVE_TIMEOUT = timedelta(seconds=30)
-
 #: Default time limit in seconds for waiting for other processes, on GPUs and on CPUs: torch's defaults. POSTERS_TIMEOUT
 #: replaces it. It must be longer than any work of a single process, such as downloading weights or validating an epoch.
 WAIT_SECONDS = {"gpu": 600, "cpu": 1800}
@@ -49,7 +47,9 @@ def wait_seconds() -> timedelta:
     usual = WAIT_SECONDS["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
-        raise UserError("environment", f"POSTERS_TIMEOUT is {text!r}: set it to a number of whole seconds, at least 1, e.g. {usual}")
+        raise UserError(
+            "environment", f"POSTERS_TIMEOUT is {text!r}: set it to whole seconds, at least 1, e.g. {usual}"
+        )
     return timedelta(seconds=int(text))
 
 
@@ -75,7 +75,7 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a process is lost: NCCL and the store raise DistError, gloo any RuntimeError with "gloo" in it."""
+    """Return whether a process is lost. NCCL and the store raise DistError. gloo raises an error that names gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -121,8 +121,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see docs/scale/nodes-and-slurm.md)"
         )
     if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):
-        # gloo listens on the address of this machine's host name. On many machines that is 127.0.0.1, which others
-        # cannot reach.
+        # gloo listens on the address of this host's name. That is often 127.0.0.1, which other machines cannot reach.
         env.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
         store = open_store(wanted, limit)

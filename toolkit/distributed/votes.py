@@ -1,7 +1,6 @@
 """Votes of all processes over gloo, on whether any process must stop or cannot read its samples.
 
-A vote starts early, and its result is read after some other work. The result has usually arrived by then, so no process
-waits.
+A vote starts early, and its result is read after some other work. It has usually arrived then, so no process waits.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from toolkit.distributed.launch import wait_seconds
 
 #: Longest time that a process waits at its end for the votes of the others, which are at most a few updates behind.
 LAST_VOTE = timedelta(seconds=10)
-
 #: Exit status of a run that saved its work after a stop signal (EX_TEMPFAIL, "try again", in sysexits.h).
 STOPPED = 75
 
@@ -58,9 +56,8 @@ class Vote:
 class StopSignal:
     """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
-    The first signal requests a stop. A second signal interrupts at once if it is SIGINT. A run of one process stops
-    after the current step. Several processes vote after each step and read the result one step later, so that no
-    process waits.
+    The first signal requests a stop. A second signal interrupts at once if it is SIGINT. One process stops after its
+    current step. Several processes vote after each step and read the result one step later, so that none of them waits.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

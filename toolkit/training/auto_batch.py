@@ -1,10 +1,9 @@
 """Automatic batch size: divide an update into so many micro-batches that each of them fits in memory.
 
 The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
-and a backward pass of its largest micro-batch, with random images in the run's precision and memory format. For this
-test, all weights that the run ever trains are unfrozen, and the memory that the run needs later is reserved. If memory
-runs out, the rank doubles accumulation and tries again. All ranks then use the largest accumulation of any rank. The
-global batch stays the same.
+and a backward pass of its largest micro-batch, with random images in the run's precision and memory format. All weights
+that the run ever trains are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
+doubles accumulation and tries again. All ranks use the largest result. The global batch stays the same.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ def fit_accumulation(setup: TrainingSetup) -> int:
     rank, if the smallest micro-batch of a rank does not fit.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
-    wanted = [_own_accumulation(setup, configured)]  # without collective calls, because ranks need different numbers of tries
+    # Not a collective call, because ranks need different numbers of tries.
+    wanted = [_own_accumulation(setup, configured)]
     if accelerator.num_processes > 1:
         wanted = gather_object(wanted)
     fitting = [number for number in wanted if number is not None]
@@ -46,7 +46,7 @@ def fit_accumulation(setup: TrainingSetup) -> int:
         raise UserError(
             "out-of-memory",
             f"{setup.config.model.name} with {setup.config.data.image_size} pixels does not fit in memory even with "
-            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true, or --model.freeze more",
+            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more modules",
         )
     agreed = max(fitting)
     if accelerator.is_main_process:

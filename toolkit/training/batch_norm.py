@@ -28,14 +28,14 @@ FEW_ROWS = 32
 
 
 @contextlib.contextmanager
-def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world_size: int, accumulation: int) -> Iterator[None]:
-    """In this context, BatchNorm of ``model`` uses fixed statistics if a micro-batch of update ``step`` has few rows.
+def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, accumulation: int) -> Iterator[None]:
+    """Keep BatchNorm statistics of ``model`` fixed in this context if update ``step`` has a micro-batch with few rows.
 
-    ``model`` is in training mode and may be wrapped.
+    Few rows are fewer than LEAST_ROWS. ``model`` is in training mode and may be wrapped.
     """
     fixed = []
     if plan.sizes == "even":  # runs of earlier versions ("tail") never fixed statistics
-        rows = plan.rows(step, world_size, accumulation)
+        rows = plan.rows(step, world, accumulation)
         if rows.min() < LEAST_ROWS:
             fixed = [module for module in _updating(model) if _least(rows, module) < LEAST_ROWS]
     for module in fixed:
@@ -73,8 +73,8 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
             raise UserError(
                 "option-value",
                 f"BatchNorm cannot compute its statistics from micro-batches of {min(least.values())} rows (it needs "
-                f"{LEAST_ROWS}), and a model with random weights has no statistics: {remedy}, or start from trained weights with "
-                f"--model.weights FILE",
+                f"{LEAST_ROWS}), and random weights have no statistics yet: {remedy}, or start from trained "
+                f"weights with --model.weights FILE",
             )
         return (
             f"micro-batches have {min(least.values())} rows, fewer than {LEAST_ROWS}: BatchNorm keeps the "
@@ -82,9 +82,9 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in norms)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
-    if not short and (asked >= FEW_ROWS or not unsynced):  # updates may have one row fewer than configured, which needs no warning
+    if not short and (asked >= FEW_ROWS or not unsynced):  # one row under FEW_ROWS may be rounding
         return None
-    held = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch, with under {LEAST_ROWS} rows"
+    held = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch, with under {LEAST_ROWS}"
     return (
         f"BatchNorm computes its statistics over up to {most} rows per process{held * bool(short)}: statistics "
         f"of fewer than {FEW_ROWS} rows are noisy; {remedy}"

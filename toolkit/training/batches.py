@@ -1,6 +1,6 @@
 """The input of a training run: sample order, loaders, and the time that they take.
 
-    shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader ─→ batches on the device ─→ trainer, validation
+shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader ─→ batches on the device ─→ trainer, validation
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Pixels:
         self.dtype = autocast_dtype(accelerator)
 
     def feed(self, setup: TrainingSetup) -> Feed:
-        """Return the source of the run's batches."""
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,8 +121,7 @@ class Feed:
         rank, world = accelerator.process_index, accelerator.num_processes
         micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
         transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards are fetched in the order of use. The next epoch's first shards are fetched before this epoch
-        # ends.
+        # Remote shards are fetched in the order of use. In this epoch, the next one's first shards are fetched, too.
         order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
@@ -159,7 +157,6 @@ class Feed:
         return total
 
     def close(self) -> None:
-        """Stop the threads of the loaders and readers."""
         self.setup.train.abandon()
         self.setup.val.abandon()
         self.train_loader.close()
@@ -167,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Measure speed and waiting time from now on. ``images`` of the epoch are already done."""
+    """Measures speed and waiting time from now on. ``images``: number of images of the epoch done already."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -178,7 +175,7 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the start. ``images`` of the epoch are done now.
+        """Return speed and timing since the start. ``images``: number of images of the epoch done now.
 
         data_wait and copy are shares of this rank's time (0 to 1). decode_cores is the mean number of decoding cores.
         """

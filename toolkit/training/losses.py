@@ -1,10 +1,9 @@
 """Multi-label losses. The loss of a sample is the sum over its labels.
 
-An element is one label of one sample, with logit x and target y. Its loss is a weight times ``y * positive(x) + (1 - y)
-* negative(x)``. The kinds of loss differ in these two costs and in the weights. For targets 0 and 1 this is each
-paper's loss. Mixup and label smoothing make targets between 0 and 1. The loss of such an element is the weighted mean
-of both costs. timm and torchvision use a soft target also inside the focusing factor, so their losses are equal to
-these only for targets 0 and 1.
+An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
+negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 this is each paper's
+loss. Mixup and label smoothing make targets between 0 and 1, whose loss is the weighted mean of both costs. timm and
+torchvision use a soft target also in the focusing factor, so their losses are equal to these only for targets 0 and 1.
 """
 
 from __future__ import annotations

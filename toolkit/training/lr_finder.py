@@ -69,11 +69,13 @@ class LrCurve:
             raise UserError("not-finite", "the loss diverged at the lowest rate: check the data and the weights")
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
-        capped = np.minimum(losses, DIVERGED * losses[0])  # so that high losses at the end do not raise the curve before them
+        capped = np.minimum(losses, DIVERGED * losses[0])  # high losses at the end must not raise the curve before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
             tried = f"rate from {rates[0]:g} to {rates[-1]:g}"
-            raise UserError("nothing-to-train", f"the loss did not fall at any {tried}: check the labels and --model.freeze")
+            raise UserError(
+                "nothing-to-train", f"the loss did not fall at any {tried}: check labels and --model.freeze"
+            )
         return curve
 
 

@@ -5,8 +5,7 @@ gradient. With train.on_nonfinite "stop", `check` reads the flags when training 
 the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
 
 Every rank makes the same calls and gets the same result. In fp16 infinite gradients are normal: the gradient scaler
-skips such updates and halves its scale. So in fp16 only losses are checked here, and `check_scale` ends a run in which
-a lower scale does not help.
+skips such updates and halves its scale. So only losses are checked, and `check_scale` ends a run that no scale helps.
 """
 
 from __future__ import annotations
@@ -69,8 +68,7 @@ class _UpdateFlags:
         return (self.epoch, self.step), samples, good_rows
 
 
-#: What a rank reports of an update: (epoch, step), samples whose loss is not finite, number of valid rows with a finite
-#: loss.
+#: A rank's report of an update: (epoch, step), samples whose loss is not finite, number of rows with a finite loss.
 _Findings = tuple[tuple[int, int], list[int], int]
 
 
@@ -81,7 +79,7 @@ class Guard:
         """``sample_id`` is a function from the index of a training sample to its id."""
         self.accelerator, self.on_nonfinite, self.sample_id = accelerator, on_nonfinite, sample_id
         self.skipped: list[str] = []
-        """Descriptions of the epoch's skipped updates, since the start of this process."""
+        """Descriptions of the updates that this process has skipped in the current epoch."""
         self._epoch = -1
         self._unchecked: list[_UpdateFlags] = []
         """Updates since the last check."""
@@ -104,10 +102,7 @@ class Guard:
         self._unchecked.pop()
 
     def allow(self, model: nn.Module) -> bool:
-        """Return whether to make the update with the gradients in ``model`` (unwrapped). Called by every rank.
-
-        If not, log a warning with the samples.
-        """
+        """Return whether to make the update with the gradients in ``model`` (unwrapped). If not, log a warning."""
         update = self._unchecked[-1]
         if self.accelerator.scaler is None:
             update.gradient = ~torch.isfinite(_norm([p.grad for p in model.parameters()], self._bad))
@@ -196,8 +191,7 @@ class Guard:
 def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
     """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped. Waits.
 
-    ``in_a_row`` is the number of such updates in a row. Gradients are equal on all ranks, so all ranks raise the error
-    or none.
+    ``in_a_row`` is the number of such updates in a row. Gradients, and so this result, are equal on all ranks.
     """
     scale = scaler.get_scale()
     if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:

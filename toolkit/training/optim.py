@@ -1,6 +1,6 @@
 """Optimiser, learning-rate schedule and parameter groups with their weight decay.
 
-    learning rate of a parameter = optim.lr x lr_factor(update) x factor of its layer x (head_lr for the head)
+learning rate of a parameter = optim.lr x lr_factor(update) x factor of its layer x (head_lr for the head)
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def _cosine(progress: float, least: float) -> float:
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-#: optim.schedule → function of (finished share of the updates after warm-up, optim.min_lr) that returns a factor on the
-#: peak learning rate.
+#: optim.schedule → function of (finished share of the updates after warm-up, optim.min_lr): factor on the peak rate.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 1.0, "cosine": _cosine}
 
 

@@ -65,7 +65,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
             if search_lr:
                 from toolkit.training.lr_finder import find_lr  # imports matplotlib, which a training does not need
 
-                config = replace(config, train=replace(config.train, ema=0.0))  # no moving average
+                config = replace(config, train=replace(config.train, ema=0.0))  # the test needs no moving average
                 find_lr(_prepared(accelerator, config, manifest, readers, out, None))
             else:
                 checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
@@ -81,10 +81,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
 
 def with_own_size(config: Config) -> Config:
-    """Return ``config`` with the image size of the backbone if data.image_size is 0.
-
-    Called first in a run, so that saved configs and checkpoints contain the size and not 0.
-    """
+    """Return ``config`` with the image size of the backbone if data.image_size is 0. Called first in a run."""
     if config.data.image_size:
         return config
     size = own_size(config.model.name)

@@ -40,12 +40,10 @@ class RunLog:
         by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
-        """Write one row of log.csv."""
         self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
                                       "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Write one row of epochs.csv."""
         names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
         self._write(self.epochs, row, names)
 

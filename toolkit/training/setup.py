@@ -108,8 +108,7 @@ def build_setup(
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
     if over_processes:
-        # The moving average is not converted, because it is saved. timm's conversion is used, because torch's loses the
-        # activations inside timm's layers.
+        # Not the moving average, which is saved. torch's own conversion loses the activations inside timm's layers.
         model = convert_sync_batchnorm(model)
     if fsdp:
         shard_model(accelerator, model)
@@ -192,8 +191,7 @@ def _model(
     if first and wanted.weights is not None:
         loaded, learnt = load_weights(model, Path(wanted.weights), labels)
     if accelerator.num_processes > 1 and (hub or loaded):
-        # Nodes may have different hub caches or copies of the file. Not all runs copy the main process's weights to all
-        # ranks.
+        # Nodes may have different copies of the weights, and not all runs copy the main process's weights to all ranks.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
     if accelerator.is_main_process:
         if loaded:

@@ -75,7 +75,7 @@ class TrainStep:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if last and self.lost is not None:  # the vote runs during the computation, and its result is read before the step
+            if last and self.lost is not None:  # the vote runs during the pass; its result is read before the step
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
@@ -116,7 +116,7 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch, and the reason if this rank cannot read its samples. It is then masked.
+        """Return the next micro-batch. If this rank cannot read its samples, return a masked one and the error.
 
         The other ranks can finish their update only if this rank takes part in it.
         """
@@ -135,7 +135,6 @@ class TrainStep:
         return Batch(images, micro_batch, {}), failure
 
     def _memory_line(self) -> str:
-        """Return a message with the size that did not fit in memory, and remedies."""
         config, processes, accumulation = self.setup.config, self.accelerator.num_processes, self.accumulation
         rows = -(-config.train.batch_size // (processes * accumulation))
         ways = [] if config.train.auto_batch else ["--train.auto_batch true"]

@@ -1,7 +1,7 @@
 """One training run: epochs of updates, validation after each epoch, and checkpoints.
 
-    plan ─→ feed: decoded batches on the device ─→ update: augment, normalise, model, loss, step, moving average
-    every epoch: unfreeze ─→ updates ─→ validation ─→ RUN/model if it is the best so far ─→ checkpoint
+plan ─→ feed: decoded batches on the device ─→ update: augment, normalise, model, loss, step, moving average
+every epoch: unfreeze ─→ updates ─→ validation ─→ RUN/model if it is the best so far ─→ checkpoint
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end of the run, or until a signal stops it. Return False if a signal stopped it.
 
-        A stopped run saves a checkpoint. Raises LostData, on every rank, if one rank cannot read its samples. Updates
-        made before are saved in a checkpoint.
+        Raises LostData, on every rank, if one rank cannot read its samples. In both cases a checkpoint is saved.
         """
         began = self.state.updates
         try:
@@ -80,8 +79,8 @@ class Trainer:
             if not self.state.made:  # too few updates to find a scale, or a broken model
                 raise UserError(
                     "not-finite",
-                    f"none of the {self.state.updates} updates of this run was made, because all gradients overflowed in "
-                    f"fp16: use --train.precision bf16 or no",
+                    f"none of the {self.state.updates} updates of this run was made, because all gradients overflowed "
+                    f"in fp16: use --train.precision bf16 or no",
                 )
             return True
         except LostData as lost:
@@ -157,8 +156,8 @@ class Trainer:
         line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
         if scaler is not None:
             line += (
-                f", {state.overflowed} of them because gradients overflowed in fp16: some overflows are normal while the "
-                f"gradient scale is searched (now {scaler.get_scale():g})"
+                f", {state.overflowed} of them because gradients overflowed in fp16: some overflows are normal while "
+                f"the gradient scale is searched (now {scaler.get_scale():g})"
             )
         log.warning("epoch %d: %s", state.epoch + 1, line)
 

@@ -65,8 +65,7 @@ def validate(
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
     decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers; None if there are none. The loss
-    is that of uncalibrated logits, so calibration does not change which epoch has the lowest loss. Raises UserError if
-    a logit is not finite.
+    is that of uncalibrated logits, so calibration does not change it. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")

@@ -84,7 +84,9 @@ def test_whatever_differs_is_named(ours: Facts, theirs: Facts, rank: int):
     if differing:
         key = differing[0]
         here, there = shortened_pair(theirs.get(key, (None, ""))[0], ours.get(key, (None, ""))[0])
-        assert line.startswith(f"rank {rank} has ") and f" {here}" in line and f"but the first process has {there}" in line
+        assert (
+            line.startswith(f"rank {rank} has ") and f" {here}" in line and f"but the first process has {there}" in line
+        )
         assert printable(line) == line
 
 
@@ -126,7 +128,9 @@ def test_versions_are_named_but_are_no_disagreement():
     first, other = (Record(versions={"torch": "2.8.0", "timm": "1"}), Record(versions={"torch": "2.7.1", "timm": "2"}))
     assert disagreement([first], other) == "" and other_versions(first, first, 1) == ""
     line = other_versions(first, other, 1)
-    assert line.startswith("rank 1 has torch 2.7.1, but the first process has 2.8.0 (other differences: timm): results may differ")
+    assert line.startswith(
+        "rank 1 has torch 2.7.1, but the first process has 2.8.0 (other differences: timm): results may differ"
+    )
 
 
 def test_what_an_environment_decides():

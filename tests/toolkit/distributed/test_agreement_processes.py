@@ -137,7 +137,12 @@ def test_two_processes_that_differ(
         one_of(train, "--resume", "--resume", "true", "false"),
         pair(
             train,
-            ["rank 1 has model.weights ", "weights-1.safetensors", "but the first process has ", "weights-0.safetensors"],
+            [
+                "rank 1 has model.weights ",
+                "weights-1.safetensors",
+                "but the first process has ",
+                "weights-0.safetensors",
+            ],
             ["--model.weights", tmp_path / "weights-0.safetensors"],
             ["--model.weights", tmp_path / "weights-1.safetensors"],
         ),

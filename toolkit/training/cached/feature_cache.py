@@ -2,11 +2,10 @@
 
     samples of a split ─→ augmentation of epoch v, or transforms of evaluation ─→ backbone ─→ (n, F) float32 in a file
 
-A frozen backbone returns the same features for the same pixels in every epoch. So a few views of each sample are
-computed once. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of views. The name of
-a file is a hash of everything that its content depends on, so runs with equal content share files. During the
-computation, memory contains the features of a few thousand samples. Afterwards, the processes of a node map one file
-(feature_files.py).
+A frozen backbone returns the same features for the same pixels in every epoch. So only a few augmented views of each
+sample are computed. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of views. A
+file's name is a hash of everything that its content depends on, so runs with equal content share files. During the
+computation, memory contains the features of a few thousand samples. Then all processes of a node map one file.
 """
 
 from __future__ import annotations
@@ -92,8 +91,7 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
-            # An option that is off is left out, except those in NAMED_OPTIONS. So a new option does not change old
-            # names.
+            # Options that are off are left out, except NAMED_OPTIONS. So a new option does not change old names.
             "augment": CONSTANT
             | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }
@@ -200,7 +198,7 @@ class FeatureBank:
     def _own_rows(
         self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield, for each batch of this rank, its samples (k,) and their rows (k, F + 1) of the file."""
+        """Yield, for each batch of this rank, its samples (k,) and their rows (k, F + 1) as in a file of features."""
         accelerator = self.accelerator
         self.model.eval()
         with (

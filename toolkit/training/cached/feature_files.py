@@ -43,8 +43,7 @@ class Features:
     """Features of all samples of a split in one view."""
 
     values: np.ndarray
-    """(n, F) float32, mapped from a file (float16 in files of earlier versions). Rows that were not decoded are
-    zero."""
+    """(n, F) float32 (float16 in earlier versions), mapped from a file. Rows that were not decoded are zero."""
     decoded: np.ndarray
     """(n,) bool: whether each sample could be decoded."""
 
@@ -108,7 +107,7 @@ def read_features(path: Path, count: int) -> Features:
         problem = one_line(error)[:200]
     raise UserError(
         "path-unreadable",
-        f"{path} does not contain the features of {count} samples ({problem}): remove this file, so that they are computed again",
+        f"{path} does not contain the features of {count} samples ({problem}): remove it to compute them again",
     )
 
 

@@ -2,9 +2,8 @@
 
     FeatureBank: feature files ─→ FeatureFeed: batches of the usual plan ─→ Head ─→ merge: the whole model, for saving
 
-Feature files are mapped, so the processes of a node share one copy in memory. The training split needs 4 bytes x
-features x samples x views: 4.4 GB on disk for 90,000 posters with 3,072 features and 4 views. Each process only
-allocates memory for a batch.
+Feature files are mapped, so the processes of a node share one copy in memory. Training needs 4 bytes x features x
+samples x views on disk: 4.4 GB for 90,000 posters with 3,072 features and 4 views.
 """
 
 from __future__ import annotations
@@ -125,15 +124,13 @@ class Probe:
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
         """Compute or map all views, and build a head for them. ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-        # timm applies dropout outside of a classifier that has none, in the model's forward pass. That pass does not
-        # run here.
+        # For other heads timm applies dropout in the forward pass of the model, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
         val_view = bank.evaluation_view(val, "val")
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
         return cls(bank.model, head, views, val_view)
 
     def feed(self, setup: TrainingSetup) -> FeatureFeed:
-        """See Pixels."""
         train = replace(setup.config.train, accumulation=setup.accumulation)
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 

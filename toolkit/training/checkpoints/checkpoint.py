@@ -52,8 +52,7 @@ class Progress:
     step: Count = 0
     """Number of updates done in the current epoch."""
     updates: Count = 0
-    """Number of updates done in the whole run, including skipped ones. Rows of the log and checkpoints have this
-    number."""
+    """Number of updates done in the whole run, including skipped ones. Log rows and checkpoints have this number."""
     best_score: Number | None = None
     """Best value so far of the metric train.monitor. RUN/model is the model with this value."""
     scored: str = ""
@@ -117,8 +116,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, and then remove all checkpoints except the newest ``keep``.
 
-    The checkpoint gets its final name when it is complete. If writing fails, OSError is raised and no partial file
-    stays.
+    It gets its final name when it is complete. If writing fails, raises OSError and leaves no partial file.
     """
     path = folder / f"step-{progress.updates:08d}"
     # The folder may contain a checkpoint of this update from before validation. It stays until the new one is complete.
@@ -213,9 +211,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: Options that a resumed run may change. All others must stay the same, including new options of later versions. A
-#: change of them would change the samples of an update, the weights, the loss, the optimiser's groups, or the
-#: comparison with the best score.
+#: Options that a resumed run may change. All others must stay the same, including new options of later versions. They
+#: decide the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
 MAY_CHANGE = frozenset(
     {
         # length of the run
@@ -250,15 +247,15 @@ def _may_change(config: dict[str, Any]) -> frozenset[str]:
     """Return the keys that may change when a run with this config is resumed."""
     if not config["train"]["feature_views"]:
         return MAY_CHANGE
-    # The checkpoints of such a run contain only the head. The backbone comes from these weights.
+    # Checkpoints of such a run contain only the head. The backbone comes from these two options.
     return MAY_CHANGE - {"model.pretrained", "model.weights"}
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
     """Return one line for each option that has changed since the checkpoint.
 
-    Raises UserError if an option changed that is not in MAY_CHANGE. An option that is missing in the checkpoint,
-    because an earlier version wrote it, counts as having its default value.
+    Raises UserError if one of them is not in MAY_CHANGE. An option that is missing in the checkpoint has its default
+    value.
     """
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:

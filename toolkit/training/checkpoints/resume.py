@@ -1,9 +1,8 @@
 """Choose the checkpoint from which a run resumes, and check the run's best model.
 
-The main process chooses the checkpoint, and sends its name and sha256 to the other ranks. All ranks must start from
-this checkpoint, or all from the beginning. If each rank chose the newest checkpoint itself, a rank with another folder,
-or with an old list of its files, would continue from other weights. No error would appear, because ranks only exchange
-gradients.
+The main process chooses the checkpoint, and sends its name and sha256 to the other ranks. All ranks start from this
+checkpoint, or all from the beginning. If each rank chose the newest checkpoint itself, a rank with another folder would
+continue from other weights. No error would appear, because ranks only exchange gradients.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` of a checkpoint with the best epoch of RUN/model (``folder``), and a line if they differ.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if this epoch is another one.
 
     RUN/model is written before its checkpoint. The two differ if a process ended between these two writes, if an older
     checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
@@ -130,7 +129,7 @@ def _require_everywhere(
     )  # fmt: skip
     raise UserError(
         "ranks-differ",
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes share, under the same path",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes share, with the same path",
     )
 
 

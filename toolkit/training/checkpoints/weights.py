@@ -1,4 +1,4 @@
-"""Load weights from a local file into a model. A head that does not fit is left out."""
+"""Load weights from a local file into a model. A head that does not fit is dropped."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
     """Load a local weights file into ``model``. Return a line that describes the result, and whether a head was loaded.
 
-    A head of another size is left out. So is a head with other genres than ``labels``, or in another order, because its
-    outputs would have wrong names (see `_other_genres`). Raises UserError if a tensor outside the head is missing,
-    unknown or of another shape, or if a value is not finite.
+    A head of another size is dropped. A head with other genres than ``labels``, or in another order, is dropped as
+    well, because its outputs would have wrong names. Raises UserError if a tensor outside the head is missing, unknown
+    or of another shape, or if a value is not finite.
     """
     state = read_weights(path)
     require_finite(state, path)
