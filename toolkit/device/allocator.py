@@ -2,7 +2,8 @@
 
 By default, glibc returns a freed block of 32 MB or more to the operating system. The activations of a layer are such a
 block, so the system clears and maps new memory for every layer. With freed memory kept, a forward pass of ResNet50 on
-batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). The process never shrinks.
+batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). But the memory of the process
+never shrinks.
 """
 
 from __future__ import annotations

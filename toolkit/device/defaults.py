@@ -36,13 +36,13 @@ def ahead_for(device: torch.device) -> int:
 
 
 #: Largest default number of decoding threads for a GPU. They compete with the thread that starts GPU kernels for
-#: Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16
-#: (posters of 182x268 pixels; 6 threads decode about 11,000 per second; tests/bench/train_step.py --threads).
+#: Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16.
+#: The posters had 182x268 pixels, and 6 threads decoded about 11,000 per second (tests/bench/train_step.py --threads).
 GPU_THREADS = 6
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:
-    """Return the number of decoding threads: ``configured``, or own_cores() if it is 0 (GPU: at most GPU_THREADS)."""
+    """Return ``configured`` decoding threads, or if it is 0 the default: own_cores(), on a GPU at most GPU_THREADS."""
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: Name of a fact → (its value as text, its source). The source is shown in messages, but not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options whose values are local paths. Only whether they are given is compared. Other facts compare the content.
+#: Options whose values are local paths. Their facts only say whether they are given. Other facts compare the content.
 PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"

@@ -156,7 +156,7 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
 def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
     """Call ``do`` on the main process only, and return its result on every rank. A collective call.
 
-    If ``do`` raises UserError or OSError, the other ranks raise UserError. They do not wait for the lost main process.
+    If ``do`` raises UserError or OSError, the other ranks raise UserError and do not wait for the main process.
     """
     value: Any = None
     if accelerator.is_main_process:
@@ -177,8 +177,7 @@ def require_read(
 ) -> None:
     """Raise LostData on every rank if at least one rank has a ``failure``. A collective call.
 
-    owed: number of times that the other ranks still make the collective ``call``. A rank with a failure also makes
-    them.
+    owed: number of times that the other ranks still make the collective ``call``. A failed rank makes these calls here.
     """
     if failure is not None:
         for _ in range(owed):
@@ -212,7 +211,7 @@ class WorkQueue:
     """A queue of the numbers 0 to count - 1. Each number goes to exactly one process.
 
     Every process creates a WorkQueue and calls `end`. The next number is in a TCPStore of torch.distributed, whose
-    ``add`` is atomic. Collective calls are not used, because a process with long work would let them time out.
+    ``add`` is atomic. Collective calls are not used, because they time out if one process works for long.
     """
 
     def __init__(self, accelerator: Accelerator, count: int) -> None:

@@ -1,9 +1,9 @@
 """Fully sharded data parallelism (FSDP, torch's fully_shard), for models that are too large for one GPU.
 
 Each process stores a part of every weight, gradient and optimiser state. `shard_model` shards a whole model, and the
-optimiser is then created over the sharded parameters. In a forward or backward pass, the weights of one unit (see
-`units`) at a time are gathered, used and freed. `full_state` returns whole tensors, so that checkpoints and RUN/model
-do not depend on the number of processes.
+optimiser is then created over the sharded parameters. In a forward or backward pass, weights are gathered, used and
+freed unit by unit (see `units`). `full_state` returns whole tensors, so that checkpoints and RUN/model do not depend on
+the number of processes.
 
 accelerate supports FSDP on GPUs only. This module also works on CPUs, where its tests run. Buffers (BatchNorm
 statistics) are not sharded. Each process has its own buffers, and those of the main process are saved, as with DDP.

@@ -222,8 +222,8 @@ def leave() -> None:
     """Destroy the process group of a process that ends with an error, if the group uses gloo.
 
     gloo's threads own tensors of the last collective calls. If a thread frees such a tensor while the interpreter ends,
-    the process aborts. The launcher then reports the abort and not our message. An NCCL group is not destroyed here.
-    Destroying it can block until the time limit if another process is gone.
+    the process aborts. The launcher then reports the abort and not our message. An NCCL group is not destroyed, because
+    destroying it can block until the time limit if another process is gone.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

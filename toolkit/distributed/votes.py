@@ -46,7 +46,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Return whether any rank said yes in the last vote; False before the first. Wait at most ``limit``."""
+        """Return whether any rank said yes in the last vote, or False before any vote. Wait at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)
@@ -73,7 +73,7 @@ class StopSignal:
     def agreed(self, now: bool = False) -> bool:
         """Return whether any rank had received a stop signal at the previous call. A collective call.
 
-        With ``now``, or in a run of one process, the result is that of this call.
+        With ``now``, or in a run of one process, signals up to this call count.
         """
         stop = self.vote.answer()
         if not stop:

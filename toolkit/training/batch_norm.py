@@ -1,11 +1,11 @@
 """BatchNorm over few rows: keep its statistics fixed in small updates, and warn at the start of a run.
 
 In training, BatchNorm normalises by the mean and the deviation of the rows (samples) of a forward pass, and moves its
-running statistics towards the two values. The rows are those of one process's micro-batch, or of all processes' for
-SyncBatchNorm. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect on
-a trained network). So if an update has a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its running
-statistics in this update and does not change them. Modules in model.freeze do the same. The plan has the sizes of all
-micro-batches, so the decision is the same on all ranks and after a resume.
+running statistics towards the two values. The rows are those of one process's micro-batch. SyncBatchNorm uses the rows
+of all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect
+on a trained network). So if an update has a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
+running statistics in this update and does not change them. Modules in model.freeze do the same. The plan has the sizes
+of all micro-batches, so the decision is the same on all ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in norms)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
-    if not short and (asked >= FEW_ROWS or not unsynced):  # one row under FEW_ROWS may be rounding
+    if not short and (asked >= FEW_ROWS or not unsynced):  # rounded up: one row fewer is fine
         return None
-    held = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch, with under {LEAST_ROWS}"
+    fixed = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch (under {LEAST_ROWS} rows)"
     return (
-        f"BatchNorm computes its statistics over up to {most} rows per process{held * bool(short)}: statistics "
+        f"BatchNorm computes its statistics over up to {most} rows per process{fixed * bool(short)}: statistics "
         f"of fewer than {FEW_ROWS} rows are noisy; {remedy}"
     )
 

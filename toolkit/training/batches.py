@@ -106,7 +106,7 @@ class Feed:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
         data, device = setup.config.data, setup.accelerator.device
         self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
-        # A substitute is a sample that counts twice, so validation leaves a damaged sample out.
+        # A substitute would count twice in a metric, so validation leaves a damaged sample out.
         self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
         self.val_cutter: Transforms = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
         self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
@@ -121,7 +121,7 @@ class Feed:
         rank, world = accelerator.process_index, accelerator.num_processes
         micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
         transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards are fetched in the order of use. In this epoch, the next one's first shards are fetched, too.
+        # Remote shards are fetched in the order of use, and the next epoch's first shards before this epoch ends.
         order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count

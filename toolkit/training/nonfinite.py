@@ -189,7 +189,7 @@ class Guard:
 
 
 def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
-    """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped. Waits.
+    """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped.
 
     ``in_a_row`` is the number of such updates in a row. Gradients, and so this result, are equal on all ranks.
     """

@@ -66,7 +66,7 @@ def _cosine(progress: float, least: float) -> float:
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-#: optim.schedule → function of (finished share of the updates after warm-up, optim.min_lr): factor on the peak rate.
+#: Name of a schedule → function from (finished share of the updates after warm-up, optim.min_lr) to the rate's factor.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 1.0, "cosine": _cosine}
 
 

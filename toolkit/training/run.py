@@ -128,9 +128,9 @@ def _prepared(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Build the parts of a run, and log them and their problems. Choose an accumulation that fits if train.auto_batch.
+    """Build and log the parts of a run. With train.auto_batch, choose an accumulation that fits in memory.
 
-    Raises UserError, on every rank, if BatchNorm could not be trained.
+    Raises UserError, on every rank, if micro-batches are too small to train BatchNorm (see check_rows).
     """
     setup = build_setup(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:

@@ -176,7 +176,7 @@ def _model(
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
-    with accelerator.main_process_first():  # the others read its download from the cache
+    with accelerator.main_process_first():  # the others then find its download in the cache
         head, scratch = HeadSpec.of(wanted), "backbone" not in wanted.freeze
         model = build_model(
             wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch

@@ -48,7 +48,7 @@ class TrainStep:
 
         Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
         rows, and the number of these rows. ``samples``: number of samples of the update over all ranks, including
-        masked ones. It is 0 if the update was skipped, because the guard did not allow it or its gradient overflowed in
+        masked ones, or 0 if the update was skipped, because the guard did not allow it or its gradient overflowed in
         fp16. A skipped update does not change weights, buffers, optimiser and moving average. The gradient, and so
         optim.clip_norm, refers to the sum over genres and the mean over samples.
 

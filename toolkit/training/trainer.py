@@ -62,7 +62,7 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end of the run, or until a signal stops it. Return False if a signal stopped it.
 
-        Raises LostData, on every rank, if one rank cannot read its samples. In both cases a checkpoint is saved.
+        Raises LostData, on every rank, if one rank cannot read its samples. In both cases the updates so far are saved.
         """
         began = self.state.updates
         try:

@@ -2,10 +2,10 @@
 
     samples of a split ─→ augmentation of epoch v, or transforms of evaluation ─→ backbone ─→ (n, F) float32 in a file
 
-A frozen backbone returns the same features for the same pixels in every epoch. So only a few augmented views of each
-sample are computed. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of views. A
-file's name is a hash of everything that its content depends on, so runs with equal content share files. During the
-computation, memory contains the features of a few thousand samples. Then all processes of a node map one file.
+A frozen backbone returns the same features for the same pixels in every epoch. So features are computed only for a few
+augmented views of each sample. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of
+views. A file's name is a hash of everything that its content depends on, so runs with equal content share files. Memory
+contains the features of a few thousand samples at a time. Afterwards all processes of a node map one file.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
-            # Options that are off are left out, except NAMED_OPTIONS. So a new option does not change old names.
+            # Options that are off are left out, except NAMED_OPTIONS. So a new option does not change old file names.
             "augment": CONSTANT
             | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }

@@ -124,7 +124,7 @@ class Probe:
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
         """Compute or map all views, and build a head for them. ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-        # For other heads timm applies dropout in the forward pass of the model, which does not run here.
+        # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
         val_view = bank.evaluation_view(val, "val")
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)

@@ -211,8 +211,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: Options that a resumed run may change. All others must stay the same, including new options of later versions. They
-#: decide the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
+#: Options that a resumed run may change. All others must stay the same, including new options of later versions. The
+#: others decide the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
 MAY_CHANGE = frozenset(
     {
         # length of the run

@@ -77,7 +77,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if this epoch is another one.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if the checkpoint's differs.
 
     RUN/model is written before its checkpoint. The two differ if a process ended between these two writes, if an older
     checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
