@@ -155,7 +155,7 @@ def test_weights_that_burst(drawn_set: Path, tmp_path: Path):
     """Nothing is wrong with the samples, and nobody is told to look at them alone."""
     options = train_options(drawn_set, tmp_path / "run", *APART, "--optim.name=momentum", "--optim.lr=1e30")
     (line,) = ended(options, tmp_path / "said").errors
-    assert "step 2 for all 8 samples, so the weights or the rate are wrong" in line
+    assert "step 2 for all 8 samples (" in line and "so the cause is the weights, the learning rate, or one" in line
     options = train_options(
         drawn_set, tmp_path / "second", *APART, "--optim.name=momentum", "--optim.lr=3e38",
         "--loss.name=weighted", "--train.checkpoint_steps=1",

@@ -129,7 +129,8 @@ def _require_everywhere(
     )  # fmt: skip
     raise UserError(
         "ranks-differ",
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes share, with the same path",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes share, "
+        f"under the same path",
     )
 
 
