@@ -1,4 +1,4 @@
-"""`accelerate launch launch/evaluate.py ...` runs `posters evaluate ...` in every process of the launch."""
+"""`accelerate launch launch/evaluate.py ...` starts several processes. Each of them runs `posters evaluate ...`."""
 
 import sys
 

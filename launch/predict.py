@@ -1,4 +1,4 @@
-"""`accelerate launch launch/predict.py ...` runs `posters predict ...` in every process of the launch."""
+"""`accelerate launch launch/predict.py ...` starts several processes. Each of them runs `posters predict ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`accelerate launch launch/train.py ...` runs `posters train ...` in every process of the launch."""
+"""`accelerate launch launch/train.py ...` starts several processes. Each of them runs `posters train ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`accelerate launch launch/tune.py ...` runs `posters tune ...` in every process of the launch."""
+"""`accelerate launch launch/tune.py ...` starts several processes. Each of them runs `posters tune ...`."""
 
 import sys
 

@@ -2,7 +2,7 @@
 
 import toolkit
 model = toolkit.load_model("RUN/model")
-model.predict(["poster.jpg"])                # a DataFrame
+model.predict(["poster.jpg"])                # returns a pandas DataFrame
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import modules that need torch only on first use, so that `posters --help` starts quickly."""
+    """Import `Predictor` or `load_model` at its first use, because the import of torch takes seconds."""
     if name in __all__:
         from toolkit.prediction import api as predictor
 

@@ -47,7 +47,10 @@ def test_killed_between_model_and_checkpoint(
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and resumed.errors == []
     score = f"loss {model(killed_between)[1]['score']:.6g}"
-    assert f"is of epoch 1 with {score}, the checkpoint has none: later epochs must be better" in resumed.said[0]
+    assert (
+        f"has the model of epoch 1 with {score}, but the checkpoint has no best epoch: later epochs must be better"
+        in resumed.said[0]
+    )
     assert_same_run(tmp_path / "run", unharmed[1])
     ours, theirs = last_progress(tmp_path / "run"), last_progress(unharmed[1])
     assert ours == theirs and ours["best_sha256"] == model(tmp_path / "run")[1]["weights_sha256"]
@@ -96,7 +99,7 @@ def test_the_newest_checkpoint_is_damaged_and_the_best_model_is_of_its_epoch(
     options = train_options(drawn_set, tmp_path / "run", *TWO_EPOCHS, SPOILT, "--resume")
     resumed = ended(options, tmp_path / "said")
     assert resumed.statuses == [0] and "is damaged and skipped: " in resumed.said[0]
-    assert "is of epoch 2 with loss" in resumed.said[0]
+    assert "has the model of epoch 2 with loss" in resumed.said[0]
     assert model(tmp_path / "run") == before
     progress = last_progress(tmp_path / "run")
     assert (progress["best_epoch"], progress["best_score"]) == (1, before[1]["score"])

@@ -55,7 +55,7 @@ def test_it_stops_and_names_the_sample(
     run = ended(train_options(drawn_set, tmp_path / "run", *APART, *options), tmp_path, 1, f"nan {spoilt}")
     assert run.statuses == [2]
     (line,) = run.errors
-    assert f"the loss is not finite at epoch 1, step {STEP + 1} for 1 of 8 samples, {spoilt}: " in line
+    assert f"the loss is not finite at epoch 1, step {STEP + 1} for 1 of 8 samples ({spoilt}): " in line
     for words in ("lower --optim.lr", "--train.on_nonfinite skip", "the last checkpoint is kept"):
         assert words in line
     assert updates_saved(tmp_path / "run") == saved and not (tmp_path / "run" / "model").exists()
@@ -72,7 +72,7 @@ def test_two_ranks_stop_with_the_sample_of_one(drawn_set: Path, spoilt: str, tmp
     run = ended(options, tmp_path, 2, f"nan {spoilt}")
     assert run.statuses == [2, 2]
     first, second = run.errors
-    assert f"epoch 1, step {STEP + 1} for 1 of 8 samples, {spoilt}: " in first
+    assert f"epoch 1, step {STEP + 1} for 1 of 8 samples ({spoilt}): " in first
     assert second == first.replace("error: ", "error: [rank 1] ")
 
 
@@ -144,7 +144,7 @@ def test_too_many_stop_the_run_with_the_list(
 def test_a_gradient_that_is_not_finite(skip: bool, ranks: int, drawn_set: Path, tmp_path: Path):
     options = train_options(drawn_set, tmp_path / "run", *APART, *([SKIP] if skip else []))
     run = ended(options, tmp_path, ranks, f"nan-gradient {STEP} {ranks - 1}")
-    words = f"the gradient is not finite at epoch 1, step {STEP + 1}, but the loss of every sample is"
+    words = f"the gradient is not finite at epoch 1, step {STEP + 1}, but the loss of every sample is finite"
     assert run.statuses == [0 if skip else 2] * ranks
     assert f"update skipped: {words}" in run.said[0] if skip else words in run.errors[0]
     if skip:
@@ -155,7 +155,7 @@ def test_weights_that_burst(drawn_set: Path, tmp_path: Path):
     """Nothing is wrong with the samples, and nobody is told to look at them alone."""
     options = train_options(drawn_set, tmp_path / "run", *APART, "--optim.name=momentum", "--optim.lr=1e30")
     (line,) = ended(options, tmp_path / "said").errors
-    assert "step 2 for all 8 samples, so the weights or the rate are wrong" in line
+    assert "step 2 for all 8 samples (" in line and "so the cause is the weights, the learning rate, or one" in line
     options = train_options(
         drawn_set, tmp_path / "second", *APART, "--optim.name=momentum", "--optim.lr=3e38",
         "--loss.name=weighted", "--train.checkpoint_steps=1",

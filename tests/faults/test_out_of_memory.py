@@ -77,7 +77,7 @@ def test_in_training(ranks: int, drawn_set: Path, tmp_path: Path):
     assert failed.statuses == [2] * ranks
     for words in (
         "out of memory (tried to allocate 2.00 GiB): ",
-        f"a micro-batch of {rows} at 32 pixels does not fit",
+        f"a micro-batch of {rows} image(s) of 32 pixels does not fit",
         f"(global batch 8 = {ranks} process(es) x 1 accumulation x up to {rows})",
         "set --train.auto_batch true, --train.accumulation 2, --model.checkpointing true or a smaller --data.image",
         "with --resume the run continues from its newest checkpoint",
@@ -94,7 +94,7 @@ def test_when_the_system_really_refuses_memory(drawn_set: Path, tmp_path: Path):
     options = ["--train.batch_size=32", "--data.image_size=384", "--data.prefetch=1"]
     failed = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "first", 1, "memory 600")
     (line,) = failed.errors
-    assert failed.statuses == [2] and "a micro-batch of 32 at 384 pixels does not fit" in line
+    assert failed.statuses == [2] and "a micro-batch of 32 image(s) of 384 pixels does not fit" in line
     assert re.search(r"out of memory \(tried to allocate \d{7,} bytes\)", line)
 
 
@@ -102,7 +102,10 @@ def test_what_is_set_already_is_no_advice(drawn_set: Path, tmp_path: Path):
     options = ["--train.accumulation=8", "--model.checkpointing=true"]
     run = ended(train_options(drawn_set, tmp_path / "run", *options), tmp_path / "said", 1, "oom training 0")
     (line,) = run.errors
-    assert "a micro-batch of 1 at" in line and "set --train.auto_batch true or a smaller --data.image_size" in line
+    assert (
+        "a micro-batch of 1 image(s) of" in line
+        and "set --train.auto_batch true or a smaller --data.image_size" in line
+    )
 
 
 @pytest.mark.parametrize(

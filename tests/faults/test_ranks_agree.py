@@ -51,7 +51,7 @@ LACKS = "rank 1 does not have the checkpoint that the first process resumes from
         (
             0,
             lambda run: shutil.rmtree(run / "checkpoints"),
-            ["rank 1 sees checkpoints, but the first process sees none (on ", NEWEST],
+            ["rank 1 finds checkpoints, but the first process finds none (on ", NEWEST],
         ),
     ],
     ids=["older", "nothing", "damaged", "another", "first has none"],
@@ -67,7 +67,7 @@ def test_ranks_that_see_other_checkpoints(
     options = train_options(drawn_set, tmp_path / "run-{rank}", *TWO_EPOCHS, "--resume")
     said = tmp_path.with_name(f"{tmp_path.name}-said")
     line = one_line_of_both(ended(options, said, 2))
-    assert "put --out on a file system that all nodes see, under the same path" in line
+    assert "put --out on a file system that all nodes share, under the same path" in line
     for word in words:
         assert word in line
     assert contents(tmp_path) == before
@@ -99,7 +99,7 @@ def test_ranks_whose_caches_of_the_hub_differ(other: int, statuses: list[int], d
     assert run.statuses == statuses, run.said
     if any(statuses):
         line = one_line_of_both(run)
-        assert "rank 1 has weights of test_resnet " in line and ", the first process " in line
+        assert "rank 1 has weights of test_resnet " in line and ", but the first process has " in line
         assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -58,7 +58,7 @@ def test_a_process_that_nobody_joins_says_so(launch_set: Path, tmp_path: Path):
     _, said = alone.communicate(timeout=60)
     assert alone.returncode == 69 and "Traceback" not in said
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
-    assert f"did not connect at 127.0.0.1:{env['MASTER_PORT']}" in line and "they wait 2 s" in line
+    assert f"did not connect at 127.0.0.1:{env['MASTER_PORT']}" in line and "time limit 2 s" in line
     assert "check that every node is started" in line and "docs/scale/nodes-and-slurm.md" in line
     assert not (tmp_path / "run").exists()
 

@@ -112,7 +112,7 @@ def test_stopped_while_computing_features(
     term_at(of_one_view + 3)
     with caplog.at_level("WARNING"):
         assert main(["train", *options_of(launch_set, out, *CACHED)]) == 75
-    assert "features of train, view 2, must be computed again" in caplog.text and "--resume" in caplog.text
+    assert "features of train (view 2) must be computed again" in caplog.text and "--resume" in caplog.text
     assert len(list((out / "features").glob("train-*.npy"))) == 1 and not list(out.rglob("*.partial"))
     assert not (out / "checkpoints").exists()
 
@@ -124,7 +124,7 @@ def test_stopped_while_computing_features(
 
     monkeypatch.setattr(FeatureBank, "_compute", noted)
     assert main(["train", *options_of(launch_set, out, *CACHED), "--resume"]) == 0
-    assert computed == ["features of train, view 2", "features of val, as evaluated"]
+    assert computed == ["features of train (view 2)", "features of val (evaluation view)"]
     assert facts(out) == facts(uninterrupted)
 
 

@@ -1,1 +1,1 @@
-"""The device of this process: defaults, memory, copies, and private names of torch."""
+"""The CPU or GPU of a process: default settings, memory, copies to the device, and private names of torch."""

@@ -1,7 +1,8 @@
-"""All private names of torch that the toolkit needs, each with the reason.
+"""All private names of torch that the toolkit uses, each with the reason.
 
-setup.cfg limits the version of torch because of them; tests/toolkit/device/test_compat.py fails if a version lacks one.
-(The private name of webdataset is in shards/build/tar_writer.py, because shards never imports torch.)
+A new version of torch may change a private name. setup.cfg therefore limits the version of torch, and
+tests/toolkit/device/test_compat.py fails if a name is missing. The only private name of webdataset is used in
+shards/build/tar_writer.py, because the package ``shards`` never imports torch.
 """
 
 from __future__ import annotations
@@ -14,20 +15,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 #: Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, for isinstance().
 BatchNorm = _BatchNorm
 
-#: ``(images, size, align_corners, scale_h, scale_w, out=)``: the operation of interpolate(mode="bilinear",
-#: antialias=True). That function has no ``out=`` and allocates memory for every sample.
+#: The operation inside torch.nn.functional.interpolate(mode="bilinear", antialias=True). It has the arguments
+#: ``(images, size, align_corners, scale_h, scale_w, out=)``. interpolate() has no ``out=`` and allocates memory each
+#: time.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def in_backward() -> bool:
-    """Return whether this thread is in a backward pass; torch.utils.checkpoint finds recomputations in the same way."""
+    """Return whether this thread is in a backward pass. torch.utils.checkpoint uses the same function of torch."""
     return torch._C._current_graph_task_id() != -1
 
 
 def names_that_torch_allows() -> set[str]:
     """Return ``module.name`` of all objects that torch.load(weights_only=True) imports by default.
 
-    torch.serialization.get_unsafe_globals_in_checkpoint uses them too, but reads zip archives only, without limits.
+    The public torch.serialization.get_unsafe_globals_in_checkpoint reads only zip archives, and has no size limits.
     """
     return set(_get_allowed_globals())
 
@@ -41,6 +43,6 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
     """Change the class of ``module`` to ``kind``, a subclass that adds methods but no attributes.
 
-    torch does the same (torch.nn.utils.parametrize). A wrapper would change the name of every weight.
+    torch.nn.utils.parametrize does the same. A wrapper module would change the name of every weight.
     """
     module.__class__ = kind

@@ -1,4 +1,4 @@
-"""Defaults for a device: images per forward pass, threads, number formats."""
+"""Default settings for a device: images per forward pass, decoding threads and data types."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from accelerate import Accelerator
 
 from shards.executors.local import available_cores
 
-#: Default number of images per forward pass. On a CPU, more than 32 gain little if freed memory is kept (allocator.py),
-#: and are a third slower if it is not. A GPU needs more.
+#: Default number of images per forward pass, on a CPU and on a GPU. On a CPU, more than 32 images hardly increase the
+#: speed if allocator.py keeps freed memory. If it does not, larger batches are a third slower.
 CPU_ROWS, GPU_ROWS = 32, 128
 
 
@@ -20,7 +20,7 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message for a forward pass that does not fit in memory; ``option`` sets its number of images."""
+    """Return the message for a forward pass of ``wanted`` images that does not fit. ``option`` sets this number."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"
@@ -28,29 +28,28 @@ def no_room(wanted: int, device: torch.device, option: str) -> str:
 
 
 def ahead_for(device: torch.device) -> int:
-    """Return the ``prefetch`` of a Loader for forward passes without training.
+    """Return the ``prefetch`` of a Loader for inference: the number of batches that it decodes ahead.
 
-    On a CPU it is 1, so that no batch is decoded during a forward pass: the pass needs all cores, and a layer is as
-    slow as its slowest thread.
+    On a CPU it is 1, so that no batch is decoded during a forward pass, which needs all cores.
     """
     return 1 if device.type == "cpu" else 4
 
 
-#: Default limit of decoding threads for a GPU. The thread that queues GPU work competes with them for Python's lock.
-#: ResNet50 on an H200 kept 0.95 of its speed with 6 decoding threads, 0.84 with 8, 0.78 with 16 (posters of 182x268;
-#: 6 threads decode about 11,000 per second; tests/bench/train_step.py --threads).
+#: Largest default number of decoding threads for a GPU. They compete with the thread that starts GPU kernels for
+#: Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16.
+#: The posters had 182x268 pixels, and 6 threads decoded about 11,000 per second (tests/bench/train_step.py --threads).
 GPU_THREADS = 6
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:
-    """Return the decoding threads of this process: ``configured``, or if 0 its cores (at most 6 for a GPU)."""
+    """Return ``configured`` decoding threads, or if it is 0 the default: own_cores(), on a GPU at most GPU_THREADS."""
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()
 
 
 def own_cores() -> int:
-    """Return the cores of the machine divided by its processes, at least 1."""
+    """Return the number of CPU cores for each process of this launch on this machine, at least 1."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -64,5 +63,5 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Return the dtype of the model's convolutions, so that images can be normalised to it directly."""
+    """Return the dtype of convolutions under autocast. Images are normalised to this dtype directly."""
     return DTYPES.get(accelerator.mixed_precision, torch.float32)

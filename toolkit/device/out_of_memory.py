@@ -1,6 +1,6 @@
-"""Turn out-of-memory errors of the device or the machine into one line with a remedy.
+"""Turn out-of-memory errors of a GPU or a CPU into one line with a remedy.
 
-The errors differ: CUDA raises OutOfMemoryError, torch's CPU allocator a RuntimeError, Python and numpy a MemoryError.
+CUDA raises OutOfMemoryError, torch's CPU allocator raises RuntimeError, and Python and numpy raise MemoryError.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from shards.errors import UserError
 
 _TEXTS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECASE)
+_AMOUNT = re.compile(r"(?:tried to|unable to) allocate ([\d.]+ \w+)", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception means out of memory, on any device."""
+    """Return whether ``error`` means that memory ran out, on a GPU or on a CPU."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
@@ -24,12 +24,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(line: Callable[[], str]) -> Iterator[None]:
-    """Turn out-of-memory errors into a UserError; ``line()`` returns what did not fit, and the remedy."""
+    """Raise UserError in place of an out-of-memory error. ``line()`` returns what did not fit, and the remedy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        asked = _ASKED.search(str(error))
-        amount = f" (tried to allocate {asked.group(1)})" if asked else ""
+        found = _AMOUNT.search(str(error))
+        amount = f" (tried to allocate {found.group(1)})" if found else ""
         raise UserError("out-of-memory", f"out of memory{amount}: {line()}") from None

@@ -7,9 +7,10 @@ import torch
 
 
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a small array to ``device`` without a wait; operations that are queued later can use it.
+    """Copy a small array to ``device`` without waiting. Operations that are started later can use the copy.
 
-    For a GPU the array is pinned first: a copy from other memory may wait for all queued work of the device.
+    For a GPU the array is first copied to pinned memory. A direct copy may wait until the GPU has finished all its
+    work.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

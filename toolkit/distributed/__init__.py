@@ -1,1 +1,1 @@
-"""Processes of a launch: start-up, comparison, gathering, voting, and shared work and weights."""
+"""The processes of a launch: start, comparison, gathering, voting, and shared work and weights."""

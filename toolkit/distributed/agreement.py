@@ -1,9 +1,9 @@
-"""Facts that must be equal in all processes of a launch. They are compared before any work starts.
+"""Compare the processes of a launch before they start to work.
 
-Processes exchange gradients, logits and counters. If one process had another model, option, configuration or shard set,
-the result would be a mixture, and no error would appear. So each process makes a record of what decides its results,
-and the first process compares the records (launch.py has the channel). Devices, threads and paths may differ. Files are
-compared by content. Other versions of libraries only cause a warning.
+The processes of a launch exchange gradients, logits and counters. If one process had another model, option,
+configuration or shard set, the result would be a mixture, and no error would appear. So each process makes a record of
+facts: the values that its results depend on. The first process compares the records (launch.py exchanges them).
+Threads, paths and GPU models may differ. Files are compared by content. Different library versions cause a warning.
 
 This module uses neither torch nor the network.
 """
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Manifest
     from toolkit.model_folder.folder import ModelFolder
 
-#: Key → (value as text, its source). The source is shown, but not compared.
+#: Name of a fact → (its value as text, its source). The source is shown in messages, but not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options with paths on one machine. Only "given or not" is compared; other facts compare the content at these paths.
-PLACES = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
-#: The path where every process of a prediction writes. The processes of one machine must name the same folder.
+#: Options whose values are local paths. Their facts only say whether they are given. Other facts compare the content.
+PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
+#: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
-#: Options and configuration keys that do not change results.
+#: Options and configuration keys that do not change results. They are not compared.
 RANK_LOCAL_OPTIONS = ("threads", "cache", "data.workers", "data.prefetch")
-#: Variables that change results, with their usual values. Each process rejects accelerate's variables: environment.py.
+#: Environment variables that change results → their default values. environment.py rejects variables of accelerate.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
     "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
@@ -49,32 +49,33 @@ VARIABLES = {
 #: Packages whose versions influence pixels, weights or results.
 PACKAGES = ("poster-toolkit", "torch", "timm", "accelerate", "numpy", "pillow", "simplejpeg")
 
-#: Maximum number of characters shown of a value.
+#: Maximum number of characters of a value in a message.
 WIDTH = 60
 NOTHING = "nothing"
 _PLAIN = re.compile(r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?")
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Everything that decides the results of one process."""
+    """The record of one process: everything that its results depend on."""
 
     facts: Facts = {}
     versions: dict[str, str] = {}
     host: str = ""
     device: str = ""
-    """Identity of its GPU; empty on a CPU."""
+    """Unique identifier of the process's GPU. Empty on a CPU."""
     processes: int = 0
-    """Number of processes of the launch, as its launcher sets it; 0 if unknown."""
+    """Number of processes of the launch, from the launcher's variable WORLD_SIZE. 0 if unknown."""
     problem: str = ""
-    """Why the process cannot start; empty if it can."""
+    """Why the process cannot start. Empty if it can."""
     code: Code = "ranks-differ"
-    """Code of the error that ends the launch if this process cannot start or differs from the first one."""
+    """Code of the error if this process cannot start, or differs from the first process."""
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """Return this process's record: ``facts`` of its command, plus facts of its environment.
+    """Return this process's record: the ``facts`` of its command, and facts of its environment.
 
-    precision: value of the option; None for the launcher's. device: identity of its GPU; empty on a CPU.
+    precision: value of --train.precision or --precision. None means the precision of the launcher.
+    device: unique identifier of the process's GPU. Empty on a CPU.
     """
     all_facts = facts | {
         "processes": (env.get("WORLD_SIZE", "1"), ""),
@@ -95,12 +96,12 @@ def problem_record(problem: str, code: Code) -> Record:
 
 
 def _sendable(text: str) -> str:
-    """Escape lone surrogates (from names that are not UTF-8), because JSON cannot contain them."""
+    """Escape surrogate characters, which JSON cannot contain. They come from file names that are not UTF-8."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of PACKAGES, by name."""
+    """Return name → version, for Python and for each of PACKAGES."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for package in PACKAGES:
         try:
@@ -111,18 +112,18 @@ def versions() -> dict[str, str]:
 
 
 def command_facts(command: str, options: Any) -> Facts:
-    """Return facts of the command and its options (a dataclass or a dict), by their names on the command line."""
+    """Return the facts of a command: its name, and its ``options`` (a dataclass or a dict) by command-line name."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
-        if name in PLACES:
+        if name in PATH_OPTIONS:
             value = None if value is None else "given"
         facts[f"--{name.replace('_', '-')}"] = _text(value), place
     return facts
 
 
 def _named(options: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) of the options that are compared. Options of a group keep their own names."""
+    """Yield (name, value) of each option that is compared, including the options inside of groups."""
     named = vars(options) if is_dataclass(options) else options
     for name, value in named.items():
         if name not in RANK_LOCAL_OPTIONS:
@@ -130,7 +131,7 @@ def _named(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def config_facts(config: Config) -> Facts:
-    """Return facts of a resolved configuration, by dotted keys. A weights file is represented by its content."""
+    """Return the facts of a resolved configuration by dotted key. A weights file is represented by its content."""
     facts: Facts = {}
     for section, values in asdict(config).items():
         facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
@@ -142,7 +143,7 @@ def config_facts(config: Config) -> Facts:
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
-    """Return facts of everything in a model folder that influences its predictions."""
+    """Return the facts of a model folder: everything in it that changes predictions."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
     facts: dict[str, object] = {
         "weights": folder.fingerprint[:16],
@@ -158,8 +159,8 @@ def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
-    """Return facts of a shard set: digests of its shards, tables and indexes, from its manifest."""
-    place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without a URL's password
+    """Return the facts of a shard set: digests of its shards, tables and indexes, read from its manifest."""
+    place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without user, password and query of a URL
     facts: Facts = {"shard set": (manifest.fingerprint, place)}
     for split, table in manifest.tables.items():
         facts[f"table of samples of {split}"] = (table.sha256[:16], place)
@@ -168,31 +169,31 @@ def set_facts(manifest: Manifest, where: object) -> Facts:
 
 
 def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
-    """Return facts of the images in a folder: relative names and file sizes."""
+    """Return the facts of the images in a folder: their relative names and file sizes."""
     found = [(path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths]
     return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
 
 def file_fact(path: Path) -> tuple[str, str]:
-    """Return (start of the file's sha256, or "no such file"; path)."""
+    """Return (first 16 characters of the file's SHA-256, or "no such file"; path)."""
     return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
 
 
 def _text(value: object) -> str | None:
-    """Return ``value`` as text; equal values give equal texts. None stays None."""
+    """Return ``value`` as text. Equal values give equal texts. None stays None."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def parse_record(data: bytes, rank: int) -> Record:
-    """Parse a record that a process sent. Raises UserError if it is not valid, for example from another version."""
+    """Parse the record that ``rank`` sent. Raises UserError if it is not valid, e.g. from another toolkit version."""
     remedy = "install the same version of this toolkit everywhere"
     return parse_as(data, Record, f"the record of rank {rank}", "record", remedy)
 
 
 def disagreement(before: Sequence[Record], other: Record) -> str:
-    """Return one line that says how ``other``, the record of the next rank, differs from the first; empty if equal.
+    """Return one line that says how ``other`` differs from the first record. Empty if the two agree.
 
-    before: the records of all lower ranks, which agree.
+    ``before`` are the records of all lower ranks, which agree. ``other`` is the record of the next rank.
     """
     first, rank = before[0], len(before)
     who = _who(first, other, rank)
@@ -200,8 +201,8 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
         return f"{who} cannot start: {one_line(other.problem)}"
     if other.device and other.device in (devices := [record.device for record in before]):
         return (
-            f"{who} would share a GPU with rank {devices.index(other.device)}: start as many processes on a machine as "
-            f"it has GPUs (--num_processes), or run on the CPU (launch/accelerate/cpu_2.yaml)"
+            f"{who} uses the same GPU as rank {devices.index(other.device)}: start at most one process per GPU "
+            f"(--num_processes), or run on the CPU (launch/accelerate/cpu_2.yaml)"
         )
     keys = _differing(first.facts, other.facts)
     written = f"--{OUTPUT_OPTION}"
@@ -212,41 +213,41 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
     remedy = "start all processes with the same command, files and configuration"
     if keys[0] == "shard set":
         remedy = (
-            "the processes have different shard sets: a node has another copy, or the set is being replaced; give all "
-            "nodes the same complete set"
+            "the processes have different shard sets, because a node has another copy or the set is being replaced: "
+            "give all nodes the same complete set"
         )
-    return f"{who} has {_told(keys, first.facts, other.facts)}: {remedy}"
+    return f"{who} has {_describe(keys, first.facts, other.facts)}: {remedy}"
 
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
-    """Return one line about libraries whose versions differ in ``other``; empty if all are equal."""
+    """Return one line on the libraries with another version in ``other``. Empty if all versions are equal."""
     ours: Facts = {name: (value, "") for name, value in first.versions.items()}
     theirs: Facts = {name: (value, "") for name, value in other.versions.items()}
     keys = _differing(ours, theirs)
     if not keys:
         return ""
-    remedy = "results may differ from those of one version; install the same everywhere"
-    return f"{_who(first, other, rank)} has {_told(keys, ours, theirs)}: {remedy}"
+    remedy = "results may differ from a run with equal versions; install the same versions everywhere"
+    return f"{_who(first, other, rank)} has {_describe(keys, ours, theirs)}: {remedy}"
 
 
-def _told(keys: Sequence[str], first: Facts, other: Facts) -> str:
-    """Describe the difference of the first of ``keys``, and name up to three others."""
-    (own, place), (firsts, other_place) = (facts.get(keys[0], (None, "")) for facts in (other, first))
-    here, there = told_apart(own, firsts)
-    others = f" (and others in {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
-    return f"{_name(keys[0])} {here}{_at(place)}, the first process {there}{_at(other_place)}{others}"
+def _describe(keys: Sequence[str], first: Facts, other: Facts) -> str:
+    """Describe how the first of ``keys`` differs, and name up to three of the other keys."""
+    (own, source), (firsts, other_source) = (facts.get(keys[0], (None, "")) for facts in (other, first))
+    here, there = shortened_pair(own, firsts)
+    others = f" (other differences: {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
+    return f"{_name(keys[0])} {here}{_at(source)}, but the first process has {there}{_at(other_source)}{others}"
 
 
-def told_apart(one: str | None, other: str | None) -> tuple[str, str]:
-    """Return two different values as short, printable, different texts. Long values are cut near the first difference.
+def shortened_pair(one: str | None, other: str | None) -> tuple[str, str]:
+    """Return two different values as short, printable, different texts. Long ones are cut near the first difference.
 
-    >>> told_apart("0.1", None)
+    >>> shortened_pair("0.1", None)
     ('0.1', 'nothing')
     """
     start = 0
     if max(len(one or ""), len(other or "")) > WIDTH:
         pairs = enumerate(zip(one or "", other or "", strict=False))
-        same = next((place for place, (a, b) in pairs if a != b), min(len(one or ""), len(other or "")))
+        same = next((position for position, (a, b) in pairs if a != b), min(len(one or ""), len(other or "")))
         start = max(0, same - WIDTH // 2)
     return _excerpt(one, start), _excerpt(other, start)
 
@@ -259,14 +260,14 @@ def _excerpt(value: str | None, start: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return ``text`` unchanged if it is unambiguous, else as JSON."""
+    """Return ``text`` unchanged if it contains only plain characters. Return other text as a JSON string."""
     if _PLAIN.fullmatch(text) and text.isprintable() and text != NOTHING:
         return text
     return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _differing(first: Facts, other: Facts) -> list[str]:
-    """Return the keys whose values differ, in the order of ``first``. For another command return only "command"."""
+    """Return the keys with different values, in the order of ``first``. Return only "command" if it is one of them."""
     keys = [key for key in {**first, **other} if first.get(key, (None,))[0] != other.get(key, (None,))[0]]
     return keys[:1] if keys[:1] == ["command"] else keys
 
@@ -279,5 +280,5 @@ def _name(key: str) -> str:
     return printable(one_line(key))[:WIDTH]
 
 
-def _at(place: str) -> str:
-    return f" ({printable(one_line(place))})" if place else ""
+def _at(source: str) -> str:
+    return f" ({printable(one_line(source))})" if source else ""

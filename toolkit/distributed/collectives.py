@@ -1,4 +1,4 @@
-"""Collective calls: gather by sample, share decisions, distribute work. launch.py forms the process group."""
+"""Collective calls, which every process of a launch makes. They gather results, share decisions and distribute work."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Timeout of WorkQueue. One process may work for hours while the others wait; a process that dies ends the launch.
+#: Timeout of WorkQueue: one process may work for days. If a process dies, the launcher ends the others.
 LONGEST_WORK = timedelta(days=30)
 
 
 class LostData(UserError):
-    """A rank cannot read its samples. Every rank raises this at the same step, with that rank's reason and status."""
+    """One rank cannot read its samples. Every rank raises this error at the same step, with that rank's message."""
 
     def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
         super().__init__(code, message)
@@ -44,12 +44,9 @@ class LostData(UserError):
 def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
     """Return an Accelerator for this process of a launch.
 
-    facts: what decides this process's results (agreement.py). The first call compares them over all processes.
-    Raises UserError if the processes do not connect, if their facts differ, if requested GPUs are missing, or if the
-    environment asks accelerate for something that this toolkit does not do (environment.py).
-
-    Without a GPU, ``cpu`` must be set: otherwise accelerate under torchrun treats each process as a separate run, and
-    all of them would write into the same folder.
+    facts: values that must be equal in all processes (agreement.py). The first call compares them.
+    Raises UserError if the processes cannot connect, if their facts differ, if requested GPUs are missing, or if a
+    variable of accelerate requests something that the toolkit does not support (environment.py).
     """
     require_plain(os.environ)
     wanted = processes_of(os.environ)
@@ -58,6 +55,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     if not torch.cuda.is_available():
         require_no_gpus_wanted(os.environ)
         keep_freed_memory()
+    # Without cpu=True, accelerate under torchrun treats each process as a separate run, and all write the same files.
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     if wanted > 1 and not dist.is_initialized():
         record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
@@ -66,7 +64,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=precision,
-            # Set here, because otherwise accelerate reads the environment.
+            # Without these two arguments, accelerate reads both values from the environment.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dynamo_backend="no",
             **options,
@@ -76,28 +74,28 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
             "environment",
-            f"accelerate is configured to use {accelerator.distributed_type.value}; this version trains with data "
-            f"parallelism only (see launch/accelerate/)",
+            f"accelerate is configured to use {accelerator.distributed_type.value}, but the toolkit trains with data "
+            f"parallelism only: use a config of launch/accelerate/",
         )
     if accelerator.num_processes != wanted:
         raise UserError(
             "environment",
-            f"the launcher started {wanted} processes, but accelerate has {accelerator.num_processes}; "
-            f"see launch/accelerate/ for configs that work",
+            f"the launcher started {wanted} processes, but accelerate uses {accelerator.num_processes}: "
+            f"use a config of launch/accelerate/",
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         log.warning(
-            "accelerate was started with several CPU processes but runs one (more need mpirun); use "
+            "accelerate is configured for several CPU processes but started only one, because more need mpirun: use "
             "launch/accelerate/cpu_2.yaml for two processes"
         )
     return accelerator
 
 
 def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
-    """Raise UserError if accelerate's launcher started a process per GPU. Called if torch finds no GPU.
+    """Raise UserError if accelerate's launcher started one process per GPU. Call this only if torch finds no GPU.
 
-    The launcher's variables show this: it starts GPU processes through torchrun, and sets ACCELERATE_USE_CPU for CPU
-    processes. launch/accelerate/cpu_2.yaml uses torchrun as well, and hides all GPUs.
+    accelerate starts GPU processes through torchrun. For CPU processes it sets ACCELERATE_USE_CPU.
+    launch/accelerate/cpu_2.yaml uses torchrun as well, but hides all GPUs.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in env and "TORCHELASTIC_RUN_ID" in env
     cpu_requested = on(env, "ACCELERATE_USE_CPU")
@@ -105,14 +103,14 @@ def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
     if by_accelerate and not (cpu_requested or hidden):
         raise UserError(
             "device",
-            f"accelerate is configured to start a process per GPU (distributed_type MULTI_GPU), and torch finds no GPU "
+            f"accelerate is configured to start a process per GPU (distributed_type MULTI_GPU), but torch finds no GPU "
             f"on {socket.gethostname()} (check nvidia-smi): on CPUs use --config_file launch/accelerate/cpu_2.yaml, or "
             f"set ACCELERATE_USE_CPU=true",
         )
 
 
 def _gpu() -> str:
-    """Return the identity of the GPU that accelerate will use in this process."""
+    """Return the unique identifier of the GPU that accelerate will use in this process."""
     index = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
     return f"GPU {torch.cuda.get_device_properties(index).uuid}"
 
@@ -128,10 +126,10 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
 
 
 def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return the rows of all ranks, (count, ...) in sample order, on every rank.
+    """Collect the values of all samples from all ranks. Return them (count, ...) in sample order on every rank.
 
-    ``indices`` (n,) are this rank's sample positions, ``values`` (n, ...) its rows, both without padding. Raises
-    RuntimeError unless each of the ``count`` samples came exactly once: duplicates would silently change the metrics.
+    indices: (n,) positions of this rank's samples, without padding. values: (n, ...) the values of these samples.
+    Raises RuntimeError if a sample is missing or comes twice. A duplicate would change the metrics without an error.
     """
     pairs = [(indices, values)]
     if accelerator.num_processes > 1:
@@ -139,7 +137,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
     everyone = np.concatenate([part for part, _ in pairs])
     seen = np.bincount(everyone, minlength=count)
     if len(seen) != count or (seen != 1).any():
-        raise RuntimeError(f"{int((seen != 1).sum())} of {count} samples were not received exactly once over all ranks")
+        raise RuntimeError(f"{int((seen != 1).sum())} of {count} samples are missing, or were sent by several ranks")
     ordered = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for part, rows in pairs:
         ordered[part] = rows
@@ -147,7 +145,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
 
 
 def from_main(accelerator: Accelerator, value: Any) -> Any:
-    """Return the main process's value on every rank, so that all ranks use the same decision."""
+    """Return the main process's ``value`` on every rank. A collective call."""
     if accelerator.num_processes == 1:
         return value
     box = [value]
@@ -156,10 +154,9 @@ def from_main(accelerator: Accelerator, value: Any) -> Any:
 
 
 def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
-    """Call ``do`` on the main process only, and return its result on every rank.
+    """Call ``do`` on the main process only, and return its result on every rank. A collective call.
 
-    If it raises UserError or OSError, the other ranks raise UserError, too: otherwise they would wait for a process
-    that has ended, and report it as lost.
+    If ``do`` raises UserError or OSError, the other ranks raise UserError and do not wait for the main process.
     """
     value: Any = None
     if accelerator.is_main_process:
@@ -178,9 +175,9 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
 def require_read(
     accelerator: Accelerator, failure: UserError | None, owed: int = 0, call: Callable[[], object] = lambda: None
 ) -> None:
-    """Raise LostData, on every rank, if one of them has a ``failure``. A collective call.
+    """Raise LostData on every rank if at least one rank has a ``failure``. A collective call.
 
-    owed: how often the other ranks still make the collective ``call``. A rank with a failure makes the same calls here.
+    owed: number of times that the other ranks still make the collective ``call``. A failed rank makes these calls here.
     """
     if failure is not None:
         for _ in range(owed):
@@ -188,8 +185,7 @@ def require_read(
     found = [None if failure is None else (accelerator.process_index, failure.code, str(failure), failure.status)]
     if accelerator.num_processes > 1:
         found = gather_object(found)
-    failed = [each for each in found if each is not None]
-    if failed:
+    if failed := [each for each in found if each is not None]:
         rank, code, reason, status = failed[0]
         who = f"rank {rank}: " if accelerator.num_processes > 1 else ""
         more = f" (and {len(failed) - 1} other ranks failed)" if len(failed) > 1 else ""
@@ -197,15 +193,14 @@ def require_read(
 
 
 def sum_over_ranks(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor over all ranks."""
     return accelerator.reduce(value, reduction="sum") if accelerator.num_processes > 1 else value
 
 
 def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     """Copy the main process's buffers to every rank.
 
-    DDP broadcasts BatchNorm statistics only before a forward pass. Without this call, each rank would validate a
-    slightly different model after the last step of an epoch.
+    DDP broadcasts BatchNorm statistics before each forward pass, but the last update of an epoch changes them again.
+    Without this call, each rank would validate a slightly different model.
     """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
@@ -213,16 +208,16 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 class WorkQueue:
-    """Distribute the numbers 0 to count - 1, each to exactly one process. Every process creates and ends it.
+    """A queue of the numbers 0 to count - 1. Each number goes to exactly one process.
 
-    The counter is in a TCPStore of torch.distributed, whose ``add`` is atomic. Collective calls of the process group
-    are not used: processes would wait for each other, and time out on long work.
+    Every process creates a WorkQueue and calls `end`. The next number is in a TCPStore of torch.distributed, whose
+    ``add`` is atomic. Collective calls are not used, because they time out if one process works for long.
     """
 
     def __init__(self, accelerator: Accelerator, count: int) -> None:
         self.count = count
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self._store: Any = dist.HashStore()  # of this process alone
+        self._store: Any = dist.HashStore()  # for a launch of one process
         if self.world > 1:
             host, main = os.environ.get("MASTER_ADDR", "127.0.0.1"), accelerator.is_main_process
             opened = partial(dist.TCPStore, host, is_master=main, timeout=LONGEST_WORK, wait_for_workers=False)
@@ -238,16 +233,16 @@ class WorkQueue:
             yield number
 
     def report(self, samples: int) -> int:
-        """Report that ``samples`` more are done. Return the number that all processes have done together."""
+        """Add ``samples`` to the number of finished samples. Return the total of all processes."""
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process calls this. Return the (JSON) results of all processes, in order of rank."""
+        """Wait until every process has called `end`. Return their (JSON) results in order of rank."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)
         results = [json.loads(self._store.get(key)) for key in keys]
-        # The main process serves the store, so it waits until the others have read it.
+        # The main process runs the server of the store, so it waits until the others have read the results.
         self._store.set(f"read/{self.rank}", "")
         if self.rank == 0:
             self._store.wait([f"read/{rank}" for rank in range(self.world)], LONGEST_WORK)
@@ -255,6 +250,6 @@ class WorkQueue:
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch's generators from the step. Dropout is then the same after a resume, without saved state."""
+    """Seed torch's generators for one update. Dropout is then the same after a resume, without saved states."""
     text = f"{seed}/{epoch}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))

@@ -1,8 +1,8 @@
-"""Environment variables that accelerate reads: rejected, replaced by our own options, or without effect.
+"""Check the environment variables that accelerate reads: reject some, and warn about others that have no effect.
 
-`accelerate launch` passes its options and its config in variables. A variable from an earlier job has the same effect.
-Some variables change every result of a run (gradient divided by four, other precision, compiled model), while
-configuration and command line do not show it. agreement.py compares the facts of several processes.
+`accelerate launch` passes its options and its config to the processes in environment variables. A variable that is left
+over from an earlier job has the same effect. Such a variable can change all results of a run (precision, divided
+gradients, compiled model), while the configuration and the command line stay the same.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from shards.errors import UserError
 log = logging.getLogger(__name__)
 
 _PARALLEL = (
-    "this version trains with data parallelism only: use a config with distributed_type MULTI_GPU, and for a model too "
-    "large for one GPU --train.fsdp true (see docs/scale/fsdp.md)"
+    "the toolkit trains with data parallelism only: use a config with distributed_type MULTI_GPU, and set --train.fsdp "
+    "true if the model is too large for one GPU (see docs/scale/fsdp.md)"
 )
-#: Rejected variables of accelerate → (what the variable requests, the remedy). Values in OFF have no effect.
+#: Variables that are rejected, except with a value of OFF → (what the variable requests, the remedy).
 REFUSED = {
     "ACCELERATE_USE_FSDP": ("use FSDP", _PARALLEL),
     "ACCELERATE_USE_DEEPSPEED": ("use DEEPSPEED", _PARALLEL),
@@ -30,8 +30,9 @@ REFUSED = {
     "ACCELERATE_DOWNCAST_BF16": ("use bf16 in place of float32", "unset it, and use --train.precision"),
     "ACCELERATE_TORCH_DEVICE": ("use one device", "choose GPUs by CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true"),
 }
+#: Values with which a variable has no effect.
 OFF = ("", "0", "false", "no", "n", "f", "off")
-#: Variables without effect here → (their usual values, the option to use instead).
+#: Variables that the toolkit ignores → (values that cause no warning, the option to use instead).
 REPLACED_BY_OPTIONS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("", "1", "auto"), "--train.accumulation"),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "auto", "0", "0.0"), "--optim.clip_norm"),
@@ -40,12 +41,12 @@ PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 def matches(name: str, entry: str) -> bool:
-    """Return whether ``name`` equals an ``entry`` of the tables above, or starts with it if the entry ends with *."""
+    """Return whether ``name`` matches ``entry``, a name in REFUSED. A * at the end of ``entry`` matches any text."""
     return name == entry or (entry.endswith("*") and name.startswith(entry[:-1]))
 
 
 def require_plain(env: Mapping[str, str]) -> None:
-    """Raise UserError for a variable in REFUSED, and warn of variables without effect."""
+    """Raise UserError for a variable in REFUSED. Warn about a variable that the toolkit ignores."""
     for name, value in sorted(env.items()):
         for entry, (request, remedy) in REFUSED.items():
             if matches(name, entry) and value.lower() not in OFF:
@@ -57,10 +58,10 @@ def require_plain(env: Mapping[str, str]) -> None:
 
 
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
-    """Return no, bf16 or fp16: the option's value ``asked``, or the launcher's if that is None.
+    """Return the precision (no, bf16 or fp16): ``asked``, or that of the launcher in ``env`` if ``asked`` is None.
 
-    Raises UserError if the launcher requests another precision, or fp16 on a CPU, where accelerate would leave out the
-    gradient scaler.
+    Raises UserError if the launcher requests another precision, or fp16 on a CPU, where accelerate cannot scale
+    gradients.
     """
     if asked is not None:
         return asked

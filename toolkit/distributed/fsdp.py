@@ -1,11 +1,12 @@
-"""Weights, gradients and optimiser state sharded over processes (torch's fully_shard), for models too big for one GPU.
+"""Fully sharded data parallelism (FSDP, torch's fully_shard), for models that are too large for one GPU.
 
-whole model, on every process → `shard_model`, one unit at a time → optimiser over the sharded parameters
-forward, backward: a unit's weights are gathered, used and freed; its gradients are averaged and sharded again
-checkpoints, RUN/model ← `full_state`: whole tensors, so that they do not depend on the number of processes
+Each process stores a part of every weight, gradient and optimiser state. `shard_model` shards a whole model, and the
+optimiser is then created over the sharded parameters. In a forward or backward pass, weights are gathered, used and
+freed unit by unit (see `units`). `full_state` returns whole tensors, so that checkpoints and RUN/model do not depend on
+the number of processes.
 
-accelerate wraps torch's FSDP on GPUs only. This module works on CPUs as well, where the tests run. Buffers (BatchNorm
-statistics) are not sharded: each process has its own, and the main process's are used, as with DistributedDataParallel.
+accelerate supports FSDP on GPUs only. This module also works on CPUs, where its tests run. Buffers (BatchNorm
+statistics) are not sharded. Each process has its own buffers, and those of the main process are saved, as with DDP.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from toolkit.config.schema import Config
 
 log = logging.getLogger(__name__)
 
-#: A block is a unit if it has at least this share of the model's weights. So there are at most a hundred units, and
-#: memory contains little more whole weights than the largest block plus the weights outside of all units.
+#: A block of the model is a unit if it has at least this share of the model's weights. So there are at most 100 units.
+#: The whole weights in memory are mainly those of the largest unit and those outside of all units.
 MIN_UNIT_SHARE = 0.01
 
 
 def uses_fsdp(accelerator: Accelerator, config: Config) -> bool:
     """Return whether this run shards its weights: train.fsdp is true, and there are several processes.
 
-    Raises UserError for fp16: its gradient scaler is not tested with sharded gradients.
+    Raises UserError for precision fp16, because its gradient scaler is not tested with sharded gradients.
     """
     if config.train.fsdp and accelerator.mixed_precision == "fp16":
         raise UserError(
@@ -47,47 +48,47 @@ def uses_fsdp(accelerator: Accelerator, config: Config) -> bool:
 
 
 def is_sharded(model: object) -> bool:
-    """Return whether `shard_model` was applied to ``model``. Each forward pass is then a collective call."""
+    """Return whether `shard_model` was applied to ``model``. A forward pass of it is then a collective call."""
     return isinstance(model, FSDPModule)
 
 
 def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
-    """Keep only this process's part of every parameter of ``model``, in place, on its device. Called by every rank.
+    """Replace every parameter of ``model`` by this process's part of it, on its device. Called by every rank.
 
-    All ranks start from the main process's weights and buffers, as with DistributedDataParallel. Parameters are new
-    objects afterwards, split along their first dimension. Raises UserError if the model has scalar weights.
+    The main process's weights and buffers are first copied to all ranks. The new parameters are split along their first
+    dimension. Raises UserError if the model has weights that are single numbers.
     """
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise UserError(
             "model-unfit",
-            f"train.fsdp cannot shard weights that are single numbers, and {type(model).__name__} has some "
-            f"({', '.join(scalars[:3])}): set it to false, or choose another model",
+            f"train.fsdp cannot shard weights that are single numbers, such as {', '.join(scalars[:3])} of "
+            f"{type(model).__name__}: set --train.fsdp false, or choose another model",
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     whole = sum(parameter.numel() for parameter in model.parameters())
     blocks = units(model)
     for unit in [*blocks, model]:
-        _bring(unit, accelerator.device)
-        # The root, too: its parameters are then sharded between updates like all others. FSDP's own mixed precision is
-        # off: weights and sums of gradients are float32, and autocast works as without FSDP.
+        _copy_from_main(unit, accelerator.device)
+        # The model itself is the last unit, with all other parameters. FSDP's own mixed precision is off: weights and
+        # gradients are float32, and autocast works as without FSDP.
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     if accelerator.is_main_process:
         here = sum(local(parameter).numel() for parameter in model.parameters())
         counts = (accelerator.num_processes, len(blocks) + 1, here / 1e6, whole / 1e6)
-        log.info("weights are sharded over %d processes in %d units: %.2f of %.2f M here", *counts)
+        log.info("weights are sharded over %d processes in %d units: this process has %.2f of %.2f M", *counts)
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that are gathered one at a time, innermost first; the root gathers all other weights.
+    """Return the modules whose weights are gathered one at a time, inner ones first.
 
-    Units are large elements of a series, and large modules of the same classes. In timm's models these are blocks, and
-    stages without their large blocks. ModuleList and Sequential are never units: timm may call their elements one by
-    one, and then their own weights would not be gathered.
+    The model itself gathers all other weights. A unit is a large child of a series (`_is_series`), or a large module of
+    the same class. In timm's models, units are blocks, and stages without their large blocks. ModuleList and Sequential
+    are never units. timm may call their children one by one, and their own weights would then not be gathered.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
-    chosen = {id(element) for element in elements}
+    in_series = {id(element) for element in elements}
     kinds = {type(element) for element in elements if any(element.children())}
     least = MIN_UNIT_SHARE * sum(parameter.numel() for parameter in model.parameters())
     found, taken = [], set[int]()
@@ -95,24 +96,24 @@ def units(model: nn.Module) -> list[nn.Module]:
         if module is model or isinstance(module, (nn.ModuleList, nn.Sequential)):
             continue
         own = {id(p): p.numel() for p in module.parameters() if id(p) not in taken}
-        if (id(module) in chosen or type(module) in kinds) and sum(own.values()) >= least:
+        if (id(module) in in_series or type(module) in kinds) and sum(own.values()) >= least:
             found.append(module)
             taken |= own.keys()
     return found
 
 
 def _is_series(module: nn.Module) -> bool:
-    """Return whether the children are called in order: a ModuleList, a Sequential, or several blocks of one class."""
+    """Return whether ``module`` is a ModuleList, a Sequential, or has several children, all blocks of one class."""
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return isinstance(module, (nn.ModuleList, nn.Sequential)) or (alike and any(children[0].children()))
 
 
-def _bring(unit: nn.Module, device: torch.device) -> None:
-    """Copy the main process's tensors of ``unit`` to every process's device, except those already sharded."""
+def _copy_from_main(unit: nn.Module, device: torch.device) -> None:
+    """Copy the tensors of ``unit`` from the main process to the device of every process. Skip sharded tensors."""
     for tensor in chain(unit.parameters(), unit.buffers()):
         if not isinstance(tensor, DTensor):
-            tensor.data = tensor.data.to(device).contiguous()  # channels_last cannot be sharded
+            tensor.data = tensor.data.to(device).contiguous()  # a channels_last tensor cannot be sharded
             dist.broadcast(tensor.data, src=0)
 
 
@@ -122,9 +123,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def full_state(tree: Any, keep: bool) -> Any:
-    """Return a copy of the state dict ``tree`` with whole tensors, on the CPU, in place of sharded ones.
+    """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded ones.
 
-    Called by every rank with the same tree. Without ``keep`` tensors become None, so at most one is whole at a time.
+    Called by every rank with the same tree. Without ``keep``, None replaces each tensor, so at most one is whole at a
+    time.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree
@@ -137,20 +139,20 @@ def full_state(tree: Any, keep: bool) -> Any:
 
 
 def shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return this rank's part of a whole optimiser state, for ``optimizer``'s parameters. Called by every rank.
+    """Return this rank's part of a whole optimiser state, sharded like ``optimizer``'s weights. Called by every rank.
 
-    A state of other parameters is returned unchanged: loading it raises the error.
+    A state with another number of parameters is returned unchanged. `restore_optimizer` then raises the error.
     """
     parameters = list(_flat(optimizer.param_groups))
     numbers = list(_flat(state["param_groups"]))
     if len(parameters) != len(numbers):
         return state
-    cut = {
+    sharded = {
         number: {name: _part(value, parameter) for name, value in state["state"][number].items()}
         for number, parameter in zip(numbers, parameters, strict=True)
         if number in state["state"]
     }
-    return {**state, "state": cut}
+    return {**state, "state": sharded}
 
 
 def _flat(groups: Iterable[dict[str, Any]]) -> Iterable[Any]:
@@ -158,7 +160,7 @@ def _flat(groups: Iterable[dict[str, Any]]) -> Iterable[Any]:
 
 
 def _part(value: Any, parameter: torch.Tensor) -> Any:
-    """Return ``value`` sharded like ``parameter`` if both have the same shape, else unchanged (a count of updates)."""
+    """Return ``value`` sharded like ``parameter``. A value of another shape, e.g. the count of updates, stays whole."""
     if not isinstance(value, torch.Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,11 +1,11 @@
 """Connect the processes of a launch, and report failed connections and lost processes.
 
-    every process connects to a store, which the first process (or torchrun) serves
-      ─→ each writes a record (agreement.py) ─→ the first process compares all and writes the result
-      ─→ if all agree, they form the process group, and collective calls begin
+    every process connects to a store of keys and values; the first process or torchrun runs its server
+      ─→ each process writes a record (agreement.py) ─→ the first process compares all records and writes the result
+      ─→ if all records agree, the processes form the process group for collective calls
 
-A store needs no collective calls. Processes with different options therefore get an error and do not hang, and a
-process that fails before all have connected can still report its error to the others.
+The store needs no collective calls. So processes with different options end with an error and do not hang. A process
+that fails before all have connected can still report its error to the others.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from toolkit.distributed.agreement import Record, disagreement, other_versions, 
 
 log = logging.getLogger(__name__)
 
-#: Exit status of a run that lost another process, or the network between them (sysexits.h's EX_UNAVAILABLE).
+#: Exit status if another process, or the network to it, is lost (EX_UNAVAILABLE in sysexits.h).
 LOST = 69
-
-#: How long a process that fails before all have connected stays alive, so that the others can read its error.
-FAREWELL = timedelta(seconds=30)
-
-#: Seconds that a process waits for the others, on GPUs and on CPUs, unless POSTERS_TIMEOUT is set; torch's defaults.
-#: Longer than any work of a single process: downloading weights, validating an epoch, writing a model.
+#: Longest time that a failed process waits for the others to connect and to read its error.
+LEAVE_TIMEOUT = timedelta(seconds=30)
+#: Default time limit in seconds for waiting for other processes, on GPUs and on CPUs: torch's defaults. POSTERS_TIMEOUT
+#: replaces it. It must be longer than any work of a single process, such as downloading weights or validating an epoch.
 WAIT_SECONDS = {"gpu": 600, "cpu": 1800}
 
 
 def wait_seconds() -> timedelta:
-    """Return how long a process waits before it treats others as lost. Raises UserError for a bad POSTERS_TIMEOUT."""
+    """Return the time limit for waiting for other processes. Raises UserError if POSTERS_TIMEOUT is not valid."""
     usual = WAIT_SECONDS["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
-        raise UserError("environment", f"POSTERS_TIMEOUT is {text!r}: give whole seconds, at least 1, e.g. {usual}")
+        raise UserError(
+            "environment", f"POSTERS_TIMEOUT is {text!r}: set it to whole seconds, at least 1, e.g. {usual}"
+        )
     return timedelta(seconds=int(text))
 
 
@@ -64,7 +64,7 @@ class Disagreement(UserError):
 
 
 def lost_peer(error: RuntimeError) -> LostPeer | None:
-    """Return the error to raise if a failed collective call means that a process is lost; else None."""
+    """Return the error to raise if a collective call failed because a process is lost. Return None for other errors."""
     if not _is_lost_peer(error):
         return None
     return LostPeer(
@@ -75,21 +75,21 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether ``error`` means a lost process. NCCL and the store have an error class; gloo only has its text."""
+    """Return whether a process is lost. NCCL and the store raise DistError. gloo raises an error that names gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _cause(error: RuntimeError) -> str:
-    """Return the first sentence of torch's message, without positions in torch's source files."""
+    """Return the first sentence of torch's message, without source file positions."""
     return re.sub(r"\[/[^]]*\] *", "", one_line(error)).split(". ")[0][:200]
 
 
-#: Variables that a launcher sets for each of several processes. All are numbers except the address.
+#: Environment variables that a launcher sets for each process. All are numbers except MASTER_ADDR.
 LAUNCHER_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
 
 
 def processes_of(env: Mapping[str, str]) -> int:
-    """Return the number of processes of this launch, from the launcher's variables; 1 without a launcher.
+    """Return the number of processes of this launch, from the launcher's variables. Without a launcher it is 1.
 
     Raises UserError if a variable is missing or not valid.
     """
@@ -102,7 +102,7 @@ def processes_of(env: Mapping[str, str]) -> int:
         if not good or (name == "RANK" and int(text) >= int(values["WORLD_SIZE"])):
             raise UserError(
                 "environment",
-                f"the environment's WORLD_SIZE {values['WORLD_SIZE']!r} requests several processes, but its {name} is "
+                f"WORLD_SIZE {values['WORLD_SIZE']!r} in the environment requests several processes, but {name} is "
                 f"{text!r}: start with a launcher, which sets {', '.join(LAUNCHER_VARIABLES)} (see "
                 f"docs/scale/nodes-and-slurm.md), or unset WORLD_SIZE for a single process",
             )
@@ -110,24 +110,24 @@ def processes_of(env: Mapping[str, str]) -> int:
 
 
 def join(wanted: int, cpu: bool, record: Record) -> None:
-    """Connect to the other processes and compare records.
+    """Connect to the other processes, and compare the records of all ``wanted`` processes.
 
-    Raises Disagreement if the records differ, LostPeer if a process does not connect in time.
-    Uses PartialState, because accelerate's own handler ignores a timeout that equals NCCL's default.
+    Raises Disagreement if the records differ, and LostPeer if a process does not connect in time.
     """
     limit, env = wait_seconds(), os.environ
     if env.get("RANK") == "0" and restarts_share_a_store(env):
         log.warning(
-            "torchrun will restart lost processes, but they may then read the addresses of the lost processes: set "
+            "torchrun will restart lost processes, but the new ones may read the addresses of the lost ones: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see docs/scale/nodes-and-slurm.md)"
         )
     if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):
-        # gloo listens on the address of this host's name, which is 127.0.0.1 in the hosts file of many machines.
+        # gloo listens on the address of this host's name. That is often 127.0.0.1, which other machines cannot reach.
         env.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
         store = open_store(wanted, limit)
         if verdict := compare(store, int(env["RANK"]), wanted, record):
             raise verdict
+        # Not InitProcessGroupKwargs of accelerate, which ignores a timeout that equals NCCL's default.
         PartialState(cpu, timeout=limit, store=store, rank=int(env["RANK"]), world_size=wanted)
     except RuntimeError as error:
         if not _is_lost_peer(error):
@@ -135,16 +135,16 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
         raise LostPeer(
             "rank-lost",
             f"the {wanted} processes did not connect at {env.get('MASTER_ADDR')}:{env.get('MASTER_PORT')} "
-            f"({_cause(error)}; they wait {limit.total_seconds():.0f} s for each other): check that every node is "
-            f"started, that the address is that of the first node, and that no firewall blocks the port (see "
+            f"({_cause(error)}; time limit {limit.total_seconds():.0f} s): check that every node is started, that the "
+            f"address belongs to the first node, and that no firewall blocks the port (see "
             f"docs/scale/nodes-and-slurm.md)",
         ) from None
 
 
 def open_store(wanted: int, limit: timedelta) -> dist.Store:
-    """Open the store where processes connect, as torch does, but without waiting for all processes.
+    """Connect to the store of this launch, without waiting for all processes.
 
-    limit: how long a call waits for the first process, or for a key.
+    ``limit`` is the longest time that a call waits for the store's server or for a key.
     """
     env = os.environ
     serves = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -153,33 +153,33 @@ def open_store(wanted: int, limit: timedelta) -> dist.Store:
 
 
 def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagreement | None:
-    """Return the first process's result of comparing all records, on every process; None if they agree.
+    """Compare the records of all processes. Return the error to raise on every process, or None if they agree.
 
-    The process that reads a key deletes it, because restarted processes may use the same store.
+    The process that reads a key deletes the key, because restarted processes may use the same store.
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
         store.set(f"record/{rank}", msgspec.json.encode(record).decode())
-        line, _, code = _taken(store, f"verdict/{rank}").decode().partition("\n")
+        line, _, code = _pop(store, f"verdict/{rank}").decode().partition("\n")
         return Disagreement(cast(Code, code or "ranks-differ"), line) if line else None
-    verdict, wanted = _judged(store, wanted, record)
+    verdict, wanted = _compared(store, wanted, record)
     verdicts = [f"verdict/{other}" for other in range(1, wanted)]
     for key in verdicts:
         store.set(key, f"{verdict}\n{verdict.code}" if verdict else "")
-    end = time.monotonic() + FAREWELL.total_seconds()
+    end = time.monotonic() + LEAVE_TIMEOUT.total_seconds()
     while verdict and time.monotonic() < end and any(store.check([key]) for key in verdicts):
-        time.sleep(0.01)  # this process may serve the store, so it waits until the others have read
+        time.sleep(0.01)  # this process may run the store's server, so it waits until the others have read
     return verdict
 
 
-def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
-    """Return the result of comparing all records, and the number of processes that read it."""
+def _compared(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
+    """Compare all records on the first process. Return the error or None, and how many processes read this result."""
     if record.problem:
         return Disagreement(record.code, f"the first process cannot start: {record.problem}"), wanted
     records, warning = [record], ""
     for rank in range(1, wanted):
         try:
-            other = parse_record(_taken(store, f"record/{rank}"), rank)
+            other = parse_record(_pop(store, f"record/{rank}"), rank)
         except UserError as error:
             return Disagreement("ranks-differ", str(error)), wanted
         if line := disagreement(records, other):
@@ -191,59 +191,59 @@ def _judged(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreemen
     return None, wanted
 
 
-def _taken(store: dist.Store, key: str) -> bytes:
+def _pop(store: dist.Store, key: str) -> bytes:
     value = store.get(key)
     store.delete_key(key)
     return value
 
 
 def code_of(error: Exception) -> Code:
-    """Return the code of the error that the other processes raise if this process ends with ``error``."""
+    """Return the error code for the other processes if this process ends with ``error``."""
     if isinstance(error, OSError):
         return "disk-full" if error.errno == errno.ENOSPC else "path-unwritable"
     return error.code if isinstance(error, UserError) else "rank-lost"
 
 
 def report_failure(error: Exception) -> None:
-    """Send the reason why this process ends to the others, if the process group does not exist yet. Prints nothing."""
+    """Send the error that ends this process to the others if there is no process group yet. Prints nothing."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
-        return  # the others have this error already, or get one from a collective call
+        return  # the others already have this error, or their next collective call fails
     problem = one_line(error)
     if not isinstance(error, (UserError, OSError)):
-        problem = f"a bug, whose traceback is in its output ({type(error).__name__}: {problem})"
-    # Without a launch, or if the others do not connect, only this process ends.
+        problem = f"a bug ({type(error).__name__}: {problem}); the traceback is in the output of that process"
+    # If there is no launch, or if the others do not connect, only this process ends.
     with contextlib.suppress(UserError, dist.DistError):
         if (wanted := processes_of(os.environ)) > 1:
-            store = open_store(wanted, FAREWELL)
+            store = open_store(wanted, LEAVE_TIMEOUT)
             compare(store, int(os.environ["RANK"]), wanted, problem_record(problem, code_of(error)))
 
 
 def leave() -> None:
-    """Destroy a gloo process group, for a process that ends before its command does.
+    """Destroy the process group of a process that ends with an error, if the group uses gloo.
 
-    gloo's threads own tensors of the last collectives. If a thread frees them while the interpreter ends, the process
-    aborts, and the launcher reports that instead of our message. An NCCL group is not destroyed here, because that may
-    wait for lost processes.
+    gloo's threads own tensors of the last collective calls. If a thread frees such a tensor while the interpreter ends,
+    the process aborts. The launcher then reports the abort and not our message. An NCCL group is not destroyed, because
+    destroying it can block until the time limit if another process is gone.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
-    """Return whether a group restarted by torchrun would use the store of the previous one (pytorch issue 135712)."""
+    """Return whether processes restarted by torchrun use the store of the previous ones (pytorch issue 135712)."""
     return env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 
 def interface_toward(host: str) -> str | None:
     """Return the name of the network interface that reaches ``host``, which may be this machine.
 
-    None if it is unknown, or is the loopback interface.
+    Return None if the interface is unknown or is the loopback interface.
     """
     try:
         family, kind, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as asking:
-            asking.connect(address)  # a datagram socket sends no packet here
-            own = asking.getsockname()[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # connecting a datagram socket sends no packet
+            own = probe.getsockname()[0]
     except OSError:
         return None
     if ipaddress.ip_address(own).is_loopback:

@@ -1,6 +1,6 @@
-"""Votes of all processes over gloo: whether any process must stop, or cannot read its samples.
+"""Votes of all processes over gloo, on whether any process must stop or cannot read its samples.
 
-A vote starts early, and its result is read after some work. It has usually arrived by then, so no process waits.
+A vote starts early, and its result is read after some other work. It has usually arrived then, so no process waits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from accelerate import Accelerator
 
 from toolkit.distributed.launch import wait_seconds
 
-#: How long a process that ends waits for the votes of the others, which are at most a few steps behind.
+#: Longest time that a process waits at its end for the votes of the others, which are at most a few updates behind.
 LAST_VOTE = timedelta(seconds=10)
-
-#: Exit status of a run that a signal stopped after saving (sysexits.h's EX_TEMPFAIL: "try again").
+#: Exit status of a run that saved its work after a stop signal (EX_TEMPFAIL, "try again", in sysexits.h).
 STOPPED = 75
 
 
 class Stopped(Exception):
-    """A signal stopped the run. Every rank raises this at the same step. The message says what happened to the work."""
+    """A signal stopped the run. Every rank raises this error at the same step. Its message says what was saved."""
 
 
 class Vote:
-    """A vote on whether any rank says yes: ``ask`` starts it, ``answer`` returns the result after some other work."""
+    """A vote on whether any rank says yes. ``ask`` starts the vote, and ``answer`` returns its result."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Create the vote. A collective call, like ``ask`` and ``answer``."""
-        # A separate CPU group, because a vote over NCCL would wait for the GPU.
+        """Create the group of processes that vote. A collective call, like ``ask`` and ``answer``."""
+        # A separate gloo group, because a vote over NCCL waits for the GPU.
         self.several = accelerator.num_processes > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=wait_seconds()) if self.several else None
         self._flag = np.zeros(1, dtype=np.int64)
@@ -47,7 +46,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Return whether any rank said yes in the last ``ask``; False before the first. Waits at most ``limit``."""
+        """Return whether any rank said yes in the last vote, or False before any vote. Wait at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)
@@ -57,8 +56,8 @@ class Vote:
 class StopSignal:
     """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
-    The first signal requests a stop; a second SIGINT interrupts at once. A run of one process stops after the current
-    step. With several processes, all vote after each step and read the result one step later, so that none waits.
+    The first signal requests a stop. A second signal interrupts at once if it is SIGINT. One process stops after its
+    current step. Several processes vote after each step and read the result one step later, so that none of them waits.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -72,9 +71,9 @@ class StopSignal:
         self.received = number
 
     def agreed(self, now: bool = False) -> bool:
-        """Return whether any rank had a stop signal at the previous call. With ``now``, wait for this call.
+        """Return whether any rank had received a stop signal at the previous call. A collective call.
 
-        A collective call: every rank makes it at the same step.
+        With ``now``, or in a run of one process, signals up to this call count.
         """
         stop = self.vote.answer()
         if not stop:
@@ -83,13 +82,13 @@ class StopSignal:
         return stop
 
     def check(self, outcome: str = "", now: bool = False) -> None:
-        """Raise Stopped with ``outcome`` on every rank if any has a stop signal. A collective call, like ``agreed``."""
+        """Raise Stopped with the message ``outcome``, on every rank, if `agreed` returns True. A collective call."""
         if self.agreed(now):
             raise Stopped(outcome)
 
     def restore(self) -> None:
         """Restore the previous signal handlers, and finish a vote that is still running."""
-        # The result is not needed. The call fails if another rank is lost, which is reported elsewhere.
+        # The result is not needed. The call fails if another rank is lost. That error is reported elsewhere.
         with contextlib.suppress(RuntimeError):
             self.vote.answer(LAST_VOTE)
         for number, handler in self._previous.items():

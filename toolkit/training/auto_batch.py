@@ -1,9 +1,9 @@
-"""Automatic batch size: the number of micro-batches per update (accumulation) with which each one fits the memory.
+"""Automatic batch size: divide an update into so many micro-batches that each of them fits in memory.
 
-Before training every rank tries its largest micro-batch: forward pass, loss and backward pass on random images, in the
-run's precision and memory format. All weights that the run ever trains are unfrozen, and the memory that the rest of
-the run needs is reserved. If memory runs out, the rank doubles accumulation and tries again. All ranks then use the
-largest accumulation of any rank. The global batch stays the same.
+The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
+and a backward pass of its largest micro-batch, with random images in the run's precision and memory format. All weights
+that the run ever trains are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
+doubles accumulation and tries again. All ranks use the largest result. The global batch stays the same.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ log = logging.getLogger(__name__)
 
 
 def fit_accumulation(setup: TrainingSetup) -> int:
-    """Return the accumulation with which an update fits the memory of every rank; at least the configured one.
+    """Return the accumulation with which an update fits in the memory of every rank. It is at least the configured one.
 
-    Called by every rank. Weights, statistics and random generators do not change. Raises UserError, on every rank, if
-    the smallest micro-batch does not fit the memory of one rank.
+    Called by every rank. Weights, BatchNorm statistics and random generators do not change. Raises UserError, on every
+    rank, if the smallest micro-batch of a rank does not fit.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
-    needs = [_own_need(setup, configured)]  # without collective calls, because ranks need different numbers of tries
+    # Not a collective call, because ranks need different numbers of tries.
+    wanted = [_own_accumulation(setup, configured)]
     if accelerator.num_processes > 1:
-        needs = gather_object(needs)
-    fitting = [need for need in needs if need is not None]
-    if len(fitting) < len(needs):
+        wanted = gather_object(wanted)
+    fitting = [number for number in wanted if number is not None]
+    if len(fitting) < len(wanted):
         raise UserError(
             "out-of-memory",
-            f"{setup.config.model.name} with {setup.config.data.image_size} pixels does not fit the memory even at "
-            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more",
+            f"{setup.config.model.name} with {setup.config.data.image_size} pixels does not fit in memory even with "
+            f"the smallest micro-batch: lower --data.image_size, set --model.checkpointing true or freeze more modules",
         )
     agreed = max(fitting)
     if accelerator.is_main_process:
@@ -63,10 +64,10 @@ def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
     return max(micro_batches, key=lambda micro_batch: len(micro_batch.indices))
 
 
-def _own_need(setup: TrainingSetup, configured: int) -> int | None:
-    """Return the least power-of-two multiple of ``configured`` that fits this rank; None if none fits."""
+def _own_accumulation(setup: TrainingSetup, configured: int) -> int | None:
+    """Double ``configured`` until an update fits in this rank's memory. Return the result, or None if none fits."""
     accumulation, rows = configured, len(_largest(setup, configured).indices)
-    with _untouched(setup):
+    with _all_unfrozen(setup):
         while True:
             clear_device_cache(garbage_collection=True)
             try:
@@ -77,29 +78,29 @@ def _own_need(setup: TrainingSetup, configured: int) -> int | None:
                     raise
             before, accumulation = rows, 2 * accumulation
             rows = len(_largest(setup, accumulation).indices)
-            if rows == before:  # nothing left to halve
+            if rows == before:  # the micro-batch cannot become smaller
                 return None
 
 
 def _try(setup: TrainingSetup) -> None:
-    """Run the forward and backward pass of this rank's largest micro-batch. Raises the allocator's error."""
+    """Run a forward and backward pass of this rank's largest micro-batch. Raises the allocator's error."""
     train_step, accelerator = TrainStep(setup), setup.accelerator
     model, micro_batch, device = train_step.plain_model, _largest(setup, setup.accumulation), accelerator.device
     side = setup.config.data.image_size
     model.zero_grad()
-    reserve = torch.empty(_rest_of_a_run(setup, micro_batch), dtype=torch.uint8, device=device)
-    for _ in range(2):  # in the second pass the first one's gradients are in memory, as with accumulation
+    reserve = torch.empty(_later_bytes(setup, micro_batch), dtype=torch.uint8, device=device)
+    for _ in range(2):  # the second pass also needs memory for the first one's gradients, as with accumulation
         images = torch.randint(0, 256, (len(micro_batch.indices), side, side, 3), dtype=torch.uint8, device=device)
         losses, valid = train_step.losses(model, Batch(images, micro_batch, {}), 0)
         accelerator.backward((losses * valid).sum())
     del reserve
 
 
-def _rest_of_a_run(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
-    """Return the bytes that a run allocates later, in addition to a forward and backward pass.
+def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
+    """Return the number of bytes that the run allocates later, in addition to its forward and backward passes.
 
-    These are the optimiser's state (unless it exists), DDP's buckets of frozen parts that train later (at most of all
-    weights), and the loader's buffers on a GPU. The moving average exists already.
+    These are the optimiser's state if there is none yet, DDP's buckets for weights that are unfrozen later (counted as
+    all weights), and the loader's buffers on a GPU. The moving average exists already.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])
@@ -114,11 +115,11 @@ def _rest_of_a_run(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
 
 
 @contextlib.contextmanager
-def _untouched(setup: TrainingSetup) -> Iterator[None]:
-    """Unfreeze everything that the run ever trains. On exit restore buffers, requires_grad and random generators."""
+def _all_unfrozen(setup: TrainingSetup) -> Iterator[None]:
+    """Unfreeze all weights that the run ever trains. On exit restore buffers, requires_grad and random generators."""
     model = plain(setup.model)
     kept = [buffer.clone() for buffer in model.buffers()]
-    flowing = [p.requires_grad for p in model.parameters()]
+    required = [p.requires_grad for p in model.parameters()]
     devices = [setup.accelerator.device] if setup.accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         setup.freezing.apply(None)
@@ -127,7 +128,7 @@ def _untouched(setup: TrainingSetup) -> Iterator[None]:
             yield
         finally:
             model.zero_grad()
-            for parameter, flows in zip(model.parameters(), flowing, strict=True):
-                parameter.requires_grad_(flows)
+            for parameter, value in zip(model.parameters(), required, strict=True):
+                parameter.requires_grad_(value)
             for buffer, value in zip(model.buffers(), kept, strict=True):
                 buffer.copy_(value)

@@ -1,11 +1,11 @@
-"""BatchNorm over few rows: which updates keep its statistics fixed, and the warning at the start of a run.
+"""BatchNorm over few rows: keep its statistics fixed in small updates, and warn at the start of a run.
 
-In training, a BatchNorm normalises by mean and deviation over the rows of a forward pass, and moves its running
-statistics toward them. The rows are those of a process's micro-batch; for SyncBatchNorm those of all processes. Over a
-few rows both values are mostly noise (tests/bench/last_update.py measures the effect on a trained network). So if a
-micro-batch of an update has fewer than LEAST_ROWS rows, that update normalises by the running statistics and does not
-change them, like parts in model.freeze. The plan decides which updates these are: they are the same on all ranks and
-after a resume.
+In training, BatchNorm normalises by the mean and the deviation of the rows (samples) of a forward pass, and moves its
+running statistics towards the two values. The rows are those of one process's micro-batch. SyncBatchNorm uses the rows
+of all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect
+on a trained network). So if an update has a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
+running statistics in this update and does not change them. Modules in model.freeze do the same. The plan has the sizes
+of all micro-batches, so the decision is the same on all ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -20,48 +20,46 @@ from shards.errors import UserError
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.device.compat import BatchNorm
 
-#: Statistics over fewer rows stay fixed.
+#: With fewer rows, the running statistics are used and stay fixed.
 LEAST_ROWS = 8
-#: Statistics over fewer rows cause a warning. On ImageNet a ResNet50's error is 23.6% with 32 images per GPU, 24.8%
-#: with 8 and 34.7% with 2 (Wu, He 2018, "Group normalization", table 2).
+#: With fewer rows, a warning is logged. On ImageNet a ResNet50's error is 23.6% with 32 images per GPU, 24.8% with 8
+#: and 34.7% with 2 (Wu, He 2018, "Group normalization", table 2).
 FEW_ROWS = 32
 
 
 @contextlib.contextmanager
-def held_over_few_rows(
-    model: nn.Module, plan: TrainPlan, step: int, world_size: int, accumulation: int
-) -> Iterator[None]:
-    """Keep BatchNorm statistics of ``model`` fixed in this context if a micro-batch of update ``step`` has few rows.
+def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, accumulation: int) -> Iterator[None]:
+    """Keep BatchNorm statistics of ``model`` fixed in this context if update ``step`` has a micro-batch with few rows.
 
-    ``model`` is in training mode and may be wrapped.
+    Few rows are fewer than LEAST_ROWS. ``model`` is in training mode and may be wrapped.
     """
-    held = []
-    if plan.sizes == "even":  # runs of earlier versions ("tail") continue unchanged
-        rows = plan.rows(step, world_size, accumulation)
+    fixed = []
+    if plan.sizes == "even":  # runs of earlier versions ("tail") never fixed statistics
+        rows = plan.rows(step, world, accumulation)
         if rows.min() < LEAST_ROWS:
-            held = [module for module in _learning(model) if _least(rows, module) < LEAST_ROWS]
-    for module in held:
-        module.training = False  # eval() would also change inner modules, where timm has activation and dropout
+            fixed = [module for module in _updating(model) if _least(rows, module) < LEAST_ROWS]
+    for module in fixed:
+        module.training = False  # not eval(), which also changes inner modules: timm's activation and dropout
     try:
         yield
     finally:
-        for module in held:
+        for module in fixed:
             module.training = True
 
 
 def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
-    """Return a log line if BatchNorm of ``model`` (in training mode) computes statistics over few rows; else None.
+    """Return a warning if BatchNorm of ``model`` computes statistics from few rows. Else return None.
 
-    ``trained``: the weights, and so the statistics, are already trained. Raises UserError if initial statistics would
-    stay fixed in every update, because nothing would be normalised.
+    ``model`` is in training mode. ``trained`` says whether the weights, and so the statistics, are already trained.
+    Raises UserError if untrained statistics stay fixed in every update, because BatchNorm then normalises nothing.
     """
-    learning = _learning(model)
-    if not learning:
+    norms = _updating(model)
+    if not norms:
         return None
     counts = [plan.count(step) for step in range(plan.steps_per_epoch)]
-    # Updates of the same size are divided in the same way.
+    # One update of each size is enough, because updates of one size have the same micro-batches.
     rows = {count: plan.rows(counts.index(count), world_size, accumulation) for count in set(counts)}
-    least = {count: min(_least(part, module) for module in learning) for count, part in rows.items()}
+    least = {count: min(_least(part, module) for module in norms) for count, part in rows.items()}
     short = sum(least[count] < LEAST_ROWS for count in counts) if plan.sizes == "even" else 0
     most = max(int(part.max()) for part in rows.values())
     ways = ["raise --train.batch_size"]
@@ -75,26 +73,26 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
             raise UserError(
                 "option-value",
                 f"BatchNorm cannot compute its statistics from micro-batches of {min(least.values())} rows (it needs "
-                f"{LEAST_ROWS}), and random weights have none: {remedy}, or start from trained weights with "
-                f"--model.weights FILE",
+                f"{LEAST_ROWS}), and random weights have no statistics yet: {remedy}, or start from trained "
+                f"weights with --model.weights FILE",
             )
         return (
             f"micro-batches have {min(least.values())} rows, fewer than {LEAST_ROWS}: BatchNorm keeps the "
             f"statistics of the loaded weights; to update them, {remedy}"
         )
-    unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in learning)
+    unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in norms)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
-    if not short and (asked >= FEW_ROWS or not unsynced):  # one row fewer from even sizes needs no warning
+    if not short and (asked >= FEW_ROWS or not unsynced):  # rounded up: one row fewer is fine
         return None
-    held = f", and keeps them in {short} of {plan.steps_per_epoch} updates an epoch, which have fewer than {LEAST_ROWS}"
+    fixed = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch (under {LEAST_ROWS} rows)"
     return (
-        f"BatchNorm computes its statistics over up to {most} rows per process{held * bool(short)}: under {FEW_ROWS} "
-        f"rows they are noisy; {remedy}"
+        f"BatchNorm computes its statistics over up to {most} rows per process{fixed * bool(short)}: statistics "
+        f"of fewer than {FEW_ROWS} rows are noisy; {remedy}"
     )
 
 
-def _learning(model: nn.Module) -> list[nn.Module]:
-    """Return the BatchNorms of ``model`` that update running statistics in a forward pass."""
+def _updating(model: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorm modules of ``model`` that update running statistics in a forward pass."""
     return [
         module
         for module in model.modules()
@@ -103,5 +101,5 @@ def _learning(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Return how many rows ``module`` uses in its smallest pass, from ``rows`` (world_size, accumulation)."""
+    """Return the number of rows in the smallest forward pass of ``module``. ``rows`` is (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

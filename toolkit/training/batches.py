@@ -1,4 +1,4 @@
-"""The input of a training run: orders, loaders and their timing.
+"""The input of a training run: sample order, loaders, and the time that they take.
 
 shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader ─→ batches on the device ─→ trainer, validation
 """
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from toolkit.training.cached.probe import FeatureFeed
     from toolkit.training.setup import TrainingSetup
 
-#: Number of samples whose repeat factors are computed at a time.
+#: Number of samples whose repeat factors (repeat_factor.py) are computed at a time.
 FACTORS = 1 << 20
 
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
-    """Return the plan of a configuration. Its num_samples is the epoch's length, including repeats."""
-    deal = 2 if config.augment.mixes else 1  # mixup partners must be in one micro-batch at any world size
+    """Return the plan of a run: the samples of each update. ``sizes`` says how an epoch is divided into updates."""
+    deal = 2 if config.augment.mixes else 1  # the two samples that mixup mixes must be in one micro-batch
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
 
@@ -50,7 +50,7 @@ def _order(config: Config, reader: ShardReader) -> Order:
     data, seed = config.data, config.train.seed
     sizes = reader.shard_sizes if data.order == "window" else None
     if data.sampling == "genre":
-        # In chunks, because all targets at once would be the largest array in memory.
+        # In chunks, because the targets of all samples would be the largest array in memory.
         starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
         parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
         factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
@@ -59,9 +59,9 @@ def _order(config: Config, reader: ShardReader) -> Order:
 
 
 class Pixels:
-    """Input and trained module of a run: pixels and a whole model. For cached features and a head: probe.Probe.
+    """The usual input of a run: pixels, on which a whole model is trained. probe.Probe has cached features instead.
 
-    ``trained`` is the module that is trained and saved in checkpoints; ``frozen`` names frozen parts (model.freeze).
+    ``trained`` is the module that is trained and saved in checkpoints. ``frozen`` are the entries of model.freeze.
     """
 
     def __init__(
@@ -72,28 +72,27 @@ class Pixels:
         self.dtype = autocast_dtype(accelerator)
 
     def feed(self, setup: TrainingSetup) -> Feed:
-        """Return the source of the run's batches."""
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (inputs of ``trained``, targets (n, G)) for training on a batch of ``feed`` with targets (n, G).
+        """Return the inputs of ``trained`` (n, 3, S, S) and the targets (n, G) for training on a ``batch`` of the feed.
 
-        Images are augmented, then normalised, (n, 3, S, S).
+        The images are augmented, which may mix targets, and then normalised.
         """
         images, targets = self.augment(batch.images, targets, batch.micro_batch, epoch)
         return self.normal(images), targets
 
     def normal(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise pixels (n, S, S, 3) for the model: (n, 3, S, S)."""
+        """Return normalised images (n, 3, S, S), made from pixels (n, S, S, 3)."""
         return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """Return the model to save, from a trained copy of ``trained``."""
+        """Return the model to save. The argument is a trained copy of ``self.trained``."""
         return trained
 
 
 def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
-    """Return the loader of a split; ``substitutes``: whether another sample may replace a damaged one."""
+    """Return the loader of a split. ``substitutes``: whether another sample may replace a damaged one."""
     data = config.data
     on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
     policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
@@ -101,7 +100,7 @@ def run_loader(reader: ShardReader, config: Config, device: torch.device, *, sub
 
 
 class Feed:
-    """The loaders of a run, for one rank. probe.FeatureFeed does the same with cached features."""
+    """The batches of a run on one rank. FeatureFeed (probe.py) does the same with cached features."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
@@ -122,7 +121,7 @@ class Feed:
         rank, world = accelerator.process_index, accelerator.num_processes
         micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
         transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards are fetched in the plan's order, the next epoch's first shards before this epoch ends.
+        # Remote shards are fetched in the order of use, and the next epoch's first shards before this epoch ends.
         order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
@@ -132,10 +131,10 @@ class Feed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return (logits (n, G) float32, decoded (n,) bool) of the validation split, equal on every rank.
+        """Return logits (n, G) float32 of the validation split, and (n,) bool: whether each sample could be decoded.
 
-        ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` equally often, with the number of
-        samples since the last call. ``on_batch`` may raise.
+        All ranks get the same arrays. ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` the
+        same number of times, with the number of samples since the last call. ``on_batch`` may raise an error.
         """
         with self.setup.val.in_order(self.accelerator.is_local_main_process):
             rows = self.setup.config.train.eval_batch_size
@@ -143,9 +142,9 @@ class Feed:
             return infer_all(forward, self.val_loader, self.val_cutter, rows, self.accelerator, on_batch)
 
     def errors(self) -> int:
-        """Return the number of undecodable samples so far, over all ranks and both splits. Called by every rank.
+        """Return the number of samples so far that could not be decoded, over all ranks and both splits.
 
-        Raises UserError, on every rank, if there are more than data.max_errors allows.
+        Called by every rank. Raises UserError, on every rank, if a split has more of them than data.max_errors allows.
         """
         total = 0
         for loader in (self.train_loader, self.val_loader):
@@ -158,7 +157,6 @@ class Feed:
         return total
 
     def close(self) -> None:
-        """Stop the threads."""
         self.setup.train.abandon()
         self.setup.val.abandon()
         self.train_loader.close()
@@ -166,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Speed and waiting time since its start, when ``images`` images of the epoch were done."""
+    """Measures speed and waiting time from now on. ``images``: number of images of the epoch done already."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -177,8 +175,10 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the start; ``images``: images of the epoch done now. data_wait and copy are
-        this rank's shares of the time (0 to 1), decode_cores is the mean number of decoding cores."""
+        """Return speed and timing since the start. ``images``: number of images of the epoch done now.
+
+        data_wait and copy are shares of this rank's time (0 to 1). decode_cores is the mean number of decoding cores.
+        """
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {
             "images_per_s": (images - self.images) / seconds,

@@ -1,9 +1,9 @@
-"""Multi-label losses: the loss of a sample is the sum over its labels.
+"""Multi-label losses. The loss of a sample is the sum over its labels.
 
-All kinds have the form ``y * positive(x) + (1 - y) * negative(x)`` per element, and differ in the two costs and in the
-elements' weights. For targets 0 and 1 this is each paper's loss. Mixup and label smoothing make targets between 0 and
-1, and the loss of such an element is the weighted mean of both costs. timm's and torchvision's losses use the soft
-target inside the focusing factor, so they agree with these losses only for targets 0 and 1.
+An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
+negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 this is each paper's
+loss. Mixup and label smoothing make targets between 0 and 1, whose loss is the weighted mean of both costs. timm and
+torchvision use a soft target also in the focusing factor, so their losses are equal to these only for targets 0 and 1.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from toolkit.config.losses import LOSSES, WeightedOptions
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.multilabel import FloatArray
 
-# Distribution-balanced loss: the authors' values for VOC-LT, whose 20 classes are most similar to a set of genres
-# (github.com/wutong16/DistributionBalancedLoss, configs/voc/LT_resnet50_pfc_DB.py). For COCO-LT, with 80 classes,
-# BALANCED_MU is 0.2 and BALANCED_LAMBDA 2.
+# Constants of the distribution-balanced loss: the authors' values for VOC-LT, whose 20 classes are most similar to a
+# set of genres (github.com/wutong16/DistributionBalancedLoss, configs/voc/LT_resnet50_pfc_DB.py). For COCO-LT, with 80
+# classes, BALANCED_MU is 0.2 and BALANCED_LAMBDA 2.
 BALANCED_ALPHA = 0.1  # least weight of an element
 BALANCED_BETA = 10.0  # how steeply the weight rises
-BALANCED_MU = 0.3  # where it rises
+BALANCED_MU = 0.3  # ratio r at which the weight rises
 # The authors' code divides kappa by lambda, the paper does not. The authors say the paper is right (their issue 8).
 BALANCED_KAPPA = 0.05
-BALANCED_LAMBDA = 5.0  # how much faster the gradient of a negative vanishes
+BALANCED_LAMBDA = 5.0  # factor by which the gradient of a negative vanishes faster
 
 
 def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> nn.Module:
-    """Return the loss module of ``config.name``: (n, G) logits and targets → (n,) float32, see `MultiLabelLoss`.
+    """Return the loss module ``config.name``. Its arguments and results are those of `MultiLabelLoss`.
 
-    positives (G,): number of training samples with each label; num_samples: number of training samples. The kinds
-    ``weighted`` and ``balanced`` compute weights from these counts, the other kinds only use G.
-
+    positives: (G,) number of training samples with each label. num_samples: number of training samples. The losses
+    ``weighted`` and ``balanced`` compute weights from these counts. The other losses only use the number of labels G.
     Raises ValueError if the counts are not between 0 and ``num_samples``.
     """
     counts = np.asarray(positives, dtype=np.float64)
@@ -53,10 +52,10 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
 
 
 def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatArray:
-    """Return weights (G,) of positives from their ``counts`` (G,): negatives / positives, within [1, cap].
+    """Return the weights (G,) of positives: number of negatives / number of positives, limited to [1, cap].
 
-    The weight of a label without positives is ``cap``. No weight is under 1: the weights raise rare labels, and do not
-    lower labels that most samples have.
+    ``counts`` (G,) are the numbers of positives. A label without positives has the weight ``cap``. No weight is under
+    1, so labels that most samples have do not lose weight.
     """
     ratios = np.full(counts.shape, np.inf)
     np.divide(num_samples - counts, counts, out=ratios, where=counts > 0)
@@ -65,22 +64,22 @@ def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatA
 
 
 class MultiLabelLoss(nn.Module):
-    """Binary cross-entropy per sample, and the base class of the other kinds, which override `costs` or `weights`.
+    """Binary cross-entropy of each sample, and base class of the other losses, which override `costs` or `weights`.
 
-    smoothing: fraction of the distance to 0.5 by which every target moves. Buffers move with ``.to(device)`` and are
-    not in the state dict, because they can be computed from the config and the training set.
+    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers are not in the state dict,
+    because they are computed from the config and the training set.
     """
 
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
-        """``counts`` (G,): positives among the training split's ``num_samples``; options: those of LOSSES' entry."""
+        """``counts`` (G,): number of positives in training. ``options``: those of the loss's entry in LOSSES."""
         super().__init__()
         self.num_labels, self.smoothing, self.options = len(counts), smoothing, options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return losses (n,) in nats, float32, summed over labels, from logits (n, G) and targets (n, G) in [0, 1].
+        """Return losses (n,) in nats, summed over labels, of logits (n, G) and targets (n, G) in [0, 1].
 
-        Inputs may have any dtype; autocast is off and everything is computed in float32. Raises ValueError for other
-        shapes. The range of targets is not checked, because a check would wait for the device.
+        Inputs may have any dtype. Autocast is off, and everything is computed in float32. Raises ValueError for other
+        shapes. The range of targets is not checked, because a check waits for the device.
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_labels:
             raise ValueError(f"logits must have shape (n, {self.num_labels}), got {tuple(logits.shape)}")
@@ -94,11 +93,11 @@ class MultiLabelLoss(nn.Module):
             return (losses * self.weights(targets)).sum(dim=1)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the costs of each element as a positive and as a negative, both (n, G), from float32 logits."""
+        """Return two (n, G) tensors: the cost of each element if its target is 1, and its cost if the target is 0."""
         return -F.logsigmoid(logits), -F.logsigmoid(-logits)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return factors on the elements' losses, broadcast to (n, G), from float32 targets before smoothing."""
+        """Return a factor for the loss of each element, broadcast to (n, G). ``targets`` are not smoothed."""
         return targets.new_ones(())
 
 
@@ -131,9 +130,9 @@ class FocalLoss(MultiLabelLoss):
 
 
 class AsymmetricLoss(MultiLabelLoss):
-    """Asymmetric loss: a focal loss with two exponents, and a margin under which negatives cost nothing.
+    """Asymmetric loss: a focal loss with two exponents. Negatives with probability under ``clip`` cost nothing.
 
-    With q = max(p - clip, 0): (1 - p)^gamma_pos * -log p for positives, q^gamma_neg * -log(1 - q) for negatives.
+    A positive costs (1 - p)^gamma_pos * -log p. A negative costs q^gamma_neg * -log(1 - q) with q = max(p - clip, 0).
     Gradients pass through the focusing factors, as in the paper's gradient analysis.
 
     Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification" (arXiv 2009.14119).
@@ -142,10 +141,10 @@ class AsymmetricLoss(MultiLabelLoss):
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
         positive = -torch.exp(self.options.gamma_pos * log_not_p) * log_p
-        # log(1 - q) = min(log((1 - p) + clip), 0), summed in the log domain: exact for any logit, without a floor.
+        # log(1 - q) = min(log((1 - p) + clip), 0), computed from logarithms: exact for any logit.
         log_clip = math.log(self.options.clip) if self.options.clip > 0 else -math.inf
         log_not_q = torch.logaddexp(log_not_p, logits.new_full((), log_clip)).clamp(max=0.0)
-        # Slightly above 0, because exponents under 1 have an infinite derivative at 0.
+        # q is slightly above 0, because exponents under 1 have an infinite derivative at 0.
         q = (torch.sigmoid(logits) - self.options.clip).clamp(min=torch.finfo(torch.float32).tiny)
         return positive, -(q**self.options.gamma_neg) * log_not_q
 
@@ -153,15 +152,15 @@ class AsymmetricLoss(MultiLabelLoss):
 class DistributionBalancedLoss(MultiLabelLoss):
     """Distribution-balanced loss without a focal factor: equation 9 of the paper, summed over labels.
 
-    Re-balanced weighting: r = (1 / n_k) / sum of 1 / n_i over the sample's labels i, with n_i samples of label i. It is
-    label k's share of the rate at which label-balanced sampling would draw the sample. The element's weight is alpha +
-    sigmoid(beta * (r - mu)), so a common label beside a rare one has a low weight. A soft target multiplies its term of
-    the sum.
+    Re-balanced weighting: r = (1 / n_k) / (sum of 1 / n_i over the sample's labels i), where n_i is the number of
+    training samples with label i. This is label k's share of the rate at which label-balanced sampling draws the
+    sample. The weight of label k is alpha + sigmoid(beta * (r - mu)), so a common label beside a rare one has a low
+    weight. A soft target multiplies its term of the sum.
 
-    Negative-tolerant regularisation: nu = kappa * log(1 / prior - 1) is large for rare labels. Positives cost
-    log(1 + exp(-(x - nu))), negatives log(1 + exp(lambda * (x - nu))) / lambda, whose gradient vanishes faster.
+    Negative-tolerant regularisation: nu = kappa * log(1 / prior - 1) is large for rare labels. A positive costs log(1 +
+    exp(-(x - nu))). A negative costs log(1 + exp(lambda * (x - nu))) / lambda, whose gradient vanishes faster.
 
-    For a sample without labels the sum is 0 and r is infinite. Its elements have the largest weight, alpha + 1, as in
+    For a sample without labels the sum is 0 and r is infinite. All its labels have the largest weight, alpha + 1, as in
     the authors' code. Counts are kept between 0.5 and num_samples - 0.5, so that the logarithm stays finite.
 
     Wu et al. 2020, "Distribution-Balanced Loss for Multi-Label Classification in Long-Tailed Datasets" (ECCV, arXiv
@@ -183,7 +182,7 @@ class DistributionBalancedLoss(MultiLabelLoss):
         return -F.logsigmoid(shifted), -F.logsigmoid(-BALANCED_LAMBDA * shifted) / BALANCED_LAMBDA
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
-        # Not a matrix product, because a GPU with TF32 enabled would round it.
+        # Not a matrix product, because a GPU with TF32 enabled rounds its inputs.
         rates = (targets * self.inverse_counts).sum(dim=1, keepdim=True)
         ratios = self.inverse_counts / rates
         return BALANCED_ALPHA + torch.sigmoid(BALANCED_BETA * (ratios - BALANCED_MU))

@@ -1,10 +1,9 @@
 """``posters train --find-lr``: a learning-rate range test, which writes one curve with two suggestions.
 
-The rate rises exponentially from update to update, from LOW to HIGH. The training loss falls at useful rates, flattens,
-and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The updates are
-those of a training, on the same input with any number of processes. They use the rate factors of layers and head, but
-neither warm-up nor schedule. The test keeps only OUT/find-lr.csv, OUT/find-lr.png and cached features, which a later
-training uses.
+The learning rate rises exponentially from LOW to HIGH, by one step per update. The training loss falls at useful rates,
+becomes flat, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The
+updates are those of a training. They use the factors of layers and head on the rate, but no warm-up and no schedule.
+The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features also stay, and a later training uses them.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from toolkit.training.train_step import TrainStep
 log = logging.getLogger(__name__)
 
 LOW, HIGH = 1e-6, 10.0
-#: Updates of a test: one epoch, but at least 40 to resolve seven decades, and at most 100.
+#: Number of updates of a test: those of one epoch, but at least 40 to resolve seven decades, and at most 100.
 MIN_UPDATES, MAX_UPDATES = 40, 100
-#: The test ends when the loss, smoothed with DECAY, is DIVERGED times its lowest value. (fastai uses four times, but a
-#: loss over many labels starts near its minimum and hardly halves in a hundred updates.)
+#: The test ends when the loss, smoothed with DECAY, is more than DIVERGED times its lowest value. fastai uses a factor
+#: of 4. But a loss over many labels starts near its minimum and hardly halves in 100 updates.
 DECAY, DIVERGED = 0.8, 2.0
-#: Width of the curve's smoothing in decades, and the least width in updates. It is centred, because a trailing mean
-#: would suggest rates that are too high.
+#: Width of the curve's smoothing in decades, and its least width in updates. The smoothing is centred, because a mean
+#: over earlier values suggests rates that are too high.
 BLUR, BLUR_UPDATES = 0.2, 2.0
 
 
@@ -48,7 +47,7 @@ class LrCurve:
     rates: FloatArray
     """(n,) rising rates."""
     losses: FloatArray
-    """(n,) training loss (mean over genres) just before the update at each rate."""
+    """(n,) training loss (mean over genres) before the update at each rate."""
     smoothed: FloatArray
     """(n,) smoothed losses."""
 
@@ -70,11 +69,13 @@ class LrCurve:
             raise UserError("not-finite", "the loss diverged at the lowest rate: check the data and the weights")
         decades = np.log10(rates[-1] / rates[0]) / (len(rates) - 1)
         width = max(BLUR / decades, BLUR_UPDATES)
-        capped = np.minimum(losses, DIVERGED * losses[0])  # otherwise the last points would raise the curve before them
+        capped = np.minimum(losses, DIVERGED * losses[0])  # high losses at the end must not raise the curve before them
         curve = cls(rates, losses, gaussian_filter1d(capped, width, mode="nearest"))
         if np.argmin(curve.smoothed) == 0:
             tried = f"rate from {rates[0]:g} to {rates[-1]:g}"
-            raise UserError("nothing-to-train", f"the loss did not fall at any {tried}: check that weights are trained")
+            raise UserError(
+                "nothing-to-train", f"the loss did not fall at any {tried}: check labels and --model.freeze"
+            )
         return curve
 
 
@@ -91,7 +92,7 @@ def _suggest(curve: LrCurve, setup: TrainingSetup) -> None:
 
 
 def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
-    """Return (rates, losses) of the updates until the loss diverged, equal on every rank."""
+    """Make updates until the loss diverges. Return their rates and losses, equal on every rank."""
     accelerator, feed = setup.accelerator, setup.inputs.feed(setup)
     train_step = TrainStep(setup, lost=Vote(accelerator))
     steps = setup.plan.steps_per_epoch
@@ -110,7 +111,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
                     loss, rows = sum_over_ranks(accelerator, own).tolist()
                     if not rows:
                         raise UserError(
-                            "too-many-bad", "no sample of an update could be decoded: check the shards' images"
+                            "too-many-bad", "no sample of an update could be decoded: check the images in the shards"
                         )
                     if not made and np.isfinite(loss):
                         continue  # the fp16 gradient scale is still too high: try the same rate with the next samples
@@ -153,7 +154,7 @@ def _draw(curve: LrCurve) -> Figure:
     axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
     marks = (
         (curve.steepest, "#b5460f", "-", f"suggested, falls fastest: {curve.steepest:.2g}"),
-        (curve.lowest / 10, "#5b7a1f", "--", f"a tenth of the lowest: {curve.lowest / 10:.2g}"),
+        (curve.lowest / 10, "#5b7a1f", "--", f"a tenth of the rate with the lowest loss: {curve.lowest / 10:.2g}"),
     )
     for rate, colour, style, name in marks:
         axes.axvline(rate, color=colour, linestyle=style, linewidth=1.6, label=name)

@@ -1,12 +1,11 @@
-"""Detect updates whose loss or gradient is not finite, without waiting for the device, and report their samples.
+"""Detect updates whose loss or gradient is not finite, and report their samples.
 
-    micro-batch ─→ note: flags of losses that are not finite ─┐ on the device
-    gradient ───→ allow: flag of its norm ────────────────────┴─→ stop: `check` reads flags when training waits anyway
-                                                              └─→ skip: flags are read each update; bad ones are skipped
+Flags are computed on the device without waiting: `note` makes a flag for each loss of a micro-batch, `allow` for the
+gradient. With train.on_nonfinite "stop", `check` reads the flags when training waits for the device anyway, and ends
+the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
 
 Every rank makes the same calls and gets the same result. In fp16 infinite gradients are normal: the gradient scaler
-finds its scale by them, skips such updates and halves the scale. So this module then checks losses only, and
-`check_scale` ends a run in which a lower scale does not help.
+skips such updates and halves its scale. So only losses are checked, and `check_scale` ends a run that no scale helps.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from toolkit.distributed.fsdp import local
 log = logging.getLogger(__name__)
 
 MAX_NAMED_SAMPLES = 10
-#: Maximum number of skipped updates per epoch, without overflows in fp16.
+#: Maximum number of skipped updates per epoch. Overflows in fp16 do not count.
 MAX_SKIPPED = 10
 #: Number of updates after which `allow` checks the flags itself, because they stay in memory until a check.
 MAX_UNCHECKED_UPDATES = 1000
-#: In fp16 a run ends if the scale is under LEAST_SCALE (the least one of DeepSpeed and Megatron), or if MOST_OVERFLOWS
-#: updates in a row overflowed. The scale starts at 2^16 and halves each time, so it is under LEAST_SCALE after 17
-#: overflows. A scale that has grown may need more, for example when a backbone is unfrozen.
+#: In fp16 a run ends if the gradient scale is under LEAST_SCALE (the limit of DeepSpeed and Megatron), or after
+#: MOST_OVERFLOWS overflows in a row. The scale starts at 2^16 and halves each time, so it is under LEAST_SCALE after 17
+#: overflows. A scale that has grown may need more overflows, for example when a backbone is unfrozen.
 LEAST_SCALE, MOST_OVERFLOWS = 1.0, 40
 REMEDY = "lower --optim.lr, set --optim.clip_norm 1 or use --train.precision bf16 or no"
 
 
 @dataclass
-class _Noted:
-    """This rank's flags of an update, on the device."""
+class _UpdateFlags:
+    """The flags of one update on this rank."""
 
     epoch: int
     step: int
-    """From 0."""
+    """Counted from 0."""
     micro_batches: list[MicroBatch] = field(default_factory=list)
     flags: list[torch.Tensor] = field(default_factory=list)
-    """(n,) bool per micro-batch: whether a row's loss is not finite."""
+    """One (n,) bool tensor per micro-batch: whether the loss of each row is not finite."""
     gradient: torch.Tensor | None = None
     """Scalar bool: whether the gradient is not finite."""
 
@@ -69,140 +68,135 @@ class _Noted:
         return (self.epoch, self.step), samples, good_rows
 
 
-#: Data of an update that ranks exchange: (epoch, step); samples whose loss is not finite; number of valid rows with a
-#: finite loss.
+#: A rank's report of an update: (epoch, step), samples whose loss is not finite, number of rows with a finite loss.
 _Findings = tuple[tuple[int, int], list[int], int]
 
 
 class Guard:
-    """Check every update of a run on one rank. The module's docstring explains ``stop`` and ``skip``."""
+    """Checks every update of a run on one rank (see the module's docstring)."""
 
     def __init__(self, accelerator: Accelerator, on_nonfinite: OnNonfinite, sample_id: Callable[[int], str]) -> None:
-        """``sample_id``: index of a training sample → its id."""
+        """``sample_id`` is a function from the index of a training sample to its id."""
         self.accelerator, self.on_nonfinite, self.sample_id = accelerator, on_nonfinite, sample_id
         self.skipped: list[str] = []
-        """Descriptions of the epoch's skipped updates, since the start of this process."""
+        """Descriptions of the updates that this process has skipped in the current epoch."""
         self._epoch = -1
-        self._noted: list[_Noted] = []
+        self._unchecked: list[_UpdateFlags] = []
         """Updates since the last check."""
-        self._trouble = torch.zeros((), device=accelerator.device)
+        self._bad = torch.zeros((), device=accelerator.device)
 
     def begin(self, epoch: int, step: int) -> None:
-        """Start an update, before its forward passes; ``step`` counts from 0."""
+        """Start an update. Called before its forward passes. ``step`` counts from 0."""
         if epoch != self._epoch:
             self._epoch = epoch
             self.skipped.clear()
-        self._noted.append(_Noted(epoch, step))
+        self._unchecked.append(_UpdateFlags(epoch, step))
 
     def note(self, losses: torch.Tensor, micro_batch: MicroBatch) -> None:
-        """Add the losses (n,) of a micro-batch. Does not wait for the device."""
-        self._noted[-1].micro_batches.append(micro_batch)
-        self._noted[-1].flags.append(~torch.isfinite(losses.detach()))
+        """Flag the losses (n,) of a micro-batch that are not finite. Does not wait for the device."""
+        self._unchecked[-1].micro_batches.append(micro_batch)
+        self._unchecked[-1].flags.append(~torch.isfinite(losses.detach()))
 
     def withdraw(self) -> None:
-        """Forget the last started update, which is not made for another reason."""
-        self._noted.pop()
+        """Forget the current update. Called if it is not made for another reason."""
+        self._unchecked.pop()
 
     def allow(self, model: nn.Module) -> bool:
-        """Return whether to make the update with the gradient in ``model`` (unwrapped). Collective with ``skip``.
-
-        Logs a warning with the samples if not.
-        """
-        noted = self._noted[-1]
+        """Return whether to make the update with the gradients in ``model`` (unwrapped). If not, log a warning."""
+        update = self._unchecked[-1]
         if self.accelerator.scaler is None:
-            noted.gradient = ~torch.isfinite(_size([p.grad for p in model.parameters()], self._trouble))
-        self._trouble += noted.bad()
+            update.gradient = ~torch.isfinite(_norm([p.grad for p in model.parameters()], self._bad))
+        self._bad += update.bad()
         if self.on_nonfinite == "stop":
-            if len(self._noted) >= MAX_UNCHECKED_UPDATES:
+            if len(self._unchecked) >= MAX_UNCHECKED_UPDATES:
                 self.check()
             return True
-        findings = self._told()
+        findings = self._gather_findings()
         if findings is None:
             return True
-        self.skipped.append(self._story(findings))
+        self.skipped.append(self._describe(findings))
         if self.accelerator.is_main_process:
             log.warning("update skipped: %s", self.skipped[-1])
         return False
 
     def check(self) -> None:
-        """Raise UserError, on every rank, if an update since the last check was not finite. Collective; waits."""
-        findings = self._told()
+        """Raise UserError, on every rank, if an update since the last check was not finite. Waits for the device."""
+        findings = self._gather_findings()
         if findings is not None:
             raise UserError(
                 "not-finite",
-                f"{self._story(findings)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
+                f"{self._describe(findings)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
                 f"checkpoint is kept",
             )
 
     def check_weights(self, model: nn.Module) -> None:
-        """Do `check`, and check the weights of ``model`` too, before they are saved. Collective; waits."""
+        """Call `check`, and raise UserError if a weight of ``model`` is not finite. Called before weights are saved."""
         self.check()
-        self._trouble += ~torch.isfinite(_size(list(model.parameters()), self._trouble))
-        if self._agreed():
+        self._bad += ~torch.isfinite(_norm(list(model.parameters()), self._bad))
+        if self._any_bad():
             raise UserError(
                 "not-finite", f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
             )
 
     def check_skipped(self, count: int, updates: int) -> None:
-        """Raise UserError, on every rank, if too many of an epoch's ``updates`` were skipped.
+        """Raise UserError, on every rank, if all ``updates`` of an epoch, or more than MAX_SKIPPED, were skipped.
 
-        That is a ``count`` over MAX_SKIPPED, or equal to ``updates``.
+        ``count`` is the number of skipped updates.
         """
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
             raise UserError(
                 "not-finite",
                 f"{count} of the epoch's {updates} updates were not finite and skipped (limit {MAX_SKIPPED}): "
-                f"{REMEDY}; the last checkpoint is kept. They were: {listed}",
+                f"{REMEDY}; the last checkpoint is kept. The skipped updates: {listed}",
             )
 
-    def _agreed(self) -> bool:
+    def _any_bad(self) -> bool:
         """Return whether any rank had a value that is not finite since the last check."""
-        trouble = float(sum_over_ranks(self.accelerator, self._trouble))
-        self._trouble.zero_()
-        return trouble > 0
+        bad = float(sum_over_ranks(self.accelerator, self._bad))
+        self._bad.zero_()
+        return bad > 0
 
-    def _told(self) -> list[_Findings] | None:
-        """Return the ranks' findings of the first update since the last check that was not finite; None if all were."""
-        noted, self._noted = self._noted, []
-        if not self._agreed():
+    def _gather_findings(self) -> list[_Findings] | None:
+        """Return all ranks' findings of the first update since the last check that was not finite, or None."""
+        updates, self._unchecked = self._unchecked, []
+        if not self._any_bad():
             return None
-        own = next((update.findings() for update in noted if bool(update.bad())), None)
+        own = next((update.findings() for update in updates if bool(update.bad())), None)
         everyone = [own]
         if self.accelerator.num_processes > 1:
             everyone = gather_object(everyone)
         found = [findings for findings in everyone if findings is not None]
         return [findings for findings in found if findings[0] == min(found)[0]]
 
-    def _story(self, ranks: list[_Findings]) -> str:
+    def _describe(self, ranks: list[_Findings]) -> str:
         """Return a description of the update, without a remedy."""
         (epoch, step), _, _ = ranks[0]
         where = f"at epoch {epoch + 1}, step {step + 1}"
         samples = list(dict.fromkeys(sample for _, own, _ in ranks for sample in own))
         good_rows = sum(good for _, _, good in ranks)
         if not samples:
-            return f"the gradient is not finite {where}, but the loss of every sample is"
+            return f"the gradient is not finite {where}, but the loss of every sample is finite"
         more = f" and {len(samples) - MAX_NAMED_SAMPLES} more" if len(samples) > MAX_NAMED_SAMPLES else ""
-        ids = (
-            ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more
-        )  # only a few, because each may read its shard's index
+        # Only a few ids, because each may read the index of its shard.
+        ids = ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more
         if not good_rows and len(samples) > 1:
             return (
-                f"the loss is not finite {where} for all {len(samples)} samples, so the weights or the rate are "
-                f"wrong, or one sample through batch statistics, {ids}"
+                f"the loss is not finite {where} for all {len(samples)} samples ({ids}), so the cause is the weights, "
+                f"the learning rate, or one sample that changes the batch statistics"
             )
-        return f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples, {ids}"
+        return f"the loss is not finite {where} for {len(samples)} of {len(samples) + good_rows} samples ({ids})"
 
 
 def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
-    """Raise UserError if the scaler finds no usable scale. Called after an update that it skipped. Waits.
+    """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped.
 
-    in_a_row: skipped updates in a row, this one included. Ranks have equal gradients, so all of them raise it or none.
+    ``in_a_row`` is the number of such updates in a row. Gradients, and so this result, are equal on all ranks.
     """
     scale = scaler.get_scale()
     if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:
         if guard is not None:
-            guard.check()  # its error about losses is more precise, because it has the samples
+            guard.check()  # if a loss is not finite, this error is more precise: it names the samples
         raise UserError(
             "not-finite",
             f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1} at any scale: "
@@ -212,7 +206,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Restore a checkpoint's scale, unless it is under LEAST_SCALE (from an earlier version without a limit)."""
+    """Restore the scale of a checkpoint if it is at least LEAST_SCALE. Earlier versions had no such limit."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
@@ -220,10 +214,10 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     log.warning(text, state["scale"], scaler.get_scale())
 
 
-def _size(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean norm, a scalar: finite if every element is finite and its square, too; 0 without elements.
+def _norm(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+    """Return the Euclidean norm of all elements, 0 without elements. If it is finite, so is every element.
 
-    It costs 1% of an update. The largest element would cost 20% on a CPU.
+    The norm takes 1% of the time of an update. The largest element would take 20% on a CPU.
     """
     # Each rank uses its own part of a sharded tensor.
     own = [local(t) for t in tensors if t is not None and t.numel()]

@@ -1,6 +1,6 @@
 """Optimiser, learning-rate schedule and parameter groups with their weight decay.
 
-rate of a parameter = optim.lr x lr_factor(update) x factor of its layer x (head_lr for the head)
+learning rate of a parameter = optim.lr x lr_factor(update) x factor of its layer x (head_lr for the head)
 """
 
 from __future__ import annotations
@@ -17,40 +17,39 @@ from shards.errors import UserError, one_line
 from toolkit.config.schema import OptimConfig
 from toolkit.models.heads import head_prefixes
 
-#: Options of a parameter group that come from the configuration, not from the checkpoint.
+#: Options of a parameter group that a resume takes from the configuration, not from the checkpoint.
 OWN = ("weight_decay", "momentum", "lr_scale")
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return timm's optimiser ``config.name`` over the parameters that require gradients.
 
-    timm's ``sgd`` uses Nesterov momentum, its ``momentum`` the classical one. Every optimiser of timm skips a parameter
-    without a gradient (frozen now): neither the update nor the decay changes it.
-
+    timm's ``sgd`` uses Nesterov momentum, and timm's ``momentum`` uses classical momentum. Optimisers of timm skip a
+    parameter without a gradient, so neither updates nor weight decay change frozen weights.
     Raises UserError if the optimiser cannot be created on this machine.
     """
     groups = parameter_groups(model, config)
     try:
         return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)
-    except Exception as error:  # each optimiser checks its arguments and the machine in its own way
+    except Exception as error:  # optimisers raise different errors
         raise UserError(
             "option-value", f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}"
         ) from None
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Return groups with params, weight_decay and lr_scale, the group's factor on the rate.
+    """Return parameter groups with the keys params, weight_decay and lr_scale.
 
-    lr_scale is ``layer_decay`` to the power of the number of layers above (by timm's ``group_matcher``), times
-    ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the model's ``no_weight_decay``
-    do not decay. Groups do not depend on the value of the decay, so a resumed run may change it.
+    lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above (by timm's
+    ``group_matcher``), times ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the
+    model's ``no_weight_decay`` have no weight decay. Groups do not depend on its value, so a resumed run may change it.
     """
-    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
+    no_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
-        groups = param_groups_layer_decay(model, 1.0, spared, layer_decay=config.layer_decay)
+        groups = param_groups_layer_decay(model, 1.0, no_decay, layer_decay=config.layer_decay)
     else:
-        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
-        groups.reverse()  # groups with decay first, as in earlier checkpoints
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=no_decay)
+        groups.reverse()  # groups with weight decay first, as in earlier checkpoints
     apart = head_prefixes(model) if config.head_lr != 1 else ()
     head = {id(p) for name, p in model.named_parameters() if name.startswith(apart)}
     result = []
@@ -63,16 +62,16 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 
 def _cosine(progress: float, least: float) -> float:
-    """Return the factor, which falls from 1 to ``least`` (Loshchilov, Hutter 2017, without restarts)."""
+    """Return a factor that falls from 1 to ``least`` along a cosine (Loshchilov, Hutter 2017, without restarts)."""
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-#: optim.schedule → (share of the updates after warm-up, optim.min_lr) → factor on the peak learning rate.
+#: Name of a schedule → function from (finished share of the updates after warm-up, optim.min_lr) to the rate's factor.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 1.0, "cosine": _cosine}
 
 
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Return a function: update number → factor on the peak learning rate, independent of the number of processes."""
+    """Return a function from the number of an update (from 0) to its factor on the peak learning rate."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
@@ -84,13 +83,13 @@ def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group: ``lr`` times its lr_scale. Used in place of a scheduler, which would have state."""
+    """Set the learning rate of every group to ``lr`` times its lr_scale. Unlike a scheduler, this has no state."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a checkpoint's state, but keep the configuration's decay, momentum and factors.
+    """Load the optimiser's state from a checkpoint, but keep weight decay, momentum and lr_scale of the configuration.
 
     Raises UserError if the state has other parameter groups.
     """
@@ -108,7 +107,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def state_per_weight(config: OptimConfig) -> float:
-    """Return the bytes of optimiser state per float32 weight, measured on a small matrix."""
+    """Return the number of bytes of optimiser state per float32 weight, measured on a small matrix."""
     weight = nn.Parameter(torch.zeros(64, 64))
     optimizer = create_optimizer_v2([weight], config.name, lr=config.lr, momentum=config.momentum)
     weight.grad = torch.zeros_like(weight)

@@ -3,8 +3,8 @@
     posters train --config configs/poster_resnet50.yaml --shards SHARDS --out RUN
     accelerate launch --config_file launch/accelerate/gpus.yaml launch/train.py --config ... --shards SHARDS --out RUN
 
-Writes RUN/model (best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv and RUN/epochs.csv; with
---find-lr only RUN/find-lr.png and RUN/find-lr.csv. docs/reference/exit-codes.md has the exit status.
+Writes RUN/model (the best epoch by train.monitor), RUN/checkpoints, RUN/config.yaml, RUN/log.csv and RUN/epochs.csv.
+With --find-lr it only writes RUN/find-lr.png and RUN/find-lr.csv. docs/reference/exit-codes.md lists the exit codes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, search_lr: bool = False) -> int:
-    """Train on ``shards`` and write to ``out``. Called by every process of a launch. Returns the exit status.
+    """Train on ``shards`` and write to ``out``. Called by every process of a launch. Return the exit status.
 
     ``search_lr`` runs a learning-rate range test instead (lr_finder.py).
     """
@@ -58,14 +58,14 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
     readers = [ShardReader.of_split(store, split, manifest) for split in ("train", "val")]
     options = command_facts("train", {"find_lr": search_lr, "resume": resume})
     accelerator = _accelerator(config, options | config_facts(config) | set_facts(manifest, store))
-    with contextlib.ExitStack() as held:
-        by_main(accelerator, lambda: _hold(held, out, beside=resume or search_lr))
+    with contextlib.ExitStack() as locks:
+        by_main(accelerator, lambda: _lock_run_folder(locks, out, allow_existing=resume or search_lr))
         status = 0
         try:
             if search_lr:
                 from toolkit.training.lr_finder import find_lr  # imports matplotlib, which a training does not need
 
-                config = replace(config, train=replace(config.train, ema=0.0))  # the test uses the raw weights' loss
+                config = replace(config, train=replace(config.train, ema=0.0))  # the test needs no moving average
                 find_lr(_prepared(accelerator, config, manifest, readers, out, None))
             else:
                 checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
@@ -81,21 +81,18 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
 
 def with_own_size(config: Config) -> Config:
-    """Return ``config`` with the backbone's own image size in place of data.image_size 0.
-
-    Called first in a run, so that saved configs, checkpoints and a resume never contain the 0.
-    """
+    """Return ``config`` with the image size of the backbone if data.image_size is 0. Called first in a run."""
     if config.data.image_size:
         return config
     size = own_size(config.model.name)
-    log.info("data.image_size %d: the own size of %s", size, config.model.name)
+    log.info("data.image_size is %d, the size at which %s was trained", size, config.model.name)
     return replace(config, data=replace(config.data, image_size=size))
 
 
 def own_size(name: str) -> int:
     """Return the image side in pixels at which timm's model ``name`` (architecture, optionally .TAG) was trained.
 
-    Our inputs are square, so return the larger side of a model with other inputs, which loses no detail.
+    Images are square in this toolkit. If those of the model are not, return the larger side, which loses no detail.
     Raises UserError if timm has no size for ``name``.
     """
     try:
@@ -107,8 +104,8 @@ def own_size(name: str) -> int:
         hint = "" if name in known else did_you_mean(name, known, str, 3)
         raise UserError(
             "option-value",
-            f"data.image_size 0 means the backbone's own size, but timm has none for {name!r}: "
-            f"give it in pixels, e.g. --data.image_size 224{hint}",
+            f"data.image_size 0 means the backbone's own size, but timm has no size for {name!r}: "
+            f"give the size in pixels, e.g. --data.image_size 224{hint}",
         )
     return max(cfg.input_size[1:])
 
@@ -131,17 +128,17 @@ def _prepared(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Build the parts of a run, with an accumulation that fits the memory. Logs the parts, and warns of problems.
+    """Build and log the parts of a run. With train.auto_batch, choose an accumulation that fits in memory.
 
-    Raises UserError, on every rank, if BatchNorm could not be trained.
+    Raises UserError, on every rank, if micro-batches are too small to train BatchNorm (see check_rows).
     """
     setup = build_setup(accelerator, config, manifest, readers, out, checkpoint)
     if config.train.auto_batch:
         setup.accumulation = fit_accumulation(setup)
     if accelerator.is_main_process:
-        _say_what_runs(setup, checkpoint)
+        _log_setup(setup, checkpoint)
     trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
-    setup.freezing.training_mode(setup.model, None)  # all parts that the run ever trains; each epoch sets its own mode
+    setup.freezing.training_mode(setup.model, None)  # as if all parts were unfrozen; each epoch sets its own mode
     warning = check_rows(setup.model, setup.plan, accelerator.num_processes, setup.accumulation, trained=trained)
     if warning and accelerator.is_main_process:
         log.warning("%s", warning)
@@ -155,18 +152,18 @@ def _accelerator(config: Config, facts: Facts) -> Accelerator:
     return make_accelerator(None if precision == "auto" else precision, facts)
 
 
-def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
-    """Create the run folder and lock it while ``held`` is open. Raises UserError if that fails.
+def _lock_run_folder(locks: contextlib.ExitStack, out: Path, *, allow_existing: bool) -> None:
+    """Create the run folder, and lock it until ``locks`` is closed.
 
-    Raises UserError, too, if the folder contains a run, unless ``beside`` is set because nothing is overwritten.
+    Raises UserError if that fails, or if the folder contains a run and ``allow_existing`` is false.
     """
-    held.enter_context(folder_lock(out))
+    locks.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
         raise UserError(
             "path-exists", f"{folder} is not a folder, but checkpoints need it: move it, or choose another --out"
         )
-    if not beside and (checkpoints(folder) or (out / "model").exists()):
+    if not allow_existing and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(
             "run-exists", f"{out} already contains a run: pass --resume to continue it, or choose another --out"
         )
@@ -174,7 +171,7 @@ def _hold(held: contextlib.ExitStack, out: Path, *, beside: bool) -> None:
     recover_model_folder(out / "model")
 
 
-def _say_what_runs(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
+def _log_setup(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     config, plan, accelerator, device = setup.config, setup.plan, setup.accelerator, setup.accelerator.device
     trainable = sum(p.numel() for p in setup.model.parameters() if p.requires_grad) / 1e6
     name, head, genres = config.model.name, config.model.head, len(setup.manifest.genres)
@@ -195,6 +192,6 @@ def _say_what_runs(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
         log.info("resumed from %s: epoch %d, step %d", checkpoint.path, state.epoch + 1, state.step)
         if plan.sizes == "tail":
             log.info(
-                "the run began with an earlier version: its epochs end, as before, on an update of %d samples",
+                "the run was started by an earlier version: its epochs still end with an update of %d samples",
                 plan.count(plan.steps_per_epoch - 1),
             )

@@ -1,4 +1,4 @@
-"""RUN/log.csv (every few updates), RUN/epochs.csv (every epoch), and accelerate's trackers."""
+"""Write RUN/log.csv every few updates and RUN/epochs.csv every epoch. accelerate's trackers get the same rows."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ EPOCH_FIELDS = (
 
 
 class RunLog:
-    """Write the logs on the main process. All ranks make the same calls, and an OSError is raised on all.
+    """Writes the logs on the main process. All ranks make the same calls, and all raise an error if writing fails.
 
-    A resumed run first removes the rows that it will write again: those of later updates than ``updates``, and of
-    epochs from ``epoch`` on. The last epoch may have been validated but not saved.
+    A resumed run first removes the rows that it will write again: those after update ``updates``, and those of
+    ``epoch`` and later epochs. The last epoch may have been validated but not saved.
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
@@ -40,12 +40,10 @@ class RunLog:
         by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
-        """Write one row of log.csv."""
         self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
                                       "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Write one row of epochs.csv."""
         names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
         self._write(self.epochs, row, names)
 
@@ -64,7 +62,7 @@ class RunLog:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add ``path`` to an OSError without a file name, such as that of a full disk."""
+    """Add ``path`` to an OSError that has no file name, such as the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -74,14 +72,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
-    """Keep the rows whose ``counter`` is at most ``last``. Raises UserError if the file is not one of our logs."""
+    """Keep the rows whose column ``counter`` is at most ``last``. Raises UserError if the file is not such a log."""
     kept: list[dict[str, str]] = []
     if path.exists():
         try:
             with open(path, newline="", encoding="utf-8") as stream:
                 reader = csv.DictReader(stream)
                 if foreign := set(reader.fieldnames or ()) - set(fields):
-                    raise ValueError(f"its columns are not a log's: {', '.join(sorted(foreign))}")
+                    raise ValueError(f"it has columns that a log does not have: {', '.join(sorted(foreign))}")
                 # the last row of a killed run may be incomplete
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:

@@ -1,4 +1,4 @@
-"""Build the parts of a training run: new, from weights, or from a checkpoint."""
+"""Build the parts of a training run, with new weights, weights from a file or the hub, or those of a checkpoint."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class TrainingSetup:
     val: ShardReader
     plan: TrainPlan
     accumulation: int
-    """Micro-batches per process in an update: the configured number, or one that fits the memory (auto_batch.py)."""
+    """Number of micro-batches per process and update: as configured, or as chosen by auto_batch.py."""
     model: nn.Module
-    """Wrapped for several processes (wrapping.py) or sharded over them (fsdp.py), on its device."""
+    """The trained module on its device. With several processes it is wrapped (wrapping.py) or sharded (fsdp.py)."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
-    """(n, G) logits and targets → (n,) float32 losses, summed over genres."""
+    """The loss: (n, G) logits and targets → (n,) float32 losses, summed over genres."""
     ema: ModelEmaV3 | None
     preprocessing: Preprocessing
     out: Path
@@ -83,12 +83,12 @@ def build_setup(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Build everything of a run except its loaders; ``readers``: of train and val. Called by every process."""
+    """Build all parts of a run except its loaders. ``readers`` are those of train and val. Called by every process."""
     train, val = readers
     fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
-    set_seed(config.train.seed)  # for the head's initial weights; later random numbers are seeded by the step
+    set_seed(config.train.seed)  # for the initial weights of the head; later, each update has its own seed
     cached = config.train.feature_views > 0
-    # A checkpoint of a head on cached features contains only the head, so every start loads the backbone's weights.
+    # With cached features a checkpoint contains only the head, so a resume loads the backbone's weights again.
     model, learnt = _model(
         accelerator, config, manifest.labels, train.positives / len(train), checkpoint is None or cached
     )
@@ -107,8 +107,8 @@ def build_setup(
     else:
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
-    if over_processes:  # not the moving average, which is saved
-        # timm's conversion, because torch's would lose the activations inside timm's layers.
+    if over_processes:
+        # Not the moving average, which is saved. torch's own conversion loses the activations inside timm's layers.
         model = convert_sync_batchnorm(model)
     if fsdp:
         shard_model(accelerator, model)
@@ -132,7 +132,7 @@ def build_setup(
 def _restored(
     model: nn.Module, config: TrainConfig, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, ModelEmaV3 | None]:
-    """Return ``model`` and its moving average (None if off), with the checkpoint's weights."""
+    """Load the checkpoint's weights, if any. Return ``model`` and its moving average (None if train.ema is 0)."""
     if checkpoint is not None:
         with restoring(checkpoint):
             model.load_state_dict(checkpoint.tensors["model"])
@@ -147,12 +147,12 @@ def _restored(
 def _optimised(
     accelerator: Accelerator, config: Config, model: nn.Module, freezing: Freezing, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Any]:
-    """Return the model, wrapped unless it is sharded, and its optimiser with the checkpoint's state."""
+    """Return the model and its optimiser with the checkpoint's state. The model is wrapped if it is not sharded."""
     # The optimiser contains all weights that are ever trained. It skips frozen ones, which have no gradient.
     freezing.apply(None)
     optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
-    # accelerate prepares neither the loader, which shards by rank itself, nor a scheduler, which is not used.
+    # accelerate does not prepare the loader, which shards by rank itself. There is no scheduler to prepare.
     fsdp = is_sharded(model)
     if not fsdp:
         model = wrap(accelerator, model, config.train)
@@ -169,13 +169,14 @@ def _optimised(
 def _model(
     accelerator: Accelerator, config: Config, labels: LabelSet, prevalence: np.ndarray, first: bool
 ) -> tuple[nn.Module, bool]:
-    """Return (network, whether its head is trained already). ``first``: load initial weights, from a file or the hub.
+    """Return the network, and whether its head is already trained.
 
-    ``prevalence`` (G,) is that of the training split; a new head may start from it (model.prior).
+    ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
+    samples with each label. A new head may start from it (model.prior).
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
-    with accelerator.main_process_first():  # one download, then the cache
+    with accelerator.main_process_first():  # the others then find its download in the cache
         head, scratch = HeadSpec.of(wanted), "backbone" not in wanted.freeze
         model = build_model(
             wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch
@@ -183,14 +184,14 @@ def _model(
     cfg: Any = model.pretrained_cfg
     # timm keeps the hub's classifier if it has the requested size.
     learnt = not first or (hub and wanted.head == "linear" and cfg.get("num_classes") == num_genres)
-    # Before weights are loaded, so that a loaded head keeps its own biases.
+    # This comes before weights are loaded, so that a loaded head keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)
     loaded = None
     if first and wanted.weights is not None:
         loaded, learnt = load_weights(model, Path(wanted.weights), labels)
     if accelerator.num_processes > 1 and (hub or loaded):
-        # Each node may have its own hub cache or copy of the file, and not all runs broadcast the first one's weights.
+        # Nodes may have different copies of the weights, and not all runs copy the main process's weights to all ranks.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])
     if accelerator.is_main_process:
         if loaded:

@@ -1,4 +1,4 @@
-"""Start the trackers in train.trackers; RunLog (run_log.py) sends its rows to them."""
+"""Start the trackers of train.trackers. RunLog (run_log.py) sends its rows to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from toolkit.training.run_log import naming
 
 
 def start_trackers(accelerator: Accelerator, wanted: dict[str, dict[str, Any]], out: Path) -> None:
-    """Start the ``wanted`` trackers that are installed. Called by the main process, before the first row."""
+    """Start the ``wanted`` trackers whose packages are installed. Called by the main process, before the first row."""
     for name, options in wanted.items():
         entry = TRACKERS[name]
         if not entry.package or find_spec(entry.package):

@@ -1,7 +1,8 @@
-"""One update: this rank's micro-batches, their loss and gradient, the optimiser's step, the moving average.
+"""One update: loss and gradient of this rank's micro-batches, step of the optimiser, moving average.
 
-pixels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
-(cached features are the model's input)          └──── nonfinite.py checks both ────┘
+    pixels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
+
+Cached features are inputs of the model without augmentation. nonfinite.py checks the loss and the gradient.
 """
 
 from __future__ import annotations
@@ -20,42 +21,42 @@ from toolkit.device.transfer import to_device
 from toolkit.distributed.collectives import require_read, seed_step
 from toolkit.distributed.votes import Vote
 from toolkit.models.wrapping import plain
-from toolkit.training.batch_norm import held_over_few_rows
+from toolkit.training.batch_norm import fixed_batch_norm
 from toolkit.training.nonfinite import Guard, check_scale
 from toolkit.training.optim import set_lr
 from toolkit.training.setup import TrainingSetup
 
 
 class TrainStep:
-    """Make updates, each a function of the weights and (epoch, step). ``overflows`` is the only state."""
+    """Makes updates. Apart from the weights and the optimiser, its only state is ``overflows``."""
 
     def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
-        """``guard`` checks for losses and gradients that are not finite; without it such updates are made.
+        """``guard`` checks losses and gradients. Without it, updates that are not finite are made.
 
-        ``lost`` stops all ranks if one of them cannot read its samples; without it only that rank ends.
+        ``lost`` is a vote that stops all ranks if one rank cannot read its samples. Without it, only that rank stops.
         """
         self.accelerator, self.setup = setup.accelerator, setup
         self.plan, self.accumulation = setup.plan, setup.accumulation
         self.guard, self.lost = guard, lost
         self.overflows = 0
-        """Number of last updates in a row that the gradient scaler (fp16) skipped; 0 after any other update."""
+        """Number of updates in a row, up to the last one, that the gradient scaler (fp16) skipped."""
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
     ) -> tuple[torch.Tensor, int]:
-        """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at rate ``lr``.
+        """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at learning rate ``lr``.
 
-        Returns (sums, samples). ``sums`` (2,) float32: this rank's sum of losses (mean over genres) over its valid
-        rows, and the number of these rows. ``samples``: samples of the update over all ranks, masked ones included; 0
-        if the update was skipped, because the guard did not allow it or its gradient overflowed in fp16. A skipped
-        update does not change weights, buffers, optimiser and moving average. The gradient, and so optim.clip_norm,
-        refers to the sum over genres and the mean over samples.
+        Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
+        rows, and the number of these rows. ``samples``: number of samples of the update over all ranks, including
+        masked ones, or 0 if the update was skipped, because the guard did not allow it or its gradient overflowed in
+        fp16. A skipped update does not change weights, buffers, optimiser and moving average. The gradient, and so
+        optim.clip_norm, refers to the sum over genres and the mean over samples.
 
-        Raises UserError if a micro-batch does not fit the memory, or if every gradient overflows. Raises LostData, on
-        every rank, if one rank cannot read its samples; this update then changes nothing.
+        Raises UserError if a micro-batch does not fit in memory, or if the gradients overflow at any scale. Raises
+        LostData, on every rank, if one rank cannot read its samples. This update then changes nothing.
         """
-        hold = held_over_few_rows(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
-        with explain_out_of_memory(self._memory_line), hold:
+        fixed = fixed_batch_norm(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
+        with explain_out_of_memory(self._memory_line), fixed:
             return self._update(batches, epoch, step, updates, lr)
 
     def _update(
@@ -74,7 +75,7 @@ class TrainStep:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if last and self.lost is not None:  # the vote runs while this rank computes, and is read before the step
+            if last and self.lost is not None:  # the vote runs during the pass; its result is read before the step
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
@@ -82,10 +83,10 @@ class TrainStep:
                 if self.guard is not None:
                     self.guard.note(losses, batch.micro_batch)
                 # DDP averages gradients over ranks, but the mean over the update's samples is needed. Masked samples
-                # are included, because counting them on other ranks would cost a wait.
+                # are included in ``count``, because finding their number on all ranks costs a wait.
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total[0] += loss.detach() / len(setup.manifest.genres)
-            total[1] += int(batch.micro_batch.valid.sum())  # on the host, so nothing is copied
+            total[1] += int(batch.micro_batch.valid.sum())  # ``valid`` is on the host, so nothing is copied
         if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
             restore()
@@ -115,7 +116,7 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch; a masked one with the reason if this rank cannot read its samples.
+        """Return the next micro-batch. If this rank cannot read its samples, return a masked one and the error.
 
         The other ranks can finish their update only if this rank takes part in it.
         """
@@ -134,7 +135,6 @@ class TrainStep:
         return Batch(images, micro_batch, {}), failure
 
     def _memory_line(self) -> str:
-        """Return a message with the size that did not fit the memory, and remedies."""
         config, processes, accumulation = self.setup.config, self.accelerator.num_processes, self.accumulation
         rows = -(-config.train.batch_size // (processes * accumulation))
         ways = [] if config.train.auto_batch else ["--train.auto_batch true"]
@@ -144,7 +144,7 @@ class TrainStep:
             ways.append("--model.checkpointing true")
         remedy = f"set {', '.join(ways)} or" if ways else "set"
         return (
-            f"a micro-batch of {rows} at {config.data.image_size} pixels does not fit (global batch "
+            f"a micro-batch of {rows} image(s) of {config.data.image_size} pixels does not fit (global batch "
             f"{config.train.batch_size} = {processes} process(es) x {accumulation} accumulation x up to {rows}): "
             f"{remedy} a smaller --data.image_size; with --resume the run continues from its newest checkpoint"
         )
@@ -155,7 +155,7 @@ class TrainStep:
         return plain(self.setup.model)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (losses (n,) float32 of a micro-batch's rows, summed over genres; which rows are valid, (n,) bool)."""
+        """Return two (n,) tensors: the float32 loss of each row, summed over genres, and whether the row is valid."""
         device = self.accelerator.device
         targets = to_device(targets_of(batch.micro_batch, self.setup.train), device)
         valid = to_device(batch.micro_batch.valid, device)
@@ -175,8 +175,8 @@ def _kept_buffers(model: nn.Module) -> Callable[[], None]:
 
     def restore() -> None:
         for dtype, own in buffers.items():
-            setup = kept[dtype].split([buffer.numel() for buffer in own])
-            for buffer, before in zip(own, setup, strict=True):
+            values = kept[dtype].split([buffer.numel() for buffer in own])
+            for buffer, before in zip(own, values, strict=True):
                 buffer.copy_(before.view_as(buffer))
 
     return restore

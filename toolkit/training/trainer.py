@@ -1,7 +1,7 @@
 """One training run: epochs of updates, validation after each epoch, and checkpoints.
 
-plan → feed: decoded, cropped, on the device → update (augment, normalise, model, loss, step, moving average)
-                                                 ↘ every epoch: unfreeze … validation → RUN/model if it is the best
+plan ─→ feed: decoded batches on the device ─→ update: augment, normalise, model, loss, step, moving average
+every epoch: unfreeze ─→ updates ─→ validation ─→ RUN/model if it is the best so far ─→ checkpoint
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Run the epochs of a run, starting at ``state``. Every rank makes the same calls in the same order."""
+    """Runs the epochs of a run from ``state`` on. Every rank makes the same calls in the same order."""
 
     def __init__(self, setup: TrainingSetup, resumed: Checkpoint | None = None) -> None:
         accelerator = setup.accelerator
@@ -60,9 +60,9 @@ class Trainer:
         return self.train_step.plain_model if ema is None else ema.module
 
     def run(self) -> bool:
-        """Train to the end. Return True at the end, False if a signal stopped the run after saving a checkpoint.
+        """Train to the end of the run, or until a signal stops it. Return False if a signal stopped it.
 
-        Raises LostData, on every rank, if one rank cannot read its samples; a checkpoint is saved before, too.
+        Raises LostData, on every rank, if one rank cannot read its samples. In both cases the updates so far are saved.
         """
         began = self.state.updates
         try:
@@ -79,8 +79,8 @@ class Trainer:
             if not self.state.made:  # too few updates to find a scale, or a broken model
                 raise UserError(
                     "not-finite",
-                    f"none of the {self.state.updates} updates of this run was made, since all gradients overflowed in "
-                    f"fp16: use --train.precision bf16 or no",
+                    f"none of the {self.state.updates} updates of this run was made, because all gradients overflowed "
+                    f"in fp16: use --train.precision bf16 or no",
                 )
             return True
         except LostData as lost:
@@ -97,11 +97,11 @@ class Trainer:
         return self.state.epoch >= self.config.train.epochs or 0 < patience <= self.state.bad_epochs
 
     def _epoch(self) -> bool:
-        """Run the rest of the current epoch and its validation. Return False if a signal stopped either."""
+        """Run the rest of the current epoch and its validation. Return False if a signal stopped one of them."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
-        own_loss = torch.zeros(2, device=accelerator.device)  # of this rank, since the start or a checkpoint
-        self._thaw()
+        own_loss = torch.zeros(2, device=accelerator.device)  # of this rank, since the last call of _add_loss
+        self._unfreeze()
         self.setup.freezing.training_mode(self.setup.model, state.epoch)
         recent = Stopwatch(self.feed)
         with self._bar() as bar, contextlib.closing(self.feed.batches(state.epoch, state.step)) as batches:
@@ -110,7 +110,7 @@ class Trainer:
                 try:
                     loss, _ = self._update(batches)
                 except LostData:
-                    self._note_loss(own_loss)
+                    self._add_loss(own_loss)
                     raise
                 own_loss += loss
                 images += count
@@ -121,12 +121,12 @@ class Trainer:
                 due = every and state.updates % every == 0 and state.step < self.plan.steps_per_epoch
                 stop = self.stop.agreed()
                 if stop or due:
-                    self._note_loss(own_loss)
+                    self._add_loss(own_loss)
                 if stop:
                     return False
                 if due:
                     self._save()
-        self._note_loss(own_loss)
+        self._add_loss(own_loss)
         self.guard.check()
         if state.skipped and accelerator.is_main_process:
             self._warn_of_skipped()
@@ -152,25 +152,24 @@ class Trainer:
         return True
 
     def _warn_of_skipped(self) -> None:
-        """Log a warning about the epoch's skipped updates."""
         state, scaler = self.state, self.accelerator.scaler
         line = f"{state.skipped} of {self.plan.steps_per_epoch} updates were skipped"
         if scaler is not None:
             line += (
-                f", {state.overflowed} of them because gradients overflowed in fp16: some are normal while the "
-                f"gradient scale is searched (now {scaler.get_scale():g})"
+                f", {state.overflowed} of them because gradients overflowed in fp16: some overflows are normal while "
+                f"the gradient scale is searched (now {scaler.get_scale():g})"
             )
         log.warning("epoch %d: %s", state.epoch + 1, line)
 
-    def _note_loss(self, own: torch.Tensor) -> None:
-        """Add the sums ``own`` (2,) of all ranks to the epoch's sums, and reset ``own`` to 0. Collective; waits."""
+    def _add_loss(self, own: torch.Tensor) -> None:
+        """Add the sums ``own`` (2,) of all ranks to the epoch's sums, and reset ``own`` to 0. A collective call."""
         loss, rows = sum_over_ranks(self.accelerator, own).tolist()
         self.state.loss_sum += loss
         self.state.loss_rows = (self.state.loss_rows or 0) + round(rows)
         own.zero_()
 
-    def _thaw(self) -> None:
-        """Enable gradients of the parts that this epoch trains. The optimiser contains them already."""
+    def _unfreeze(self) -> None:
+        """Unfreeze the parts of the model that this epoch trains. The optimiser contains their weights already."""
         epoch, setup = self.state.epoch, self.setup
         if not setup.freezing.apply(epoch):
             return
@@ -181,7 +180,7 @@ class Trainer:
             log.info("epoch %d: %s unfrozen, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """Make one update. Return the result of TrainStep; all its values are 0 if the update was skipped."""
+        """Make one update. Return the result of TrainStep, in which all values are 0 if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.made)
         loss, counted = self.train_step(batches, state.epoch, state.step, state.made + 1, lr)
@@ -207,9 +206,9 @@ class Trainer:
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
-        """Write a row of log.csv. ``sums`` (2,) over all ranks: the sum of losses and the number of rows; 0 if skipped.
+        """Write a row of log.csv. Return the stopwatch for the next row, whose time includes writing this row.
 
-        Returns the stopwatch for the next row. Its time includes writing this row.
+        ``sums`` (2,) are the sum of losses and the number of rows over all ranks, both 0 for a skipped update.
         """
         state = self.state
         self.guard.check()
@@ -253,7 +252,7 @@ class Trainer:
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
-        elif state.epoch > state.best_epoch:  # else the epoch is repeated, and RUN/model is of a later epoch
+        elif state.epoch > state.best_epoch:  # not if the epoch is repeated and RUN/model has a later one
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -263,9 +262,9 @@ class Trainer:
     def _measure(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
     ) -> tuple[dict[str, Any], float, str]:
-        """Return (row of epochs.csv, monitored metric, sha256 of RUN/model if it is the best, else "").
+        """Return a row of epochs.csv, the metric train.monitor, and the sha256 of RUN/model if it was written, else "".
 
-        Called on the main process. ``whole`` is the validated model's state if it is sharded over processes.
+        Called on the main process. ``whole`` is the validated model's state if the model is sharded over processes.
         """
         state, setup = self.state, self.setup
         units = setup.manifest.units_of("val")
@@ -288,7 +287,7 @@ class Trainer:
 
     def _save(self) -> None:
         accelerator, setup = self.accelerator, self.setup
-        self.guard.check_weights(self.train_step.plain_model)  # a bad checkpoint would displace good ones
+        self.guard.check_weights(self.train_step.plain_model)  # so that bad checkpoints do not replace good ones
         scaler = accelerator.scaler
         tensors = {
             "model": self.train_step.plain_model.state_dict(),

@@ -1,4 +1,4 @@
-"""Validation of an epoch: from logits to metrics and decisions, and the model folder of the best epoch."""
+"""Validation after an epoch: metrics and decisions from logits, and the model folder of the best epoch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class ValidationResult:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Metrics of decisions by cross-fitting: each fold is measured with decisions chosen on the other folds.
-    ``decisions`` was fitted on the whole split, so its metrics on this split would be too high."""
+    """Metrics by cross-fitting: each fold is measured with decisions that were chosen on the other folds. The metrics
+    of ``decisions`` on this split are too high, because they were chosen on the whole split."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -62,11 +62,10 @@ def validate(
     decide: DecideConfig | None = None,
     groups: np.ndarray | None = None,
 ) -> ValidationResult:
-    """Return the result of validation logits (n, G) and targets (n, G) of 0 and 1.
+    """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    decide: None for DecideConfig(). groups (n,): equal numbers for near-duplicates; None if there are none. The
-    evaluation's loss is computed from uncalibrated logits, so calibration does not influence the best epoch by loss.
-    Raises UserError if a logit is not finite.
+    decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers; None if there are none. The loss
+    is that of uncalibrated logits, so calibration does not change it. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -83,7 +82,7 @@ def validate(
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
     """Measure a run's best model again if its score is not comparable with later scores. Called by every rank.
 
-    A model that cannot be read is no longer the best.
+    If the model cannot be read, the next epoch counts as the best.
     """
     config, before, rule = setup.config, state.best_score, scoring_rule(setup.config)
     outdated, state.scored = state.scored != rule, rule
@@ -103,7 +102,7 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
 
 
 def _validate_folder(setup: TrainingSetup) -> ValidationResult:
-    """Validate RUN/model by a pass over the validation split. Raises UserError if the model cannot be read."""
+    """Measure RUN/model on the validation split. Raises UserError if the model cannot be read."""
     accelerator, config, manifest = setup.accelerator, setup.config, setup.manifest
     folder = load_model_folder(setup.out / "model")
     rows, workers = config.train.eval_batch_size, config.data.workers
@@ -118,18 +117,18 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
 def scoring_rule(config: Config) -> str:
     """Return the rule by which the metric train.monitor is measured. Scores of different rules are not comparable.
 
-    Empty for metrics without decisions. Earlier versions, which scored decisions on the samples that they were fitted
-    on, used an empty rule for all metrics.
+    The rule is empty for metrics without decisions. It is also empty in runs of earlier versions, which measured
+    decisions on the samples on which they were chosen.
     """
     if METRICS[config.train.monitor].group != "decisions":
         return ""
     decide = asdict(config.decide)
-    decide["slack"] = decide.pop("max_micro_f_loss")  # earlier versions made the digest with this name
+    decide["slack"] = decide.pop("max_micro_f_loss")  # its earlier name, so that the digest stays the same
     return f"cross-fit {fingerprint(decide)[:16]}"
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:
-    """Return the metric ``monitor`` of an epoch's row. Raises UserError if it is not defined on this split."""
+    """Return the metric ``monitor`` from a row of an epoch. Raises UserError if it is not defined on this split."""
     name = f"val_{monitor}"
     if row[name] is None:
         raise UserError(
@@ -156,8 +155,8 @@ def export_model(
 ) -> str:
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
-    ``trained`` is the unwrapped model of inputs.trained, or its moving average. ``epoch`` counts from 1. ``score`` is
-    the value of train.monitor; a resume compares it with the checkpoint. ``state`` is the whole state if ``trained``
+    ``trained`` is the unwrapped trained module, or its moving average. ``epoch`` counts from 1. ``score`` is the value
+    of train.monitor, which a resume compares with the checkpoint. ``state`` is the whole state dict if ``trained``
     contains only a part of each tensor, else None.
     """
     config, manifest = setup.config, setup.manifest

@@ -28,7 +28,7 @@ from toolkit.distributed.agreement import (
     parse_record,
     record_of,
     set_facts,
-    told_apart,
+    shortened_pair,
 )
 from toolkit.distributed.collectives import require_no_gpus_wanted
 from toolkit.evaluation.options import EvaluateOptions
@@ -44,7 +44,7 @@ texts = st.none() | st.text(max_size=8) | st.text(st.sampled_from('a\x1b\\"…n'
 @given(texts, texts)
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_two_values_are_told_apart_in_a_few_printable_characters(one: str | None, other: str | None):
-    ours, theirs = told_apart(one, other)
+    ours, theirs = shortened_pair(one, other)
     assert (ours == theirs) == (one == other)
     for text in (ours, theirs):
         assert len(text.splitlines()) == 1 and printable(text) == text and len(text) <= 8 * WIDTH
@@ -62,7 +62,7 @@ def test_two_values_are_told_apart_in_a_few_printable_characters(one: str | None
     ],
 )
 def test_how_values_are_shown(one: str, other: str | None, shown: tuple[str, str]):
-    assert told_apart(one, other) == shown
+    assert shortened_pair(one, other) == shown
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -83,8 +83,10 @@ def test_whatever_differs_is_named(ours: Facts, theirs: Facts, rank: int):
     assert bool(line) == bool(differing) and len(line.splitlines()) == len(differing[:1])
     if differing:
         key = differing[0]
-        here, there = told_apart(theirs.get(key, (None, ""))[0], ours.get(key, (None, ""))[0])
-        assert line.startswith(f"rank {rank} has ") and f" {here}" in line and f"the first process {there}" in line
+        here, there = shortened_pair(theirs.get(key, (None, ""))[0], ours.get(key, (None, ""))[0])
+        assert (
+            line.startswith(f"rank {rank} has ") and f" {here}" in line and f"but the first process has {there}" in line
+        )
         assert printable(line) == line
 
 
@@ -92,7 +94,7 @@ def test_a_line():
     first = Record({"a": ("1", ""), "b": ("x", "here"), "c": ("1", ""), "d": ("1", "")}, host="one")
     other = Record({"a": ("2", ""), "b": ("x", "there"), "d": ("2", "")}, host="two")
     assert disagreement([first, first], other) == (
-        f"rank 2 (on two) has a 2, the first process 1 (and others in c, d){REMEDY}"
+        f"rank 2 (on two) has a 2, but the first process has 1 (other differences: c, d){REMEDY}"
     )
     assert disagreement([first, first], dataclasses_replace(first, host="two")) == ""
 
@@ -104,7 +106,7 @@ def dataclasses_replace(record: Record, **changes: Any) -> Record:
 
 def test_another_command_is_all_that_is_said():
     first, other = Record(command_facts("train", {"resume": True})), Record(command_facts("predict", {}))
-    assert disagreement([first], other) == f"rank 1 has command predict, the first process train{REMEDY}"
+    assert disagreement([first], other) == f"rank 1 has command predict, but the first process has train{REMEDY}"
 
 
 def test_two_ranks_on_one_gpu():
@@ -112,7 +114,7 @@ def test_two_ranks_on_one_gpu():
     assert disagreement([ours, theirs], Record(device="GPU-3")) == ""
     assert disagreement([ours, Record()], Record()) == ""
     line = disagreement([ours, theirs], theirs)
-    assert line.startswith("rank 2 would share a GPU with rank 1: ") and "--num_processes" in line
+    assert line.startswith("rank 2 uses the same GPU as rank 1: ") and "--num_processes" in line
 
 
 @pytest.mark.parametrize("sent", [b"", b"[]", b'{"facts": {"a": 1}}', b'{"facts": {"a": ["b"]}}', b"[" * 10**6])
@@ -126,7 +128,9 @@ def test_versions_are_named_but_are_no_disagreement():
     first, other = (Record(versions={"torch": "2.8.0", "timm": "1"}), Record(versions={"torch": "2.7.1", "timm": "2"}))
     assert disagreement([first], other) == "" and other_versions(first, first, 1) == ""
     line = other_versions(first, other, 1)
-    assert line.startswith("rank 1 has torch 2.7.1, the first process 2.8.0 (and others in timm): results may differ")
+    assert line.startswith(
+        "rank 1 has torch 2.7.1, but the first process has 2.8.0 (other differences: timm): results may differ"
+    )
 
 
 def test_what_an_environment_decides():
@@ -137,9 +141,9 @@ def test_what_an_environment_decides():
     ):
         assert disagreement([usual], record_of({}, {"WORLD_SIZE": "2"} | harmless)) == ""
     for name, value, key in (
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "precision bf16, the first process no"),
-        ("WORLD_SIZE", "3", "processes 3, the first process 2"),
-        ("NVIDIA_TF32_OVERRIDE", "0", "NVIDIA_TF32_OVERRIDE 0, the first process"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "precision bf16, but the first process has no"),
+        ("WORLD_SIZE", "3", "processes 3, but the first process has 2"),
+        ("NVIDIA_TF32_OVERRIDE", "0", "NVIDIA_TF32_OVERRIDE 0, but the first process has"),
     ):
         line = disagreement([usual], record_of({}, {"WORLD_SIZE": "2", name: value}))
         assert line.startswith(f"rank 1 has {key}"), line
@@ -154,7 +158,7 @@ def test_every_key_of_the_configuration_counts_but_two():
     keys = {f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)}
     assert keys - set(usual) == {"data.workers", "data.prefetch"}
     line = disagreement([Record(usual)], Record(config_facts(Config(optim=OptimConfig(lr=0.1)))))
-    assert line == f"rank 1 has optim.lr 0.1, the first process 0.0015{REMEDY}"
+    assert line == f"rank 1 has optim.lr 0.1, but the first process has 0.0015{REMEDY}"
 
 
 def test_of_files_content_counts(tmp_path: Path):
@@ -175,7 +179,7 @@ def test_options_that_name_places_count_as_given():
     two = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s")))
     assert one == two
     without = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s")))
-    assert "has --out nothing, the first process given" in disagreement([Record(one)], Record(without))
+    assert "has --out nothing, but the first process has given" in disagreement([Record(one)], Record(without))
 
 
 def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -185,7 +189,7 @@ def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkey
     )
     assert disagreement([one], same) == ""
     assert disagreement([one], other).startswith(
-        f"rank 1 has --out given ({tmp_path}/y), the first process given ({tmp_path}/x): start all processes"
+        f"rank 1 has --out given ({tmp_path}/y), but the first process has given ({tmp_path}/x): start all processes"
     )
     assert disagreement([one], dataclasses_replace(other, host="b")) == ""  # where paths may lead elsewhere
 
@@ -212,7 +216,7 @@ def test_names_that_are_no_text_can_be_sent(tmp_path: Path):
         (UserError("set-missing", "no set"), "set-missing", "no set"),
         (OSError(28, "No space left on device"), "disk-full", "No space left"),
         (OSError(13, "Permission denied"), "path-unwritable", "Permission denied"),
-        (ValueError("oh"), "rank-lost", "a bug, whose traceback is in its output (ValueError: oh)"),
+        (ValueError("oh"), "rank-lost", "a bug (ValueError: oh); the traceback is in the output of that process"),
     ],
 )
 def test_others_hear_why_one_cannot_begin(error: Exception, code: Code, words: str, monkeypatch: pytest.MonkeyPatch):

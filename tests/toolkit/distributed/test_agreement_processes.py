@@ -110,7 +110,7 @@ def test_two_processes_that_differ(
         return Case(words, [*base, *first], [*base, *other], **more)
 
     def own(key: str, value: str, usual: str) -> list[str]:
-        return [f"rank 1 has {key} {value}", f", the first process {usual}"]
+        return [f"rank 1 has {key} {value}", f", but the first process has {usual}"]
 
     def one_of(base: list[object], option: str, key: str, value: str, usual: str) -> Case:
         return pair(base, own(key, value, usual), [], [option])
@@ -137,7 +137,12 @@ def test_two_processes_that_differ(
         one_of(train, "--resume", "--resume", "true", "false"),
         pair(
             train,
-            ["rank 1 has model.weights ", "weights-1.safetensors", "the first process ", "weights-0.safetensors"],
+            [
+                "rank 1 has model.weights ",
+                "weights-1.safetensors",
+                "but the first process has ",
+                "weights-0.safetensors",
+            ],
             ["--model.weights", tmp_path / "weights-0.safetensors"],
             ["--model.weights", tmp_path / "weights-1.safetensors"],
         ),
@@ -145,7 +150,7 @@ def test_two_processes_that_differ(
         # Data.
         pair(
             train,
-            ["rank 1 has shard set ", f"({other_set}), the first process", "different shard sets"],
+            ["rank 1 has shard set ", f"({other_set}), but the first process has", "different shard sets"],
             [],
             ["--shards", other_set],
         ),
@@ -153,7 +158,7 @@ def test_two_processes_that_differ(
         pair(evaluate, ["rank 1 has shard set "], [], ["--shards", other_set]),
         pair(
             predict,
-            ["rank 1 has folder of images 97 files, ", "the first process 98 files, "],
+            ["rank 1 has folder of images 97 files, ", "but the first process has 98 files, "],
             ["--directory", posters / "images"],
             ["--directory", tmp_path / "images"],
         ),
@@ -226,7 +231,7 @@ def test_two_processes_that_differ(
             [],
             ["--split=BUG"],
             bug=True,
-            own=("error: rank 1 cannot start: a bug, whose traceback is in its output (ZeroDivisionError", ""),
+            own=("error: rank 1 cannot start: a bug (ZeroDivisionError", ""),
         ),
         # What may differ: this one ends well, and says of another version.
         pair(
@@ -235,7 +240,7 @@ def test_two_processes_that_differ(
             [],
             ["--model", models["copy"], "--workers=2"],
             versions=({}, {"torch": "1.0"}),
-            own=("rank 1 has torch 1.0, the first process ", ""),
+            own=("rank 1 has torch 1.0, but the first process has ", ""),
             status=0,
         ),
     ]

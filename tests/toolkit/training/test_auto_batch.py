@@ -128,5 +128,5 @@ def test_two_processes_of_which_one_fits_nothing_end_with_one_line(shard_set: Pa
     options = ["--shards", shard_set, *TINY, "--train.auto_batch=true", "--out", tmp_path / "run"]
     run = launch_2(PROBE, "8,1", *options)
     assert run.returncode != 0
-    ours = [line for line in run.stderr.splitlines() if "does not fit the memory" in line]
+    ours = [line for line in run.stderr.splitlines() if "does not fit in memory" in line]
     assert ours and "OutOfMemoryError" not in run.stderr

@@ -14,7 +14,7 @@ from train_tools import TINY_VIT, make_updater, make_updates, state_of
 
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
-from toolkit.training.batch_norm import check_rows, held_over_few_rows
+from toolkit.training.batch_norm import check_rows, fixed_batch_norm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,7 +84,7 @@ def test_rows_are_a_processs_or_of_all_where_they_are_synchronised(
     norms = [nn.BatchNorm2d(3), nn.SyncBatchNorm(3)]
     without = nn.BatchNorm2d(3, track_running_stats=False)  # has nothing to normalise by but the batch
     frozen = nn.BatchNorm2d(3).eval()
-    with held_over_few_rows(nn.Sequential(*norms, without, frozen), plan, 0, world, accumulation):
+    with fixed_batch_norm(nn.Sequential(*norms, without, frozen), plan, 0, world, accumulation):
         assert [norm.training for norm in norms] == [own, synced]
         assert without.training and not frozen.training
     assert all(norm.training for norm in norms) and not frozen.training
@@ -99,7 +99,7 @@ def test_what_lies_within_a_norm_is_left_alone():
             self.drop = nn.Dropout()
 
     norm = WithDropout()
-    with pytest.raises(ZeroDivisionError), held_over_few_rows(norm, plan_of(4, 4), 0, 1, 1):
+    with pytest.raises(ZeroDivisionError), fixed_batch_norm(norm, plan_of(4, 4), 0, 1, 1):
         assert not norm.training and norm.drop.training
         raise ZeroDivisionError
     assert norm.training  # also after an error
@@ -115,7 +115,7 @@ def test_what_lies_within_a_norm_is_left_alone():
         (20, 64, 1, 1, ["up to 20 rows per process: "]),
         (640, 64, 4, 1, ["up to 16 rows per process:", "--train.sync_batchnorm true", "fewer processes"]),
         (640, 64, 1, 4, ["up to 16 rows per process:", "lower --train.accumulation"]),
-        (31, 16, 2, 1, ["up to 8 rows per process, and keeps them in 1 of 2 updates an epoch"]),
+        (31, 16, 2, 1, ["up to 8 rows per process, and keeps them fixed in 1 of 2 updates per epoch"]),
         (3203, 64, 8, 1, ["micro-batches have 7 rows, fewer than 8: BatchNorm keeps the statistics"]),
         (20, 64, 4, 2, ["micro-batches have 2 rows"]),
     ],

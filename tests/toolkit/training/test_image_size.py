@@ -106,7 +106,7 @@ def test_a_run_sees_and_keeps_a_number(
     out = tmp_path / "run"
     with caplog.at_level(logging.INFO):
         assert train(parse(*RECIPE), shard_set, out) == 0
-    assert f"data.image_size {OWN}: the own size of {NAME}" in caplog.text
+    assert f"data.image_size is {OWN}, the size at which {NAME} was trained" in caplog.text
     assert size_in(out / "config.yaml") == OWN
     assert load_model_folder(out / "model").preprocessing.image_size == OWN
     checkpoint = newest_checkpoint(out / "checkpoints")

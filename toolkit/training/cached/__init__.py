@@ -1,1 +1,1 @@
-"""Training on features of a frozen backbone, which are computed once and saved."""
+"""Train a head on features of a frozen backbone. The features are computed once and saved."""

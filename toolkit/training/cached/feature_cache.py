@@ -1,11 +1,11 @@
-"""Features of a frozen backbone, computed once and saved. A head then trains in minutes without a GPU.
+"""Compute the features of a frozen backbone once, and save them. A head then trains in minutes without a GPU.
 
-samples of a split ─ view v of the training augmentation, or the evaluation view ─→ backbone ─→ (n, F) float32, on disk
+    samples of a split ─→ augmentation of epoch v, or transforms of evaluation ─→ backbone ─→ (n, F) float32 in a file
 
-A frozen backbone gives the same features for the same pixels in every epoch. So a few augmented views per sample are
-computed once (view v has the crops of epoch v), and epoch e trains on view e mod views. A file's name is a hash of
-everything that decides its content, so runs with equal content share files. During the computation memory contains the
-features of a few thousand samples; afterwards the processes of a node map one file (feature_files.py).
+A frozen backbone returns the same features for the same pixels in every epoch. So features are computed only for a few
+augmented views of each sample. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of
+views. A file's name is a hash of everything that its content depends on, so runs with equal content share files. Memory
+contains the features of a few thousand samples at a time. Afterwards all processes of a node map one file.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ log = logging.getLogger(__name__)
 
 #: Number of samples, over all ranks, after which the features are gathered and written.
 SAMPLES_PER_GATHER = 4096
-#: Augmentation options that are part of every file's name.
+#: Augmentation options that are part of every file's name, even if they are off.
 NAMED_OPTIONS = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
-#: Augmentation options of earlier versions. They stay part of the names, so that earlier files are found.
+#: Augmentation options of earlier versions, which are constant now. With them, names of earlier files stay valid.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
-#: Raise this number if the same facts give other features, so that older files are not used.
+#: Part of every file's name. Raise it if new code computes other features, so that older files are not used.
 VERSION = 2
 
 
 class View(NamedTuple):
-    """A split and its transforms, the input of the backbone."""
+    """A split with its transforms, from which the backbone computes features."""
 
     reader: ShardReader
     title: str
     transforms: Transforms
     pixels: Callable[[Batch], torch.Tensor]
-    """Batch → (n, 3, S, S) input of the backbone."""
+    """Function from a batch to the input of the backbone, (n, 3, S, S)."""
 
 
 class FeatureBank:
-    """Compute features of splits, or map existing files. Every rank makes the same calls and gets the same arrays."""
+    """Computes features of splits, or maps existing files. Every rank makes the same calls and gets the same arrays."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model``: a timm model, whose backbone computes the features; it is moved to the accelerator's device."""
+        """``model`` is a timm model, whose backbone computes the features. It is moved to the accelerator's device."""
         model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
@@ -82,7 +82,7 @@ class FeatureBank:
         self._pixels = Pixels(config, model, preprocessing, accelerator)
 
     def training_view(self, reader: ShardReader, view: int) -> Features:
-        """Return features of the training split, augmented as in epoch ``view``."""
+        """Return the features of the training split with the augmentation of epoch ``view``."""
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]
@@ -91,7 +91,7 @@ class FeatureBank:
             "view": view,
             "seed": seed,
             "crop": [*crop, data.flip],
-            # An option that is off and not in NAMED_OPTIONS is left out, so that earlier names stay the same.
+            # Options that are off are left out, except NAMED_OPTIONS. So a new option does not change old file names.
             "augment": CONSTANT
             | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
         }
@@ -100,15 +100,14 @@ class FeatureBank:
             none = torch.zeros((len(batch.images), 0), device=batch.images.device)
             return self._pixels.prepare(batch, none, view)[0]
 
-        return self._features("train", facts, View(reader, f"features of train, view {view + 1}", transforms, pixels))
+        return self._features("train", facts, View(reader, f"features of train (view {view + 1})", transforms, pixels))
 
     def evaluation_view(self, reader: ShardReader, split: str) -> Features:
-        """Return features of a split with the transforms of evaluation."""
+        """Return the features of a split with the transforms of evaluation."""
         facts = {"view": None, "fit": self.preprocessing.fit, "crop_pct": self.preprocessing.crop_pct}
         transforms = eval_transforms(reader, self.preprocessing, self.config.data.geometry, self.accelerator.device)
-        view = View(
-            reader, f"features of {split}, as evaluated", transforms, lambda batch: self._pixels.normal(batch.images)
-        )
+        title = f"features of {split} (evaluation view)"
+        view = View(reader, title, transforms, lambda batch: self._pixels.normal(batch.images))
         return self._features(split, facts, view)
 
     def _features(self, split: str, facts: dict[str, Any], view: View) -> Features:
@@ -149,15 +148,15 @@ class FeatureBank:
                     self._compute(
                         view,
                         lambda rows: by_main(accelerator, lambda: writer.add(rows)),
-                        lambda: stop.check(f"{view.title}, must be computed again"),
+                        lambda: stop.check(f"{view.title} must be computed again"),
                     )
                 by_main(accelerator, kept.close)
-            stop.check(f"{view.title}, are kept", now=True)
+            stop.check(f"{view.title} are kept", now=True)
         finally:
             stop.restore()
 
     def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
-        """Compute the rows of a view in order, and pass them to ``add`` in chunks, on every rank."""
+        """Compute the features of a view in sample order. Pass them to ``add`` in chunks, on every rank."""
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
@@ -192,18 +191,18 @@ class FeatureBank:
             shown = ", ".join(ids[row] for row in bad[:3])
             raise UserError(
                 "not-finite",
-                f"{view.title}, are not finite for {len(bad)} of {len(ids)} samples ({shown}): the backbone overflows; "
-                f"use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
+                f"{view.title} are not finite for {len(bad)} of {len(ids)} samples ({shown}), because the backbone "
+                f"overflows: use --train.precision no or bf16, take other weights, or set --train.feature_views 0",
             )
 
     def _own_rows(
         self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield (samples (k,), their rows (k, F + 1) float32 as in a file) for each batch of this rank."""
+        """Yield, for each batch of this rank, its samples (k,) and their rows (k, F + 1) as in a file of features."""
         accelerator = self.accelerator
         self.model.eval()
         with (
-            # No substitutes: their features would get the damaged sample's labels.
+            # No substitutes, because the features of a substitute would get the damaged sample's labels.
             run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
@@ -222,7 +221,7 @@ class FeatureBank:
 
 
 def backbone_hash(model: Any) -> str:
-    """Return the SHA-256 of all tensors except the classifier's. Models with equal hashes give equal features."""
+    """Return the SHA-256 of all tensors except the classifier's. Models with equal hashes compute equal features."""
     head = head_prefixes(model)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,10 +1,10 @@
-"""Files of cached features: one per view and split. The processes of a node map it, so memory contains it once.
+"""Files of cached features: one per split and view. A view is one augmentation of all images.
 
     SPLIT-KEY.npy   (n, F + 1) float32: a row per sample, its features and then 1, or only 0s if it was not decoded
-    SPLIT-KEY.npz   of earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, without compression
+    SPLIT-KEY.npz   written by earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, not compressed
 
-float32, because float16 would lose values over 65504 or near 0. A file is complete or absent, and is never changed in
-place, so mapped pages stay valid.
+All processes of a node map the same file, so memory contains it once. The numbers are float32, because float16 loses
+values over 65504 or near 0. A file is complete or absent. It is never changed in place, so mapped pages stay valid.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from toolkit.training.run_log import naming
 ROWS = 4096
 #: Bytes of a file that are sent to other nodes at a time.
 BLOCK = 64 << 20
-#: Seconds after which a network file system shows a file that another node has written.
-SHOWS = 1.0
+#: Longest time until a network file system shows a file that another node has written.
+VISIBLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all samples of a split under one view."""
+    """Features of all samples of a split in one view."""
 
     values: np.ndarray
-    """(n, F) float32 (float16 of earlier versions), mapped; rows that could not be decoded are zero."""
+    """(n, F) float32 (float16 in earlier versions), mapped from a file. Rows that were not decoded are zero."""
     decoded: np.ndarray
-    """(n,) bool."""
+    """(n,) bool: whether each sample could be decoded."""
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the decoded samples' features, (k, F) at a time."""
+        """Yield the features of decoded samples in blocks (k, F)."""
         for start in range(0, len(self.values), ROWS):
             part = slice(start, start + ROWS)
             yield self.values[part][self.decoded[part]]
 
 
 class FeatureWriter:
-    """Write a file of features in order of rows. The file gets its name when the context ends without an error."""
+    """Writes a file of features row by row. The file gets its name when the context ends without an error."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count, self.done = path, count, 0
@@ -80,13 +80,13 @@ class FeatureWriter:
 
 
 def file_of(path: Path) -> str | None:
-    """Return the name of a view's file: of ``path`` (.npy) or an earlier version's (.npz); None if there is none."""
+    """Return the name of ``path`` (.npy) or of an earlier version's file (.npz). None if neither file exists."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 
 def read_features(path: Path, count: int) -> Features:
-    """Map the features of ``count`` samples. Raises UserError for other content, because the folder may be shared."""
-    problem = "its arrays are of other types or shapes"
+    """Map the features of ``count`` samples. Raises UserError if the file has other content."""
+    problem = "its arrays have other types or shapes"
     try:
         if path.suffix == ".npz":
             values, decoded = _read_npz(path)
@@ -107,7 +107,7 @@ def read_features(path: Path, count: int) -> Features:
         problem = one_line(error)[:200]
     raise UserError(
         "path-unreadable",
-        f"{path} does not contain the features of {count} samples ({problem}): remove it, and they are computed again",
+        f"{path} does not contain the features of {count} samples ({problem}): remove it to compute them again",
     )
 
 
@@ -134,12 +134,12 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def share_file(accelerator: Accelerator, path: Path) -> None:
-    """Copy the main process's file ``path`` to all nodes that do not see it. A collective call.
+    """Copy the main process's file ``path`` to all nodes that do not have it. A collective call.
 
     Raises LostData, on every rank, if one rank cannot write its copy.
     """
-    for wait in (SHOWS, 0.0):  # first one process per node writes, then processes that see another folder
-        lacking = not _shows(path, wait)
+    for wait in (VISIBLE_SECONDS, 0.0):  # first one process per node writes, then each that still lacks the file
+        lacking = not _visible(path, wait)
         if not any(gather_object([lacking]) if accelerator.num_processes > 1 else [lacking]):
             return
         writes = lacking and (accelerator.is_local_main_process or not wait)
@@ -168,8 +168,8 @@ def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _shows(path: Path, wait: float) -> bool:
-    """Return whether ``path`` exists within ``wait`` seconds. A network file system may cache that it is missing."""
+def _visible(path: Path, wait: float) -> bool:
+    """Return whether ``path`` exists within ``wait`` seconds. A network file system may show a new file later."""
     end = time.monotonic() + wait
     while not path.is_file():
         if time.monotonic() > end:
@@ -182,7 +182,7 @@ def _shows(path: Path, wait: float) -> bool:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that is renamed to ``path`` on exit, unless ``path`` exists by then: another process may map it."""
+    """Open a file that becomes ``path`` on exit. If ``path`` exists by then, it stays, because it may be mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(unique_name(path.name, PARTIAL))
     try:

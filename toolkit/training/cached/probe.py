@@ -1,9 +1,9 @@
-"""Training only a head on cached features, in place of a whole model on pixels.
+"""Train only a head on cached features, in place of a whole model on pixels.
 
-FeatureBank: views of train, val ─→ FeatureFeed (same plan, same Batch) ─→ Head ─→ merge: the whole model, for saving
+    FeatureBank: feature files ─→ FeatureFeed: batches of the usual plan ─→ Head ─→ merge: the whole model, for saving
 
-All views are mapped files, which the processes of a node share through its page cache. They need 4 bytes x features x
-samples x views: 4.4 GB on disk for 90,000 posters with 3,072 features and 4 views. Each process only allocates a batch.
+Feature files are mapped, so the processes of a node share one copy in memory. Training needs 4 bytes x features x
+samples x views on disk: 4.4 GB for 90,000 posters with 3,072 features and 4 views.
 """
 
 from __future__ import annotations
@@ -32,21 +32,19 @@ from toolkit.training.cached.feature_files import Features
 if TYPE_CHECKING:
     from toolkit.training.setup import TrainingSetup
 
-#: Least deviation that features are divided by, so that an almost constant feature is not amplified.
+#: Smallest deviation by which features are divided, so that an almost constant feature is not amplified.
 LEAST_DEVIATION = 1e-3
-
-
 #: Default number of samples that pass through a head at a time.
 ROWS = 512
 
 
 class Head(nn.Module):
-    """The classifier of a timm model, on standardised features."""
+    """The classifier of a timm model. It first standardises its input features."""
 
     def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
-        """Copy ``model``'s classifier, and put ``dropout`` before it.
+        """Copy the classifier of ``model``, and put ``dropout`` before it.
 
-        ``mean`` and ``deviation`` (F,) standardise the features; zeros and ones do not change them.
+        The features are standardised by ``mean`` and ``deviation`` (F,). With zeros and ones they do not change.
         """
         super().__init__()
         self.mean: torch.Tensor
@@ -65,10 +63,10 @@ class Head(nn.Module):
 def build_head(
     model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float, trained: bool = False
 ) -> Head:
-    """Return a head on ``model``'s features; ``standardize``: with mean and deviation of the training samples.
+    """Return a copy of the head of ``model`` that takes the features in ``views``.
 
-    A ``trained`` head gives the same logits as before: its weights are adapted to standardised features. A new head
-    keeps its random weights.
+    standardize: scale features to mean 0 and deviation 1 over the training samples.
+    trained: the head of ``model`` is trained, so its weights are adapted to scaled features and give the same logits.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -99,7 +97,7 @@ def merge(model: nn.Module, head: Head) -> nn.Module:
 
 
 def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Change the first layers in place, so that their input is x instead of (x - mean) / deviation."""
+    """Change the first layers in place, so that they take x as input and not (x - mean) / deviation."""
     mean, deviation = mean.cpu().double(), deviation.cpu().double()
     with torch.no_grad():
         for first in (linears(network)[0] for network in networks(classifier)):
@@ -112,7 +110,7 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Counterpart of Pixels (batches.py): cached features, and a model whose head is trained on them."""
+    """Input of a run as in Pixels (batches.py), but with cached features. Only the head of the model is trained."""
 
     model: nn.Module
     """The whole model with its initial head."""
@@ -124,31 +122,30 @@ class Probe:
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute or map all views, and build a head on them; ``learnt``: whether the model's head is trained."""
+        """Compute or map all views, and build a head for them. ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
-        # If the classifier has no dropout of its own, timm applies it in the forward pass, which does not run here.
+        # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
         val_view = bank.evaluation_view(val, "val")
         head = build_head(bank.model, views, config.train.standardize, dropout, learnt)
         return cls(bank.model, head, views, val_view)
 
     def feed(self, setup: TrainingSetup) -> FeatureFeed:
-        """See Pixels."""
         train = replace(setup.config.train, accumulation=setup.accumulation)
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Pixels. Features are the head's inputs without changes."""
+        """See Pixels. The features are the inputs of the head without changes."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """See Pixels. Return the model with ``trained``, a copy of our head, in place of its own head."""
+        """See Pixels. Return the model with ``trained``, a copy of the head, in place of its own head."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 
 
 class FeatureFeed:
-    """Counterpart of Feed (batches.py): the plan's samples as rows of cached features."""
+    """The batches of a run as in Feed (batches.py), but with rows of cached features."""
 
     threads = 0
 
@@ -159,7 +156,7 @@ class FeatureFeed:
         self.timer = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """Yield this rank's micro-batches of ``epoch`` from update ``step`` on; images are features (n, F) float32."""
+        """Yield this rank's micro-batches of ``epoch`` from update ``step`` on. The images are features (n, F)."""
         accelerator = self.accelerator
         micro_batches = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
@@ -183,7 +180,7 @@ class FeatureFeed:
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
-                rows = self.val.values[start : start + size].astype(np.float32)  # copies from the map
+                rows = self.val.values[start : start + size].astype(np.float32)  # copies the mapped rows
                 with self.accelerator.autocast():
                     out.append(model(to_device(rows, self.accelerator.device)).float().cpu().numpy())
                 if on_batch is not None:
@@ -193,8 +190,8 @@ class FeatureFeed:
         return logits, self.val.decoded
 
     def errors(self) -> int:
-        """Return the number of undecodable samples. data.max_errors was checked when the features were computed."""
+        """Return the number of samples that could not be decoded. FeatureBank has compared it with data.max_errors."""
         return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing. There are no threads to stop."""

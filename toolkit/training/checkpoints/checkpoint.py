@@ -1,6 +1,6 @@
-"""Checkpoints. Each is complete or absent; the newest ones are kept, and a resume uses the newest valid one.
+"""Checkpoints of a run. Each is complete or absent. A resumed run continues from the newest valid one.
 
-    RUN/checkpoints/step-00000123/state.pt     model, optimiser, scaler and moving average, as tensors
+    RUN/checkpoints/step-00000123/state.pt     tensors of model, optimiser, gradient scaler and moving average
                                   state.json   progress of the run, its config, and the sha256 of state.pt
 
 States of random generators are not saved: order, augmentation and dropout are functions of (seed, epoch, step).
@@ -37,51 +37,51 @@ from toolkit.models.tensor_files import plain_names
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "state.pt", "state.json"
-#: Suffix of a checkpoint's name while a new one replaces it.
+#: Suffix of the name of an old checkpoint while a new one replaces it.
 OLDER = f".old{PARTIAL}"
-#: Parts of state.pt that are state dicts of the unwrapped model.
+#: Keys of state.pt whose values are state dicts of the unwrapped model.
 MODELS = ("model", "ema")
 
 
 @dataclass
 class Progress:
-    """Progress of a run: everything that a resume needs, except tensors."""
+    """Progress of a run. A resume needs these values and the tensors."""
 
     epoch: Count = 0
-    """Current epoch, from 0, or the next one if none has started."""
+    """Current epoch, counted from 0. Between two epochs, it is the next one."""
     step: Count = 0
-    """Updates done in that epoch."""
+    """Number of updates done in the current epoch."""
     updates: Count = 0
-    """Updates done in the whole run, including skipped ones. It numbers the log's rows and the checkpoints."""
+    """Number of updates done in the whole run, including skipped ones. Log rows and checkpoints have this number."""
     best_score: Number | None = None
-    """Best value so far of the metric train.monitor; its model is RUN/model."""
+    """Best value so far of the metric train.monitor. RUN/model is the model with this value."""
     scored: str = ""
-    """Rule by which best_score was measured (validation.scoring_rule)."""
+    """Rule by which best_score was measured (scoring_rule in validation.py)."""
     best_epoch: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)] = -1
     best_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
-    """SHA-256 of the best model's weights; empty in checkpoints of earlier versions."""
+    """SHA-256 of the best model's weights. Empty in checkpoints of earlier versions."""
     bad_epochs: Count = 0
-    """Epochs since the best one."""
+    """Number of epochs since the best one."""
     loss_sum: Number = 0.0
-    """Sum of the training losses (mean over genres) of this epoch's samples so far, over all ranks."""
+    """Sum of the losses (each a mean over genres) of the current epoch's training samples so far, over all ranks."""
     loss_rows: Count | None = None
-    """Number of these samples, without masked ones and skipped updates; None in checkpoints of earlier versions."""
+    """Number of samples in loss_sum. None in checkpoints of earlier versions."""
     skipped: Count = 0
-    """Skipped updates of this epoch (train.on_nonfinite skip, or an overflow in fp16)."""
+    """Number of skipped updates of the current epoch (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
-    """Samples of the skipped updates, in checkpoints without loss_rows."""
+    """Number of samples in skipped updates of the current epoch. Only earlier versions, without loss_rows, set it."""
     overflowed: Count = 0
-    """Skipped updates of this epoch that overflowed in fp16."""
+    """Number of skipped updates of the current epoch that overflowed in fp16."""
     left_out: Count = 0
-    """Skipped updates of all epochs."""
+    """Number of skipped updates of the whole run."""
     sizes: Sizes = "tail"
-    """How the plan divides an epoch into updates; absent in checkpoints of earlier versions."""
+    """How the plan divides an epoch into updates (plan.py). Absent in checkpoints of earlier versions."""
 
     @property
     def made(self) -> int:
-        """Updates made in the whole run. The learning rate and the moving average depend on this number.
+        """Number of updates of the whole run that were not skipped. Learning rate and moving average depend on it.
 
-        In checkpoints of earlier versions left_out is 0, so their runs continue with the same rates.
+        In checkpoints of earlier versions left_out is 0, so their runs continue with the same learning rates.
         """
         return self.updates - self.left_out
 
@@ -99,7 +99,7 @@ class StateFile(msgspec.Struct):
 
 
 class Checkpoint(StateFile):
-    """A complete checkpoint."""
+    """A complete checkpoint that was read from its folder."""
 
     tensors: dict[str, Any]
     path: Path
@@ -114,12 +114,12 @@ def save_checkpoint(
     tensors: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, which gets its final name when it is complete. Then remove all but the newest ``keep``.
+    """Write a checkpoint, and then remove all checkpoints except the newest ``keep``.
 
-    If writing fails, raises OSError and leaves no partial files.
+    It gets its final name when it is complete. If writing fails, raises OSError and leaves no partial file.
     """
     path = folder / f"step-{progress.updates:08d}"
-    # The same step may have been saved before its epoch was validated. That checkpoint stays until the new one exists.
+    # The folder may contain a checkpoint of this update from before validation. It stays until the new one is complete.
     with replacing(path, path.with_name(f"{path.name}{OLDER}")) as fresh:
         with atomic_write(fresh / TENSORS) as stream:
             torch.save(tensors, stream)
@@ -131,14 +131,14 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints' folders, oldest first."""
+    """Return the folders of the complete checkpoints, oldest first."""
     return sorted(p for p in folder.glob("step-*") if PARTIAL not in p.name)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest valid checkpoint; None if the folder has none. Warns of damaged ones and skips them.
+    """Return the newest valid checkpoint, or None if there are no checkpoints. Skip damaged ones with a warning.
 
-    Raises UserError if all are damaged, because a new start would overwrite the rest of the run.
+    Raises UserError if all are damaged. Starting from the beginning would overwrite the run's other files.
     """
     for path in reversed(checkpoints(folder)):
         try:
@@ -148,14 +148,14 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     if count := len(checkpoints(folder)):
         raise UserError(
             "checkpoint-damaged",
-            f"none of the {count} checkpoints in {folder} is valid: put a copy of one there, start a new run in "
+            f"none of the {count} checkpoints in {folder} is valid: put a valid copy of one there, start a new run in "
             f"another --out, or remove {folder} to start from the beginning",
         )
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Load a checkpoint. Raises UserError with the reason if it is not complete and valid."""
+    """Load a checkpoint. Raises UserError, with the reason, if it is incomplete or damaged."""
     try:
         facts = read_state(path)
         if sha256_file(path / TENSORS) != facts.sha256:
@@ -169,9 +169,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         or not all(isinstance(name, str) for part in MODELS for name in tensors.get(part, {}))
     ):
         raise UserError(
-            "checkpoint-damaged", f"{path / TENSORS} is not a checkpoint: its parts are not those of a run's state"
+            "checkpoint-damaged", f"{path / TENSORS} is not the state.pt of a checkpoint: it has other content"
         )
-    # Earlier versions saved a compiled model of several processes with the wrapper's names.
+    # Earlier versions saved a model inside DDP and torch.compile with the prefixes of both wrappers.
     tensors = {part: plain_names(state) if part in MODELS else state for part, state in tensors.items()}
     return Checkpoint(**msgspec.structs.asdict(facts), tensors=tensors, path=path)
 
@@ -181,14 +181,14 @@ def read_state(path: Path) -> StateFile:
     where, what, remedy = path / STATE, "checkpoint's state", "use another checkpoint"
     raw = read_json(where, what)
     if isinstance(raw, dict) and isinstance(raw.get("progress"), dict) and "best_loss" in raw["progress"]:
-        # from versions that could only monitor the loss
+        # earlier versions could only monitor the loss
         raw["progress"]["best_score"] = raw["progress"].pop("best_loss")
     return check_as(raw, StateFile, where, what, remedy)
 
 
 @contextlib.contextmanager
 def restoring(checkpoint: Checkpoint) -> Iterator[None]:
-    """Raise UserError if the tensors of ``checkpoint`` do not fit the run, in place of torch's errors."""
+    """Raise UserError, in place of torch's errors, if the tensors of ``checkpoint`` do not fit the run."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -202,7 +202,7 @@ def restoring(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove incomplete files of a killed run, and restore a checkpoint whose replacement was not completed."""
+    """Restore each checkpoint whose replacement was interrupted. Remove other incomplete files of a killed run."""
     for older in folder.glob(f"*{OLDER}"):
         path = older.with_name(older.name.removesuffix(OLDER))
         if not path.exists():
@@ -211,19 +211,19 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: Options that a resumed run may change. All others are fixed, including options of later versions. They would change
-#: the samples of an update, weights, loss, optimiser groups or the comparison with the best score: that is another run.
+#: Options that a resumed run may change. All others must stay the same, including new options of later versions. The
+#: others decide the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
 MAY_CHANGE = frozenset(
     {
         # length of the run
         "train.epochs", "train.patience",
-        # machine, speed and memory: the same updates except for rounding
+        # machine, speed and memory: updates change only by rounding
         "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
         "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp",
         "train.compile", "train.feature_cache",
-        # rows for BatchNorm's statistics: they also depend on the number of processes, which may change, too
+        # rows of BatchNorm's statistics: the number of processes, which may change, has the same effect
         "train.sync_batchnorm",
-        # handling of damage, and output
+        # handling of damaged samples, and output
         "data.on_error", "data.max_errors", "train.on_nonfinite", "train.checkpoint_steps",
         "train.keep_checkpoints", "train.log_steps", "train.trackers",
         # source of the initial weights: a resume loads the checkpoint's weights instead
@@ -233,38 +233,39 @@ MAY_CHANGE = frozenset(
         "optim.clip_norm", "model.dropout", "model.drop_path",
         "data.train_crop", "data.crop_scale", "data.crop_ratio", "data.flip",
         *(f"augment.{name}" for name in vars(AugmentConfig())),
-        # decisions, chosen after every epoch (if train.monitor depends on them, the best model is measured again)
+        # decisions, chosen after every epoch. If train.monitor depends on them, the best model is measured again.
         *(f"decide.{name}" for name in vars(DecideConfig())),
     }
 )  # fmt: skip
 
 
-#: Options of augmentation that mix samples: the plan then keeps pairs together (TrainPlan.group_size).
+#: Augmentation options that mix two samples. The plan then keeps such pairs together (TrainPlan.group_size).
 MIXING = ("mixup", "cutmix")
 
 
 def _may_change(config: dict[str, Any]) -> frozenset[str]:
-    """Return the keys that a resume of a run with this config may change."""
+    """Return the keys that may change when a run with this config is resumed."""
     if not config["train"]["feature_views"]:
         return MAY_CHANGE
-    # Its checkpoints contain only the head; the backbone comes from these weights.
+    # Checkpoints of such a run contain only the head. The backbone comes from these two options.
     return MAY_CHANGE - {"model.pretrained", "model.weights"}
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
-    """Return a line per option changed since the checkpoint. Raises UserError for an option not in MAY_CHANGE.
+    """Return one line for each option that has changed since the checkpoint.
 
-    An option that did not exist in the checkpoint's version counts as its default.
+    Raises UserError if one of them is not in MAY_CHANGE. An option that is missing in the checkpoint has its default
+    value.
     """
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:
         raise UserError(
             "run-differs",
-            f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, --shards is {shard_set}: "
+            f"{checkpoint.path} was trained on shard set {checkpoint.shard_set}, but --shards is {shard_set}: "
             f"give the same shards, or start a new run in another --out",
         )
     changes = []
-    if "loss" not in checkpoint.config:  # from versions without a choice of losses
+    if "loss" not in checkpoint.config:  # earlier versions had only one loss
         changes.append("a loss summed over genres instead of their mean: the first updates are larger")
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
@@ -278,15 +279,15 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     if checkpoint.progress.step and checkpoint.progress.sizes == "even" and mixed != mixes:
         raise UserError(
             "run-differs",
-            f"{checkpoint.path} is within an epoch, where augment.{' and augment.'.join(MIXING)} cannot "
-            f"{'start' if mixes else 'stop'} mixing: it changes which samples an update has. Resume with the earlier "
-            f"values, and change them after the end of the epoch",
+            f"{checkpoint.path} was saved within an epoch, where augment.{' and augment.'.join(MIXING)} cannot "
+            f"{'start' if mixes else 'stop'} mixing, because this changes the samples of each update: resume with the "
+            f"earlier values, and change them after the end of the epoch",
         )
     return changes
 
 
 def same_run(before: Any, config: dict[str, Any]) -> bool:
-    """Return whether ``before``, read from a file, is the config of a run that ``config`` could resume."""
+    """Return whether ``config`` could resume a run with the config ``before``, which was read from a file."""
     if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
         return False
     free = _may_change(config)
@@ -294,7 +295,7 @@ def same_run(before: Any, config: dict[str, Any]) -> bool:
 
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, before, now) of options that differ. A missing option of an earlier version counts as its default."""
+    """Yield (key, earlier value, new value) of the options that differ. A missing option has its default value."""
     before, defaults = copy.deepcopy(before), config_dict(Config())
     for key, old in as_today(before).items():
         yield key, old, CONSTANTS[key]

@@ -1,8 +1,8 @@
-"""Choose the checkpoint that a run resumes from, the same on every rank (or none on all), and check its best model.
+"""Choose the checkpoint from which a run resumes, and check the run's best model.
 
-The main process chooses, and sends the checkpoint's name and sha256. If every rank chose the newest one itself, a rank
-with another folder, or an older view of it, would continue from other weights and optimiser states than the rest. No
-error would appear, because ranks only exchange gradients.
+The main process chooses the checkpoint, and sends its name and sha256 to the other ranks. All ranks start from this
+checkpoint, or all from the beginning. If each rank chose the newest checkpoint itself, a rank with another folder would
+continue from other weights. No error would appear, because ranks only exchange gradients.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
-    """Return the newest valid checkpoint of ``out``; None if there is none. Called by every rank.
+    """Return the newest valid checkpoint of ``out``, or None if there is none. Called by every rank.
 
     Raises UserError, on every rank, if one rank cannot read the main process's checkpoint, or if the run cannot
     continue from it with this config and shard set.
@@ -64,7 +64,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
         log.info("resuming with %s", change)
     before = own[0].progress
     progress, line = by_main(
-        accelerator, lambda: settle(out / "model", before, config_dict(config), manifest.fingerprint)
+        accelerator, lambda: reconcile_best(out / "model", before, config_dict(config), manifest.fingerprint)
     )
     if line and accelerator.is_main_process:
         log.warning("%s", line)
@@ -76,13 +76,12 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
     return own[0]
 
 
-def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a line if the checkpoint has another one.
+def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if the checkpoint's differs.
 
-    RUN/model is written before the checkpoint that refers to it, and both are complete or absent. They differ if a
-    process ended between the two, if a resume uses an older checkpoint in place of a damaged one, or if another program
-    changed the folder. RUN/model is the result of the run, so later epochs must be better. A model of an epoch
-    that is repeated stays until that epoch, or a later one, is as good.
+    RUN/model is written before its checkpoint. The two differ if a process ended between these two writes, if an older
+    checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
+    later epoch replaces it only if it is better. If the epoch of RUN/model is repeated, an equal score is enough.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
@@ -94,14 +93,14 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
     epoch, monitor = model.epoch - 1, config["train"]["monitor"]
     if model.weights_sha256 == progress.best_sha256 or (not progress.best_sha256 and epoch == progress.best_epoch):
         return replace(progress, best_sha256=model.weights_sha256), ""
-    what = f"{folder} is of epoch {model.epoch}"
-    known = f"the checkpoint's best is epoch {progress.best_epoch + 1}"
+    what = f"{folder} has the model of epoch {model.epoch}"
+    known = f"but the checkpoint's best epoch is {progress.best_epoch + 1}"
     if progress.best_epoch < 0:
-        known = "the checkpoint has none"
+        known = "but the checkpoint has no best epoch"
     comparable = model.monitor == monitor and model.shard_set == shard_set
     if model.score is None or not comparable or not same_run(training_config, config):
-        what += f" and has no {monitor} comparable with this run's"
-        return progress, f"{what}, {known}: it stays until an epoch is better than the checkpoint's best"
+        what += f" and no {monitor} that is comparable with this run's"
+        return progress, f"{what}, {known}: the model stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
@@ -112,7 +111,7 @@ def settle(folder: Path, progress: Progress, config: dict[str, Any], shard_set: 
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read the ``chosen`` checkpoint (name, sha256) into ``own``. Raises UserError, on every rank, if one cannot."""
+    """Read ``chosen`` (checkpoint name, sha256) into ``own``. Raises UserError, on every rank, if one rank cannot."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -126,16 +125,17 @@ def _require_everywhere(
     _, host, text = lacking[0]
     ranks = ", ".join(str(rank) for rank, _, _ in lacking)
     what = f"does not have the checkpoint that the first process resumes from, {chosen[0]}" if chosen else (
-        "sees checkpoints, but the first process sees none"
+        "finds checkpoints, but the first process finds none"
     )  # fmt: skip
     raise UserError(
         "ranks-differ",
-        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes see, under the same path",
+        f"rank {ranks} {what} (on {host}: {text}): put --out on a file system that all nodes share, "
+        f"under the same path",
     )
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """Return [the ``chosen`` checkpoint], or [] for None. Raises UserError if this process sees something else.
+    """Return a list of the ``chosen`` checkpoint, or [] for None. Raises UserError if this process finds anything else.
 
     The checkpoint is opened by its name, because NFS may list an old state of the folder.
     """

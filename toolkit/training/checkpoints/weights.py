@@ -1,4 +1,4 @@
-"""Load weights from a local file into a model. A head that does not fit is dropped; wrappers' prefixes are removed."""
+"""Load weights from a local file into a model. A head that does not fit is dropped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors, or from a torch file without executing its code (safe_unpickle.py).
 
-    Removes wrappers' prefixes (``module.``, ``_orig_mod.``) and containers (``state_dict``, ``model``).
-    Raises UserError if the file is missing or contains no state dict.
+    Removes prefixes of wrappers (``module.``, ``_orig_mod.``) from the names. The state dict may be inside of a dict,
+    under the key ``state_dict`` or ``model``. Raises UserError if the file is missing or contains no state dict.
     """
     if not path.is_file():
         raise UserError("path-missing", f"weights file not found: {path}")
@@ -45,12 +45,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
-    """Load a local weights file. Returns (one line that describes the result, whether a head was loaded).
+    """Load a local weights file into ``model``. Return a line that describes the result, and whether a head was loaded.
 
-    A head of another size is dropped. If the file's folder has a labels.json (as in a model folder) with other genres
-    than ``labels`` or another order, the head is dropped, too: its outputs would have wrong names.
-    Raises UserError if a tensor outside the head is missing, unknown or of another shape (another architecture), or if
-    a value is not finite.
+    A head of another size is dropped. A head with other genres than ``labels``, or in another order, is dropped as
+    well, because its outputs would have wrong names. Raises UserError if a tensor outside the head is missing, unknown
+    or of another shape, or if a value is not finite.
     """
     state = read_weights(path)
     require_finite(state, path)
@@ -69,8 +68,8 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     if problem := misfit(wanted, shapes_of(state)):
         raise UserError(
             "model-unfit",
-            f"weights file {path} does not fit {type(model).__name__}: it {problem}; check that --model.name is its "
-            f"architecture",
+            f"weights file {path} does not fit {type(model).__name__}: it {problem}; check that --model.name is the "
+            f"architecture of this file",
         )
     model.load_state_dict(state, strict=False)
     loaded = f"loaded {len(state)} tensors from {path.name}"
@@ -85,10 +84,10 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """Return how ``labels`` differ from those of a weights file; empty if they agree, None if the file's are unknown.
+    """Return how the genres of a weights file differ from ``labels``. Empty if they agree, None if they are unknown.
 
-    They are in labels.json of a model folder, or state.json of a checkpoint. Raises UserError if it cannot be read,
-    because the meaning of the head's outputs is then unknown.
+    The genres are in labels.json of a model folder, or in state.json of a checkpoint. Raises UserError if this file
+    cannot be read, because the meaning of the head's outputs is then unknown.
     """
     try:
         if (path.parent / LABELS).is_file():
@@ -104,7 +103,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Resample a ViT's position embeddings of another image size, as timm does. Return whether this was needed."""
+    """Resample a ViT's position embeddings to this image size, as timm does. Return whether they had another size."""
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False

@@ -22,7 +22,7 @@ from toolkit.model_folder.folder import read_best, recover_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.training.checkpoints import checkpoint as checkpoint_module
 from toolkit.training.checkpoints.checkpoint import Progress, save_checkpoint
-from toolkit.training.checkpoints.resume import settle
+from toolkit.training.checkpoints.resume import reconcile_best
 
 #: In the second half of the third epoch, the second one was the best.
 KNOWN = Progress(epoch=2, step=5, updates=19, best_score=0.5, best_epoch=1, best_sha256="a" * 64, bad_epochs=0)
@@ -50,13 +50,13 @@ def says(folder: Path, **facts: Any) -> str:
 def test_what_the_checkpoint_knows_is_left_as_it_is(run_model: Path):
     digest = says(run_model, epoch=2, monitor="loss", score=0.5, shard_set="set")
     known = replace(KNOWN, best_sha256=digest)
-    assert settle(run_model, known, CONFIG, "set") == (known, "")
+    assert reconcile_best(run_model, known, CONFIG, "set") == (known, "")
 
 
 def test_a_checkpoint_of_an_earlier_version_learns_the_digest(run_model: Path):
     digest = says(run_model, epoch=2)  # nor does the model of that version say its score
     before = replace(KNOWN, best_sha256="")
-    assert settle(run_model, before, CONFIG, "set") == (replace(KNOWN, best_sha256=digest), "")
+    assert reconcile_best(run_model, before, CONFIG, "set") == (replace(KNOWN, best_sha256=digest), "")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_a_checkpoint_of_an_earlier_version_learns_the_digest(run_model: Path):
 def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: float, bad_epochs: int):
     digest = says(run_model, epoch=epoch, monitor="loss", score=score, shard_set="set")
     before = replace(KNOWN, bad_epochs=2)
-    after, line = settle(run_model, before, CONFIG, "set")
+    after, line = reconcile_best(run_model, before, CONFIG, "set")
     assert after == replace(before, best_epoch=epoch - 1, best_score=score, best_sha256=digest, bad_epochs=bad_epochs)
-    assert f"is of epoch {epoch} with loss {score:g}, the checkpoint's best is epoch 2: " in line
+    assert f"has the model of epoch {epoch} with loss {score:g}, but the checkpoint's best epoch is 2: " in line
     assert before == replace(KNOWN, bad_epochs=2) and "\n" not in line
 
 
@@ -90,8 +90,8 @@ def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: floa
 )
 def test_a_figure_that_does_not_compare_is_left_out_of_it(run_model: Path, facts: dict[str, Any]):
     says(run_model, **facts)
-    after, line = settle(run_model, KNOWN, CONFIG, "set")
-    assert after == KNOWN and "it stays until an epoch is better than the checkpoint's best" in line
+    after, line = reconcile_best(run_model, KNOWN, CONFIG, "set")
+    assert after == KNOWN and "the model stays until an epoch is better than the checkpoint's best" in line
 
 
 @pytest.mark.parametrize("damage", ["gone", "no weights", "other weights", "no json", "cut json", "wrong score"])
@@ -109,13 +109,13 @@ def test_a_lost_model_is_replaced_by_the_best_that_follows(run_model: Path, dama
         config.write_text(config.read_text()[:-20])
     else:
         says(run_model, score="much")
-    after, line = settle(run_model, KNOWN, CONFIG, "set")
+    after, line = reconcile_best(run_model, KNOWN, CONFIG, "set")
     assert after == replace(KNOWN, best_epoch=-1, best_score=None, best_sha256="")
     assert line.startswith("the run's best model is lost (") and "\n" not in line
 
 
 def test_a_run_without_a_best_epoch_lacks_no_model(tmp_path: Path):
-    assert settle(tmp_path / "model", Progress(updates=3), CONFIG, "set") == (Progress(updates=3), "")
+    assert reconcile_best(tmp_path / "model", Progress(updates=3), CONFIG, "set") == (Progress(updates=3), "")
 
 
 def test_a_model_says_its_score_to_the_last_digit(run_model: Path):
