@@ -128,7 +128,7 @@ def _all_unfrozen(setup: TrainingSetup) -> Iterator[None]:
             yield
         finally:
             model.zero_grad()
-            for parameter, value in zip(model.parameters(), required, strict=True):
-                parameter.requires_grad_(value)
+            for parameter, requires_grad in zip(model.parameters(), required, strict=True):
+                parameter.requires_grad_(requires_grad)
             for buffer, value in zip(model.buffers(), kept, strict=True):
                 buffer.copy_(value)
