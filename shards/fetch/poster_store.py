@@ -20,7 +20,7 @@ from shards.storage.paths import StoragePath
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
 
-#: Folder of half-written posters. The file names in it are short, because an id can be as long as a file name may be.
+#: Folder of half-written posters. They have short names, because an id may already be as long as a file name can be.
 INCOMING = ".incoming"
 JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
 #: Names that cannot be the first folder in the path of an id.
