@@ -1,4 +1,4 @@
-"""Cache of remote files in a folder of this node. Each file is fetched once. The least recently used is deleted first.
+"""Cache of remote files on this node. Each file is fetched once. The least recently used file is deleted first.
 
     CACHE/SHA256.tar           a complete file, named after its digest, so that shard sets share equal files
     CACHE/SHA256.tar.partial   partial file (an unfinished download). Its full size is reserved at the start
@@ -101,7 +101,7 @@ class Cache:
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
         """Download the file if it is not in the cache. Return whether this call downloaded the file.
 
-        The time of last use of an existing file is updated. Raises NoRoom if the file exceeds the cache's size limit.
+        The time of last use of an existing file is updated. Raises NoRoom if the cache would exceed its size limit.
         With ``over_limit``, logs a warning instead. Raises UserError if the download fails, and Abandoned soon after
         ``stop`` is set.
         """
@@ -222,7 +222,7 @@ class Cache:
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
-        """Raise the error of a download that failed in another thread or process. So readers do not repeat the download.
+        """Raise the error of a download that failed in another thread or process, so that the download is not repeated.
 
         before: version of the .failed file at the start of the call. Only a later version is a new failure.
         """

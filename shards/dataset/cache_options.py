@@ -72,7 +72,7 @@ class SetOptions:
 
 
 class NoRoom(Exception):
-    """A file does not fit into the cache under its size limit, because the cached files are in use."""
+    """A file does not fit under the size limit of the cache, because the cached files are in use."""
 
 
 @dataclass(frozen=True)

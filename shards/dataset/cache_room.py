@@ -34,13 +34,13 @@ class CacheSpace:
         self._warned = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager that locks the folder. Needed to make room or to add a complete file."""
+        """Return a context manager that locks the folder. The lock is needed to free space or add a complete file."""
         return held_alone(self.folder / ".room", self._files)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
         """Reserve disk space in an open partial file. If needed, first delete the least recently used files.
 
-        Raises NoRoom if the file exceeds the cache's size limit. With ``over_limit``, logs a warning instead. Raises
+        Raises NoRoom if the cache would exceed its size limit. With ``over_limit``, logs a warning instead. Raises
         UserError if the disk is full.
         """
         limit = self.limit or float("inf")

@@ -160,7 +160,7 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
 
 
 def read_labels(path: StoragePath) -> LabelSet:
-    """Return the genres of a manifest, a model's labels.json, or another JSON file with "genres". Raises UserError."""
+    """Return the genres in a manifest, a labels.json or another JSON file with "genres". Raises UserError."""
     raw = read_json(path, "labels file")
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
     remedy = "give a model's labels.json or a manifest.json"

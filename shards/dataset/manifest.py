@@ -137,7 +137,7 @@ class Manifest:
         return by_split[split]
 
     def table_of(self, split: str) -> SampleTable | None:
-        """Return a split's sample table. None if the set is from an earlier version. Raises UserError for a wrong name."""
+        """Return a split's sample table. None if the set has no tables. Raises UserError if the table is misnamed."""
         table = self.tables.get(split)
         name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
         if table is not None and table.name != name:
@@ -186,7 +186,7 @@ class Manifest:
                 remove_file(folder / name)
 
     def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """Return the shards with the size and SHA-256 of their indexes. ``indexes`` maps names of shards to both values."""
+        """Return the shards with the size and SHA-256 of their indexes. ``indexes`` has both for each shard's name."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 

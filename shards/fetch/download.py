@@ -83,7 +83,7 @@ class Downloader:
             tries += 1
 
     async def _follow(self, link: str) -> bytes:
-        """Make one try and follow its redirects. Each target is checked like a link in the CSV."""
+        """Try a link once and follow its redirects. Each target is checked like a link in the CSV."""
         seen: set[URL] = set()
         while True:
             try:

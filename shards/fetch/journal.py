@@ -99,7 +99,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def merge_parts(folder: StoragePath, journal: str) -> None:
-    """Merge the parts into the folder's journal. The caller must hold the folder's lock."""
+    """Merge the files in ``PARTS`` into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
         return
@@ -107,8 +107,8 @@ def merge_parts(folder: StoragePath, journal: str) -> None:
     with atomic_write(path) as stream:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
-        # The parts have different links, so their order does not matter. If two parts have the same link, its poster
-        # is kept if it exists.
+        # The order of the parts does not matter. Usually they have different links. If two parts have results of the
+        # same link, its poster is kept if it exists.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)

@@ -39,7 +39,7 @@ def incoming(folder: StoragePath) -> Iterator[None]:
 
 
 class PosterStore(ABC):
-    """Folder with a poster for each id. The calling process, or the sender of its task, must hold the folder's lock."""
+    """Folder of posters, named by id. This process, or the process that sent its task, must hold the folder's lock."""
 
     def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options

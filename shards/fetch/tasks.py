@@ -25,7 +25,7 @@ from shards.storage.paths import is_remote
 
 #: Number of links per task on a cluster. A task takes seconds to minutes, so a lost worker costs little work.
 CHUNK = 256
-#: Number of links per task in this process. It is large, because connections are idle at the end of a task.
+#: Number of links per task in this process. The number is large, because connections are idle at the end of a task.
 CHUNK_HERE = 2048
 
 

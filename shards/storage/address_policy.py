@@ -34,7 +34,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddress(OSError):
-    """The host has no allowed address."""
+    """All addresses of a host are forbidden."""
 
 
 def is_public(address: IPAddress) -> bool:

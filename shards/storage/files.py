@@ -66,7 +66,7 @@ def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def flush(path: Path) -> None:
-    """Flush a local file, or the names in a local folder, to the disk. Raises OSError.
+    """Flush a local file, or the list of names in a local folder, to the disk. Raises OSError.
 
     The error of a network file system that cannot flush folders is ignored.
     """

@@ -45,7 +45,7 @@ class Refused(PermissionError):
 
 
 class TooSlow(OSError):
-    """A response body arrives below the lowest rate, or takes longer than its total time."""
+    """A response body arrives below the lowest rate, or takes longer than the allowed total time."""
 
 
 async def open_client(**options: Any) -> HttpClient:

@@ -42,7 +42,7 @@ def require_writable(folder: StoragePath) -> None:
 
 
 def writes_atomically(place: Any) -> bool:
-    """Return whether writes to this store are atomic."""
+    """Return whether writes to the store of a path are atomic."""
     return place.protocol in ATOMIC_PUT
 
 

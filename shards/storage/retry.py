@@ -1,6 +1,6 @@
 """Retry reads after temporary failures of a disk or a network file system.
 
-An OSError does not mean that the bytes of a file are wrong, so such a file is never reported as damaged. There are
+An OSError does not mean that the bytes of the file are wrong, so the file is not reported as damaged. There are
 three kinds of OSErrors:
 
 - Temporary errors (EIO, ESTALE, timeouts, lost connections): the file is opened and read again for some seconds.
