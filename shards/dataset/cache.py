@@ -1,9 +1,9 @@
-"""Cache of remote files in a folder of this node. Each file is fetched once. The least recently used is deleted first.
+"""Cache of remote files on this node. Each file is fetched once. The least recently used file is deleted first.
 
     CACHE/SHA256.tar           a complete file, named after its digest, so that shard sets share equal files
-    CACHE/SHA256.tar.partial   partial file of a download, with the full size from the start to reserve disk space
+    CACHE/SHA256.tar.partial   partial file (an unfinished download). Its full size is reserved at the start
     CACHE/SHA256.tar.failed    the error of a failed download, for other processes that wait for the file
-    CACHE/.room                lock file of a process that deletes old files, or that renames a partial file
+    CACHE/.room                lock file, locked while a process deletes old files or renames a partial file
 
 Processes lock these files (file_locks.py). The operating system releases a lock when its process ends.
 
@@ -49,7 +49,7 @@ POLL_SECONDS = 0.05
 USE_NOTE_SECONDS = 1.0
 #: Largest number of downloads of a file if the digest differs from the digest in the manifest.
 WHOLE_TRIES = 3
-#: Seconds after a failed download in which other threads of the process raise the same error instead of a new try.
+#: For this number of seconds after a failed download, other threads of the process raise its error and do not retry.
 FAILURE_SECONDS = 30.0
 #: Largest number of tries to open a file. Other processes may delete the file between its download and its opening.
 OPEN_TRIES = 100
@@ -88,7 +88,6 @@ class Cache:
         raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; name another with --cache-dir")
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
-        """Return a locked descriptor of the file. None if the file is missing or incomplete."""
         if (descriptor := held_for_reading(path, self._files)) is None:
             return None
         with contextlib.ExitStack() as unless_whole:
@@ -102,7 +101,7 @@ class Cache:
     def fetch(self, file: RemoteFile, over_limit: bool = False, stop: threading.Event | None = None) -> bool:
         """Download the file if it is not in the cache. Return whether this call downloaded the file.
 
-        The time of last use of an existing file is updated. Raises NoRoom if the file does not fit under the limit.
+        The time of last use of an existing file is updated. Raises NoRoom if the cache would exceed its size limit.
         With ``over_limit``, logs a warning instead. Raises UserError if the download fails, and Abandoned soon after
         ``stop`` is set.
         """
@@ -118,13 +117,13 @@ class Cache:
                         RetryBudget.rest(POLL_SECONDS, stop)
                         continue
                     descriptor, partial = held
-                    if self.has(file) or self._check_kept(path, file):  # fetched or copied meanwhile
+                    if self.has(file) or self._check_kept(path, file):  # another process fetched or copied the file
                         break
                     self._share_failure(path, before)
                     self._space.take(file, descriptor, over_limit)
                     self._fetch_into(file, descriptor, stop)
-                    with self._space.held():  # so that a listing of the folder finds only one of the two names
-                        if not self._files.locks and self.has(file):  # another process fetched it and may read it
+                    with self._space.held():  # a listing of the folder must not find both names
+                        if not self._files.locks and self.has(file):  # another process fetched the file and may use it
                             break
                         os.replace(partial, path)
                     return True
@@ -171,8 +170,8 @@ class Cache:
         try:
             facts = os.fstat(descriptor)
             if facts.st_size != file.bytes and facts.st_mtime_ns == stamp(file.sha256, facts):
-                sizes = f"has {facts.st_size} bytes, the manifest says {file.bytes}"
-                why = f"the file with its sha256 {sizes}: the manifest is damaged; upload the set again"
+                sizes = f"the manifest says {file.bytes} bytes, but the file with this sha256 has {facts.st_size}"
+                why = f"{sizes}: the manifest is damaged; upload the set again"
                 raise UserError("set-damaged", f"{file.place}: {why}")
             with open(descriptor, "rb", closefd=False) as stream:
                 same = facts.st_size == file.bytes and sha256_stream(stream) == file.sha256
@@ -188,7 +187,7 @@ class Cache:
     def _mark_checked(self, descriptor: int, file: RemoteFile) -> None:
         """Record for all processes of this node that the open file has the right digest."""
         facts = os.fstat(descriptor)
-        with contextlib.suppress(OSError):  # a file of root on a read-only disk
+        with contextlib.suppress(OSError):  # fails for a file of root, or on a read-only disk
             os.utime(descriptor, ns=(time.time_ns(), stamp(file.sha256, facts)))
         # This process also remembers the file, in case the file system stores times with less precision.
         self._checked.add(_key(os.fstat(descriptor)))
@@ -223,7 +222,7 @@ class Cache:
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
-        """Raise the error of a download that failed in another thread or process, so that readers do not repeat it.
+        """Raise the error of a download that failed in another thread or process, so that the download is not repeated.
 
         before: version of the .failed file at the start of the call. Only a later version is a new failure.
         """
@@ -237,7 +236,6 @@ class Cache:
             raise UserError(next((code for code in get_args(Code) if code == word), "network"), one_line(message))
 
     def _fetch_into(self, file: RemoteFile, descriptor: int, stop: threading.Event | None) -> None:
-        """Download to the partial file. Raises UserError if the download fails or the digest is wrong."""
         marker = self.folder / (file.name + FAILED)
         try:
             budget = RetryBudget(self.options.remote_timeout, stop, "--remote-timeout", file.bytes)

@@ -3,7 +3,7 @@
 A reader holds a shared lock on a cached file. A deletion needs an exclusive lock on the file, which NFS grants only if
 the file is open for writing. A download holds an exclusive lock on its partial file, NAME.partial. Some file systems
 give locks to processes and not to open files. So this module also records which partial files its process is writing.
-On a file system without locks, each download has a partial file of its own, and nothing is deleted.
+On a file system without locks, each download has a partial file of its own, and complete files are not deleted.
 
 Other users may be able to write to the folder. A file is used only if it is a regular file of this user or of root, has
 one hard link, and is not writable for other users. Any other file, link or folder of the same name is removed.
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FAILED = ".failed"
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-#: Error numbers if a symbolic link, socket, pipe, directory or file of another user is opened with these flags.
+#: Numbers of the errors when a symbolic link, socket, pipe, folder or file of another user is opened with _OPEN.
 _FOREIGN = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EACCES)
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -94,7 +94,7 @@ class OwnFiles:
         """Like ``open``, but open the file for writing if permitted, as NFS requires for an exclusive lock."""
         if (descriptor := self.open(path)) is None:
             return None
-        with contextlib.suppress(OSError):  # a file of root, or a read-only disk
+        with contextlib.suppress(OSError):  # not permitted for a file of root, or on a read-only disk
             writable = os.open(path, os.O_RDWR | _OPEN)
             if os.path.sameopenfile(writable, descriptor):
                 descriptor, writable = writable, descriptor
@@ -133,13 +133,14 @@ def stamp(sha256: str, facts: os.stat_result) -> int:
     has another inode. So os.stat is enough to find out whether the file was checked on this node.
     """
     digest = hashlib.sha256(f"{sha256} {facts.st_ino} {facts.st_size}".encode()).digest()
-    # The time is in the past, because Linux updates the access time at each read if the modification time is later.
+    # The time is in the past. If it were later than the access time, Linux would set the access time at each read.
     seconds = 10**8 + int.from_bytes(digest[:4], "big") % 2**29
     return seconds * 10**9 + int.from_bytes(digest[4:8], "big") % 10**9
 
 
-#: Partial files that this process is writing, and a thread lock for the path of each lock file.
+#: Partial files that this process is writing.
 _filled: set[Path] = set()
+#: A thread lock for the path of each lock file.
 _alone: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 _mutex = threading.Lock()
 
@@ -148,10 +149,10 @@ _mutex = threading.Lock()
 def held_partial(path: Path, files: OwnFiles) -> Iterator[tuple[int, Path] | None]:
     """Lock the partial file for a download to ``path``. Yield the descriptor and the path of the partial file.
 
-    Yield None if another thread or process uses it. When the block ends, delete the file if it was not renamed.
+    Yield None if another thread or process has the lock. At the end of the block, delete the file if it still exists.
     """
     partial = path.with_name(path.name + PARTIAL)
-    with _mutex:  # before the file is opened: on some file systems, closing it releases the lock of another thread
+    with _mutex:  # before opening the file: on some file systems, closing the file releases another thread's lock
         busy = partial in _filled
         _filled.add(partial)
     if busy:
@@ -202,7 +203,7 @@ def held_alone(path: Path, files: OwnFiles) -> Iterator[None]:
 
 
 def held_for_reading(path: Path, files: OwnFiles) -> int | None:
-    """Return a descriptor of this user's file. Its lock prevents a deletion. None if there is no such file."""
+    """Return a descriptor of this user's file, with a lock that prevents a deletion. None if there is no such file."""
     if (descriptor := files.open(path)) is None:
         return None
     with contextlib.ExitStack() as unless_there:

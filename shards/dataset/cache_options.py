@@ -19,7 +19,7 @@ _MARKS = (".partial", ".failed")
 
 
 def parse_limit(text: str) -> int:
-    """Convert ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number to bytes. Raises UserError.
+    """Convert ``200GB``, ``1.5 TiB``, ``500 MB`` or a plain number to bytes. Raises UserError for other text.
 
     >>> parse_limit("2kB"), parse_limit("1 GiB"), parse_limit("0")
     (2000, 1073741824, 0)
@@ -32,7 +32,7 @@ def parse_limit(text: str) -> int:
 
 
 def parse_remote_timeout(text: str) -> float:
-    """Convert a text such as ``300`` or ``2.5`` to seconds. Raises UserError."""
+    """Convert a text such as ``300`` or ``2.5`` to seconds. Raises UserError for other text."""
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise UserError("option-value", f"--remote-timeout takes seconds, 0 or more, not {text!r}")
     return float(text)
@@ -72,7 +72,7 @@ class SetOptions:
 
 
 class NoRoom(Exception):
-    """A file does not fit into the cache under its size limit, because the cached files are in use."""
+    """A file does not fit under the size limit of the cache, because the cached files are in use."""
 
 
 @dataclass(frozen=True)

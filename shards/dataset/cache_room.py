@@ -1,4 +1,4 @@
-"""Keep a cache within its size limit: delete unused files, and the files that killed processes left."""
+"""Keep a cache within its size limit: delete unused files, and files that killed processes have left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shards.storage.files import PARTIAL
 
 log = logging.getLogger(__name__)
 
-#: Age in seconds after which a .failed file is deleted, because no process still waits for that download.
+#: Age in seconds after which NAME.failed (the error of a failed download) is deleted. No process waits that long.
 FAILURE_SECONDS = 3600.0
 #: Age in seconds after which an unchanged partial file is deleted, on file systems without locks.
 LEFTOVER_SECONDS = 86400.0
@@ -34,13 +34,13 @@ class CacheSpace:
         self._warned = threading.Event()
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context manager that locks the folder. Only its holder may add, delete or rename complete files."""
+        """Return a context manager that locks the folder. The lock is needed to free space or add a complete file."""
         return held_alone(self.folder / ".room", self._files)
 
     def take(self, file: RemoteFile, descriptor: int, over_limit: bool) -> None:
         """Reserve disk space in an open partial file. If needed, first delete the least recently used files.
 
-        Raises NoRoom if the file does not fit under the limit. With ``over_limit``, logs a warning instead. Raises
+        Raises NoRoom if the cache would exceed its size limit. With ``over_limit``, logs a warning instead. Raises
         UserError if the disk is full.
         """
         limit = self.limit or float("inf")
@@ -60,7 +60,7 @@ class CacheSpace:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.ftruncate(descriptor, file.bytes)
                 if hasattr(os, "posix_fallocate") and file.bytes:
-                    os.posix_fallocate(descriptor, 0, file.bytes)  # fails now if the disk is full
+                    os.posix_fallocate(descriptor, 0, file.bytes)  # a full disk is an error now, not later
             except OSError as error:
                 what = f"no room for {file.place} ({file.bytes / 2**20:.0f} MiB) in the cache {self.folder}"
                 remedy = "set --cache-limit, or name a larger disk with --cache-dir"
@@ -84,7 +84,7 @@ class CacheSpace:
                 if not self._files.owns(facts):
                     continue
                 if whole and entry.name.endswith(PARTIAL):
-                    # A partial file that this process is writing has a lock as well, so it is not deleted.
+                    # A partial file that a process is writing is locked, so it is not deleted.
                     if not delete_unused(Path(entry.path), self._files):
                         partials += facts.st_size
                 elif entry.name.endswith(PARTIAL) and _UNLOCKED.fullmatch(name):
@@ -93,7 +93,7 @@ class CacheSpace:
                     if min(abs(now - facts.st_mtime), abs(now - facts.st_atime)) > LEFTOVER_SECONDS:
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole and entry.name.endswith(FAILED):
-                    if abs(now - facts.st_mtime) > FAILURE_SECONDS:  # clocks of machines differ
+                    if abs(now - facts.st_mtime) > FAILURE_SECONDS:  # abs: clocks of machines differ
                         Path(entry.path).unlink(missing_ok=True)
                 elif whole:
                     used = facts.st_atime if facts.st_atime <= now + FAILURE_SECONDS else 0.0

@@ -1,11 +1,10 @@
-"""Check files only once on each node: an empty file, the mark, records that a check has passed.
+"""Check files only once on each node. An empty file (the mark) records that a check has passed.
 
     TMPDIR/posters-checked-UID/KEY       the mark: the files with this key have passed their check
     TMPDIR/posters-checked-UID/XX.lock   lock file of the process that does the check while other processes wait
 
 The key is a digest of the expected contents and of the path, device, inode, size and times of change of each file. If a
-file changes after the check, its key changes. The folder belongs to the user. It is not used if other users can write
-to it.
+file changes after the check, its key changes. The folder is used only if no other user can write to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parquet index beside each tar: byte ranges, image sizes and labels of its samples. A tar with an index is complete.
+"""Parquet index beside each tar: byte ranges, image sizes and labels of its samples. An index marks a complete tar.
 
 - ``key`` and ``id`` of the sample are text.
 - ``image_offset``, ``image_size``, ``json_offset`` and ``json_size`` are in bytes. Without a JSON, json_* are -1.
@@ -7,7 +7,7 @@
 - The schema's metadata ``poster_toolkit`` identifies the input of the shard, so that a later run can reuse the shard.
 
 The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets may come from
-untrusted sources, and the values become memory sizes and array positions.
+untrusted sources, and their values are used as memory sizes and array positions.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ BOUNDS = {
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
 }
-#: Largest sizes in bytes: of a key or an id, and of all values of a row.
+#: Largest size of a key or an id in bytes.
 NAME_BYTES = 1 << 14
+#: Largest total size of the values of one row in bytes.
 ROW_BYTES = 1 << 17
 AGAIN = "build or index the set again"
 COPY_AGAIN = "copy the set again, or build or index it again"
@@ -112,7 +113,7 @@ def build_table(
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write the index atomically. Store ``facts``, values of JSON types, in the schema's metadata."""
+    """Write the index atomically. Store ``facts`` as JSON in the schema's metadata."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")
@@ -255,5 +256,5 @@ def _no_index(tar: StoragePath) -> UserError:
 
 
 def list_tars(folder: StoragePath) -> list[StoragePath]:
-    """Return the finished tars of a folder, sorted by name."""
+    """Return the tars of a folder without half-written ones, sorted by name."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

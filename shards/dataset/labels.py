@@ -18,7 +18,7 @@ from shards.storage.paths import StoragePath
 
 MAX_GENRES = 32_767  # the index stores the columns of genres as int16
 
-#: Invisible characters that are kept, because they join letters in Persian, and the parts of an emoji.
+#: Invisible characters that are kept. They join letters in Persian, and they join the parts of an emoji.
 JOINERS = "\u200c\u200d"
 #: Invisible characters outside Unicode's category of format characters: fillers, blanks, variation selectors.
 FILLERS = frozenset(map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10))))
@@ -95,9 +95,9 @@ def merge_spellings(
     """Merge genres that differ only in case, spaces, invisible characters or Unicode form into one spelling.
 
     samples: the genres of every sample. known: labels whose spelling is kept, such as the labels of a model.
-    Returns the samples with merged genres, and a message for each merged genre. The label in ``known`` is kept if there
-    is one. If there is none, the most frequent spelling after ``tidy`` is kept. Of equally frequent spellings, the
-    first in alphabetical order is kept.
+    Returns the samples with merged genres, and a message for each merged genre. If ``known`` has one of the spellings,
+    that spelling is kept. If ``known`` has several, these spellings are not merged. If it has none, the most frequent
+    spelling after ``tidy`` is kept. Of equally frequent spellings, the first in alphabetical order is kept.
     """
     counts = Counter(genre for genres in samples for genre in set(genres))
     spellings: dict[str, dict[str, int]] = {}
@@ -160,7 +160,7 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
 
 
 def read_labels(path: StoragePath) -> LabelSet:
-    """Return the genres of a manifest, a model's labels.json, or another JSON file with "genres". Raises UserError."""
+    """Return the genres in a manifest, a labels.json or another JSON file with "genres". Raises UserError."""
     raw = read_json(path, "labels file")
     holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
     remedy = "give a model's labels.json or a manifest.json"

@@ -29,7 +29,7 @@ from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, R
 
 NAME = "manifest.json"
 FORMAT = 1
-#: Largest length of a shard's name in bytes. The name with the extension .jsonl.facts.json is then a valid file name.
+#: Largest length of a shard's name in bytes. Such a name plus .jsonl.facts.json is still a valid file name.
 NAME_BYTES = 242
 # Slashes, and on Windows backslashes and colons, could lead to other folders. Control characters could end a line.
 _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
@@ -57,7 +57,7 @@ class Shard:
     max_height: Count
     max_width: Count
     genre_counts: list[Count]
-    """Samples per genre, in the order of the genres."""
+    """Number of samples of each genre, in the order of the genres."""
     index_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_SMALL_BYTES)] = 0
     """Size of the index file (index.py) in bytes. 0 if an earlier version wrote the set."""
     index_sha256: Sha256 | None = None
@@ -107,7 +107,7 @@ class Manifest:
     tables: dict[str, SampleTable] = field(default_factory=dict)
     """Sample table of each split. Empty if an earlier version wrote the set."""
     duplicates: dict[str, list[list[int]]] | None = None
-    """Groups of near-duplicates in each split, as positions in the split. None if the duplicates are unknown."""
+    """Groups of near-duplicates in each split, as lists of sample positions. None if the duplicates are unknown."""
 
     @property
     def labels(self) -> LabelSet:
@@ -137,7 +137,7 @@ class Manifest:
         return by_split[split]
 
     def table_of(self, split: str) -> SampleTable | None:
-        """Return a split's sample table. None if an earlier version wrote the set. Raises UserError if it is wrong."""
+        """Return a split's sample table. None if the set has no tables. Raises UserError if the table is misnamed."""
         table = self.tables.get(split)
         name = table_name(split, [shard.sha256 for shard in self.of_split(split)], self.genres)
         if table is not None and table.name != name:
@@ -146,7 +146,7 @@ class Manifest:
         return table
 
     def units_of(self, split: str) -> NDArray[np.int64] | None:
-        """Return (n,) group numbers of a split's samples. Duplicates share a number. None if duplicates are unknown."""
+        """Return the group number of each sample, (n,). Duplicates share a number. None if duplicates are unknown."""
         if self.duplicates is None:
             return None
         units = np.arange(sum(shard.samples for shard in self.of_split(split)))
@@ -186,7 +186,7 @@ class Manifest:
                 remove_file(folder / name)
 
     def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """Return the shards with the size and SHA-256 of each index. ``indexes`` maps a shard's name to these two."""
+        """Return the shards with the size and SHA-256 of their indexes. ``indexes`` has both for each shard's name."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 

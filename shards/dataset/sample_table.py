@@ -39,7 +39,7 @@ class SampleTable:
     """The sample table of a split, as listed in the manifest."""
 
     name: str
-    """File name. Manifest.table_of checks that it is the ``table_name`` of the split's shards."""
+    """Name of the file. Manifest.table_of compares it with the result of ``table_name`` for the split's shards."""
     bytes: Count
     sha256: Sha256
 
@@ -74,7 +74,7 @@ def write_sample_table(
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
     """Write a split's table from the indexes of its shards. Return the table, and (bytes, SHA-256) of each index.
 
-    One index at a time is in memory. Raises UserError for an index that is absent, damaged or of another shard.
+    Only one index at a time is in memory. Raises UserError for an index that is absent, damaged or of another shard.
     """
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)

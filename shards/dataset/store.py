@@ -160,7 +160,7 @@ class RemoteShards(ShardStore):
             file = RemoteFile(source, shard.index_bytes, shard.index_sha256)
             with os.fdopen(self.cache.open(file), "rb") as stream:
                 return index_of(stream.read(), source, shard)
-        # There is no digest to check, so the cached copy is used only for this shard of the set at this URL.
+        # The manifest has no digest of the index. So the name of the cached copy identifies this shard at this URL.
         name = fingerprint([str(self.root), asdict(shard)]) + INDEX
         return self.cache.checked(source, name, lambda data: index_of(data, source, shard))
 

@@ -65,7 +65,7 @@ class Downloader:
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed
-        # Redirects can lead links of many hosts to one host, so the limit applies to the host of each request.
+        # Redirects can lead links of many hosts to one host, so ``per_host`` applies to the host of each request.
         self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(options.per_host))
         self._not_before: dict[str, float] = {}
 
@@ -83,7 +83,7 @@ class Downloader:
             tries += 1
 
     async def _follow(self, link: str) -> bytes:
-        """Make one try and follow its redirects. Each target is checked like a link in the CSV."""
+        """Try a link once and follow its redirects. Each target is checked like a link in the CSV."""
         seen: set[URL] = set()
         while True:
             try:
@@ -132,7 +132,7 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        # A try before the Retry-After time would be refused. If that time is over max_wait, only a later run tries.
+        # The server would refuse an earlier try. If Retry-After is over max_wait, only a later run tries again.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
             self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)

@@ -75,7 +75,6 @@ async def _download_link(
         settled = bad.reason != "bad id"  # another file blocks the path, but may be absent in another run
         rejection = bad.rejection(link.id)
     if settled:
-        # Delete the poster that an earlier link of this id has left.
         store.remove(link)
         store.journal.add(Entry(link.id, link.url, rejection.reason, rejection.detail, limits))
     return rejection

@@ -1,8 +1,8 @@
 """Journal of a download: a file with the result of each link in a line. It can be used even after a run was killed.
 
-A run in one process appends to the journal. A run with tasks (tasks.py) writes one part of the journal for each task,
-a file in the folder ``PARTS``. The reason is that several machines cannot append to one file, and a store cannot append
-to an object. The main process merges the parts into the journal at its end, or at the start of the next run.
+A run in one process appends to the journal. A run with tasks (tasks.py) writes a separate part of the journal for each
+task, because several machines cannot append to one file, and a store cannot append to an object. The parts are files in
+the folder ``PARTS``. They are merged into the journal at the end of the run, or at the start of the next run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PARTS = ".fetch"
 
 @dataclass(frozen=True)
 class Entry:
-    """The final result of a link. ``reason`` is empty if the poster was fetched. ``limits`` are those of the run."""
+    """Final result of a link. ``reason`` is empty if the poster was fetched. ``limits``: see FetchOptions.limits."""
 
     id: str
     url: str
@@ -64,8 +64,8 @@ class Journal:
 class RemoteJournal:
     """Part of a journal at a URL. Each write replaces the whole part, because a store cannot append to an object.
 
-    ``expected``: entries of links without a poster so far. They are all written at the start, with one request. If the
-    poster of such an entry does not exist at the next run, the link is tried again.
+    ``expected``: an entry for each link without a poster so far, as if its download had succeeded. One request at the
+    start writes these entries. If the poster of an entry does not exist at the next run, its link is tried again.
     """
 
     def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:
@@ -99,7 +99,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def merge_parts(folder: StoragePath, journal: str) -> None:
-    """Merge the parts into the folder's journal. The caller must hold the folder's lock."""
+    """Merge the files in ``PARTS`` into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
         return
@@ -107,8 +107,8 @@ def merge_parts(folder: StoragePath, journal: str) -> None:
     with atomic_write(path) as stream:
         if path.exists():
             stream.write(_whole_lines(path.read_bytes()))
-        # The order of the parts does not matter, because they are about different links. If two tasks tried the same
-        # link, its poster is kept if it exists.
+        # The order of the parts does not matter. Usually they have different links. If two parts have results of the
+        # same link, its poster is kept if it exists.
         for _, data in read_present(folder / PARTS, parts):
             stream.write(_whole_lines(data))
     remove_tree(folder / PARTS)

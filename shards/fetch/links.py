@@ -69,7 +69,7 @@ def read_links(
 def parse_link(text: str) -> URL:
     """Parse a link. Raises BadLink if it is empty, too long, malformed or not http(s), or if it has a password.
 
-    This is the parser of the HTTP client, because two parsers could find different hosts in a hostile link.
+    The HTTP client's own parser is used, because another parser could find another host in a hostile link.
     """
     if not text:
         raise BadLink("empty")

@@ -27,7 +27,7 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     concurrency: Count = 64
     """Number of links that each machine or worker downloads at the same time, over all hosts."""
     per_host: Count = 8
-    """Number of requests to one host at the same time. The workers of a cluster divide it, with at least 1 for each."""
+    """Number of requests to one host at the same time. The workers of a cluster share it, with at least 1 for each."""
     timeout: Positive = 30.0
     """Time limit of a request in seconds, from the connection to the last byte."""
     connect_timeout: Positive = 10.0
@@ -37,7 +37,7 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     backoff: NotNegative = option(0.5, hidden=True)
     """Pause before the first retry in seconds. The pause doubles with each retry."""
     max_wait: NotNegative = option(60.0, hidden=True)
-    """Longest wait in seconds if a server sends Retry-After. If more is required, only a later run tries the link."""
+    """Longest wait in seconds for Retry-After of a server. If more is required, only a later run tries the link."""
     max_bytes: Count = 20_000_000
     """Largest file in bytes. Larger files are rejected."""
     image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))

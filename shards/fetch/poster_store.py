@@ -20,7 +20,7 @@ from shards.storage.paths import StoragePath
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
 
-#: Folder of half-written posters. The file names in it are short, because an id can be as long as a file name may be.
+#: Folder of half-written posters. They have short names, because an id may already be as long as a file name can be.
 INCOMING = ".incoming"
 JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
 #: Names that cannot be the first folder in the path of an id.
@@ -39,7 +39,7 @@ def incoming(folder: StoragePath) -> Iterator[None]:
 
 
 class PosterStore(ABC):
-    """Folder with a poster for each id. The calling process, or the sender of its task, must hold the folder's lock."""
+    """Folder of posters, named by id. This process, or the process that sent its task, must hold the folder's lock."""
 
     def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Fetched:
-    """Result of a run."""
+    """Result of a run of `posters fetch`."""
 
     rejected: dict[int, Rejection]  # rows without a poster, by their line in the CSV
     fetched: int = 0  # posters downloaded by this run
@@ -53,8 +53,8 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public
-        # The parts of the journal are merged only while no worker writes them: here, after the workers have finished
-        # the tasks of a killed run, and again at the end.
+        # The parts of the journal must not be merged while a worker writes them. The executor waits for the tasks of a
+        # killed run before it opens. So the parts are merged as soon as it is open, and again at the end.
         with open_executor(0 if options.scheduler else 1, options.scheduler, writes=[options.out]) as executor:
             merge_parts(options.out, JOURNAL)
             result = Fetched(rejected)
@@ -121,7 +121,6 @@ def _of_own_places(links: Sequence[Link], key: Callable[[str], str], rejected: d
 
 
 def _fetch_here(options: FetchOptions, allowed: Policy, links: Sequence[Link]) -> dict[int, Rejection]:
-    """Download to a local folder, in an event loop of this process. Returns the rejections by CSV line."""
     from shards.fetch.event_loop import download_links
 
     with (

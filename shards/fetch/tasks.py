@@ -25,7 +25,7 @@ from shards.storage.paths import is_remote
 
 #: Number of links per task on a cluster. A task takes seconds to minutes, so a lost worker costs little work.
 CHUNK = 256
-#: Number of links per task in this process. A task has many links, because connections are idle at its end.
+#: Number of links per task in this process. The number is large, because connections are idle at the end of a task.
 CHUNK_HERE = 2048
 
 
@@ -48,7 +48,7 @@ class FetchTask:
 def tasks_of(
     options: FetchOptions, allowed: Policy, links: Sequence[Link], replaces: Collection[str], slots: int
 ) -> list[FetchTask]:
-    """Split links into tasks. ``slots`` tasks run at the same time."""
+    """Split links into tasks. ``slots``: number of tasks that run at the same time."""
     size = CHUNK if options.scheduler else CHUNK_HERE
     # A task must not connect to the scheduler again.
     per_task = replace(options, per_host=max(1, options.per_host // slots), scheduler=None)

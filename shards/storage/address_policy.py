@@ -16,24 +16,25 @@ from aiohttp.resolver import ThreadedResolver
 
 IPAddress = IPv4Address | IPv6Address
 
-#: Kinds of addresses: this machine, link-local (clouds serve credentials there), private networks, public internet.
+#: The kinds of addresses: this machine, link-local, private network, public internet. Clouds serve credentials at
+#: link-local addresses.
 MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public")
 
 #: A function that returns whether connections to an address are allowed.
 Policy = Callable[[IPAddress], bool]
 
-#: Networks that are not public, although Python or an older version of it counts them as global. They belong to
-#: gateways, to protocols such as Teredo, and to documentation.
+#: Networks that are not public. Some versions of Python report them as global. They belong to gateways, to protocols
+#: such as Teredo, and to documentation.
 _SERVICES = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
 #: Addresses of "this host on this network". A connection to one of them reaches this machine.
 _IPV4_THIS = IPv4Network("0.0.0.0/8")
 _IPV6_UNICAST = IPv6Network("2000::/3")
-#: Addresses that DNS64 returns in a network with only IPv6. Their last 32 bits are the IPv4 address.
+#: Addresses that DNS64 makes from IPv4 addresses in a network with only IPv6. Their last 32 bits are the IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 class PrivateAddress(OSError):
-    """The host has no allowed address."""
+    """All addresses of a host are forbidden."""
 
 
 def is_public(address: IPAddress) -> bool:
@@ -47,7 +48,7 @@ def is_public(address: IPAddress) -> bool:
         return False
     if isinstance(address, IPv4Address):
         return not (address.is_multicast or address.is_reserved)
-    # Loopback, link-local, unique local, multicast and unassigned addresses are outside of this network.
+    # All other IPv6 addresses (loopback, link-local, unique local, multicast, unassigned) are outside of 2000::/3.
     return address in _IPV6_UNICAST
 
 
@@ -66,7 +67,7 @@ def kind_of(address: IPAddress) -> str:
 
 
 def _reached(address: IPAddress) -> IPAddress:
-    """Return the IPv4 address that an IPv6 address represents. If there is none, return the address itself."""
+    """Return the IPv4 address that an IPv6 address contains. If there is none, return the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:
@@ -75,7 +76,9 @@ def _reached(address: IPAddress) -> IPAddress:
 
 
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
-    """Return the kinds to which servers of these ``kinds`` may redirect. A redirect never leads closer to this machine.
+    """Return the kinds of addresses to which a server with addresses of these ``kinds`` may redirect.
+
+    A redirect must not lead closer to this machine.
 
     >>> sorted(reachable_from({"network"})), sorted(reachable_from({"machine", "public"}))
     (['network', 'public'], ['public'])

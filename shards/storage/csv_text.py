@@ -11,16 +11,17 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-#: First characters of text that is escaped: those of formulas (OWASP, "CSV injection"), also in full width, and MARK.
+#: Text is escaped if it begins with one of these characters: those that can begin a formula (OWASP, "CSV injection"),
+#: their full-width forms, and MARK.
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 MARK = "'"
 
 
 def escaped(cell: Any) -> Any:
-    """Return a cell for people. Text that could be a formula gets MARK in front. Other values are not changed.
+    """Return a cell that is safe in a spreadsheet. Text that could be a formula gets an apostrophe in front.
 
     A lone surrogate (from a name that is not UTF-8) becomes an escape sequence, because UTF-8 cannot encode it.
-    ``unescaped`` restores all other text.
+    Everything else stays unchanged. ``unescaped`` restores all text that had no lone surrogate.
     """
     if not isinstance(cell, str):
         return cell
@@ -29,7 +30,7 @@ def escaped(cell: Any) -> Any:
 
 
 def unescaped(cell: str) -> str:
-    """Return the original text of a cell that ``escaped`` has written. Text without MARK is not changed.
+    """Remove the apostrophe that ``escaped`` has put in front of a cell. Other text is not changed.
 
     >>> [unescaped(escaped(text)) for text in ("=1+1", "'", "'quoted'", "plain")]
     ['=1+1', "'", "'quoted'", 'plain']
@@ -38,7 +39,7 @@ def unescaped(cell: str) -> str:
 
 
 def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows for people. Each cell is ``escaped``."""
+    """Write rows of a CSV that people open in a spreadsheet. Each cell is ``escaped``."""
     write_exact(stream, ([escaped(cell) for cell in row] for row in rows), end)
 
 

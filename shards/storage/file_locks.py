@@ -20,7 +20,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-#: Error numbers if a file system has no locks, or its lock server is missing.
+#: Error numbers which mean that the file system has no locks, or that its lock server is missing.
 _NONE = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 #: struct flock of 64-bit Linux: type, whence, start, length (0 means to the end of the file), process (must be 0).
@@ -35,7 +35,7 @@ def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file. Returns False if another descriptor holds a conflicting lock.
 
     The lock lasts until the descriptor is closed. For a ``shared`` lock, the file must be open for reading. For an
-    exclusive lock, it must be open for writing. Raises NoLocks or OSError.
+    exclusive lock, it must be open for writing. Raises NoLocks if the file system has no locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     taken = _taken(lambda: fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB))
@@ -51,7 +51,6 @@ def locked(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
 
 
 def _taken(take: Callable[[], object]) -> bool | OSError:
-    """Return whether ``take`` got the lock. If such locks are not supported, return the error of ``take``."""
     try:
         take()
         return True
@@ -65,9 +64,10 @@ def _taken(take: Callable[[], object]) -> bool | OSError:
 
 @contextlib.contextmanager
 def held_file(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Lock a file until the block ends. Create the file if it is missing. Raises NoLocks or OSError.
+    """Lock a file until the block ends. Create the file if it is missing.
 
     Yields False if another process or thread has locked the file. With ``wait``, wait until the lock is released.
+    Raises NoLocks if the file system has no locks.
     """
     if sys.platform == "win32":
         with contextlib.ExitStack() as held:

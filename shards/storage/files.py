@@ -66,7 +66,7 @@ def atomic_write(path: StoragePath, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def flush(path: Path) -> None:
-    """Flush a local file, or the names in a local folder, to the disk. Raises OSError.
+    """Flush a local file, or the list of names in a local folder, to the disk. Raises OSError.
 
     The error of a network file system that cannot flush folders is ignored.
     """
@@ -95,7 +95,7 @@ def write_json(path: StoragePath, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text file with unchanged line ends. The limit at a URL is LARGEST_TEXT. Raises OSError or UserError."""
+    """Open a text file with unchanged line ends (at a URL, at most LARGEST_TEXT bytes). Raises OSError or UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
@@ -176,7 +176,7 @@ def place_key(folder: StoragePath) -> Callable[[str], str]:
     case = form = False
     if not is_remote(folder):
         probe = folder / f".{capital}{PARTIAL}"
-        with contextlib.suppress(OSError, UnicodeError):  # if the name is not allowed, no two paths can be confused
+        with contextlib.suppress(OSError, UnicodeError):  # if the name is not allowed, all names count as different
             probe.touch()
             case, form = (probe.with_name(f".{name}{PARTIAL}").exists() for name in (small, apart))
             probe.unlink()
@@ -192,7 +192,7 @@ def place_key(folder: StoragePath) -> Callable[[str], str]:
 def remove_partials(folder: StoragePath) -> None:
     """Delete the half-written files of killed processes. The caller must hold the folder's lock."""
     if is_remote(folder) and remote_files.writes_atomically(folder):
-        return  # such stores have no half-written files, and listing a large folder is slow
+        return  # stores with atomic writes have no half-written files, and a listing is slow
     for name in names_in(folder):
         if name.endswith(PARTIAL):
             remove_file(folder / name)

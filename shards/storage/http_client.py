@@ -27,15 +27,16 @@ from shards.storage.limits import MIN_REQUEST_SECONDS, TooMuch
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-#: Default of the largest response in bytes.
+#: Default limit for the size of a response body in bytes.
 MAX_ANSWER_BYTES = 1 << 30
 #: Default time limit in seconds until a response begins. The rate of a body is also measured over this time.
 ANSWER_SECONDS = 90.0
 #: Lowest average rate of a body in bytes per second.
 RATE = 1024
 
-#: Headers that may be sent to every server, and options that are sent only to the server that the user named.
+#: Headers that may be sent to every server.
 _HARMLESS = ("range", "accept", "accept-encoding", "user-agent")
+#: Options that are sent only to the server that the user named.
 _SECRET = ("auth", "cookies", "params")
 
 
@@ -44,7 +45,7 @@ class Refused(PermissionError):
 
 
 class TooSlow(OSError):
-    """A response body is below the lowest rate or over its total time."""
+    """A response body arrives below the lowest rate, or takes longer than the allowed total time."""
 
 
 async def open_client(**options: Any) -> HttpClient:
@@ -128,7 +129,7 @@ class HttpClient:
             raise
 
     def _session(self, allowed: frozenset[str]) -> aiohttp.ClientSession:
-        """Return the session for these kinds of addresses. Sessions do not share connections."""
+        """Return the session that may connect to ``allowed`` kinds of addresses. Sessions do not share connections."""
         if allowed not in self._sessions:
             options = dict(self._options)
             # If the user has set a proxy, the proxy connects to the servers, and its own address is not checked.
@@ -154,7 +155,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Resolve like PolicyResolver. A public name must stay public, because an attacker may change its address."""
+        """Return the allowed addresses of a host. To prevent DNS rebinding, a public host must stay public."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
@@ -183,7 +184,7 @@ class _Body:
         return getattr(self._stream, name)
 
     async def read(self, wanted: int = -1) -> bytes:
-        """Read ``wanted`` bytes, or all remaining bytes if it is -1. The body of an error response is not read."""
+        """Read ``wanted`` bytes, or all remaining bytes for -1. The body of an error response is not read."""
         if self._silent:
             return b""
         blocks: list[bytes] = []
@@ -218,8 +219,6 @@ class _Body:
 
 
 class _PendingResponse:
-    """A pending response, for ``await`` or ``async with``."""
-
     def __init__(self, answer: Any) -> None:
         self._answer = answer
 
@@ -236,7 +235,7 @@ class _PendingResponse:
 
 
 def _target(url: URL, location: str) -> URL:
-    """Return the target of a redirect. Raises Refused if it is not an HTTP URL, or leads from https to http."""
+    """Return the target of a redirect. Raises Refused for other protocols, and from https to http."""
     try:
         target = url.join(URL(location)).with_fragment(None)
         target = target.with_user(None) if target.raw_host else target

@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
 #: Largest size of a lock object in bytes.
 MAX_LOCK_BYTES = 1 << 16
-#: Error numbers if a store does not support exclusive creation, or if the object already exists (S3).
+#: Error numbers which mean that a store does not support exclusive creation, or that the object exists (on S3).
 NOT_EXCLUSIVE = (errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EPERM)
 
 _Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class LockOwner(msgspec.Struct, frozen=True):
-    """Process that has locked a folder at a URL: the contents of the lock object."""
+    """The process that has locked a folder at a URL. The lock object contains these fields."""
 
     token: _Text = ""
     machine: _Text = ""
@@ -64,7 +64,7 @@ def folder_lock(folder: StoragePath, break_lock: bool = False) -> Iterator[None]
 
 
 def this_machine() -> str:
-    """Return a text that identifies this machine and container. Processes with equal texts share file locks."""
+    """Return a text that identifies this machine and container. File locks work between processes with equal texts."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
         with contextlib.suppress(OSError):
@@ -75,7 +75,6 @@ def this_machine() -> str:
 
 @contextlib.contextmanager
 def _locked(file: Path, folder: StoragePath) -> Iterator[None]:
-    """Lock ``folder`` with its lock file ``file``. Raises UserError at once if another process has the lock."""
     with contextlib.ExitStack() as held:
         free = True
         try:
@@ -96,8 +95,8 @@ def remote_lock(folder: Any, break_lock: bool = False) -> Iterator[None]:
     """Lock a remote folder with an object ``.lock``, which names the owner. Raises UserError at once if it is locked.
 
     This function first locks a local file that is named after the URL. After that, a lock object of this machine can
-    only come from a process that has ended, and is replaced. A lock object of another machine is an error, or is
-    replaced if ``break_lock`` is true.
+    only come from a process that has ended, so the object is replaced. A lock object of another machine is replaced
+    only if ``break_lock`` is true.
     """
     require_writable(folder)
     name = hashlib.sha256(str(folder).rstrip("/").encode()).hexdigest()[:24]
@@ -140,7 +139,7 @@ def _created(path: Any, data: bytes) -> bool:
         path.fs.pipe_file(path.path, data, mode="create")
         return True
     except (FileExistsError, ValueError, TypeError, NotImplementedError):
-        return False  # fsspec's clients raise the last three if they do not support the mode
+        return False  # fsspec's clients raise the last three errors if they do not support mode="create"
     except OSError as error:
         if error.errno not in NOT_EXCLUSIVE:
             raise  # a temporary failure: the store may support exclusive creation
@@ -154,7 +153,7 @@ def _held(path: Any, holder: LockOwner) -> UserError:
 
 
 def _holder(path: Any) -> LockOwner:
-    """Return the owner that the lock object names. An empty owner if there is no readable lock object."""
+    """Return the owner that the lock object names, or an owner with empty fields if the object cannot be read."""
     try:
         return parse_as(read_whole(path, MAX_LOCK_BYTES), LockOwner, path, "lock", "delete it")
     except (FileNotFoundError, UserError):

@@ -30,14 +30,14 @@ StoragePath: TypeAlias = Path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 #: Timeouts of HTTP in seconds: to open a connection, and to wait for the next byte.
 HTTP_TIMEOUT = (30.0, 60.0)
-#: Optional dependencies (extra) with the client of each protocol.
+#: Name of the extra (optional dependencies) that installs the client of each protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
 #: Module and name of each exception of a store client that is not an OSError.
 CLIENT_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
-    ("httpx", "HTTPError"),  # huggingface_hub's
+    ("httpx", "HTTPError"),  # raised by huggingface_hub
     ("httpx2", "HTTPError"),
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
@@ -120,7 +120,7 @@ def _http(text: str, protocol: str) -> tuple[str, dict[str, Any]]:
 
 
 def remote_errors() -> tuple[type[BaseException], ...]:
-    """Return the exception classes of failed remote reads and writes, with those of the installed store clients."""
+    """Return the exception classes of failed remote reads and writes, including those of installed store clients."""
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError]
     for module, name in CLIENT_ERRORS:
         with contextlib.suppress(ImportError):

@@ -42,7 +42,7 @@ def require_writable(folder: StoragePath) -> None:
 
 
 def writes_atomically(place: Any) -> bool:
-    """Return whether writes to this store are atomic."""
+    """Return whether writes to the store of a path are atomic."""
     return place.protocol in ATOMIC_PUT
 
 
@@ -50,7 +50,7 @@ def writes_atomically(place: Any) -> bool:
 def uploaded(path: Any, partial: str) -> Iterator[Path]:
     """Yield the path of a local file to write. The file is uploaded to ``path`` if the block ends without an error.
 
-    ``partial``: ending of an unfinished upload. Errors of the store are not changed, so that a task can be retried.
+    partial: extension of an unfinished upload. Errors of the store are raised unchanged, so that a task can be retried.
     """
     with tempfile.TemporaryDirectory(prefix="posters-") as folder:
         local, fs = Path(folder) / "file", path.fs
@@ -72,7 +72,7 @@ def uploaded(path: Any, partial: str) -> Iterator[Path]:
 
 
 def remove_remote_file(path: Any) -> None:
-    """Delete a remote file if it exists. UPath.unlink is not used, because ``a*.jpg`` would be a pattern."""
+    """Delete a remote file if it exists. UPath.unlink is not used, because it treats ``a*.jpg`` as a pattern."""
     with contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
 
@@ -89,7 +89,7 @@ def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of the existing files among ``names`` in a remote folder. 500 are read at a time."""
     for start in range(0, len(names), 500):
         some = names[start : start + 500]
-        # fs.cat is not used, because ``Up [2009].jpg`` would be a pattern.
+        # fs.cat is not used, because it treats ``Up [2009].jpg`` as a pattern.
         found = folder.fs.cat_ranges([(folder / name).path for name in some], None, None, on_error="return")
         for name, data in zip(some, found, strict=True):
             if not isinstance(data, Exception):
@@ -116,7 +116,7 @@ def remote_names(folder: Any) -> set[str]:
         except (FileNotFoundError, NotADirectoryError):
             return set()
         folder.fs.invalidate_cache()  # other processes write there: a cached listing would soon be wrong
-    own = folder.path.rstrip("/")  # stores may hold a placeholder object for a folder
+    own = folder.path.rstrip("/")  # some stores list an object for the folder itself
     paths = (str(entry).rstrip("/") for entry in entries)
     return {path.rpartition("/")[2] for path in paths if path != own}
 

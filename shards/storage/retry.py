@@ -1,6 +1,6 @@
 """Retry reads after temporary failures of a disk or a network file system.
 
-An OSError does not mean that the bytes of a file are wrong, so such a file is never reported as damaged. There are
+An OSError does not mean that the bytes of the file are wrong, so the file is not reported as damaged. There are
 three kinds of OSErrors:
 
 - Temporary errors (EIO, ESTALE, timeouts, lost connections): the file is opened and read again for some seconds.
@@ -59,7 +59,7 @@ class Unreadable(UserError):
 
 
 def may_pass(error: OSError) -> bool:
-    """Return whether the same read may succeed later."""
+    """Return whether an error is temporary, so that the same read may succeed later."""
     kinds = (TimeoutError, ConnectionError, InterruptedError, BlockingIOError)
     return isinstance(error, kinds) or error.errno in _PASSING
 
@@ -80,7 +80,7 @@ def unreadable(what: str, error: OSError, seconds: float = 0.0) -> Unreadable:
 def retried(read: Callable[[], T], what: str, stop: threading.Event | None = None) -> T:
     """Return the result of ``read``. After a temporary OSError, call ``read`` again, for LONGEST seconds at most.
 
-    Raises Unreadable after that time, and Abandoned soon after ``stop`` is set. Other OSErrors are not changed.
+    Raises Unreadable after that time, and Abandoned soon after ``stop`` is set. Other OSErrors are raised unchanged.
     """
     began, pause, tries = time.monotonic(), PAUSES[0], 0
     while True:

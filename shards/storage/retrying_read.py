@@ -23,13 +23,14 @@ BLOCK = 8 << 20
 PAUSES = (0.25, 15.0)
 #: Seconds of retries for the first file of a shard set. The time is short, so that a wrong address is reported soon.
 FIRST_RETRY_SECONDS = 30.0
-#: Largest size of a manifest or an index in bytes. A set of 10^8 samples needs about a hundredth of it.
+#: Largest size of a manifest or an index in bytes. For 10^8 samples, they need about 1 % of this size.
 MAX_SMALL_BYTES = 256 << 20
 #: Lowest accepted rate in bytes per second. It limits the total time of a file, even if blocks keep arriving.
 SLOWEST = 64 << 10
-#: Assumed rate in bytes per second. It extends the time limit of a request whose progress cannot be observed.
+#: Assumed rate in bytes per second, for clients whose progress cannot be observed. The time limit of a request is
+#: extended by the size of the request divided by this rate.
 USUAL = 1 << 20
-#: The total time for one file is this number of time limits, plus the time that the file takes at the rate SLOWEST.
+#: The total time for one file is RETRY_BUDGETS time limits, plus the time that the file takes at the rate SLOWEST.
 RETRY_BUDGETS = 10
 #: Errors that are never retried.
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -46,7 +47,7 @@ class _Missing(UserError):
 
 
 class Abandoned(Exception):
-    """The file is no longer needed."""
+    """A read was stopped, because its file is no longer needed."""
 
 
 class RetryBudget:
@@ -56,7 +57,7 @@ class RetryBudget:
         """Start the time limit of ``seconds``.
 
         stop: as soon as this event is set, a wait raises Abandoned. option: command-line option that sets ``seconds``,
-        for messages. size: bytes of the file, for the total time.
+        for messages. size: bytes of the file. A larger file has a longer total time.
         """
         self.seconds, self.stop, self.option = seconds, stop, option
         self.ends = time.monotonic() + RETRY_BUDGETS * max(seconds, MIN_REQUEST_SECONDS) + size / SLOWEST
@@ -79,7 +80,7 @@ class RetryBudget:
 
     @staticmethod
     def rest(seconds: float, stop: threading.Event | None) -> None:
-        """Sleep. Raises Abandoned as soon as ``stop`` is set."""
+        """Sleep for ``seconds``. Raises Abandoned as soon as ``stop`` is set."""
         if stop is None:
             time.sleep(seconds)
         elif stop.wait(seconds):
@@ -109,7 +110,7 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
 
 
 def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Return one or more bytes of the range from ``start`` to ``end``. If ``end`` is None, return the whole file.
+    """Return at least one byte of the range from ``start`` to ``end``. If ``end`` is None, return the whole file.
 
     size: bytes of the file. If ``end`` is None, ``size`` is the largest allowed number of bytes. For a larger file,
     one byte more may be returned.
@@ -131,7 +132,7 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
                     raise _Missing("path-missing", line) from None
                 raise UserError("network", line) from None
             beyond = _http_status(error) == 416 or "range" in str(error).lower()
-            if beyond and end is None:  # stores respond with this error if the file is empty
+            if beyond and end is None:  # stores refuse every range of an empty file
                 return b""
             if end is not None and (beyond or isinstance(error, (_Ends, TooMuch))):
                 _check_size(path, size, budget)
@@ -148,13 +149,13 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
 
 
 def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Send one request. Our HTTP client checks its progress. Other clients can only limit the time of the request."""
+    """Send one request. Our HTTP client checks the progress. Other clients can only limit the time of the request."""
     store = path.fs
     limits: dict[str, Any] = {}
     if "get_client" in path.storage_options:  # the client of http_client.py
         limits = {"most": size, "seconds": budget.seconds, "ends": budget.ends}
     else:
-        end = size + 1 if end is None else end  # a range, so that the response is limited
+        end = size + 1 if end is None else end  # a range limits the size of the response
         if getattr(store, "async_impl", False):
             limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
@@ -163,7 +164,7 @@ def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: 
 
 
 def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
-    """Raise UserError if the store reports another size than ``size``, because a retry cannot repair that."""
+    """Raise UserError if the store reports another size than ``size``, because a retry cannot repair a wrong size."""
     limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
     with contextlib.suppress(*remote_errors()):  # this request may fail as well
