@@ -122,7 +122,6 @@ class _Child:
 
 
 def _work(pipe: Connection) -> None:
-    """Run jobs in the child process until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent ends it
     while True:
         try:

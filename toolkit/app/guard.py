@@ -24,9 +24,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Maximum bytes of uploads in QUOTA_SECONDS, by one client and by all clients. Then the files are deleted.
+#: Maximum bytes of uploads in QUOTA_SECONDS, by one client and by all clients. Older uploads are deleted.
 PER_CLIENT, IN_ALL, QUOTA_SECONDS = 500 << 20, 2 << 30, 3600.0
-#: Bytes that each uploaded file takes in addition to its content, and a text that each file of a request has once.
+#: Bytes that an uploaded file takes in addition to its content, and a text that an upload has once per file.
 FILE_OVERHEAD, _FILE_MARK = 8192, b"filename"
 #: Maximum bytes of a request that is not an upload.
 MAX_REQUEST = 1 << 20
@@ -86,7 +86,7 @@ class Guard:
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Return a function like ``receive`` that also counts files. Each file adds FILE_OVERHEAD bytes to the quota."""
+        """Return a ``receive`` that also adds FILE_OVERHEAD bytes per file to the uploads of the client."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:

@@ -19,13 +19,13 @@ from toolkit.data.transforms.preprocessing import Box
 
 #: Maximum number of regions. If there are more, near regions are joined: letters to words, words to lines.
 MAX_PIECES = 32
-#: Maximum number of cells on the long side of a coarse grid. Free places are searched in this grid before in pixels.
+#: Maximum number of cells on the long side of a coarse grid. Free places are searched in this grid first.
 GRID = 512
 #: Maximum change of the area inside the view when a region is moved, as a share of the region's area.
 VIEW_TOLERANCE = 0.05
 #: Number of random places to try before all free places are computed.
 ATTEMPTS = 16
-#: Maximum number of times to place all regions. The first result whose areas are close to those of the text is taken.
+#: Maximum number of attempts to place all regions. The first attempt with the same areas as the text is taken.
 MAX_ARRANGEMENTS = 8
 
 
@@ -50,7 +50,7 @@ class Piece:
 
 
 def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
-    """Return the random generator of one control of one poster. ``draw`` is the number of the control."""
+    """Return the random generator for control number ``draw`` of a poster. It depends only on the arguments."""
     digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 

@@ -27,7 +27,7 @@ from toolkit.data.transforms.preprocessing import Box, Preprocessing
 QUALITY, SUBSAMPLING = 95, 0
 #: Minimum area of the control, as a share of the text's area. A poster with a smaller control is not compared.
 MIN_AREA = 0.5
-#: Minimum ratio of two areas inside the model's input: control to text. The maximum ratio is the inverse.
+#: Minimum ratio of the control's area to the text's area, both inside the model's input. The maximum is the inverse.
 MIN_VIEW_RATIO = 0.5
 #: Maximum mean difference in grey levels, outside the text, between the re-encoded and the cleaned poster.
 MAX_GREY_DIFFERENCE = 5.0

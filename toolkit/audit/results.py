@@ -233,7 +233,6 @@ def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    """Return the notes on how to interpret the result."""
     counts, areas, effects = report["counts"], report["areas"], report["effects"]
     notes = []
     if counts["compared"]:
@@ -243,7 +242,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"and of the control ({amount(effects['control']['probability'])}) include this change."
         )
         if text > 0 and text < 1.5 * noise:
-            notes.append("The effect of the text is mostly noise: it is less than 1.5 times the effect of re-encoding.")
+            notes.append("The effect of the text is mostly noise: less than 1.5 times the effect of re-encoding.")
         notes.append(
             f"Text covers {areas['text']:.1%} of a poster on average. The model's input contains "
             f"{areas['text_in_view']:.0%} of this area. The area of the control inside the input is "

@@ -1,4 +1,4 @@
-"""Choose the posters to audit: posters whose text was painted over, optionally from a CSV or at random."""
+"""Choose the posters to audit: posters whose text was painted over, optionally only those of a CSV or a sample."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
             "table-column",
-            f"{path} has no genre of the model in column {metadata.genre_column!r}; name its column with --genre-column",
+            f"{path} has no genre of the model in column {metadata.genre_column!r}; name another with --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 

@@ -30,7 +30,7 @@ from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
-#: An image: the path of a file, the bytes of a file, an open binary file, a Pillow picture, or an array of uint8 pixels.
+#: An image: the path of a file, the bytes of a file, an open binary file, a Pillow picture, or an array of uint8.
 #: An array is RGB (h, w, 3), RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
 ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
 HUB = "hf://"
@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. Raises UserError if ``precision`` (of autocast) is not no, bf16 or fp16."""
+        """Move the model to ``device``. ``precision`` of autocast is no, bf16 or fp16. Raises UserError otherwise."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -85,15 +85,15 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column ``image`` is the path of an image, or its number if it has no path. ``genres`` lists the genres that
-        reach their thresholds, or ``threshold`` if given. Each genre has a column of calibrated probabilities. ``error``
-        is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column ``embedding``:
-        the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror image. Raises
-        UserError for invalid options, and if an output is not finite.
+        The column ``image`` has the path of each image, or the number of an image without path. ``genres`` lists the
+        genres that reach their thresholds, or ``threshold`` if given. Each genre has a column of calibrated
+        probabilities. ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds
+        the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and
+        its mirror image. Raises UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
-        # Reserve all column names of prediction files, so that the genres have the same columns here as there.
+        # Reserve all column names of prediction files, so that genres have the same columns as in these files.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
@@ -185,7 +185,7 @@ class _Images:
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image, UserError for a bad disk."""
+    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image."""
     try:
         if isinstance(image, (str, os.PathLike)):
             return transform(read_file(Path(os.fsdecode(image))))
@@ -198,7 +198,7 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if not isinstance(image, Image.Image):
             raise ValueError(f"expected a path, bytes, file, picture or array, not {type(image).__name__}")
         if not 0 < image.width * image.height <= ANY.max_pixels:
-            raise ValueError(f"it has {image.width}x{image.height} pixels; at least 1 and at most {ANY.max_pixels} are allowed")
+            raise ValueError(f"{image.width}x{image.height} pixels, but 1 to {ANY.max_pixels} pixels are allowed")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise

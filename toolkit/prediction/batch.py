@@ -3,7 +3,7 @@
 A chunk is a shard or up to 512 image files. Each chunk gives one file with one row per sample, even for samples that
 cannot be decoded. These are the steps for the chunks that have no finished file:
 
-    WorkQueue gives the next chunk to a free process → Loader reads the images → Forward → a thread writes the file
+    WorkQueue gives the next chunk to a free process → Loader reads images → Forward → a thread writes the file
 
 After a kill, the same command with any number of processes predicts the chunks without a finished file. Memory contains
 the images of a few batches and the rows of two chunks.
@@ -76,7 +76,7 @@ class Job:
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError if the facts of the file differ."""
+        """Return whether the file of a chunk is complete. Raises UserError if other inputs or options made the file."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 
@@ -162,7 +162,7 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
         problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, queue, todo)
-        except (UserError, OSError) as error:  # raised below, after the other processes have ended
+        except (UserError, OSError) as error:  # raised below, when the other processes have finished
             problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
                 log.error("%s; the other processes continue", problem[1])
@@ -196,7 +196,7 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
         for number, chunk, scored in source.whole(batches):
             loader.faults.forget()
-            # Write one file at a time, while the next chunk is predicted, so that the GPU does not wait for a slow disk.
+            # Write one file at a time while the next chunk is predicted, so that the GPU rarely waits for a disk.
             if written is not None:
                 written.result()
             written = writer.submit(_write, job, number, chunk, scored)

@@ -144,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield ``numbers``, but start the download of the next shard first if the shards are at a URL."""
+    """Yield ``numbers``. For shards at a URL, start the download of the next shard before each yield."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
@@ -156,7 +156,7 @@ def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[i
                 yield number
         if before >= 0:
             yield before
-    except BaseException:  # stop downloads, but not at a normal end
+    except BaseException:  # but at a normal end, the last download is still needed
         stop.set()
         raise
 
@@ -187,7 +187,7 @@ class ChunkSource:
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """Join the batches of a chunk, and yield (number, chunk, scores). The scores have row numbers as ``indices``."""
+        """Join the batches of each chunk, and yield (number, chunk, scores). Indices become row numbers."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:

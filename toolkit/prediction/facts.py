@@ -30,7 +30,7 @@ FACTS = ".facts.json"
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the facts of a prediction file in JSON types. ``content`` has digests of the images."""
+    """Return the facts of a prediction file in JSON types. ``content`` has digests of the data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),

@@ -69,7 +69,7 @@ class Format:
     """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """Whether control characters are escaped: always (printable) or only on a terminal (exact). Empty: no screen."""
+    """Escapes of control characters: always (printable), only on a terminal (exact). Empty if not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""
@@ -231,7 +231,7 @@ FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 ENDING_OF = {name: ending for ending, name in ENDINGS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
-#: Values of --format. The format text is the default on the screen, and no value of --format.
+#: Values of --format: all formats except text, which is the default on the screen.
 if TYPE_CHECKING:
     FormatName = str
 else:
@@ -247,7 +247,7 @@ def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None
 
 
 def shortest(values: np.ndarray) -> list[Any]:
-    """Return nested lists in the shape of the array: the shortest text that gives each float32 number again."""
+    """Return nested lists in the shape of the array. Each float32 number becomes the shortest exact text."""
     texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
     return texts
 
@@ -255,7 +255,7 @@ def shortest(values: np.ndarray) -> list[Any]:
 def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
     """Return JSON in which control characters of terminals are escaped. All JSON readers support these escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
-    # Outside strings, JSON has no such characters, so escapes of strings are valid for all of them.
+    # JSON has such characters only in strings, where escapes are valid.
     return re.sub(
         r"[^\x00-\x7e]", lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0], text
     )

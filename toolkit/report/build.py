@@ -26,7 +26,7 @@ from toolkit.report.plots.threshold_plots import precision_recall_plot, support_
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
-#: Maximum numbers of genres: with a precision-recall curve, in a matrix, and with a reliability diagram.
+#: Maximum numbers of genres: for precision-recall curves, for a matrix, and for reliability diagrams.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
 #: Maximum number of likely label errors with pictures.
 ERRORS_SHOWN = 24
@@ -102,7 +102,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
 
 
 def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
-    """Return loss, calibration errors and reliability curve, before and after calibration."""
+    """Return the loss, calibration errors and reliability curve of a model, before and after calibration."""
     before = {"loss": float(cross_entropy(model.logits, targets).mean())}
     after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
     return {

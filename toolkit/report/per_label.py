@@ -15,7 +15,7 @@ from toolkit.report.summary import MODEL, OTHER, in_words
 
 #: With fewer positive samples than this, the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
-#: Shown instead of a result below `FEW_POSITIVES`. With one positive, half of the 95% intervals miss the true value.
+#: Result for a genre with fewer than `FEW_POSITIVES`. With one positive, half of the 95% intervals miss the true value.
 TOO_FEW = "too few posters"
 #: Maximum number of genres that a note lists.
 MAX_LISTED = 8
@@ -64,8 +64,8 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
 def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     """Return the notes of the page on how to interpret the metrics."""
     found = [
-        f"{outputs.name} was trained on another shard set. If its training posters include posters of this "
-        f"{inputs.split} split, the model's metrics are too high{' and the comparison is not fair' if compared else ''}."
+        f"{outputs.name} was trained on another shard set. If it was trained on posters of this {inputs.split} split, "
+        f"the metrics of {outputs.name} are too high{' and the comparison is not fair' if compared else ''}."
         for outputs, compared in ((inputs.model, False), (inputs.other, True))
         if outputs is not None and inputs.may_have_seen(outputs)
     ]
@@ -92,7 +92,6 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _duplicates(inputs: ReportInputs) -> list[str]:
-    """Return the note on how the intervals treat near-duplicates."""
     if inputs.units is None:
         return [
             "The shard set does not record near-duplicates, since an old version or `posters index` made the set. "

@@ -73,7 +73,6 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
 
 
 def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], dark: BoolArray) -> None:
-    """Write numbers into the cells, in white where ``dark`` is true."""
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
         color = "white" if dark[row, column] else INK

@@ -1,4 +1,4 @@
-"""Reliability diagrams before and after calibration, for all genres pooled and for each genre."""
+"""Reliability diagrams before and after calibration, for all genres together and for each genre."""
 
 from __future__ import annotations
 
