@@ -34,7 +34,7 @@ class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """``model`` is a timm model in evaluation mode. Raises NoHeatMap if the model has none."""
+        """Prepare a timm model in evaluation mode. Raises UserError without captum, NoHeatMap if no map is possible."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)

@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. ``precision`` of autocast is no, bf16 or fp16. Raises UserError otherwise."""
+        """Move the model to ``device``. The autocast ``precision`` is no, bf16 or fp16, else UserError is raised."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -85,7 +85,7 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column ``image`` has the path of each image, or the number of an image without path. ``genres`` lists the
+        The column ``image`` has the path of each image, or the number of an image without a path. ``genres`` lists the
         genres that reach their thresholds, or ``threshold`` if given. Each genre has a column of calibrated
         probabilities. ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds
         the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and

@@ -156,7 +156,7 @@ def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[i
                 yield number
         if before >= 0:
             yield before
-    except BaseException:  # but at a normal end, the last download is still needed
+    except BaseException:  # at a normal end, the last download is still needed
         stop.set()
         raise
 

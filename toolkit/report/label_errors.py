@@ -66,7 +66,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
 
 
 def _run_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Return an (n, g) array whether a label is suspected, and the (n,) quality of the labels of each sample."""
+    """Return (n, g) bool: whether a label is suspected, and (n,) float: the quality of the labels of each sample."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 
