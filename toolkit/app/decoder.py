@@ -37,7 +37,7 @@ FILE_SECONDS, UPLOAD_SECONDS = 10.0, 60.0
 
 @dataclass(kw_only=True)
 class Opened:
-    """The data of a file that stay in memory: tens of kilobytes, even for a large file."""
+    """The data of an uploaded file that are kept in memory: tens of kilobytes, even for a large file."""
 
     jpeg: bytes
     """An upright copy for the page, at most SHOWN_SIDE pixels on its long side."""
@@ -78,7 +78,7 @@ class Decoder:
         return Image.fromarray(found)
 
     def _results(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Yield results of jobs (function, path, argument) from a child. A slow or killed job gives a Refused."""
+        """Run jobs (function, path, argument) in a child process, and yield results. A slow job gives a Refused."""
         end = time.monotonic() + UPLOAD_SECONDS
         child: _Child | None = None
         try:
@@ -122,7 +122,6 @@ class _Child:
 
 
 def _work(pipe: Connection) -> None:
-    """Run jobs in the child process until the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too, but the parent ends it
     while True:
         try:
@@ -142,7 +141,7 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
     except (OSError, ValueError) as error:
         return Refused(path.name, one_line(error))
     except MemoryError:
-        return Refused(path.name, "it needs more memory than is available")
+        return Refused(path.name, "the picture needs more memory than is available")
     return Opened(jpeg=jpeg_of(image), size=image.size, square=square)
 
 

@@ -1,12 +1,12 @@
 """Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on the last stage of a model.
 
 The weight of a channel is the gradient of the genre's logit, averaged over the channel. The map is the weighted sum of
-the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. For
-heads on two stages (``levels``, ``ensemble``), the map uses only the last stage.
+the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. If a
+classifier uses two stages (``levels``, ``ensemble``), the map uses only the last stage.
 
-captum needs the layout (n, C, h, w). The layouts of Swin, (n, h, w, C), and of a ViT, (n, tokens, C), are converted for
-an identity module that captum observes. If a ViT predicts from its class token, the patches after its last block do not
-influence a logit. Therefore the map of a ViT uses the input of the last block.
+captum observes an identity module in the layout (n, C, h, w). The layouts of Swin, (n, h, w, C), and of a ViT,
+(n, tokens, C), are converted before this module and converted back after it. If a ViT predicts from its class token,
+the patches after its last block do not influence a logit. So the map of a ViT uses the input of the last block.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Layout = Literal["maps", "maps_last", "tokens"]
 
 
 class NoHeatMap(Exception):
-    """The architecture has no stage that is a map of the picture. The message is the reason in one line."""
+    """The architecture has no stage whose output is a map of the picture. The message says why, in one line."""
 
 
 class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """Prepare a timm model in evaluation mode. Raises NoHeatMap, or UserError if captum is not installed."""
+        """Prepare a timm model in evaluation mode. Raises UserError without captum, NoHeatMap if no map is possible."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)

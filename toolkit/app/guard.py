@@ -3,7 +3,7 @@
 The page has no password, and browsers send requests of any web page to 127.0.0.1. Therefore:
 
 - The Host header must be an address or a known name of this server. This prevents DNS rebinding.
-- A request that changes something must have the Origin of the page, or no Origin, such as a request of curl.
+- A request that changes something must have the Origin of the page, or no Origin. A request of curl has none.
 - Only routes that the page uses are allowed. Other routes of gradio can store or fetch data.
 - An upload must have a Content-Length within the quota of its client and the quota of all clients.
 """
@@ -24,9 +24,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-#: Maximum bytes of uploads in QUOTA_SECONDS by one client and by all. After this time, the files are deleted.
+#: Maximum bytes of uploads in QUOTA_SECONDS, by one client and by all clients. Older uploads are deleted.
 PER_CLIENT, IN_ALL, QUOTA_SECONDS = 500 << 20, 2 << 30, 3600.0
-#: Bytes on disk per file in addition to its content, and the text that begins each file of an upload.
+#: Bytes that an uploaded file takes in addition to its content, and a text that an upload has once per file.
 FILE_OVERHEAD, _FILE_MARK = 8192, b"filename"
 #: Maximum bytes of a request that is not an upload.
 MAX_REQUEST = 1 << 20
@@ -39,7 +39,7 @@ WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset")
 
 
 class Guard:
-    """ASGI middleware. ``host`` is the address of the server, and ``root`` is the value of --root-path."""
+    """ASGI middleware for the checks. ``host`` is the address of the server. ``root`` is the value of --root-path."""
 
     def __init__(self, app: Any, host: str, root: str = "") -> None:
         self.app = app
@@ -50,7 +50,7 @@ class Guard:
         self.anywhere = not (address.is_loopback if address else host.lower() == "localhost")
         if self.anywhere:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._ledger: list[tuple[float, str, int]] = []  # time, client, bytes
+        self._ledger: list[tuple[float, str, int]] = []  # (time, client, bytes) of uploads
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +86,7 @@ class Guard:
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Return ``receive`` with a counter, which adds FILE_OVERHEAD per file of a request to the client's bytes."""
+        """Return a ``receive`` that also adds FILE_OVERHEAD bytes per file to the uploads of the client."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:
@@ -114,8 +114,8 @@ class Guard:
             everyone = sum(size for _, _, size in self._ledger)
             if own + int(length) > PER_CLIENT or everyone + int(length) > IN_ALL:
                 return 413, (
-                    f"too much at a time: the limit is {PER_CLIENT >> 20} MB per hour, and {IN_ALL >> 20} MB for all "
-                    f"visitors; upload fewer or smaller files, or wait"
+                    f"too much at a time: the limits per hour are {PER_CLIENT >> 20} MB for a visitor and "
+                    f"{IN_ALL >> 20} MB for all visitors; upload fewer or smaller files, or wait"
                 )
             self._ledger.append((now, client, int(length)))
         return None

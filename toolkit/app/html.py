@@ -9,7 +9,7 @@ from toolkit.app.overlays import REJECTED, TEXT, heat_picture, outlined, scale_c
 from toolkit.app.service import Line, Painted, Poster, PredictionService
 from toolkit.metrics.multilabel import FloatArray
 
-#: Number of the most probable genres in a table. Named genres are always in the table.
+#: Number of the most probable genres in a table. Predicted genres are in the table even if they are less probable.
 MAX_GENRES = 40
 #: Differences of at least this number of percentage points are coloured.
 MIN_SHOWN_CHANGE = 1.0

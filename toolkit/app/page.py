@@ -14,7 +14,7 @@ from toolkit.app import html
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
 
-#: Seconds between two deletions of uploaded files, and minimum age of deleted files. Files are kept at most one hour.
+#: Seconds between two deletions of old uploads, and minimum age of a deleted file. So files are kept at most an hour.
 DELETION_INTERVAL, MIN_AGE = 600, 3000
 #: Maximum numbers of running events and of waiting events of all visitors. Further events are refused.
 MAX_RUNNING, MAX_WAITING = 8, 64
@@ -85,7 +85,7 @@ class Actions:
             painted = self.service.paint(poster)
         except UserError as error:
             return render("toolkit.app/text.html", said=str(error))
-        if poster is not board.chosen:  # the visitor chose another poster meanwhile, which has its own event
+        if poster is not board.chosen:  # the visitor chose another poster meanwhile, and another call shows it
             return gr.skip()
         with_text, without = map(self.service.lines, (poster.probabilities, painted.probabilities))
         return html.text_card(poster, painted, with_text, without)

@@ -64,7 +64,7 @@ def run_app(options: AppOptions) -> int:
         for note in filter(None, (service.no_text, service.no_heat)):
             log.info(note)
         os.environ.update(GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
-        with redirect_stderr(for_people(sys.stderr)):  # gradio prints texts of visitors to stderr
+        with redirect_stderr(for_people(sys.stderr)):  # gradio prints unescaped texts of visitors
             _serve(service, options.host, options.port, root)
     return 0
 
@@ -87,7 +87,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 class _Ended(BaseException):
-    """Raised by a signal that ends the program. A BaseException, so that libraries do not catch it."""
+    """Raised by a signal that ends the program. It is a BaseException, so that libraries do not catch it."""
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def _upload_folder() -> Iterator[Path]:
     before = {
         number: signal.signal(number, on_signal)
         for number in STOP_SIGNALS
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup ignores SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN  # nohup sets SIGHUP to be ignored
     }
     try:
         yield folder
@@ -130,7 +130,7 @@ def _remove(folder: Path) -> None:
         if not folder.exists():
             return
         time.sleep(0.05)
-    log.warning("the upload folder %s could not be deleted; delete it", folder)
+    log.warning("the upload folder %s could not be deleted; delete it yourself", folder)
 
 
 def _delete_old_folders() -> None:
@@ -146,7 +146,7 @@ def _delete_old_folders() -> None:
 def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
     from starlette.middleware import Middleware
 
-    from toolkit.app.page import build_page  # imports gradio, which reads its environment now
+    from toolkit.app.page import build_page  # gradio reads environment variables at import
 
     page = build_page(service)
     page.launch(
@@ -177,7 +177,7 @@ def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
     finally:
         # Abort running requests, since an upload could be stored after the folder is deleted.
         page.server.force_exit = True
-        logging.getLogger("uvicorn.error").disabled = True  # it logs each aborted request
+        logging.getLogger("uvicorn.error").disabled = True  # uvicorn logs each aborted request
         page.close(verbose=False)
 
 

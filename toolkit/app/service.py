@@ -44,7 +44,7 @@ class Painted:
     polygons: list[np.ndarray]
     """Outlines of painted regions: (k, 2) points x, y as shares of width and height, from 0 to 1."""
     rejected: list[np.ndarray]
-    """Outlines of detected regions that were not painted, in the same form."""
+    """Outlines of detected regions that were not painted, in the form of ``polygons``."""
     reasons: list[str]
     """One reason per region in ``rejected``."""
     share: float
@@ -81,7 +81,7 @@ class PredictionService:
     removal: TextRemoval | None = None
     """None if text detection is off."""
     no_text: str = ""
-    """Reason why text detection is off, for the page."""
+    """Reason for the page why text detection is off. Empty if text detection is on."""
     device: torch.device = field(default_factory=best_device)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class PredictionService:
             self.no_heat = f"This architecture has no heat map ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. All files after the first MAX_FILES have one Refused together."""
+        """Return one result per file, in order. All files after the first MAX_FILES together have one Refused."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))

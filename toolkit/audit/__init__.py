@@ -1,1 +1,1 @@
-"""``posters audit``: how much a model uses the text of posters, measured with raw and cleaned posters."""
+"""``posters audit``: how much a model uses the text of posters, measured on posters with and without their text."""

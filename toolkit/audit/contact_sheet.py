@@ -1,4 +1,4 @@
-"""Thumbnails of the posters with the largest effects, and audit.png: the result and these thumbnails."""
+"""Draw audit.png: the result of an audit, and thumbnails of the posters whose text has the largest effects."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Masks of the controls: the shapes of the text, moved to other places of the same poster.
+"""Masks of the controls. A control is the same poster with the shapes of its text painted at other places.
 
-Each connected region of the text is moved to a random place, without rotation or scaling. The random numbers depend on
-seed, id and draw. A place must be inside the picture, off the text and off the regions that were placed before. Inside
-the model's view, the moved region should have the same area as the original, up to 5% of the region's area. If every
-place overlaps the text, the place with the smallest overlap is taken, and the overlap is not painted. So a control
-never hides text, and its area is never larger than the area of the text.
+Each connected region of the text is moved to a random place, without rotation or scaling. A place must be inside the
+picture, off the text and off the regions that were placed before. The view is the part of the poster that the model
+uses. The move should change the area of the region inside the view by at most 5% of the region. If no place is free,
+the place with the smallest overlap is taken, and the overlap is not painted. So a control never hides text, and its
+area is never larger than the area of the text.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from toolkit.data.transforms.preprocessing import Box
 
 #: Maximum number of regions. If there are more, near regions are joined: letters to words, words to lines.
 MAX_PIECES = 32
-#: Number of cells on the long side of the coarse grid, which is searched first.
+#: Maximum number of cells on the long side of a coarse grid. Free places are searched in this grid first.
 GRID = 512
-#: Maximum difference between the visible areas of a moved region and its original, as a share of the region's area.
+#: Maximum change of the area inside the view when a region is moved, as a share of the region's area.
 VIEW_TOLERANCE = 0.05
 #: Number of random places to try before all free places are computed.
 ATTEMPTS = 16
-#: Maximum number of arrangements to try. The first one with the area and visible area of the text is taken.
+#: Maximum number of attempts to place all regions. The first attempt with the same areas as the text is taken.
 MAX_ARRANGEMENTS = 8
 
 
 @dataclass(frozen=True)
 class Control:
-    """One control: the result of one draw."""
+    """The mask of one control."""
 
     mask: np.ndarray
     """(h, w) bool: the pixels to paint. No pixel is text."""
@@ -50,13 +50,13 @@ class Piece:
 
 
 def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
-    """Return the random generator of one draw on one poster. It does not depend on earlier draws."""
+    """Return the random generator for control number ``draw`` of a poster. It depends only on the arguments."""
     digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def visible(mask: np.ndarray, view: Box) -> int:
-    """Return the number of mask pixels inside the view."""
+    """Return the number of mask pixels inside the view (left, top, right, bottom)."""
     left, top, right, bottom = view
     return int(mask[top:bottom, left:right].sum())
 
@@ -80,7 +80,7 @@ def pieces_of(mask: np.ndarray) -> list[Piece]:
 
 
 class Places:
-    """Possible places for the regions of one poster. Values that do not depend on the draw are computed once."""
+    """Possible places for the text regions of one poster. Values that all controls share are computed once."""
 
     def __init__(self, text: np.ndarray, view: Box) -> None:
         self.text, self.view = text, view
@@ -89,7 +89,7 @@ class Places:
         self.free = [self._free(piece, text) for piece in self.pieces]
 
     def draw(self, rng: np.random.Generator) -> Control:
-        """Place every region at random. Regions can block each other, so return the best of several arrangements."""
+        """Place all regions at random. Regions can block each other, so return the best of several attempts."""
         area, wanted = int(self.text.sum()), visible(self.text, self.view)
         best, best_fault = self._try(rng), (0, 0)
         for number in range(MAX_ARRANGEMENTS):
@@ -126,7 +126,7 @@ class Places:
         return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
-        """Return the (n, 2) places (y, x) off ``taken`` where the visible area is closest to the original one."""
+        """Return the (n, 2) places (y, x) off ``taken`` that change the area inside the view least."""
         for step in sorted({self.step, 1}, reverse=True):
             overlap = _overlap(taken, piece.shape, step)
             places = np.argwhere(overlap < 0.5) * step
@@ -163,7 +163,7 @@ def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1
     cells, moved = _cells(taken, step), _cells(shape, step)
-    # A shape that fills its last cells only partly can extend past the last cells of the picture.
+    # Add empty cells, since a shape that fills its last cells only partly can extend past the cells of the picture.
     grow = (max(0, rows + moved.shape[0] - 1 - cells.shape[0]), max(0, columns + moved.shape[1] - 1 - cells.shape[1]))
     cells = np.pad(cells, ((0, grow[0]), (0, grow[1])))
     found: np.ndarray = cv2().matchTemplate(cells, moved, cv2().TM_CCORR)

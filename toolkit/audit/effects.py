@@ -1,8 +1,8 @@
-"""Effects of text and of controls on the predictions: changes per poster, their ratio, and one sentence.
+"""Effects of text and of controls on the predictions: changes per poster, their ratio, and the result in a sentence.
 
 There are n posters, G genres and K controls per poster. A control is the poster with the same area painted elsewhere.
-Logits are (n, 3 + K, G), in the order of the pictures: raw, re-encoded, cleaned, then the controls. The effect of the
-control on a poster is the mean of the effects of its K controls.
+Logits are (n, 3 + K, G), in the order of the pictures: the raw poster, the poster encoded again as JPEG, the cleaned
+poster (text painted over), and the controls. The effect of the control is the mean of the effects of the K controls.
 
 The ratio is the mean effect of the text divided by the mean effect of the control. A ratio of means is stable even if
 the control of one poster has no effect. The interval of the ratio comes from a bootstrap over posters (percentiles).
@@ -25,9 +25,9 @@ from toolkit.metrics.weighted import Outcome
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
 #: Number of bootstrap samples, and coverage of the interval.
 ROUNDS, COVERAGE = 2000, 0.95
-#: With fewer posters, the sentence calls the result very uncertain.
+#: With fewer posters, the result is called very uncertain.
 FEW_POSTERS = 30
-#: Mean changes of probability below this are rounding errors.
+#: Mean changes of probability below this number count as rounding errors.
 ROUNDING = 1e-6
 
 
@@ -42,11 +42,11 @@ class Effect:
     largest: np.ndarray
     """(n,) largest absolute change of probability over the genres."""
     genre: np.ndarray
-    """(n,) column of the genre with the largest change. For controls, the column in the first draw."""
+    """(n,) column of the genre with the largest change. For controls, the column of the first control."""
     flips: np.ndarray
     """(n,) share of genres whose decision changed, at the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) 1 if any decision changed, else 0. For controls, the mean of these numbers over the draws."""
+    """(n,) 1 if any decision changed, else 0. For controls, the mean over all controls."""
 
     def take(self, rows: np.ndarray) -> Effect:
         return Effect(**{name: values[rows] for name, values in vars(self).items()})
@@ -131,8 +131,8 @@ def sentence(ratio: Ratio) -> str:
         return "No poster could be compared, so there is no result about titles."
     if ratio.value is None:
         return (
-            "Titles and the same area elsewhere do not move predictions: the probabilities are the same if either is "
-            f"painted over ({count})."
+            "Titles do not move predictions: painting over titles changes no probability, and painting over the same "
+            f"area elsewhere changes no probability ({count})."
         )
     if ratio.low is None or ratio.high is None:
         basis = f"no interval from {count}"
@@ -173,8 +173,8 @@ def times(value: float) -> str:
 def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str]) -> pd.DataFrame:
     """Return one row per genre with the effects of text, control and re-encoding. ``logits`` is (n, 3 + K, G).
 
-    ``title_adds`` is the mean probability with text minus the mean probability without text. ``gained`` is the number
-    of posters for which the genre is named only with text. ``lost`` is the number for which it is named only without.
+    ``title_adds`` is the mean probability with text minus the mean probability without text. ``gained`` and ``lost``
+    are numbers of posters: the genre is predicted only with text (gained), or only without text (lost).
     """
     probabilities = sigmoid(logits)
     raw, cleaned = probabilities[:, RAW], probabilities[:, CLEANED]
@@ -193,7 +193,7 @@ def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str
 
 
 def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Return metrics of the model on each kind of picture. For the controls, return means over the draws.
+    """Return metrics of the model on each kind of picture. For the controls, return means over all controls.
 
     ``targets`` is (n, G) and ``logits`` is (n, 3 + K, G). Means over genres leave out genres without positives.
     """
@@ -205,7 +205,7 @@ def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray
         "reencoded": reencoded,
         "cleaned": cleaned,
         "control": {
-            # A metric is None in all draws or in no draw, since the support does not depend on the picture.
+            # A metric is None for all controls or for none, since the support does not depend on the picture.
             key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
             for key, value in draws[0].items()
         },

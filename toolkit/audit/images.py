@@ -1,7 +1,7 @@
-"""Pictures to compare for one poster: raw, re-encoded, cleaned, and the controls.
+"""Pictures to compare for one poster: raw, re-encoded, cleaned (text painted over), and the controls.
 
 `posters clean` writes JPEGs, so a cleaned poster was encoded once more than the original. The controls are encoded in
-the same way. The re-encoded picture is the raw poster after this encoding. It shows the effect of the encoding.
+the same way. The re-encoded picture is the raw poster after this encoding, to measure the effect of the encoding.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from toolkit.data.transforms.preprocessing import Box, Preprocessing
 
 #: JPEG settings of `posters clean`.
 QUALITY, SUBSAMPLING = 95, 0
-#: Minimum area of the control, as a share of the text's area. Other posters are not compared.
+#: Minimum area of the control, as a share of the text's area. A poster with a smaller control is not compared.
 MIN_AREA = 0.5
-#: Minimum ratio of control to text in the areas inside the model's view. The maximum is the inverse of this number.
+#: Minimum ratio of the control's area to the text's area, both inside the model's input. The maximum is the inverse.
 MIN_VIEW_RATIO = 0.5
 #: Maximum mean difference in grey levels, outside the text, between the re-encoded and the cleaned poster.
 MAX_GREY_DIFFERENCE = 5.0
@@ -81,10 +81,10 @@ class Areas:
     text: float
     text_in_view: float
     control: float
-    """``control`` and ``control_in_view`` are means over the draws."""
+    """``control`` and ``control_in_view`` are means over the controls. The view is the part that the model uses."""
     control_in_view: float
     crowded: int
-    """Number of draws in which at least one moved region overlaps the text or another region."""
+    """Number of controls in which at least one moved region overlaps the text or another region."""
 
     def problem(self) -> str:
         """Return the reason why the poster cannot be compared, or an empty string."""
@@ -99,7 +99,7 @@ class Areas:
 
 @blamed_on_the_picture("cannot be compared")
 def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preprocessing, fill: Fill) -> Pictures:
-    """Read the posters and paint the controls, reproducibly. Raises BadImage if the poster cannot be audited."""
+    """Read the raw and the cleaned poster, and paint the controls. Raises BadImage if the poster cannot be audited."""
     if problem := id_problem(poster.id):
         raise BadImage("bad id", problem)
     raw = _read(options.images, poster.id, "the posters")
@@ -112,7 +112,7 @@ def make_pictures(poster: Poster, options: AuditOptions, preprocessing: Preproce
         )
     text = mask_of(poster.polygons, (raw.height, raw.width))
     if abs(float(text.mean()) - poster.altered) > 0.01 or not text.any():
-        raise BadImage("outlines do not fit", f"they cover {text.mean():.1%}, in the report {poster.altered:.1%}")
+        raise BadImage("outlines do not fit", f"area {text.mean():.1%}, but {poster.altered:.1%} in the report")
     pixels, again = np.array(raw), reencode(np.asarray(raw))
     kept = ~text
     if kept.any() and np.abs(np.asarray(cleaned, np.int16) - np.asarray(again))[kept].mean() > MAX_GREY_DIFFERENCE:

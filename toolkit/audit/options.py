@@ -21,7 +21,7 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     cleaned: Path
     """Output folder of `posters clean` for these posters."""
     metadata: Path | None = None
-    """CSV file with genres. Only its posters are audited, and metrics are computed."""
+    """CSV file with the genres of posters. Only the posters of this file are audited, and metrics are computed."""
     limit: Count | None = None
     """Audit only this number of posters, chosen at random with --seed."""
     controls: Count = 4
@@ -29,7 +29,7 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     seed: int = 0
     """Seed of the random places, the random sample and the bootstrap."""
     fill_model: Path | None = None
-    """ONNX network that cleaned the posters. It also paints the controls."""
+    """ONNX network that `posters clean` used. The network also paints the controls."""
     batch_size: Count = 64
     """Number of images per forward pass."""
     out: Path = option(Path("audit"), "-o")

@@ -43,9 +43,9 @@ from toolkit.metrics.multilabel import sigmoid
 from toolkit.metrics.table import PLACES
 from toolkit.model_folder.folder import ModelFolder
 
-#: Maximum number of posters with pictures in the results, and in audit.png.
+#: Maximum numbers of posters with pictures: on the page, and in audit.png.
 POSTERS_IN_RESULTS, POSTERS_ON_SHEET = 24, 6
-#: Number of genres that are listed under such a poster.
+#: Number of genres that are listed under a poster with pictures.
 GENRES_PER_POSTER = 4
 HISTOGRAM_BINS = 24
 
@@ -58,7 +58,7 @@ def build_report(
     fills: FillMaker,
     targets: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], list[Example]]:
-    """Return the report in JSON types and the examples. ``targets`` (id → (G,) bool) are needed only for metrics."""
+    """Return the report in JSON types, and example posters. Only metrics need ``targets`` (id → (G,) bool labels)."""
     compared, logits = audited.compared, audited.logits
     fair = logits[compared]
     every = {
@@ -223,7 +223,7 @@ def _areas(audited: Audited) -> dict[str, Any]:
 
 
 def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Count text and control in the same bins, up to the larger 99th percentile. The last bin has all larger values."""
+    """Count both effects in the same bins, up to the larger 99th percentile. The last bin has all larger values."""
     if not len(text):
         return {"edges": [], "text": [], "control": []}
     top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)
@@ -233,7 +233,6 @@ def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    """Return the notes on how to interpret the result."""
     counts, areas, effects = report["counts"], report["areas"], report["effects"]
     notes = []
     if counts["compared"]:
@@ -243,7 +242,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"and of the control ({amount(effects['control']['probability'])}) include this change."
         )
         if text > 0 and text < 1.5 * noise:
-            notes.append("The effect of the text is less than 1.5 times the effect of re-encoding: it is mostly noise.")
+            notes.append("The effect of the text is mostly noise: less than 1.5 times the effect of re-encoding.")
         notes.append(
             f"Text covers {areas['text']:.1%} of a poster on average. The model's input contains "
             f"{areas['text_in_view']:.0%} of this area. The area of the control inside the input is "

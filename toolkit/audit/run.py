@@ -2,10 +2,10 @@
 
     posters audit --model RUN/model --images RAW --cleaned CLEANED [--metadata CSV] [--out DIR]
 
-A cleaned poster lacks its text and the picture under the text. So its effect is compared with the effect of a control:
-the same shapes painted elsewhere on the same poster (control.py). Both have the same encoding (images.py). selection.py
-chooses the posters, and effects.py computes the effects. Memory contains the logits of all pictures, half a kilobyte
-per poster with 19 genres and four controls, and the pictures of two batches.
+Painting over the text also removes the picture under the text. So the effect of the text is compared with the effect
+of a control: the same shapes painted elsewhere on the same poster (control.py). selection.py chooses the posters, and
+effects.py computes the effects. Memory contains the pictures of two batches and the logits of all pictures. With 19
+genres and four controls, the logits of a poster take half a kilobyte.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from toolkit.device.defaults import autocast_dtype, decode_threads
 from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import ModelFolder
 
-#: Returns the function that paints a control. The argument is the name of a fill (a method of `posters clean`).
+#: Function from the name of a fill (a method of `posters clean` to paint over text) to the function that paints.
 FillMaker = Callable[[str], Fill]
 
 
@@ -44,7 +44,7 @@ class Audited:
 
     posters: list[Poster]
     logits: np.ndarray
-    """(n, 3 + K, G) calibrated logits, in the order of effects.py."""
+    """(n, 3 + K, G) calibrated logits of the pictures: raw, re-encoded, cleaned, then K controls."""
     areas: list[Areas]
     left_out: list[Rejection]
 
@@ -55,7 +55,7 @@ class Audited:
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Return a function that makes each fill once, by name. ``model`` is the ONNX file of the fill named "model"."""
+    """Return a `FillMaker` that makes each fill only once. ``model`` is the ONNX file of the fill named "model"."""
 
     @cache
     def fill(name: str) -> Fill:
@@ -124,7 +124,7 @@ Work = tuple[np.ndarray, Areas]
 def _prepared(
     folder: ModelFolder, posters: Sequence[Poster], options: AuditOptions, fills: FillMaker, ahead: int
 ) -> Iterator[tuple[Poster, Work | BadImage]]:
-    """Yield each poster with its pictures, in order. Threads paint the pictures, at most two batches ahead."""
+    """Yield each poster with its model inputs, in order. Threads paint the pictures, at most two batches ahead."""
 
     def work(poster: Poster) -> Work | BadImage:
         try:

@@ -1,4 +1,4 @@
-"""Choose the posters to audit: posters with painted text, optionally from a CSV or at random."""
+"""Choose the posters to audit: posters whose text was painted over, optionally only those of a CSV or a sample."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Chosen:
-    """The posters to audit, the rejected posters, and counts of the posters that are not audited."""
+    """The posters to audit, the posters of the CSV that were not cleaned, and counts of posters."""
 
     posters: list[Poster]
     left_out: list[Rejection]
@@ -40,7 +40,7 @@ def read_posters(cleaned: Path) -> list[Poster]:
 
 
 def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[str, np.ndarray]:
-    """Return the (G,) bool labels of the posters of the CSV, by id.
+    """Return the labels in the CSV: id of the poster → (G,) bool.
 
     Genres that the model does not have are ignored with a warning. Raises UserError if no poster has a known genre.
     """
@@ -62,7 +62,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """Choose posters with painted text. With ``targets``, they are from the CSV. With a limit, they are random.
+    """Choose posters whose text was painted over. ``targets`` limits the choice to the CSV, and --limit to a sample.
 
     Raises UserError if no poster remains.
     """
@@ -79,7 +79,7 @@ def choose_posters(
     if not with_text:
         raise UserError(
             "images-none",
-            f"no poster in {options.cleaned} has painted text, so there is nothing to audit; "
+            f"no poster in {options.cleaned} has text that was painted over, so there is nothing to audit; "
             "check that `posters clean` found text",
         )
 

@@ -30,17 +30,17 @@ from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
-#: The path of a file, its bytes, an open binary file, an open picture, or uint8 pixels. Pixels are RGB (h, w, 3),
-#: RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
+#: An image: the path of a file, the bytes of a file, an open binary file, a Pillow picture, or an array of uint8.
+#: An array is RGB (h, w, 3), RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
 ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
 HUB = "hf://"
 
 
 class Predictor:
-    """A loaded model that predicts images. Not thread-safe."""
+    """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. ``precision`` (of autocast) is no, bf16 or fp16. Raises UserError otherwise."""
+        """Move the model to ``device``. The autocast ``precision`` is no, bf16 or fp16, else UserError is raised."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -85,15 +85,15 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column ``image`` is the path or the number of an image. ``genres`` lists the genres that reach their
-        threshold, or ``threshold`` if given. Each genre has a column of calibrated probabilities in [0, 1]. ``error``
-        is None or the reason why the image cannot be decoded. The option ``embeddings`` adds the column ``embedding``:
-        the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and its mirror image. Raises
-        UserError for invalid options, and if an output is not finite.
+        The column ``image`` has the path of each image, or the number of an image without a path. ``genres`` lists the
+        genres that reach their thresholds, or ``threshold`` if given. Each genre has a column of calibrated
+        probabilities. ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds
+        the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and
+        its mirror image. Raises UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
-        # OWN gives the genres the same column names as in prediction files.
+        # Reserve all column names of prediction files, so that genres have the same columns as in these files.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
         if not chosen:
@@ -185,7 +185,7 @@ class _Images:
 
 
 def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image, UserError for a bad file."""
+    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image."""
     try:
         if isinstance(image, (str, os.PathLike)):
             return transform(read_file(Path(os.fsdecode(image))))
@@ -198,7 +198,7 @@ def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
         if not isinstance(image, Image.Image):
             raise ValueError(f"expected a path, bytes, file, picture or array, not {type(image).__name__}")
         if not 0 < image.width * image.height <= ANY.max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels; the number must be from 1 to {ANY.max_pixels}")
+            raise ValueError(f"{image.width}x{image.height} pixels, but 1 to {ANY.max_pixels} pixels are allowed")
         return transform.square(upright_rgb(image))
     except (Undecodable, UserError, ValueError):
         raise
@@ -223,7 +223,7 @@ class _Unread(ValueError):
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many as a list. Read open files now, since a batch can contain an image twice.
+    """Return one image or many as a list. Read open files now, since only the first read gives the bytes.
 
     Raises UserError if ``images`` has another type.
     """
@@ -246,8 +246,8 @@ def _is_file(image: Any) -> bool:
 def _read(image: Any) -> Any:
     """Return an image, or the bytes of an open file from its current position.
 
-    A JPEG that Pillow has opened but not decoded is read as a file. Pillow does not detect a truncated JPEG or a JPEG
-    with too many scans.
+    A JPEG that Pillow has opened but not decoded is read as a file, since Pillow does not detect a truncated JPEG or
+    a JPEG with too many scans.
     """
     if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
         image.fp.seek(0)

@@ -3,7 +3,7 @@
 A chunk is a shard or up to 512 image files. Each chunk gives one file with one row per sample, even for samples that
 cannot be decoded. These are the steps for the chunks that have no finished file:
 
-    WorkQueue gives the next chunk to a free process → Loader reads its images → Forward → a thread writes its file
+    WorkQueue gives the next chunk to a free process → Loader reads images → Forward → a thread writes the file
 
 After a kill, the same command with any number of processes predicts the chunks without a finished file. Memory contains
 the images of a few batches and the rows of two chunks.
@@ -72,11 +72,11 @@ class Job:
         return self.out / f"{chunk.name}{ENDING_OF[self.format]}"
 
     def facts(self, content: Content) -> dict[str, Any]:
-        """Return the facts to store with the file of a chunk."""
+        """Return the facts (model, data and options) to store with the file of a chunk."""
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError if the file is of another prediction."""
+        """Return whether the file of a chunk is complete. Raises UserError if other inputs or options made the file."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 
@@ -120,7 +120,7 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
 
 
 def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
-    """Return (chunks to predict, chunks of other splits, facts of the data).
+    """Return (chunks to predict, chunks of other splits, facts that must be equal in all processes).
 
     Raises UserError if the labels of the data differ from the labels of the model.
     """
@@ -155,14 +155,14 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
             unfinished = [number for number, chunk in enumerate(job.chunks) if not job.is_finished(chunk)]
             # The largest chunk is first, so that no process starts a large chunk when the others have finished.
             todo = sorted(unfinished, key=lambda number: -job.chunks[number].count)
-        todo = from_main(accelerator, todo)  # one list for all processes, which write files from now on
+        todo = from_main(accelerator, todo)  # all processes get the list before one of them writes a file
         queue = WorkQueue(accelerator, len(todo))
         started = time.perf_counter()
         samples = failed = 0
         problem: tuple[Code, str, int] | None = None
         try:
             samples, failed = _work(job, accelerator, queue, todo)
-        except (UserError, OSError) as error:  # raise it when the other processes have predicted the other chunks
+        except (UserError, OSError) as error:  # raised below, when the other processes have finished
             problem = code_of(error), one_line(error), error.status if isinstance(error, UserError) else 2
             if accelerator.num_processes > 1:
                 log.error("%s; the other processes continue", problem[1])
@@ -196,7 +196,7 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
         batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
         for number, chunk, scored in source.whole(batches):
             loader.faults.forget()
-            # Write one file at a time, in parallel to the prediction, so that the GPU does not wait for a slow disk.
+            # Write one file at a time while the next chunk is predicted, so that the GPU rarely waits for a disk.
             if written is not None:
                 written.result()
             written = writer.submit(_write, job, number, chunk, scored)

@@ -1,7 +1,7 @@
 """Chunks of a batch prediction. Each chunk becomes one file of rows.
 
-A chunk is a shard of a set, or up to 512 files of a folder. Processes take whole chunks. A process has two chunks open
-at a time, one for the forward pass and one to read ahead, so memory does not grow with the set.
+A chunk is a shard of a shard set, or up to 512 files of a folder. Processes take whole chunks. A process has two chunks
+open at a time, one for the forward pass and one to read ahead, so memory does not grow with the number of chunks.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
-#: Images per chunk of a folder: about a minute on a CPU. A few thousand images give enough chunks for eight GPUs.
+#: Images per chunk of a folder. A CPU needs about a minute per chunk. 4,096 images are one chunk for each of 8 GPUs.
 FILES_PER_CHUNK = 512
 _SHIFT = 32
 
-#: Digests of the files that predictions depend on, by name. A digest is None if it is unknown.
+#: Name → digest of data that the predictions of a chunk depend on. A digest is None if it is unknown.
 Content: TypeAlias = dict[str, str | None]
 
 
@@ -58,7 +58,7 @@ class OpenChunk:
     ids: Callable[[], list[str]]
     """Returns the ids of the samples, in order."""
     content: Content
-    """Digests of the chunk, from before the first read."""
+    """Digests of the chunk, computed before its first read."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FilesChunk:
         return len(self.files)
 
     def content(self) -> Content:
-        """Return a digest of names, sizes and modification times. Reading all files twice would take too long."""
+        """Return a digest of names, sizes and modification times. A digest of all bytes would take too long."""
         facts = [(file, -1, -1) for file in self.files]
         for number, file in enumerate(self.files):
             with contextlib.suppress(OSError):  # the file was deleted, so its row will have an error
@@ -144,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield the same numbers. For shards at URLs, start the download of the next shard before each yield."""
+    """Yield ``numbers``. For shards at a URL, start the download of the next shard before each yield."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
@@ -156,14 +156,14 @@ def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[i
                 yield number
         if before >= 0:
             yield before
-    except BaseException:  # not at the normal end, when the last download is still needed
+    except BaseException:  # at a normal end, the last download is still needed
         stop.set()
         raise
 
 
 def _fetch(store: RemoteShards, shard: Shard, stop: threading.Event) -> None:
     try:
-        with contextlib.suppress(NoRoom, Abandoned):  # the reader then downloads the shard itself
+        with contextlib.suppress(NoRoom, Abandoned):  # then the reader downloads the shard later
             store.prefetch(shard, stop)
     except UserError as error:
         log.warning("a shard was not downloaded in advance: %s", error)
@@ -180,14 +180,14 @@ class ChunkSource:
         return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
-        """Yield batches of the chunks ``numbers``, each of one chunk. Open each chunk before its first batch."""
+        """Yield batches of the chunks ``numbers``. Open a chunk before its first batch. No batch mixes chunks."""
         for number in fetched_ahead(self.chunks, numbers):
             self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """Yield (number, chunk, scores of all samples) per chunk, and close the chunk. ``indices`` are row numbers."""
+        """Join the batches of each chunk, and yield (number, chunk, scores). Indices become row numbers."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:
@@ -213,5 +213,5 @@ def _chunk_of(index: int) -> int:
 
 
 def _row_of(index: Any) -> Any:
-    """Return the row of a sample in its chunk, from its index: a number or an int64 array."""
+    """Return the row of a sample in its chunk. ``index`` is a number or an int64 array."""
     return index & ((1 << _SHIFT) - 1)

@@ -23,14 +23,14 @@ from toolkit.prediction.formats import ENDINGS, FOLDER_FORMATS, FORMATS, REMEDY
 
 #: Version of the columns. Increase it with every change of the columns.
 VERSION = 2
-#: Ending of the file of facts, for formats without metadata.
+#: Ending of the second file that contains the facts.
 FACTS = ".facts.json"
 
 
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the facts of a prediction file in JSON types. ``content`` has the digests of its data."""
+    """Return the facts of a prediction file in JSON types. ``content`` has digests of the data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),

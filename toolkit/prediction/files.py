@@ -1,10 +1,10 @@
-"""Name the genres of one image, a folder of images, or a whole shard set.
+"""Predict the genres of one image, a folder of images, or a whole shard set.
 
     posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
     accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
 
-For a few images, the results are text on the screen or one file. For shard sets and large folders, they are a folder of
-files (batch.py). Unreadable images are reported and counted. The exit status is 1 if no image could be predicted.
+For a few images, the results are text on the screen or one file. For shard sets and large folders, the results are a
+folder of files (batch.py). Unreadable images are reported and counted. The exit status is 1 if all are unreadable.
 """
 
 from __future__ import annotations

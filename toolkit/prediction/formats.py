@@ -1,9 +1,9 @@
 """Formats of predictions, one class per format. To add a format, write a class and add it to FORMATS.
 A file has these columns:
 
-- id: called ``image`` for a few images.
+- id: the id of the sample. In results of a few images, this column is called ``image``.
 - genres: the genres that reach their thresholds, in the order of the model.
-- One float32 column per genre, which has its name and its calibrated probabilities, for filters such as
+- One float32 column of calibrated probabilities per genre. The column has the name of the genre, for filters such as
   ``df[df.Drama > 0.5]`` and ``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``.
 - error: null, or the reason why there is no prediction.
 - embedding: a list of float32 numbers. This column is optional.
@@ -62,17 +62,17 @@ class Format:
     name: ClassVar[str]
     """Value of --format."""
     ending: ClassVar[str] = ""
-    """Ending of its files, which has one dot. If it is empty, the ending is a dot and the name."""
+    """Ending of the files, such as ``.txt``. Empty if the ending is a dot and the name of the format."""
     in_folders: ClassVar[bool] = False
     """Whether files in a folder of predictions can have this format."""
     holds_facts: ClassVar[bool] = False
-    """Whether a file contains its facts (see facts.py). For other formats, a second file contains the facts."""
+    """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """Kind of the text on the screen. Empty if the format is not for the screen."""
+    """Escapes of control characters: always (printable), only on a terminal (exact). Empty if not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
-        """Return the whole file as text. ``shown`` is None for a file of a folder."""
+        """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""
         raise NotImplementedError
 
     def write(self, path: Path, rows: Rows, facts: dict[str, Any], shown: Shown | None = None) -> None:
@@ -123,7 +123,7 @@ class Parquet(Format):
 
 
 class Csv(Format):
-    """A table of text with genres joined by ``|`` and exact numbers. In a row with an error, the numbers are empty.
+    """A CSV table. Genres are joined by ``|``, and numbers are exact. A row with an error has empty numbers.
 
     For a few images, genres are sorted by probability, and the column error is before the numbers.
     """
@@ -231,7 +231,7 @@ FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 ENDING_OF = {name: ending for ending, name in ENDINGS.items()}
 FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
-#: Values of --format. Text is the default on the screen.
+#: Values of --format: all formats except text, which is the default on the screen.
 if TYPE_CHECKING:
     FormatName = str
 else:
@@ -247,7 +247,7 @@ def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None
 
 
 def shortest(values: np.ndarray) -> list[Any]:
-    """Return nested lists of texts in the shape of the array: the shortest text of each float32 number."""
+    """Return nested lists in the shape of the array. Each float32 number becomes the shortest exact text."""
     texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
     return texts
 
@@ -255,7 +255,7 @@ def shortest(values: np.ndarray) -> list[Any]:
 def json_text(value: Any, indent: int | None = None, allow_nan: bool = True) -> str:
     """Return JSON in which control characters of terminals are escaped. All JSON readers support these escapes."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
-    # These characters occur only in strings, so the escapes of ASCII JSON are valid for them.
+    # JSON has such characters only in strings, where escapes are valid.
     return re.sub(
         r"[^\x00-\x7e]", lambda found: json.dumps(found[0])[1:-1] if printable(found[0]) != found[0] else found[0], text
     )

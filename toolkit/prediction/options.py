@@ -14,7 +14,7 @@ from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.inference.naming import NamingOptions
 from toolkit.prediction.formats import ENDING_OF, ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
-#: Endings that look like endings of files. The name of a folder may contain a dot: ``predictions-0.5``.
+#: Pattern of the ending of a file, such as ``.txt``. The ending of the folder ``predictions-0.5`` does not match.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 
 
@@ -40,7 +40,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     ignore_labels: bool = False
     """Predict --shards even if the labels of the set and of the model differ."""
     onnx: str | None = option(None, metavar="FILE", const="")
-    """Run this file of `posters export` instead of PyTorch. Without FILE: MODEL/model.onnx."""
+    """Run an ONNX file of `posters export` instead of PyTorch. The default of FILE is MODEL/model.onnx."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
-    """Return whether the results are a folder of files. Raises UserError if the options are not clear."""
+    """Return whether the results are a folder of files. Raises UserError if the options are contradictory."""
     output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:
@@ -75,7 +75,7 @@ def wants_a_folder(options: PredictOptions) -> bool:
 
 
 def file_format(output: Path | None, format: str | None) -> str:
-    """Return the format of results on the screen or in one file. Raises UserError if the format is not clear."""
+    """Return the format of results on the screen or in one file. Raises UserError if --format does not fit."""
     if output is None:
         if format is not None and not FORMATS[format].screen:
             raise UserError(

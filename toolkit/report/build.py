@@ -26,7 +26,7 @@ from toolkit.report.plots.threshold_plots import precision_recall_plot, support_
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
 from toolkit.report.summary import comparisons, headline, resampled, verdict
 
-#: Maximum numbers of genres with a precision-recall curve, in a matrix, and with a reliability diagram.
+#: Maximum numbers of genres: for precision-recall curves, for a matrix, and for reliability diagrams.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
 #: Maximum number of likely label errors with pictures.
 ERRORS_SHOWN = 24
@@ -40,11 +40,11 @@ class Report:
     numbers: dict[str, Any]
     """The contents of metrics.json."""
     plots: dict[str, Plot]
-    """The plots over all genres by name, in the order of the page."""
+    """Plots of all genres together, by the name of the plot, in the order of the page."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """Precision-recall curves per genre, each with the row of the genre in the table."""
+    """Precision-recall curves of single genres, each with the row of this genre in ``numbers["per_genre"]``."""
     diagrams: list[tuple[Plot, dict[str, Any]]]
-    """Reliability diagrams per genre, each with the row of the genre in the table."""
+    """Reliability diagrams of single genres, each with the row of this genre in ``numbers["per_genre"]``."""
     training_plots: list[Plot]
     groups: list[Group]
     errors: Group | None
@@ -102,7 +102,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
 
 
 def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
-    """Return loss, calibration errors and reliability curve, before and after calibration."""
+    """Return the loss, calibration errors and reliability curve of a model, before and after calibration."""
     before = {"loss": float(cross_entropy(model.logits, targets).mean())}
     after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
     return {
@@ -113,7 +113,7 @@ def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
 
 
 def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
-    """Return bins of probabilities per genre, for the most common genres with at least `MIN_POSITIVES` positives."""
+    """Return the `genre_bins` of the most common genres. A genre needs `MIN_POSITIVES` positives."""
     model, targets = inputs.model, inputs.targets
     return {
         inputs.genres[g]: genre_bins(targets[:, g], model.uncalibrated[:, g], model.probabilities[:, g])
@@ -123,7 +123,7 @@ def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
 
 
 def facts(inputs: ReportInputs) -> dict[str, Any]:
-    """Return the facts of the evaluation: models, shard set, command and library versions."""
+    """Return what the page says about the models, the shard set, the command and the library versions."""
     return {
         **_facts_of(inputs, inputs.model),
         "shard_set": inputs.shard_set,
@@ -154,7 +154,7 @@ def _config(outputs: ModelOutputs) -> str:
 
 
 class _ShortLists(yaml.SafeDumper):
-    """Write lists on one line, as in the config files."""
+    """A YAML writer that puts each list on one line, as in the config files."""
 
 
 _ShortLists.add_representer(

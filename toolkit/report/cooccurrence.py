@@ -1,8 +1,9 @@
 """Co-occurrence of genres, and substitutions: wrongly named genres on posters where another genre was missed.
 
-A multi-label model has no confusion matrix, since a wrong genre does not replace exactly one right genre. Instead, this
-module computes the rate at which genre h is wrongly named on posters where genre g was missed. A genre that is often
-named is also often wrong. So this rate is divided by the rate at which h is wrongly named on all posters without h.
+A genre is named if the model predicts it, and missed if it is true but not named. A multi-label model has no confusion
+matrix, since a wrong genre does not replace exactly one true genre. Instead, this module computes the rate at which
+genre h is wrongly named on posters where genre g was missed. This rate is divided by the rate on all posters without h,
+since a genre that is often named is often wrong everywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G): the share of the row's genre that also has the column's genre. NaN for a genre without posters."""
+    """Return (G, G): the share of posters with the row's genre that have the column's genre. NaN without posters."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -30,7 +31,7 @@ def cooccurrence(targets: BoolArray) -> FloatArray:
 
 
 def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one row per pair of genres, the most common pairs first. ``targets`` and ``named`` are (N, G).
+    """Return one row for each of the most common pairs of genres. ``targets`` and ``named`` are (N, G) bool.
 
     A row counts the posters where both genres are true, where both are named, and where both are true and named. Lift
     is the number of posters with both genres, divided by the number expected for independent genres.
@@ -55,7 +56,7 @@ def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[d
 
 
 class Substitutions:
-    """Counts of wrongly named genres h on posters where genre g was missed. Matrices have rows g and columns h."""
+    """Counts of posters where genre g (the row) was missed and genre h (the column) was wrongly named."""
 
     def __init__(self, targets: BoolArray, named: BoolArray) -> None:
         missed = (targets & ~named).astype(np.float64)
@@ -65,19 +66,19 @@ class Substitutions:
         self.count = missed.T @ wrong
         """Number of posters where g was missed and h was wrongly named."""
         self.usual = ratio(wrong.sum(axis=0), absent.sum(axis=0))
-        """(G,) rate at which h is wrongly named on all posters of the split without h."""
+        """(G,) rate at which h is wrongly named on all posters without h."""
         self.missed = missed.sum(axis=0)
 
     @property
     def share(self) -> FloatArray:
-        """Rate at which h is wrongly named on the posters that ``could`` counts."""
+        """``count`` divided by ``could``: the rate at which h is wrongly named where g was missed."""
         return ratio(self.count, self.could)
 
     @property
     def times_usual(self) -> FloatArray:
-        """``share`` divided by ``usual``. NaN on the diagonal and for too few posters.
+        """``share`` divided by ``usual``. NaN on the diagonal and where the result would be chance.
 
-        The count or the expected count must be at least 2, since differences of smaller counts are chance.
+        It would be chance if ``could`` is below `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual
@@ -86,7 +87,7 @@ class Substitutions:
         return times
 
     def rows(self, genres: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the substitutions whose count exceeds the expected count, the largest excess first."""
+        """Return the pairs whose ``count`` is above ``could`` times ``usual``, the largest difference first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:MAX_ROWS]

@@ -16,12 +16,12 @@ from toolkit.report.label_errors import LabelError
 
 #: Maximum number of posters per group.
 POSTERS_PER_GROUP = 12
-#: Maximum width and height of a picture in pixels, and its maximum bytes. The page shows half the width and height.
+#: Maximum width and height of a picture in pixels, and maximum bytes of its JPEG. The page shows it at half this size.
 MAX_PICTURE_SIZE, MAX_PICTURE_BYTES = (320, 480), 25_000
-#: Smaller shares of a genre in training are raised to this share, since a share of 0 has no logit.
+#: A smaller share of a genre in training is replaced by this share, since the logit of 0 is not finite.
 MIN_PREVALENCE = 1e-4
 
-#: (genre is named, genre is true) → verdict on the genre. ``neither`` occurs only for likely label errors.
+#: (genre is predicted, genre is true) → verdict on the genre. ``neither`` occurs only for likely label errors.
 VERDICTS = {(True, True): "right", (True, False): "wrong", (False, True): "missed", (False, False): "neither"}
 #: The number of a sample, and the genres that are the reason to show the sample.
 ChosenSample = tuple[int, set[str]]
@@ -80,7 +80,7 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     moved = logit_difference(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
-    bold = "The probability of the genre in bold is farthest {} the genre's share of the training posters, in logits."
+    bold = "In bold: a genre whose probability is far {} its share in training. The largest logit difference is first."
     lowest = "The posters with the lowest F1. Among posters with equal F1, the highest loss is first."
     return [
         _group(inputs, "best", "Best", "All genres are correct. The lowest loss is first.", best),
@@ -98,7 +98,7 @@ def error_group(inputs: ReportInputs, errors: Iterable[LabelError]) -> Group:
 
 
 def logit_difference(probabilities: FloatArray, prevalence: FloatArray) -> FloatArray:
-    """Return the (N, G) logits of the probabilities minus the (G,) logits of the genres' shares in training.
+    """Return the logits of (N, G) ``probabilities`` minus the logits of the (G,) shares of the genres in training.
 
     The difference measures confidence. A probability of 30% is high for a genre that 1% of the posters have, and low
     for a genre that 60% of the posters have.
@@ -108,7 +108,7 @@ def logit_difference(probabilities: FloatArray, prevalence: FloatArray) -> Float
 
 
 def _extremes(inputs: ReportInputs, values: FloatArray) -> list[ChosenSample]:
-    """Return the samples with the highest finite ``values`` (N, G), and for each sample the genre of its maximum."""
+    """Return the samples with the highest finite maximum of (N, G) ``values``, each with the genre of the maximum."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
@@ -120,7 +120,7 @@ def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterabl
 
 
 def example_of(inputs: ReportInputs, sample: int, reasons: set[str]) -> Example:
-    """Return one poster. Its lines are the true genres, the named genres and ``reasons``, most probable first."""
+    """Return a poster with lines for its true and predicted genres and for ``reasons``, most probable first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):

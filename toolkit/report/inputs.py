@@ -67,17 +67,17 @@ class ReportInputs:
     ids: list[str]
     """Ids of the samples, as in the metadata of the user."""
     picture: Callable[[int], bytes]
-    """Returns the encoded image of the sample with this number."""
+    """Function from the number of a sample to the encoded image of the sample."""
     train_prevalence: FloatArray
     """(G,) shares of the genres among the training samples. The baselines use these shares."""
     model: ModelOutputs
     other: ModelOutputs | None
-    """The outputs of the run of --compare, or None without --compare."""
+    """Outputs of the model that --compare names, or None without --compare."""
     shard_set: dict[str, str]
-    """Facts of the shard set for the page, by name: its folder and its fingerprints. One name is `FINGERPRINT`."""
+    """What the page shows of the shard set, by name: its address and its fingerprints. One name is `FINGERPRINT`."""
     command: str
     units: IntArray | None = None
-    """(N,) group numbers from 0, equal for near-duplicates. None if the shard set does not record near-duplicates."""
+    """(N,) number of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
         """Return whether the model was trained on another shard set, whose training split may contain these samples."""

@@ -1,7 +1,8 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
-A label is suspected if the model predicts the opposite label with more than its mean confidence for posters with the
-opposite label. The model must not have been trained on the samples, so these come from a test or validation split.
+Confident learning compares a poster with the posters that have the opposite label. A label is suspected if the model
+predicts the opposite label with more than the mean confidence on those posters. The model must not have been trained on
+the samples, so use a test or validation split.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class LabelError:
 
 
 def have_cleanlab() -> bool:
-    """Return whether cleanlab is installed. The import of cleanlab is avoided, since it takes seconds."""
+    """Return whether cleanlab is installed, without importing it. The import takes seconds."""
     return not absent("cleanlab")
 
 
@@ -48,7 +49,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
     """Return the samples with labels that are probably wrong, the most probable errors first.
 
     ``truth`` is (N, G) bool. ``scores`` is (N, G): probabilities of a model that was not trained on these samples.
-    Genres of all samples and genres of no sample are left out. Raises UserError if cleanlab is not installed.
+    A genre that all samples or no sample have is left out. Raises UserError if cleanlab is not installed.
     """
     require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
@@ -65,7 +66,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
 
 
 def _run_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Return two arrays: (n, g) whether a label is suspected, and the (n,) quality of each sample's labels."""
+    """Return (n, g) bool: whether a label is suspected, and (n,) float: the quality of the labels of each sample."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 

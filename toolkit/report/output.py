@@ -1,7 +1,7 @@
 """Check the folder of `--report DIR`, and write the files of a report.
 
 metrics.json is written first and marks the folder as the folder of a report. index.html is written last, so a report
-with this file is complete. A folder with other files is refused, so that a report never overwrites other files.
+that has index.html is complete. A folder that contains other files is refused, so that no other file is overwritten.
 """
 
 from __future__ import annotations

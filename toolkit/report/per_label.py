@@ -13,9 +13,9 @@ from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
 
-#: With fewer positive samples, the metrics of a genre are mostly chance.
+#: With fewer positive samples than this, the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
-#: Shown instead of a result for such a genre. With one positive, only half of the 95% intervals have the true value.
+#: Result for a genre below `FEW_POSITIVES`. With one positive, half of the 95% intervals miss the true value.
 TOO_FEW = "too few posters"
 #: Maximum number of genres that a note lists.
 MAX_LISTED = 8
@@ -40,7 +40,7 @@ def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, 
 
 
 def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Return one row per genre with AP and F1 of both runs and the differences. Return no rows without another run."""
+    """Return one row per genre with AP and F1 of the model and of the other run. Return no rows without --compare."""
     if inputs.other is None:
         return []
     support = inputs.targets.sum(axis=0)
@@ -64,8 +64,8 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
 def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     """Return the notes of the page on how to interpret the metrics."""
     found = [
-        f"{outputs.name} was trained on another shard set. If its training posters include posters of this "
-        f"{inputs.split} split, its metrics are too high{' and the comparison is not fair' if compared else ''}."
+        f"{outputs.name} was trained on another shard set. If it was trained on posters of this {inputs.split} split, "
+        f"the metrics of {outputs.name} are too high{' and the comparison is not fair' if compared else ''}."
         for outputs, compared in ((inputs.model, False), (inputs.other, True))
         if outputs is not None and inputs.may_have_seen(outputs)
     ]
@@ -92,10 +92,9 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _duplicates(inputs: ReportInputs) -> list[str]:
-    """Return the note on how the intervals treat near-duplicates."""
     if inputs.units is None:
         return [
-            "The shard set does not record near-duplicates, since an earlier version or `posters index` made it. "
+            "The shard set does not record near-duplicates, since an old version or `posters index` made the set. "
             "Each poster counts separately, and the intervals are too narrow if there are many near-duplicates."
         ]
     sizes = np.bincount(inputs.units)
@@ -108,6 +107,6 @@ def _duplicates(inputs: ReportInputs) -> list[str]:
 
 
 def _listed(names: list[str], last: str = "and") -> str:
-    """Return a text such as ``A, B and C``. For more than `MAX_LISTED` names, it ends with ``and 6 more``."""
+    """Return a text such as ``A, B and C``. With more than `MAX_LISTED` names, the text ends with ``and 6 more``."""
     shown = names if len(names) <= MAX_LISTED else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

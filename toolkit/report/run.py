@@ -1,4 +1,4 @@
-"""Steps of `posters evaluate` for `--report DIR`: check inputs, infer the other run, write the report on rank 0."""
+"""Steps of `posters evaluate --report DIR`: check options, run the model of --compare, write the report on rank 0."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReportRun:
 
     @classmethod
     def of(cls, options: EvaluateOptions) -> ReportRun | None:
-        """Return the report of the options, or None without --report. Raises UserError for invalid options."""
+        """Return the requested report, or None without --report. Raises UserError for invalid options."""
         if options.report is None:
             for option in ("compare", "label_errors"):
                 if getattr(options, option):
@@ -61,7 +61,7 @@ class ReportRun:
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
-        """Return, on every rank, the logits of the other run on the same split. Return None without another run."""
+        """Return, on every rank, the logits of the model of --compare on the same split. None without --compare."""
         if self.other is None:
             return None
         warn_of_another_set(self.other, self.manifest, self.shards, split)
@@ -106,6 +106,6 @@ def run_names(model: Path, other: Path | None) -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """Return this command as `posters evaluate ...`, without passwords. `launch/evaluate.py` has the same options."""
+    """Return the command line as `posters evaluate ...`, without passwords, also if launch/evaluate.py was started."""
     words = [without_secrets(word) for word in sys.argv[1:]]  # a password in a URL must not be on the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

@@ -1,7 +1,7 @@
 """Main metrics of a report with intervals, and comparisons with baselines and with another run.
 
-All models and baselines are measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so that each
-difference has an interval.
+All models and baselines are measured on the same bootstrap resamples (toolkit/metrics/bootstrap.py), so each difference
+between two of them has an interval.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.metrics.table import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 
-#: Metrics of decisions and metrics of probabilities for the comparison with baselines.
+#: Metrics of the comparison with baselines: metrics of decisions, and metrics of probabilities.
 DECISION_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
 PROBABILITY_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
 CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
@@ -28,12 +28,12 @@ MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single thres
 
 
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
-    """Measure the model, the other run, the baselines, and the model at one threshold on the same resamples."""
+    """Measure the model and everything that it is compared with on the same bootstrap resamples."""
     model, truth = inputs.model, inputs.targets
     outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
         outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
-    # Prevalence has no decisions of its own: at any threshold, it names the k most common genres, like always-top-k.
+    # Only probabilities of the prevalence baseline are used. Its decisions would be those of always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
     outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:

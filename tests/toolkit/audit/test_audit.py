@@ -89,9 +89,9 @@ def test_a_model_that_only_sees_the_whole(anywhere: Folders):
 
 def test_a_blind_model(titles: Folders):
     _, report, _ = audit(Blind(), titles)
-    assert report["sentence"].startswith("Titles and the same area elsewhere do not move")
+    assert report["sentence"].startswith("Titles do not move predictions")
     assert report["ratio"]["value"] is None and report["effects"]["text"]["probability"] == 0.0
-    assert "Titles and the same area elsewhere do not move" in page(report, [])
+    assert "Titles do not move predictions" in page(report, [])
     json.dumps(report, allow_nan=False)
 
 

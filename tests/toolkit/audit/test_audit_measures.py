@@ -82,8 +82,8 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
          "(95% interval 1.50 to 6.0, only 12 posters: very uncertain)."),
         (Ratio(3.0, None, None, 0.3, 0.1, 1), "No clear difference: titles move predictions 3.0 times as much as "
          "the same area elsewhere (no interval from 1 poster)."),
-        (Ratio(None, None, None, 0.0, 0.0, 40), "Titles and the same area elsewhere do not move predictions: "
-         "the probabilities are the same if either is painted over (40 posters)."),
+        (Ratio(None, None, None, 0.0, 0.0, 40), "Titles do not move predictions: painting over titles changes no "
+         "probability, and painting over the same area elsewhere changes no probability (40 posters)."),
         (Ratio(math.inf, math.inf, math.inf, 0.25, 0.0, 40), "Titles move predictions by 0.250 on average. The same "
          "area elsewhere does not move predictions (40 posters)."),
         (Ratio(9.0, 4.0, math.inf, 0.25, 0.01, 40), "Titles move predictions 9.0 times as much as the same area "

@@ -225,8 +225,8 @@ def test_a_model_of_another_shard_set_may_have_seen_these_posters(report: Report
     here = inputs().shard_set[FINGERPRINT]
     assert notes(here, here) == [] == notes(None, None)  # an unknown set is no other one
     (note,) = notes(here, "f" * 16)
-    assert note.startswith("run 2 <u> was trained on another shard set. If its training posters include posters")
-    assert note.endswith("of this test split, its metrics are too high and the comparison is not fair.")
+    assert note.startswith("run 2 <u> was trained on another shard set. If it was trained on posters")
+    assert note.endswith("of this test split, the metrics of run 2 <u> are too high and the comparison is not fair.")
     (note,) = notes("f" * 16, here)
     assert note.startswith("run was trained on another") and note.endswith("too high.")
     assert len(notes("e" * 16, "f" * 16)) == 2

@@ -1,7 +1,7 @@
 """Style of the plots: colours that colour-blind readers can distinguish, and letters that are readable on a phone.
 
-Figures are drawn without pyplot, which has global state. For sharp pictures, a plot that is 460 pixels wide on the page
-has 920 pixels. At the width of a phone, its letters are about ten pixels high.
+Figures are drawn without pyplot, which has global state. For sharp pictures, a PNG file has twice the width and height
+of the plot on the page. On a phone, the letters of a plot are about ten pixels high.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.transforms import Bbox
 #: Colours that colour-blind readers can distinguish. The first three are from Okabe and Ito (2008).
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
-#: Size on the page of an ordinary plot and of a plot per genre, in inches of 96 pixels.
+#: Width and height on the page in inches of 96 pixels: of an ordinary plot, and of a plot of one genre.
 WIDE, SMALL = (4.8, 3.4), (2.4, 2.15)
 DENSITY = 192
 
@@ -60,7 +60,7 @@ class Plot:
     """A finished plot."""
 
     name: str
-    """Name of its file, without ``.png``."""
+    """Name of the file without ``.png``."""
     png: bytes
     alt: str
     """Description of the plot in words, for readers who cannot see the plot."""
@@ -74,7 +74,7 @@ def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
     @wraps(draw)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> Plot:
         with mpl.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # plots show a box instead of such a letter
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # such a letter is drawn as a box
             mpl.rcdefaults()  # ignore the matplotlibrc of the user
             mpl.rcParams.update(_STYLE)
             return draw(*args, **kwargs)
@@ -106,8 +106,8 @@ def unit_axis(axes: Axes, which: str = "y") -> None:
 def label_points(axes: Axes, xs: Sequence[float], ys: Sequence[float], labels: Sequence[str]) -> None:
     """Write a label beside each point, without overlap with other labels or points.
 
-    A label is nearer to its own point than to any other point. Near places are tried first, and a label without a free
-    place is left out. Points are labelled in the given order, so pass the important points first.
+    A label is nearer to its own point than to any other point. A label is left out if there is no free place near its
+    point. Points are labelled in the given order, so pass the important points first.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # text can be measured only after the layout is computed

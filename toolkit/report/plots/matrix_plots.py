@@ -1,4 +1,4 @@
-"""Matrices of genres by genres as heat maps."""
+"""Heat maps of matrices that have one row and one column per genre."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def substitution_plot(times: FloatArray, genres: Sequence[str]) -> Plot:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[-2, -1, 0, 1, 2])
     bar.ax.set_yticklabels(["1/4", "1/2", "1", "2", "4"])
     alt = (
-        "Rate at which a genre is wrongly named where another genre is missed, divided by its usual rate. The table "
-        "has the largest rates. Blank cells have too few posters."
+        "Rate at which a genre is wrongly named on posters where another genre is missed, divided by the rate on all "
+        "posters. The table has the largest rates. Blank cells have too few posters."
     )
     return finish(figure, "says-instead", alt)
 
@@ -73,7 +73,6 @@ def _frame(axes: Axes, genres: Sequence[str], rows: str, columns: str) -> None:
 
 
 def _write(axes: Axes, values: FloatArray, text: Callable[[float], str], dark: BoolArray) -> None:
-    """Write numbers into the cells, in white where ``dark`` is true."""
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
         color = "white" if dark[row, column] else INK

@@ -1,4 +1,4 @@
-"""Reliability diagrams before and after calibration, for all genres pooled and for each genre."""
+"""Reliability diagrams before and after calibration, for all genres together and for each genre."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DOTS = 8
 
 @styled
 def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Plot:
-    """Plot the observed share of true genres against the predicted probability, all genres pooled.
+    """Plot the observed share of true genres against the predicted probability, over all genres together.
 
     ``before`` and ``after`` are entries of `toolkit.report.build.calibration`. ``after`` is None without calibration.
     """
@@ -58,8 +58,8 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
     """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
 
-    The diagram of all genres has bins of equal width. For a rare genre, nearly all samples would be in its first bin.
-    Calibration keeps the order of the samples, so a bin has the same samples ``before`` and ``after``.
+    Bins of equal width would not work for a rare genre, since nearly all samples would be in the first bin.
+    Calibration keeps the order of the samples, so a bin has the same samples before and after calibration.
     Keys: ``count``, ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
     """
     dots = int(np.clip(truth.sum() // POSITIVES_PER_DOT, 1, MAX_DOTS))
@@ -78,7 +78,7 @@ def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[
 
 @styled
 def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *, calibrated: bool) -> Plot:
-    """Plot the `genre_bins` of one genre. Both axes end at the highest value of the genre."""
+    """Plot the `genre_bins` of one genre. Both axes end slightly above the highest probability or share."""
     figure, axes = new_figure(SMALL)
     observed, count, before, after = (
         np.array([row[key] for row in bins], dtype=np.float64) for key in ("observed", "count", "before", "after")
@@ -98,4 +98,4 @@ def genre_reliability_plot(name: str, genre: str, bins: list[dict[str, Any]], *,
     axes.set_ylabel("observed share", labelpad=1)
     alt = f"Reliability diagram of {genre}. In the highest bin, the mean probability is {before[-1]:.2f}"
     alt += f" before and {after[-1]:.2f} after calibration" if calibrated else ""
-    return finish(figure, name, f"{alt}. The share of these posters that have the genre is {observed[-1]:.2f}.")
+    return finish(figure, name, f"{alt}. In this bin, the share of posters with the genre is {observed[-1]:.2f}.")

@@ -45,14 +45,14 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
     outcome = Outcome(targets, scores=probabilities)
     found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
-    # Precision is undefined if no genre is named. The conventional value 0 looks like a sudden drop in the plot.
+    # Precision is undefined if no genre is predicted. Use NaN, since 0 would look like a sudden drop in the plot.
     swept["micro_precision"] = [row["micro_precision"] if row["predicted_per_sample"] else math.nan for row in found]
     return {"threshold": thresholds.tolist(), **swept}
 
 
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
-    """Plot the sweep. Ticks are the thresholds per genre, and dotted lines are the F1 with these thresholds."""
+    """Plot the result of `sweep`. Ticks show the thresholds per genre. Dotted lines show F1 with these thresholds."""
     thresholds, single, per_label = decisions.thresholds, decisions.global_threshold, decisions.per_label
     figure, axes = new_figure()
     for key, name in SWEPT.items():
@@ -88,7 +88,7 @@ def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict
 def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return the recall and the precision of a step curve, from recall 1 to 0. The area under the steps is AP."""
     precision, recall, _ = precision_recall_curve(truth, scores)
-    # scikit-learn adds the point (0, 1), which no threshold reaches. AP extends the first real precision to recall 0.
+    # scikit-learn adds a point with recall 0 and precision 1. AP does not use this point, so its precision is replaced.
     kept = recall > 0
     precision, recall = precision[kept], recall[kept]
     return np.append(recall, 0.0), np.append(precision, precision[-1])
@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """Plot one genre. ``point`` is (recall, precision) at its threshold, or None if the genre is never named."""
+    """Plot one genre. ``point`` is (recall, precision) at the threshold, or None if the genre is never predicted."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")

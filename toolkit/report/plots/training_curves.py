@@ -36,7 +36,7 @@ def read_training_curves(model: Path) -> TrainingCurves | None:
     if not path.is_file():
         return None
     try:
-        with open(path, newline="", encoding="utf-8") as stream:  # leave out the incomplete last row of a killed run
+        with open(path, newline="", encoding="utf-8") as stream:  # a killed run leaves an incomplete last row
             rows = [row for row in csv.DictReader(stream) if None not in row.values()]
     except (OSError, ValueError, csv.Error) as error:
         log.warning("the report has no training curves, since %s is not a table of epochs (%s)", path, one_line(error))
@@ -62,7 +62,7 @@ def training_curve_plots(history: TrainingCurves, saved: int | None) -> list[Plo
 
 @styled
 def _losses(history: TrainingCurves, saved: int | None) -> Plot:
-    """Plot both losses on separate axes. The loss functions may differ, and training augments the posters."""
+    """Plot both losses on separate axes, since the loss functions may differ and only training augments posters."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
     curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
     for axes, (key, color, name) in zip(both, curves, strict=True):
