@@ -7,7 +7,7 @@ positive, so calibration does not change the ranking of the samples. Cross-valid
 method helps.
 
 A rare label has only a few positives for two parameters. Each label therefore has a normal prior on log(scale) and
-bias. All labels share the means of the priors, which are fitted together with the labels (the mode of a hierarchical
+bias. All labels share the means of the priors, which are fitted together with the parameters (mode of a hierarchical
 model). The priors keep the parameters of a label without positives finite, so Platt's smoothed targets are not needed.
 """
 
@@ -26,13 +26,13 @@ from toolkit.metrics.calibration_error import calibration_influence
 from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_entropy, sigmoid
 
 #: Precision (1 / variance) of the priors on each label's log(scale) and bias. Values from 0.3 to 100 were tried on 400
-#: real, simulated and shifted posters. These two had nearly the lowest held-out loss.
+#: real, simulated and shifted posters. These two values had nearly the lowest held-out loss.
 SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
 #: Precision of the prior on the shared means, centred on scale 1 and bias 0. It only keeps the scale finite if the
 #: logits separate the classes without error.
 SHARED_PRIOR = 0.1
 _ITERATIONS, _CONVERGED = 100, 1e-10
-_LONGEST_STEP = 2.0  # in log(scale) and bias, so that exp does not overflow
+_LONGEST_STEP = 2.0  # of log(scale) and bias, so that exp does not overflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +130,8 @@ def choose_calibration(
     if cross-entropy and ECE both fall by more than `CLEAR_STANDARD_ERRORS` standard errors of the difference. Of the
     methods that help, the one with the lowest cross-entropy is chosen. If no method helps, "none" is chosen.
 
-    fold, units: (N,) from `toolkit.decisions.folds`. fit(k, method) returns the calibration fitted without fold k, or
-    on all samples if k is None. The dictionary is empty if no methods were compared.
+    fold, units: (N,) from `toolkit.decisions.folds`. fit(k, method) returns the calibration fitted without fold k.
+    If k is None, all samples are used. The dictionary is empty if no methods were compared.
     """
     if wanted != "auto":
         return fit(None, wanted), {}

@@ -32,7 +32,7 @@ class Decisions:
     thresholds: FloatArray
     """Thresholds on calibrated probabilities."""
     scale: FloatArray
-    """Positive scales in: calibrated logit = scale * logit + bias. Without calibration, a scale is 1 and a bias 0."""
+    """Positive scales. The calibrated logit is scale * logit + bias. Without calibration, a scale is 1 and a bias 0."""
     bias: FloatArray
     global_threshold: float
     """The best single threshold for all labels, for comparison."""
@@ -154,11 +154,11 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
     where = "validation" if split == "val" else split
     if choice.slack is None:
         goal = {
-            "f": f"with the highest micro-F{aim.value:g}",
-            "precision": f"lowest at which micro-precision reaches {aim.value:g}",
-            "recall": f"highest at which micro-recall reaches {aim.value:g}",
+            "f": f"the one threshold with the highest micro-F{aim.value:g}",
+            "precision": f"the lowest single threshold at which micro-precision reaches {aim.value:g}",
+            "recall": f"the highest single threshold at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
-        found = f"the one threshold {goal} on the {where} split"
+        found = f"{goal} on the {where} split"
         return f"{found}; one per genre did not help clearly in cross-validation" if choice.compared else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres near the single threshold",

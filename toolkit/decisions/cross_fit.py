@@ -29,7 +29,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, 
 #: The folds that a fit excludes.
 Out = frozenset[int]
 EVERYONE: Out = frozenset()
-#: Micro-F may fall by the slack plus this number of standard errors.
+#: Micro-F may fall by the slack (a share of micro-F) plus this number of standard errors.
 HARMLESS_STANDARD_ERRORS = 2.0
 #: Key of one threshold for all labels in `Choice.compared`. `choice_name` returns the keys of thresholds per label.
 SINGLE = "single"
@@ -93,7 +93,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """Return whether these predictions satisfy the rule of `CrossFit._choose_slack` against ``single``."""
+        """Return whether these predictions are better than ``single`` by the rule of `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """Return the key in `Choice.compared` of thresholds per label with this slack."""
+    """Return the key in `Choice.compared` of thresholds per label. ``slack``: share of micro-F that they may cost."""
     return f"per genre, slack {slack:g}"
 
 
@@ -153,7 +153,7 @@ class CrossFit:
     def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
         """Return `Choice.slack` and `Choice.compared`.
 
-        For aim f1 or f0.5 and decide.thresholds "auto", thresholds per label must satisfy on held-out samples:
+        For aim f1 or f0.5 and decide.thresholds "auto", thresholds per label must meet these rules on held-out samples:
         - Macro-F rises by more than `CLEAR_STANDARD_ERRORS` standard errors.
         - Macro-F rises by more than micro-F falls.
         - Micro-F falls by at most the slack plus `HARMLESS_STANDARD_ERRORS` standard errors.
@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return the (N, G) predictions of ``namer(k)`` on each fold k. In the folds ``out`` they are False."""
+        """Return (N, G) predictions: those of ``namer(k)`` for each fold k, and False for the folds ``out``."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

@@ -38,7 +38,7 @@ def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
 
 
 def standard_error(influence: FloatArray, units: IntArray) -> float:
-    """Return the standard error of a metric from its (N,) derivatives by the samples' weights. Their sum must be 0.
+    """Return the standard error of a metric. ``influence``: (N,) derivatives by the samples' weights, with the sum 0.
 
     This is the sandwich estimator over units (the "infinitesimal jackknife" of Efron & Tibshirani 1993, chapter 21).
     For the mean of N independent samples, it is the standard deviation / sqrt(N). For a single unit, it is infinite.

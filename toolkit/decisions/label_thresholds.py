@@ -3,8 +3,8 @@
 Thresholds for micro-F alone never predict a rare label. Thresholds for macro-F alone predict a rare label for half of
 all samples. The weight is therefore the largest weight up to 1 that keeps a limit (Lagrange's method): micro-F may be
 lower than with the best single threshold, but at most by a given share, the slack. For a given weight, coordinate
-ascent starts at the single threshold. Each label in turn moves to its best position, until no label moves. Every move
-raises the objective, so the ascent ends. docs/concepts/decisions.md has measurements.
+ascent starts at the single threshold. The threshold of each label in turn moves to its best value, until none moves. A
+move always raises the objective, so the ascent ends. docs/concepts/decisions.md has measurements.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from toolkit.metrics.multilabel import FloatArray, IntArray, f_beta, sigmoid
 
 #: Weights of macro-F in the order in which they are tried. The weight of micro-F is 1.
 MACRO_WEIGHTS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
-#: A label's final threshold is a mean of its own and the single threshold, in log-odds. For n positives, its own
-#: threshold has the weight n / (n + COMMON_EVIDENCE).
+#: A label's final threshold is a weighted mean, in log-odds, of its own threshold and the single threshold. For n
+#: positives, its own threshold has the weight n / (n + COMMON_EVIDENCE).
 COMMON_EVIDENCE = 1.0
-#: Weight of macro-F if no weight of MACRO_WEIGHTS keeps the limit for all labels together.
+#: Weight of macro-F if no weight of MACRO_WEIGHTS keeps the limit when all labels move together.
 _FALLBACK_WEIGHT = 0.2
 #: Differences of F up to this number are rounding errors.
 _ROUNDING = 1e-12
@@ -30,7 +30,7 @@ _ROUNDING = 1e-12
 def balanced_thresholds(
     sweeps: Sequence[Sweep], single: float, beta: float, slack: float = 0.0
 ) -> tuple[FloatArray, float]:
-    """Return (G,) thresholds and the weight of macro-F. The weight is 0 if all thresholds are the single one.
+    """Return (G,) thresholds and the weight of macro-F. The weight is 0 if all labels get the ``single`` threshold.
 
     Micro-F is at least (1 - ``slack``) times the micro-F of the single threshold. This holds for the observed counts
     and for the smoothed counts of sweep.py. A label without positives gets the single threshold.
@@ -62,7 +62,7 @@ def balanced_thresholds(
 
 
 def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float) -> IntArray:
-    """Return (G,) positions at which no move of one label raises micro-F + ``weight`` * macro-F (smoothed counts).
+    """Return (G,) positions (see `Sweep`) at a local maximum of micro-F + ``weight`` * macro-F, for smoothed counts.
 
     Labels without positives stay at ``start`` and do not count in macro-F. Of equally good positions, the nearest to
     the current position is used. Of two equally near positions, the one with the higher threshold is used.
@@ -94,7 +94,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
 
 
 def _shrunk_thresholds(sweeps: Sequence[Sweep], positions: IntArray, single: float) -> FloatArray:
-    """Return (G,) thresholds of the positions, moved toward the single threshold (COMMON_EVIDENCE)."""
+    """Return (G,) thresholds of the positions, moved toward the single threshold (see COMMON_EVIDENCE)."""
     own = np.array([s.threshold(int(p), single) for s, p in zip(sweeps, positions, strict=True)])
     support = np.array([sweep.support for sweep in sweeps])
     keep = support / (support + COMMON_EVIDENCE)

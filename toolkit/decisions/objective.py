@@ -76,7 +76,7 @@ def thresholds_per_label(
     """Return (G,) thresholds and the weight of macro-F (None for precision>=X and recall>=X).
 
     The thresholds apply to the (N, G) ``probabilities``. ``expected`` (N, G) are calibrated probabilities, which smooth
-    the targets. ``single`` is the result of `single_threshold`. ``slack``: see label_thresholds.py.
+    the targets. ``single`` is the result of `single_threshold`. ``slack``: share of micro-F that thresholds may cost.
 
     precision>=X: the lowest threshold at which the observed and the smoothed precision of the label reach X. The
     threshold is 1 if X is not reached. recall>=X: the highest threshold at which the observed and the smoothed recall

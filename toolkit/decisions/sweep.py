@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 
 DEFAULT_THRESHOLD = 0.5
-#: Number of positives at which observed targets and calibrated probabilities have equal weight. It was chosen on splits
-#: of 400 real posters, and of 400 simulated posters with an AUC of 0.6 to 0.7. Values below about 100 fit noise, which
-#: lowers micro-F1 on new samples. Values above 400 gain little.
+#: Number of positives at which observed targets and calibrated probabilities have equal weight. The value was chosen on
+#: splits of 400 real posters, and of 400 simulated posters with an AUC of 0.6 to 0.7. Values below about 100 fit noise,
+#: which lowers micro-F1 on new samples. Values above 400 gain little.
 OWN_EVIDENCE = 200.0
 
 
@@ -42,7 +42,7 @@ class Sweep:
         return float(self.hits[-1])
 
     def position(self, threshold: float) -> int:
-        """Return the position of a threshold."""
+        """Return the position of a threshold: the number of distinct scores that reach the threshold."""
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:

@@ -58,7 +58,7 @@ class Evaluation:
     ranking: dict[str, Any]
     """Metrics of group "ranking" (toolkit/metrics/table.py)."""
     calibration: dict[str, Any]
-    """``method``, and the results ``before`` and ``after`` calibration: ``loss`` and the keys of `reliability`."""
+    """``method``, ``before`` and ``after`` (calibration). The last two have ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
@@ -90,7 +90,7 @@ class Evaluation:
         covered = self.thresholds[0].metrics["macro_genres"]
         pooled = ", ".join(metric.heading for metric in shown if metric.key.startswith("micro_") and metric.heading)
         notes = [
-            f"{pooled}: micro (pooled over genres); named: genres named per sample",
+            f"{pooled}: micro (pooled over genres). named: predicted genres per sample",
             f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
         ]
         if any(row.label.startswith("single of") for row in self.thresholds):

@@ -119,9 +119,9 @@ def _checked_responses() -> Iterator[None]:
 
 
 def _check_response(response: Any) -> None:
-    """Raise UserError for a response with a name that is not PLAIN. Its path could be outside the client's cache."""
+    """Raise UserError if a name in a response is not PLAIN. A path with such a name could leave the client's cache."""
     names: list[Any] = []
-    if response.request.method == "HEAD":  # the request for the version of a file
+    if response.request.method == "HEAD":  # only the headers, with the version of a file
         names += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
     elif response.request.url.path.startswith("/api/") and "json" in response.headers.get("Content-Type", ""):
         response.read()

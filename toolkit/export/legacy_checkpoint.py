@@ -49,7 +49,7 @@ State = dict[str, torch.Tensor]
 
 
 class Unlike(UserError):
-    """A value of the file is not one that the script writes."""
+    """Raised for a value that the earlier script never writes."""
 
     def __init__(self, path: Path, problem: str, code: Code = "model-damaged") -> None:
         super().__init__(code, f"{path}: {problem}")
@@ -117,7 +117,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if stated is not None and (count := _number(stated, "num_classes", path)) != len(labels):
         raise UserError("labels-invalid", f"{path} has num_classes {count:g}, but its mlb has {len(labels)} genres")
     if raw.get("learn_thresholds") is False:
-        threshold_logits = None  # the script writes them even if it did not learn thresholds
+        threshold_logits = None  # the script writes this key even if it did not learn thresholds
     side = _image_size(config.get("image_size", 224), path)
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
     epoch = _number(raw.get("epoch", 0), "epoch", path)

@@ -18,7 +18,7 @@ from toolkit.inference.onnx_runtime import FACTS_KEY, INPUT, open_exported, read
 from toolkit.model_folder.folder import ModelFolder
 
 CPU = torch.device("cpu")
-#: Largest size of all weights in bytes. Protobuf limits an ONNX file to 2 GiB. 16 MiB of it are for the graph.
+#: Largest size of all weights in bytes. Protobuf limits an ONNX file to 2 GiB. 16 MiB of this limit are for the graph.
 MAX_WEIGHTS = 2**31 - 2**24
 
 
@@ -54,7 +54,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
 
 def opened(path: Path, preprocess: bool) -> Run:
-    """Open an exported file on the CPU. With ``preprocess`` it also returns the preprocessed pixels."""
+    """Return a function that runs a file on the CPU. With ``preprocess``, it also returns the preprocessed pixels."""
     session = open_exported(path, CPU)
     read_facts(session, path)
     if preprocess:
@@ -69,7 +69,7 @@ def opened(path: Path, preprocess: bool) -> Run:
 
 def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> Any:
     """Export the network without preprocessing. Return an onnx.ModelProto with the input ``images``."""
-    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # torch makes a batch size of 1 fixed
+    example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)  # torch makes a batch size of 1 constant
     try:
         with quiet():
             program = torch.onnx.export(
@@ -83,7 +83,7 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
                 verbose=False,
             )
             model: Any = program.model_proto  # type: ignore[union-attr]
-    except Exception as error:  # torch.export and onnxscript raise many types
+    except Exception as error:  # torch.export and onnxscript raise many types of exceptions
         raise UserError(
             "export-unsupported",
             f"torch cannot export {folder.config['architecture']} to ONNX ({type(error).__name__}: "

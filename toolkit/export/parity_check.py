@@ -52,11 +52,11 @@ class Differences:
     logits: float = 0.0
     probabilities: float = 0.0
     embedding: float = 0.0
-    """As a fraction of the largest absolute value in the model's embedding."""
+    """Difference as a fraction of the largest absolute value in the model's embedding."""
     levels: float | None = None
     """Difference of pixels (0 to 255). None if the file has no preprocessing."""
     mean_levels: float = 0.0
-    """Mean difference of the pixels (0 to 255) of an image. The image with the largest mean counts."""
+    """Mean difference over the pixels (0 to 255) of an image."""
     same_pixels: float = 0.0
     """Difference of logits if PyTorch gets the preprocessed pixels of the file."""
 
@@ -158,7 +158,7 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the maximum of ``before`` and all differences. Other shapes and NaN are infinite differences."""
+    """Return the maximum of ``before`` and all differences. NaN in ``given`` or unequal shapes give infinity."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
@@ -175,9 +175,9 @@ def require_parity(found: Differences, preprocess: bool, tolerance: float | None
     ):
         raise UserError(
             "export-differs",
-            f"nothing was exported: the file's pixels differ from Pillow's by at most {found.levels:.3g} of 255 (mean "
-            f"{found.mean_levels:.2g}; allowed: {MAX_LEVELS:g} and {MEAN_LEVELS:g}), and its logits on the same pixels "
-            f"from PyTorch's by {found.same_pixels:.2g} (allowed: {TOLERANCE:g}): export without --preprocess",
+            f"nothing was exported: pixels of the file differ from Pillow's by {found.levels:.3g} of 255 (limit "
+            f"{MAX_LEVELS:g}), on average by {found.mean_levels:.2g} ({MEAN_LEVELS:g}). On equal pixels, logits differ "
+            f"from PyTorch's by {found.same_pixels:.2g} (limit {TOLERANCE:g}). Export without --preprocess",
         )
     else:
         what, value = "probabilities", found.probabilities

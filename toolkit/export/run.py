@@ -1,6 +1,6 @@
 """Export a model folder to one file for other runtimes. formats.py lists the formats and their modules.
 
-posters export --model RUN/model --format onnx --preprocess --check posters/      posters export -m RUN/model
+posters export --model RUN/model --format onnx --preprocess --check posters/
 """
 
 from __future__ import annotations

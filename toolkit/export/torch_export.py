@@ -30,7 +30,7 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
             )
             stream = io.BytesIO()
             torch.export.save(program, stream, extra_files={FACTS_FILE: json.dumps(facts(folder, False, None))})
-    except Exception as error:  # torch.export and its serializer raise many types
+    except Exception as error:  # torch.export and its serializer raise many types of exceptions
         raise UserError(
             "export-unsupported",
             f"torch.export cannot export {folder.config['architecture']} ({type(error).__name__}: "
@@ -40,7 +40,7 @@ def exported(folder: ModelFolder, *_: object) -> bytes:
 
 
 def opened(path: Path, _: bool) -> Run:
-    """Open an exported file on the CPU."""
+    """Return a function that runs an exported file on the CPU."""
     with open(path, "rb") as stream:  # torch.export.load requires a certain ending of a path, but not of a stream
         network, _facts = load_torch_export(stream)
 

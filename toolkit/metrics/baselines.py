@@ -57,7 +57,7 @@ def baselines(
     """Return rows for the prevalence baseline at each threshold, then for always-top-k at each k.
 
     train_prevalence (G,) in [0, 1]: each label's share of positives in the TRAINING set. truth (N, G): targets of the
-    evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: numbers of at most G.
+    evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: numbers of labels up to G.
 
     The prevalence baseline uses the training prevalence as the probability of every sample. Its AP is the label's
     prevalence in the evaluated split, and its ROC-AUC is 0.5. If both splits have the same prevalence, no other

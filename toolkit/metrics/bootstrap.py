@@ -29,7 +29,7 @@ CHUNK = 4_000_000
 
 
 class Interval(NamedTuple):
-    """The value of a metric and the bounds of its interval. All are None if the metric is undefined."""
+    """The value of a metric and the bounds of its interval. All three are None if the metric is undefined."""
 
     value: float | None
     low: float | None
@@ -52,7 +52,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Metrics under B weightings of the samples. Undefined values are NaN."""
+    """Metrics under B weightings. A weighting is one weight for each sample. Undefined values are NaN."""
 
     metrics: dict[str, FloatArray]
     """Metric → (B,) values. Without probabilities, only the metrics of group "decisions" are present."""
@@ -61,7 +61,7 @@ class Measured:
 
 
 def measured(outcome: Outcome, weights: FloatArray) -> Measured:
-    """Compute every metric under (B, N) weights. They are at least 0, and each weighting has a positive sum."""
+    """Compute every metric under (B, N) weights. All weights are at least 0, and each row has a positive sum."""
     weighed, ranked = Weighed(outcome, weights), outcome.scores.size > 0
     metrics = {
         metric.key: metric.of(weighed)
@@ -105,7 +105,7 @@ def resample_weights(
 
 
 def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntArray | None = None) -> dict[str, Draws]:
-    """Measure all outcomes on the same resamples of their N samples.
+    """Measure all outcomes (predictions of models or baselines) on the same resamples of their N samples.
 
     units (N,): see `resample_weights`. For a shard set, `shards.dataset.manifest.Manifest.units_of` returns the units.
     """
@@ -119,7 +119,7 @@ def bootstrap(outcomes: Mapping[str, Outcome], rounds: int = ROUNDS, units: IntA
 
 
 def confidence_intervals(draws: Draws) -> dict[str, Interval]:
-    """Return metric → value and interval."""
+    """Return the value and the interval of each metric."""
     found = {}
     for name, values in draws.resampled.metrics.items():
         plain = draws.plain.metrics[name]
@@ -161,7 +161,7 @@ def _concatenated(parts: list[Measured]) -> Measured:
 
 
 def _centred(plain: FloatArray, values: FloatArray) -> FloatArray:
-    """Shift the (B,) resampled values so that their mean is the (1,) plain value."""
+    """Shift the (B,) resampled values so that their mean is the (1,) value on the original samples."""
     defined = values[~np.isnan(values)]
     return values + (plain[0] - defined.mean()) if defined.size else values
 

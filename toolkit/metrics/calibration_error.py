@@ -68,5 +68,5 @@ def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, F
 
 
 def bins_of(scores: FloatArray) -> IntArray:
-    """Return the bin of each element. A bin includes its lower edge; the last bin also includes 1."""
+    """Return the bin of each element. A bin includes its lower edge. The last bin also includes 1."""
     return np.minimum((scores * BINS).astype(np.int64), BINS - 1)

@@ -54,7 +54,7 @@ class Metric:
         return self.label.partition(" (")[0]
 
     def value(self, weighed: Weighed) -> float | None:
-        """Return the first value as a JSON type. None if it is undefined."""
+        """Return the value under the first weighting of the samples, as a JSON type. None if it is undefined."""
         found = self.of(weighed)[0]
         return int(found) if self.count else None if np.isnan(found) else float(found)
 
@@ -72,12 +72,12 @@ def f(beta: float) -> Rate:
 
 
 def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Return a function for the rate of the counts pooled over all labels, also those without support."""
+    """Return a function that adds up the counts of all labels and computes a rate from the sums."""
     return lambda weighed: rate(weighed.pooled)
 
 
 def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Return a function for the mean rate over the labels with support. The mean is 0 if no label has support."""
+    """Return a function that computes the mean rate of the labels with positives. The mean is 0 if there are none."""
     return lambda weighed: mean_over(rate(weighed.each), weighed.each.support > 0, 0.0)
 
 
@@ -107,7 +107,7 @@ def label_calibration(weighed: Weighed) -> FloatArray:
 
 
 def pooled_calibration(weighed: Weighed) -> FloatArray:
-    """Return the (B,) calibration errors over all elements."""
+    """Return the (B,) calibration errors over all pairs of sample and label."""
     return np.abs(weighed.gaps.sum(axis=1)).sum(axis=1) / (weighed.total * weighed.outcome.truth.shape[1])
 
 

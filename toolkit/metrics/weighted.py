@@ -62,7 +62,7 @@ class Outcome:
 
     @cached_property
     def rankings(self) -> list[_Ranking]:
-        """G functions that compute the ranking metrics of a label under weights."""
+        """One function for each label, which computes AP and ROC-AUC of the label under weights."""
         return [_Ranking(self.truth[:, g], self.scores[:, g]) for g in range(self.truth.shape[1])]
 
     @cached_property
@@ -146,9 +146,9 @@ class Weighed:
 class _Ranking:
     """Average precision and ROC-AUC of one label under weights.
 
-    Both metrics are sums over the positives. For each positive they need the total weight of the samples with at least
-    its score. The samples in falling order of scores are therefore divided into segments: the samples with the score of
-    a positive, and the samples between two such scores. A product with a sparse matrix of ones sums each segment.
+    Both metrics are sums over the positives. The term of a positive needs the total weight of all samples with an equal
+    or higher score. The samples in falling order of scores are therefore divided into segments. A segment contains the
+    samples with the score of a positive, or those between two such scores. A sparse matrix of ones sums each segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:

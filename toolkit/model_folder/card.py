@@ -90,7 +90,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     cfg = config["pretrained_cfg"]
     head = ours["head"]
     squashed, shape = cfg.get("crop_mode") == "squash", f"resize, centre crop {cfg['crop_pct']:g}"
-    average = ", their moving average" if ours.get("weights") == "ema" else ""
+    average = " (moving average)" if ours.get("weights") == "ema" else ""
     made = "imported by" if ours.get("imported_sha256") else "trained with"
     thresholds = sorted(set(labels["thresholds"]))
     span = f"{thresholds[0]:.3f}" if len(thresholds) == 1 else f"{thresholds[0]:.3f} to {thresholds[-1]:.3f}"

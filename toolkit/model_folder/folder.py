@@ -39,7 +39,7 @@ WEIGHTS = "model.safetensors"
 NEEDED = (CONFIG, LABELS, WEIGHTS)
 OWN_KEY = "poster_toolkit"  # key of this toolkit in config.json. timm ignores it.
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".pickle")
-#: Keys of timm's ``pretrained_cfg`` that are not saved: the origin of the weights, and values of another input size.
+#: Keys of timm's ``pretrained_cfg`` that are not saved: the origin of the weights, and values for another input size.
 LEFT_OUT = (
     "url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture",
     "test_input_size", "test_crop_pct", "pool_size",
@@ -133,7 +133,7 @@ def replacing(folder: Path, aside: Path) -> Iterator[Path]:
 
 
 def _older_path(folder: Path) -> Path:
-    """Return the temporary path of the older folder while the new folder is renamed."""
+    """Return the path at which the older folder is kept while the new folder is renamed."""
     return folder.with_name(f"{folder.name}.old")
 
 
@@ -157,7 +157,7 @@ def recover_model_folder(folder: Path) -> None:
 
 
 def hub_config(model: Any, labels: LabelSet, preprocessing: Preprocessing, ours: dict[str, Any]) -> dict[str, Any]:
-    """Return config.json in timm's format, for ``create_model('local-dir:...')``. OWN_KEY contains ``ours``."""
+    """Return config.json in timm's format, for ``create_model('local-dir:...')``. ``ours``: values for OWN_KEY."""
     size = preprocessing.image_size
     native = {
         k: v

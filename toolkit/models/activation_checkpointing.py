@@ -26,12 +26,12 @@ def enable_checkpointing(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm):
             module.register_forward_pre_hook(_pause_statistics)
-            # torch may end a recomputation by an exception. The hook must run in this case, too.
+            # torch may end a recomputation by raising an exception. The hook must run in this case, too.
             module.register_forward_hook(_resume_statistics, always_call=True)
 
 
 def _pause_statistics(module: Any, _: Any) -> None:
-    """Set the momentum to 0 in a recomputed forward pass, so that its batch is not counted a second time."""
+    """Set BatchNorm's momentum to 0 in a recomputed forward pass, so that the batch is not counted twice."""
     if _recomputing(module):
         module.usual_momentum, module.momentum = module.momentum, 0.0
 

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights. It is validated and saved instead of the last weights.
+"""Exponential moving average (EMA) of the weights. The average is validated and saved instead of the last weights.
 
 The average is timm's ModelEmaV3 with warm-up. After t updates the decay is at most 1 - t^(-2/3) (Crowson's rule), so
 that the random initial weights have little influence in short runs. The decay reaches 0.99 after 1,000 updates and
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """Return the average of an unwrapped ``model`` with initial weights, or None if ``decay`` is 0.
+    """Return a moving average that starts at the weights of the unwrapped ``model``. None if ``decay`` is 0.
 
     Call ``update(model, step=N)`` after update N, counted from 1. ``.module`` is the averaged model in evaluation mode.
     """

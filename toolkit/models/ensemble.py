@@ -21,26 +21,26 @@ class Ensemble(nn.Module):
     """K multi-layer perceptrons on the same features."""
 
     def __init__(self, width: int, hidden: Sequence[int], num_classes: int, members: int, dropout: float) -> None:
-        """Build ``members`` networks with dropout before each layer. Each maps ``width`` inputs to logits."""
+        """Build ``members`` networks with dropout before each layer. Each network maps ``width`` inputs to logits."""
         super().__init__()
         self.members = nn.ModuleList(
             nn.Sequential(nn.Dropout(dropout), *mlp(width, hidden, num_classes, dropout)) for _ in range(members)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, F) → (n, G) logits. Training: each sample's logits come from a random member. Evaluation: the mean."""
+        """Map (n, F) features to (n, G) logits: the mean of all members, or in training a random member per sample."""
         if not self.training:
             return torch.stack([member(x) for member in self.members]).mean(dim=0)
         return self._random_members(x)
 
     @torch.compiler.disable  # the number of samples of each member changes in every pass
     def _random_members(self, x: torch.Tensor) -> torch.Tensor:
-        # The CPU needs the number of samples of each member. With draws on a GPU, it would have to wait for the GPU.
+        # Draw on the CPU, because `split` needs the counts there. Otherwise the CPU would have to wait for the GPU.
         which = torch.randint(len(self.members), (len(x),)).numpy()
         order = np.argsort(which, kind="stable")
         counts = np.bincount(which, minlength=len(self.members)).tolist()
         rows = x[to_device(order, x.device)].split(counts)
-        # A member without samples is called, too, and gets gradients of zero: DistributedDataParallel waits for them.
+        # Members without samples are called, too. They get zero gradients, for which DistributedDataParallel waits.
         logits = torch.cat([member(own) for member, own in zip(self.members, rows, strict=True)])
         return logits[to_device(np.argsort(order), x.device)]
 
@@ -60,5 +60,5 @@ def networks(classifier: nn.Module) -> list[nn.Module]:
 
 
 def linears(network: nn.Module) -> list[nn.Linear]:
-    """Return the Linear layers of a network in order. A network that is a Linear is its own only layer."""
+    """Return the Linear layers of a network in order. The network may be a single Linear."""
     return [module for module in network.modules() if isinstance(module, nn.Linear)]

@@ -43,7 +43,7 @@ def build_model(
     hub cannot be reached, or if the model does not support the head or ``drop_path``.
     """
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):  # refuses hf-hub:USER/NAME, too, before a download
+    if not timm.is_model(architecture):  # also false for hf-hub:USER/NAME, so nothing is downloaded
         near = did_you_mean(architecture, timm.list_models(), str, 3)
         raise UserError("model-unknown", f"timm has no model {name[:200]!r}{near}")
     try:
@@ -53,7 +53,7 @@ def build_model(
             arguments["drop_path_rate"] = drop_path
         with _offline_if_unreachable() if pretrained else contextlib.nullcontext():
             model = timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:  # model factories and hub clients raise almost any type
+    except Exception as error:  # model factories and hub clients raise almost any type of exception
         if "drop_path_rate" in str(error):
             raise UserError("model-unfit", _no_drop_path(name)) from None
         if pretrained:  # timm raises RuntimeError for unknown weights
@@ -94,7 +94,7 @@ def other_size(model: nn.Module, image_size: int) -> str | None:
 
 @contextlib.contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Use only the hub client's cache if the hub's name cannot be resolved. If a proxy is set, nothing is checked.
+    """Use only the hub client's cache if the hub's host name cannot be resolved. With a proxy, nothing is checked.
 
     Without this check, the client retries for a minute.
     """

@@ -1,9 +1,9 @@
-"""Freezing and gradual unfreezing of parts of a model. training/setup.py and training/trainer.py apply it.
+"""Freeze parts of a model, and unfreeze them gradually. training/setup.py and training/trainer.py use this module.
 
 An entry of model.freeze is a module name, 'stem' (timm's stem of the model) or 'backbone' (all except the classifier).
 NAME@E freezes a part for the first E epochs only. ``[stem, layer1@6, layer2@4, layer3@2]`` first trains the last stage
 and the head, then unfreezes one stage after the other (Howard, Ruder 2018, "gradual unfreezing"). If several entries
-cover a parameter, it stays frozen until the last of them ends. Frozen modules are in evaluation mode: their BatchNorm
+cover a parameter, it stays frozen until the last entry ends. Frozen modules are in evaluation mode: their BatchNorm
 statistics do not change, and their dropout and stochastic depth are off.
 """
 
@@ -29,7 +29,7 @@ class Part:
     parameters: tuple[nn.Parameter, ...]
     """Parameters of the modules. For a stem or backbone, also parameters outside of modules (ViT's tokens)."""
     epochs: int | None
-    """Number of epochs in which the part is frozen. None for all epochs."""
+    """Number of epochs, from the first, in which the part is frozen. None for all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
         """Return whether the part is frozen in ``epoch`` (from 0). With None, return whether it is always frozen."""
@@ -53,7 +53,7 @@ class Freezing:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
-        """Set requires_grad for ``epoch``, as in `Part.holds`. Return whether any parameter changed."""
+        """Freeze the parts whose ``holds(epoch)`` is true, unfreeze the others. Return whether a parameter changed."""
         frozen = self._frozen(epoch)
         changed = False
         for parameter in self.parameters:
@@ -61,7 +61,7 @@ class Freezing:
             changed |= parameter.requires_grad is not wanted
             parameter.requires_grad_(wanted)
             if not wanted:
-                parameter.grad = None  # with a gradient, the optimiser changes it
+                parameter.grad = None  # the optimiser changes every parameter that has a gradient
         return changed
 
     def thawing(self, epoch: int) -> list[str]:

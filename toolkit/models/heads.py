@@ -23,10 +23,10 @@ from toolkit.models.multi_stage import use_stages
 
 @dataclass(frozen=True)
 class Head:
-    """One entry of HEADS."""
+    """A kind of head."""
 
     build: Callable[[HeadSpec, int, int], nn.Module] | None = None
-    """(spec, number of features, number of labels) → the new classifier. None keeps timm's Linear layer."""
+    """Returns a classifier for (spec, number of features, number of labels). None keeps timm's Linear layer."""
     levels: bool = False
     """Whether the head's input is the last two stages of the backbone (multi_stage.py)."""
     networks: Callable[[HeadSpec], int] = lambda spec: 1
@@ -88,7 +88,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Replace the classifier of a timm model by the head. With ``levels``, its input is the features of two stages."""
+    """Replace the classifier of a timm model by the head. A head with ``levels`` gets the features of two stages."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout

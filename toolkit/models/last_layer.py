@@ -1,7 +1,7 @@
 """The last layer in float32, even under autocast.
 
 bfloat16 has only eight significant bits. In bfloat16, 400 posters have only about 200 different logits, so that
-rankings have ties. With train.standardize the layer also subtracts large numbers. Float32 costs almost no time here.
+rankings have ties. With train.standardize, logits are differences of large numbers. Float32 costs almost no time here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Float32Linear(nn.Linear):
     """nn.Linear that disables autocast, with the same parameters under the same names."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., F) input of any floating-point type → (..., G) float32 logits."""
+        """Return (..., G) float32 logits of (..., F) inputs of any floating-point type."""
         device = x.device.type
         outside = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
         with outside:
@@ -36,7 +36,7 @@ def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:
-    """Return the last Linear of each network in the classifiers, whose name ``prefixes`` are e.g. ``("fc.",)``."""
+    """Return the last Linear of each network in the classifiers with these name ``prefixes``, e.g. ``("fc.",)``."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
     return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

@@ -1,4 +1,4 @@
-"""Features of the last two stages of a backbone, for the heads levels and ensemble.
+"""Features of the last two stages of a backbone, for the heads "levels" and "ensemble".
 
 The last stage of an ImageNet model mainly represents objects. Genres also depend on style and colour. The second to
 last stage represents style and colour better. Both stages are averaged over the image and concatenated. A signed square
@@ -28,19 +28,19 @@ class _MultiStage:
     """Methods that replace those of a timm model: the features are the concatenated averages of two stages."""
 
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
-        """(n, 3, S, S) → (n, F)."""
+        """Return (n, F) features of (n, 3, S, S) images."""
         stages = self.forward_intermediates(x, indices=STAGES, intermediates_only=True, norm=True)
         pooled = torch.cat([stage.float().mean(dim=(2, 3)) for stage in stages], dim=1)
         # The root's derivative is infinite at 0. Adding 1e-6 keeps the gradients of the backbone finite.
         return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
 
     def forward_head(self: Any, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(n, F) → (n, G) logits, or (n, F) with ``pre_logits``."""
+        """Return (n, G) logits of (n, F) features, or with ``pre_logits`` the features after dropout."""
         x = F.dropout(x, p=float(self.drop_rate), training=self.training)
         return x if pre_logits else self.get_submodule(self.pretrained_cfg["classifier"])(x)
 
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        """(n, 3, S, S) → (n, G) logits."""
+        """Return (n, G) logits of (n, 3, S, S) images."""
         return self.forward_head(self.forward_features(x))
 
 

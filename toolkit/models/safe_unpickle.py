@@ -26,7 +26,7 @@ from toolkit.device.compat import names_that_torch_allows
 
 log = logging.getLogger(__name__)
 
-#: Codes of the numpy types that are read: the kind and the bytes per item, or U and the number of characters.
+#: Codes of the allowed numpy types: a letter and the bytes per item, or U (text) and the number of characters.
 NUMBERS = re.compile(r"[fiu][1248]|b1|U\d{1,4}")
 #: Limits of one pickle: bytes, instructions and tuples. A checkpoint of 6,000 tensors has 0.6 MB, 150,000 instructions
 #: and 25,000 tuples. Tuples have a limit because Python crashes when it hashes a tuple with 1,000,000 nested levels.
@@ -98,7 +98,7 @@ ALLOWED: dict[str, Any] = {
 
 
 def safe_load(path: Path, what: str) -> Any:
-    """Return the content of a torch.save file without executing code. numpy's arrays are `PickledArray` objects.
+    """Return the content of a torch.save file without executing code. Numpy arrays become `PickledArray` objects.
 
     ``what``: the expected kind of file, for errors, e.g. ``"checkpoint"``. Raises UserError if the file
     imports a name that is not allowed, or if torch cannot read it.
@@ -155,7 +155,7 @@ def names_in(path: Path, zipped: bool) -> set[str]:
                             _collect_imports(stream, names)
         else:
             with open(path, "rb") as stream:
-                for _ in range(5):  # pickles: magic number, protocol, system, the object, keys of storages
+                for _ in range(5):  # a legacy file: magic number, protocol, system, object, keys of storages
                     _collect_imports(stream, names)
     except TooMuch as error:
         problem = f"{path} is refused: {error}. Use a .safetensors file of the weights, which has no such limits"

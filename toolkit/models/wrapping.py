@@ -1,12 +1,12 @@
-"""Wrap the trained model in torch.compile, and in DistributedDataParallel (DDP) around it.
+"""Wrap a model for training: first in torch.compile, then in DistributedDataParallel (DDP).
 
 training/setup.py wraps the model once, before training. training/trainer.py wraps it again after each unfreezing.
 
     plain model ─→ SyncBatchNorm (optional) ─→ torch.compile (optional) ─→ DDP (with several processes)
 
-torch's guide to torch.compile recommends this order: the Python code of DDP is not compiled. The compiler splits its
-graph at the buckets of DDP, so gradients are reduced while the backward pass continues. The caller sets autocast. The
-plain model without wrappers is validated, averaged, saved and exported.
+torch's guide to torch.compile recommends this order. The Python code of DDP is then not compiled. The compiler
+splits its graph at the buckets of DDP, so gradients are reduced while the backward pass continues. The caller sets
+autocast. The plain model without wrappers is validated, averaged, saved and exported.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
             # Gradients are views of DDP's buckets, so they are in memory only once.
             gradient_as_bucket_view=True,
-            # The graph is static: after an unfreezing, the model is wrapped again, and ensemble members without samples
-            # get gradients of zero. With a static graph, torch requires that the first backward pass reduces gradients.
-            # The first of several micro-batches does not. torch.compile does not support a static graph.
+            # The graph is static, because an unfreezing wraps the model again, and ensemble members without samples get
+            # gradients of zero. torch requires that the first backward pass of a static graph reduces gradients. With
+            # several micro-batches, the first pass does not. torch.compile does not support a static graph.
             static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model
@@ -54,7 +54,7 @@ def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn
     if inner is model:
         return model
     if train.compile:
-        torch.compiler.reset()  # else each unfreezing adds a graph, up to the compiler's limit
+        torch.compiler.reset()  # otherwise each unfreezing adds a graph, up to the compiler's limit
     return wrap(accelerator, inner, train)
 
 
@@ -87,7 +87,7 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
             "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPUs; set --train.sync_batchnorm false",
         )
     for key, why in (
-        ("auto_batch", "ranks may need different numbers of trials, which blocks the training forever"),
+        ("auto_batch", "ranks may need different numbers of memory trials, which blocks the training forever"),
         ("compile", "torch.compile has not been tested with statistics over all processes"),
     ):
         if getattr(train, key):
