@@ -3,7 +3,7 @@
 Names, ids and genres come from a user's files and may contain control characters. So the entry point of the command
 line replaces stdout and stderr while a command runs:
 
-- Control characters are escaped on stdout and in log records. Data for programs goes unchanged to ``exact_stdout()``.
+- Control characters are escaped on stdout and in log records, but not in data for programs (see ``exact_stdout``).
 - A closed pipe (``| head``) or a full disk does not end the command. The command still writes its files, and the
   entry point reports the write error at the end.
 """
@@ -52,7 +52,7 @@ class Output:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def problem(self) -> str | None:
-        """Return a message if stdout is incomplete. None if it is complete, or if the reader closed the pipe."""
+        """Return a message if text could not be written. None if all text was written or the reader closed the pipe."""
         self.flush()
         if self.failure is None or self.failure.errno in (errno.EPIPE, errno.ECONNRESET):
             return None
@@ -64,7 +64,7 @@ class Output:
 
 
 class _ForPeople:
-    """A stream that escapes control characters in text, and then writes the text to ``exact``."""
+    """A stream that escapes control characters in text, and then writes the text to the stream ``exact``."""
 
     def __init__(self, exact: TextIO) -> None:
         self.exact = exact
@@ -79,13 +79,13 @@ class _ForPeople:
 
 
 def for_people(stream: TextIO) -> TextIO:
-    """Return a stream that escapes control characters in text. Progress bars need a stream without it."""
+    """Return a stream that escapes control characters in text. Progress bars do not work on this stream."""
     return cast(TextIO, _ForPeople(stream))
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Output]:
-    """Replace sys.stdout and sys.stderr until the block ends. Yield the Output that gets the text of stdout."""
+    """Replace sys.stdout and sys.stderr until the block ends. Yield the Output that receives the text of stdout."""
     before, plain = (sys.stdout, sys.stderr), warnings.formatwarning
     exact, errors = Output(_encoding_all(sys.stdout)), Output(_encoding_all(sys.stderr))
     sys.stdout, sys.stderr = for_people(cast(TextIO, exact)), cast(TextIO, errors)
@@ -114,7 +114,7 @@ def exact_stdout() -> IO[str]:
 
 
 class PrintableFormatter(logging.Formatter):
-    """A formatter that escapes control characters. Line breaks are escaped in the arguments of a message."""
+    """A log formatter that escapes control characters. In the arguments of a message it also escapes line breaks."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
@@ -139,5 +139,5 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """Return a console for tables. The default is stdout, without wrapping. ``width`` is in characters."""
+    """Return a console that prints tables to ``file`` (default stdout). Lines are wrapped only at a given ``width``."""
     return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""UserError, the exception for bad input and bad environments, and functions for the texts of messages."""
+"""UserError, the exception for problems that a user can repair, and functions for the texts of messages."""
 
 import re
 import unicodedata
@@ -28,13 +28,13 @@ Code = Literal[
     "device",
 ]  # fmt: skip
 
-#: A URL with four groups: scheme, user and password (up to the last @ before the path), host and path, and query (up
-#: to a space). A query may contain tokens and quotes. ``pathlib`` may have reduced the two slashes to one.
+#: The four groups of a URL are the scheme, the user with a password up to the last @ before the path, the host with the
+#: path, and the query up to a space. One slash after the scheme is enough, because ``pathlib`` removes the other.
 _URL = re.compile(r"([A-Za-z][\w+.-]{0,30}:/+)([^\s/?#]*@)?([^\s?]*)(\?\S*)?", re.ASCII)
 
 
 class UserError(Exception):
-    """Bad input or a bad environment, explained in one line.
+    """A problem that the user can repair, such as bad input or a missing package. The message has one line.
 
     The command line prints ``error: <message>`` without a traceback and exits with ``status``. Any other exception
     that ends a command is a bug, and its traceback is printed.
@@ -71,7 +71,7 @@ def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6
 
 
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr, count: int = 1) -> str:
-    """Return the end of a message about an unknown name: similar names. Empty if no name is similar.
+    """Return the end of a message about an unknown name. It suggests similar names, and is empty if there are none.
 
     >>> did_you_mean("resnet5O", ["resnet50", "vit"])
     "; did you mean 'resnet50'?"
@@ -93,7 +93,7 @@ def without_secrets(text: str) -> str:
 
 def _shown(url: re.Match[str]) -> str:
     scheme, user, rest, query = url.groups(default="")
-    # Passwords follow a colon. Users in HTTP URLs may be tokens. Other users are no secrets: abfs://CONTAINER@ACCOUNT.
+    # Remove a user that has a password after a colon, or is an HTTP user (maybe a token). Keep abfs://CONTAINER@ACCOUNT.
     kept = "" if ":" in user or scheme.lower().startswith("http") else user
     return f"{scheme}{kept}{rest}{'?...' if query else ''}"
 
@@ -114,7 +114,7 @@ def printable(text: str) -> str:
 
 
 def printable_line(text: str) -> str:
-    """Return ``printable(text)`` with escaped line breaks, for example for file names."""
+    """Return ``printable(text)`` with escaped line breaks. A message with a file name then stays in one line."""
     return printable(text).replace("\n", "\\n")
 
 

@@ -1,4 +1,4 @@
-"""Import code only when it is used: objects by name, and optional packages (the extras in setup.cfg)."""
+"""Import code only when it is used: functions and classes by name, and the optional packages (extras of setup.cfg)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shards.errors import UserError, one_line
 
 
 def load_object(place: str) -> Any:
-    """Import and return the class or function of ``MODULE:NAME``."""
+    """Import and return the class or function that ``place`` names as ``MODULE:NAME``."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -26,9 +26,9 @@ def absent(*modules: str) -> list[str]:
 
 
 def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
-    """Import the modules that ``what`` needs, and return the first one. If ``load`` is false, only find them.
+    """Import optional modules and return the first one. If ``load`` is false, only check that they are installed.
 
-    If a module is missing, raise UserError with the command that installs ``extra``.
+    If a module is missing, raise UserError. The message says that ``what`` needs it, and how to install ``extra``.
     """
     missing, reason = absent(*modules), ""
     try:

@@ -1,4 +1,4 @@
-"""Open networks in ONNX files with onnxruntime, on the CPU or with CUDA."""
+"""Open neural networks in ONNX files with onnxruntime, on the CPU or with CUDA."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shards.extras import require_extra
 def open_session(source: Path | bytes, what: str, extra: str, *, threads: int = 1, device: str = "cpu") -> Any:
     """Return an onnxruntime session for an ONNX file or its bytes. Raises UserError.
 
-    what: role of the file in messages, such as "text detector". extra: the extra of setup.cfg with onnxruntime.
-    threads: number of CPU threads for an operator. device: cpu, cuda, or auto (CUDA if onnxruntime supports it).
+    what: role of the file in messages, such as "text detector". extra: the extra of setup.cfg that has onnxruntime.
+    threads: number of CPU threads for one operator. device: cpu, cuda, or auto (CUDA if onnxruntime supports it).
     """
     runtime = require_extra(extra, f"the {what}", "onnxruntime")
     if isinstance(source, Path) and not source.is_file():

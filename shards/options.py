@@ -1,7 +1,7 @@
 """Declare the options of a command as the fields of a dataclass.
 
 An option has the name of its field in kebab-case, and the type and default of the field. The attribute docstring is the
-help text. If the type is a dataclass, its fields become options, too. shards/cli/options.py builds the parser.
+help text. If the type of a field is a dataclass, the fields of that dataclass become options.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Option:
-    """Other properties of an option, besides the name, type, default and docstring of its field."""
+    """Properties of an option that do not follow from the name, type, default and docstring of its field."""
 
     flags: tuple[str, ...] = ()
-    """Short names such as ``-o``. If the last one begins with ``--``, it replaces the name of the field."""
+    """Short names such as ``-o``. A long name (``--output``) at the end of the tuple replaces the name of the field."""
     old: tuple[str, ...] = ()
-    """Names in earlier versions. They are still accepted, but the help does not show them."""
+    """Names of the option in earlier versions. These names are still accepted, but the help does not show them."""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     """Allowed values of a text option whose type is not a Literal."""
     parse: Callable[[str], Any] | None = None
     """Function that converts the text from the command line to the value. It may raise UserError."""
     text: str | None = None
-    """The default as a text for ``parse``."""
+    """The default as a user writes it. ``parse`` converts this text to the value."""
     const: str | None = None
     """Value of the option if the user gives the option without a value."""
     positional: bool = False
     hidden: bool = False
-    """Whether the field is not an option, so that only Python code can set it."""
+    """Whether only Python code can set the field. A hidden field is not an option of the command."""
     only: tuple[str, ...] = ()
-    """Fields that become options if the type is a dataclass. If this is empty, all fields do."""
+    """If the type is a dataclass: names of its fields that become options. Empty if all of its fields do."""
     switch: str = ""
     """Flag that enables a field whose type is a dataclass. Without this flag the value of the field is None."""
     sections: bool = False
-    """Whether the type is a dataclass of dataclasses. Its options have dots in their names (``--data.shards``), and a
-    config file can set them, too."""
+    """Whether the type is a dataclass of dataclasses. The names of its options have dots (``--data.shards``). A config
+    file can also set these options."""
 
 
 def option(default: Any = MISSING, *flags: str, factory: Any = MISSING, **properties: Any) -> Any:

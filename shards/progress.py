@@ -1,4 +1,4 @@
-"""A progress bar with images per second and remaining time. It writes fewer lines if stderr is not a terminal."""
+"""A progress bar with images per second and remaining time, for terminals and log files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import printable_line
 
 
 def progress(total: int, description: str, unit: str = "img", **options: Any) -> tqdm:
-    """Return a tqdm bar on stderr. It is updated every 0.2 s on a terminal, and every 10 s in a file."""
+    """Return a tqdm bar on stderr. The bar is updated every 0.2 s on a terminal, and every 10 s in a file."""
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,

@@ -30,7 +30,7 @@ def between(low: float, high: float, wanted: str = "") -> Rule:
 
 
 def or_more(zero: str) -> Rule:
-    """Return the rule that a value is 0 or more. ``zero`` is the meaning of 0 in words."""
+    """Return the rule that a value is 0 or more. ``zero`` is the meaning of 0 in words, such as "automatic"."""
     return at_least(0, f"0 ({zero}) or more")
 
 
@@ -61,7 +61,7 @@ def rules_of(kind: type) -> dict[str, list[Rule]]:
 def check_rules(options: Any, called: Callable[[str], str]) -> None:
     """Raise UserError if a field of a dataclass breaks a rule of its type. None is always valid.
 
-    called: function from the name of a field to the name of its option.
+    called: function that takes the name of a field and returns the name of its option.
     """
     kind: Any = type(options)
     for name, rules in rules_of(kind).items():

@@ -1,1 +1,1 @@
-"""Command-line functions of the commands that need no torch."""
+"""The functions that run those commands that do not need torch."""

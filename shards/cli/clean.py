@@ -1,4 +1,4 @@
-"""The commands ``posters clean`` and ``posters referee``."""
+"""The commands ``posters clean``, which removes text, and ``posters referee``, which measures the text that is left."""
 
 from __future__ import annotations
 

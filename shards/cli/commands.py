@@ -1,4 +1,4 @@
-"""The type of the command table, and the choice of a command. Commands are listed without imports of their modules."""
+"""Describe the commands, and choose one by its name. The help lists commands without an import of their modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shards.extras import load_object
 
 @dataclass(frozen=True)
 class Command:
-    """One command, with the import names of its options and function. A group of commands has only ``help``."""
+    """One command, or a group of commands such as ``posters shards``. A group has only ``help``."""
 
     help: str
     options: str = ""
@@ -37,7 +37,7 @@ def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) ->
     """Return (name of the command, words after the name). Raises UserError if no command has this name.
 
     For ``posters --help`` or the --help of a group, print the help and exit.
-    commands: command by full name, such as "shards build". about: the help text of ``posters`` itself.
+    commands: full name of a command, such as "shards build", → Command. about: the help text of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:

@@ -24,7 +24,7 @@ class InfoOptions:
     """Options of ``posters shards info``."""
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
-    """Folder with manifest.json, or its URL."""
+    """Folder with manifest.json, or the URL of such a folder."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class VerifyOptions(WorkersOption):
     """Options of ``posters shards verify``."""
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
-    """Folder with manifest.json."""
+    """Local folder with manifest.json."""
 
 
 def run_build(options: BuildOptions) -> int:
@@ -56,7 +56,7 @@ def run_info(options: InfoOptions) -> int:
 
 
 def run_verify(options: VerifyOptions) -> int:
-    """Verify a shard set, print the problems and return the exit status, 1 if there is a problem."""
+    """Verify a shard set, print the problems and return the exit status: 1 if there is a problem, else 0."""
     if is_remote(options.shards):
         why = "only a shard set in a local folder can be verified; copy the set to a folder first"
         others = "Commands that read shards from a URL compare the SHA-256 of each file with the manifest"

@@ -48,12 +48,12 @@ class Argument:
 
     @property
     def dest(self) -> str:
-        """Attribute of the parsed namespace."""
+        """Name of the attribute of the parsed namespace that has the value."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
     @property
     def is_group(self) -> bool:
-        """Whether the type is a dataclass. Its fields are then options of the command."""
+        """Whether the type is a dataclass. The fields of that dataclass are then options of the command."""
         return dataclasses.is_dataclass(self.kind)
 
     def details(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Argument:
 
 @cache
 def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
-    """Return the fields of a dataclass as arguments: required fields first, and own fields before inherited ones."""
+    """Return the fields of a dataclass as arguments. Required fields come first, own fields before inherited fields."""
     found = []
     hints = get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
@@ -107,7 +107,7 @@ def _without_none(hint: Any) -> Any:
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """The parser of one command. Its errors are UserErrors of one line."""
+    """The parser of one command. It raises UserError with a message of one line."""
 
     def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
         super().__init__(
@@ -149,11 +149,11 @@ class Parser(jsonargparse.ArgumentParser):
             if argument.kind is bool:
                 self.old |= {old.replace("--", "--no-", 1): flags[-1].replace("--", "--no-", 1) for old in declared.old}
             details = argument.details()
-            # A config file may set required options.
+            # A config file may set required options, so they may be missing on the command line.
             self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse the words. ``make`` converts the values. Raises UserError."""
+        """Parse the words of a command line. ``make`` then converts the values. Raises UserError."""
         if self.has_sections:
             self.options.check_words(words)
         words = [self._renamed(word) for word in words]
@@ -166,7 +166,7 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """Replace an option string of an earlier version, or the beginning of it, by the current one. Log this."""
+        """Replace an option name of an earlier version by the current name, and log this. Names may be shortened."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word

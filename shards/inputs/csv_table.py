@@ -15,9 +15,9 @@ from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
 from shards.storage.paths import StoragePath
 
-#: Names of the column of row numbers that pandas writes by default, in lower case.
+#: The names, in lower case, of the column of row numbers that pandas writes by default.
 ROW_NUMBERS = ("", "unnamed: 0")
-#: Separators of columns besides the comma. One is used if it is the only separator in the header line.
+#: Separators of columns besides the comma. A separator is used if it is the only one in the header line.
 DELIMITERS = ";\t|"
 #: First bytes of ZIP and Excel files, of Parquet files and of gzip files, which are not text.
 OTHER_FILES = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b")
@@ -44,7 +44,7 @@ class Table:
     delimiter: str = ","
 
     def column(self, wanted: str, option: str) -> int:
-        """Return the position of the only column with the name or number ``wanted``, or raise UserError."""
+        """Return the position of the only column with name or number ``wanted``. Raises UserError if there is none."""
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)
@@ -81,7 +81,7 @@ class Table:
 def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
     """Open a CSV with a header line. Columns are separated by commas, or else by one of DELIMITERS.
 
-    Raises UserError if the file is missing or is not a CSV in this encoding. Reading a row can raise it, too.
+    Raises UserError if the file is missing or is not a CSV in this encoding. Reading a row can also raise UserError.
     """
     csv.field_size_limit(1 << 24)
     try:

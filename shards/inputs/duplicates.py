@@ -7,8 +7,8 @@ Two posters are duplicates if their files are equal (SHA-256), or if both of the
 * Their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
 Each poster is also compared with the mirror images of the others, because training flips pictures. A group is a
-connected component of the graph of duplicate pairs. Multi-index hashing finds the candidate pairs: Norouzi, Punjani,
-Fleet, "Fast search in Hamming space with multi-index hashing" (2012). docs/results/duplicates.md lists the error rates.
+connected component of the graph of duplicate pairs. Pairs of similar hashes are found as in Norouzi, Punjani, Fleet,
+"Fast search in Hamming space with multi-index hashing" (2012). docs/results/duplicates.md lists the error rates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,15 +25,16 @@ SIGNATURE_SIDE = 8
 SIGNATURE_BYTES = 3 * SIGNATURE_SIDE**2
 
 MIN_LUMA_CORRELATION = 0.85
-MAX_LUMA_RMS = 32.0  # grey levels; a change of brightness by 10% reaches 25
-MAX_CHROMA_RMS = 16.0  # grey levels; the median of random pairs is 34, brighter or cropped copies stay below 14
-ACHROMATIC_RMS = 2.0  # grey levels; a picture below this limit counts as grey, and its colour is not compared
-BLANK_STD = 3.0  # grey levels; a picture with less luma contrast counts as blank; real posters have 10 or more
-BLANK_RMS = 2.5  # grey levels; largest difference between the colours of two equal blank pictures
+# Limits in grey levels. RMS is a root mean square, STD is a standard deviation.
+MAX_LUMA_RMS = 32.0  # copies that are 10% brighter reach 25
+MAX_CHROMA_RMS = 16.0  # the median of random pairs is 34, brighter or cropped copies stay below 14
+ACHROMATIC_RMS = 2.0  # a picture with less chroma counts as grey, and its colour is not compared
+BLANK_STD = 3.0  # a picture with less luma contrast counts as blank, real posters have 10 or more
+BLANK_RMS = 2.5  # blank pictures with a larger difference are not duplicates
 
 _HASH_SIDE = 32
-_FLAT = 4.0  # DCT units; a picture is flat if all its coefficients are smaller; they usually reach hundreds
-_ROUNDING = 1e-3  # DCT units; margin for rounding errors, which would set bits for exactly flat rows or columns
+_FLAT = 4.0  # a picture is flat if all its DCT coefficients except the mean are smaller; others reach hundreds
+_ROUNDING = 1e-3  # added to the median, so that the rounding error of a coefficient of 0 sets no bit
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _PAIRS_AT_ONCE = 1 << 21
 _CHECKS_AT_ONCE = 1 << 15
@@ -59,7 +60,7 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
     """Return the 64-bit DCT hashes of a picture of any size and mode, and of its mirror image.
 
     The bits stand for the lowest 8x8 DCT coefficients, row by row from bit 63 (the mean) to bit 0. A bit is set if its
-    coefficient is above the median of all 64. In a flat picture, bits 62 to 0 would be noise, so they are 0.
+    coefficient is above the median of all 64. In a flat picture, bits 62 to 0 are set to 0, because they are noise.
     """
     grey = image.convert("RGB").convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
@@ -89,11 +90,11 @@ def signatures_agree(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.b
     """Return (n,) bool: whether the signatures a[i] and b[i] show the same picture. ``a`` and ``b`` are (n, 192).
 
     Two signatures show the same picture if their luma correlates and their brightness and colour are similar. Colour
-    is not compared if one picture is grey. A blank picture (no luma contrast) only equals pictures of its colour.
+    is not compared if one picture is grey. If one picture is blank (no luma contrast), only RGB values are compared.
     """
     rgb_a, rgb_b = (x.reshape(len(x), SIGNATURE_SIDE**2, 3).astype(np.float32) for x in (a, b))
     luma_a, luma_b = rgb_a @ _LUMA, rgb_b @ _LUMA
-    # Chroma is red minus luma and blue minus luma; green follows from luma, red and blue.
+    # Chroma is red minus luma and blue minus luma. Green is not needed, because it follows from luma, red and blue.
     chroma_a, chroma_b = (rgb_a - luma_a[..., None])[..., ::2], (rgb_b - luma_b[..., None])[..., ::2]
     flat_a, flat_b = luma_a - luma_a.mean(1, keepdims=True), luma_b - luma_b.mean(1, keepdims=True)
     power_a, power_b = (flat_a**2).mean(1), (flat_b**2).mean(1)
@@ -117,10 +118,10 @@ def group_duplicates(
 ) -> NDArray[np.int64]:
     """Return the group number of every sample, (n,) int64. Duplicates have the same number.
 
-    digests: hex SHA-256 of each file. hashes, mirrored: (n,) each, the two results of `perceptual_hashes`. Mirrored
-    copies are found only if ``mirrored`` is given. signatures: (n, 192) uint8 from `poster_signature`.
-    max_distance: largest Hamming distance (0 to 15) between the hashes of two near-duplicates.
-    Groups are numbered in the order of their first samples. The order of the samples does not change the groups.
+    digests: hex SHA-256 of each file. hashes, mirrored: (n,) uint64 each, the first and second result of
+    `perceptual_hashes`. Mirrored copies are found only if ``mirrored`` is given. signatures: (n, 192) uint8 from
+    `poster_signature`. max_distance: largest Hamming distance (0 to 15) between the hashes of two near-duplicates.
+    Groups are numbered in the order of their first samples. Another order of the samples changes only these numbers.
     """
     n = len(digests)
     if n == 0:
@@ -128,12 +129,12 @@ def group_duplicates(
     if mirrored is not None:  # the second half of the arrays describes the mirror images
         hashes = np.concatenate([hashes, mirrored])
         signatures = np.concatenate([signatures, mirrored_signatures(signatures)])
-    # A content is a distinct pair of hash and signature. Repeated pictures have one content and take no extra time.
+    # A content is a distinct pair of hash and signature. Equal pictures share a content, so they take no extra time.
     record = np.hstack([hashes[:, None].astype(">u8").view(np.uint8), signatures])
     rows = np.ascontiguousarray(record).view(np.dtype((np.void, record.shape[1]))).ravel()
     _, first, content = np.unique(rows, return_index=True, return_inverse=True)
     _, file = np.unique(np.asarray(digests), return_inverse=True)
-    # The nodes of the graph are the contents, then the files. Each sample connects its contents and its file.
+    # The nodes of the graph are all contents, then all distinct files. Each sample connects its contents to its file.
     groups = _Groups(len(first) + int(file.max()) + 1, signatures[first])
     groups.join(content, np.tile(file, len(content) // n) + len(first))
     _join_contents(groups, hashes[first], max_distance)
@@ -147,17 +148,17 @@ def group_duplicates(
 
 
 class _Groups:
-    """Connected components of a graph: `labels[i]` is the component of node i. The first nodes are the contents."""
+    """Components of a graph. `labels[i]` is the component of node i. The first nodes are (hash, signature) contents."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
-        self.signatures = signatures  # of the contents
+        self.signatures = signatures  # one for each content
         luma = np.empty((len(signatures), SIGNATURE_SIDE**2), dtype=np.float32)
         for begin in range(0, len(luma), _CHECKS_AT_ONCE):
             part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
             luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
         self.light = luma.mean(1)
-        # Largest difference of mean luma between signatures that agree. For blank ones: |_LUMA| * sqrt(3) * 2.5 = 2.9.
+        # Largest difference of mean luma between signatures that agree. For blank ones, |_LUMA| * sqrt(3) * 2.5 = 2.9.
         self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
 
     def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
@@ -189,7 +190,7 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
 
 
 def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-    """Join the near-duplicate contents of each pair of hashes. Hash h has count[h] contents from start[h] on."""
+    """Join near-duplicate contents of each pair of hashes. Hash h has count[h] contents. The first one is start[h]."""
     if not pairs:
         return
     u, v = (np.concatenate(side) for side in zip(*pairs, strict=True))
@@ -211,7 +212,7 @@ def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int
 
 
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
-    """Yield index pairs of hashes that differ in at most `distance` bits, also (i, i). Pairs may repeat.
+    """Yield index pairs of hashes that differ in at most `distance` bits, also the pairs (i, i). Pairs may repeat.
 
     A table holds one quarter of each hash (16 bits). If two hashes differ in at most r bits, they differ in at most
     r // 4 bits in one of the first r % 4 + 1 tables, or in at most r // 4 - 1 bits in one of the other tables.
@@ -227,7 +228,7 @@ def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
         for bits in range(radius + 1):
             for chosen in combinations(range(_BITS), bits):
                 other = keys ^ sum(1 << bit for bit in chosen)
-                # To find each pair once per table, pair a row only with later rows or with buckets of a greater key.
+                # To find a pair once per table, pair a hash with later hashes of its key or hashes of greater keys.
                 low = everyone + 1 if bits == 0 else bucket[other]
                 high = np.where(other >= keys, bucket[other + 1], low)
                 for i, j in _ranges(low, high):

@@ -1,4 +1,4 @@
-"""Parse the genres of a CSV cell: a list in the form of Python, NumPy, pandas or JSON, or names with separators."""
+"""Parse a CSV cell of genres: names with separators, or a list in the notation of Python, NumPy, pandas or JSON."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 from shards.dataset.labels import tidy
 
-#: Cells that mean "no genre". The last one is from MovieLens.
+#: Cells that mean "no genre". The last text is from the data set MovieLens.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
-#: Largest number of characters of a cell that is parsed.
+#: Longest cell that is parsed, in characters.
 MAX_GENRE_TEXT = 100_000
-#: The beginning of a call with a list: ``array([...], dtype=object)``, ``list([...])``, ``set([...])``.
+#: The beginning of a list in a call, such as ``array([...], dtype=object)``, ``list([...])`` or ``set([...])``.
 WRAPPER = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 DTYPE = re.compile(r",\s*dtype=[\w.<>='\" ]{1,40}$")
 
 STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
-#: A string in the form of NumPy 2: ``np.str_('Drama')``.
+#: A string in the notation of NumPy 2: ``np.str_('Drama')``.
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: A part of a list that was split at a separator, text in quotes, or a call such as deque(['Drama']).
+#: A text that is no name: a text in quotes, a piece of a list that was cut at a separator, or deque(['Drama']).
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened when it was printed; write all genres"
@@ -34,9 +34,9 @@ PARTNERS = {"[": "]", "(": ")", "{": "}"}
 def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
     """Parse ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
 
-    Sets, tuples, ``array([...], dtype=object)`` and lists of dicts with a ``name`` (TMDB) are accepted, too. Only
-    literals are evaluated. The order is kept, and repeated genres are dropped. Raises ValueError for all other texts
-    and for ambiguous ones. The message says what to write instead.
+    Sets, tuples, ``array([...], dtype=object)`` and lists of dicts with a ``name`` (TMDB) are also accepted. No code in
+    the text is executed. The order of the genres is kept, and repeated genres are dropped. Raises ValueError for other
+    or ambiguous texts. The error message says what to write instead.
     """
     text = text.strip()
     if len(text) > MAX_GENRE_TEXT:
@@ -68,7 +68,7 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
 
 
 def is_list(text: str) -> bool:
-    """Return whether a cell (without spaces around it) begins like a list."""
+    """Return whether a cell begins like a list. The cell must have no spaces around its text."""
     return text[:1] in PARTNERS or WRAPPER.match(text) is not None
 
 
@@ -85,13 +85,13 @@ def _parse_list(text: str) -> list[str]:
 
 
 def _parse_python(text: str) -> list[str]:
-    """Parse a list in the form of Python or NumPy.
+    """Parse a list in the notation of Python or NumPy.
 
     Python joins adjacent strings: it reads ``['Action' 'Drama']`` as one genre. So adjacent strings are handled first.
     """
     tokens = []
     for match in TOKEN.finditer(text[1:-1]):
-        if match.lastgroup == "open":  # a quote that is not closed; a longer search takes quadratic time
+        if match.lastgroup == "open":  # a quote is not closed: stop, because a longer search takes quadratic time
             raise ValueError(f"a quote is not closed in {text[:60]!r}; write ['Action', 'Drama']")
         if match[0] == "...":
             raise ValueError(SHORTENED.format(text[:60]))
@@ -118,8 +118,7 @@ def _literal(part: str, text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unknown escapes such as \d cause warnings
             return ast.literal_eval(part)
-    # the documented errors of literal_eval
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all documented errors of literal_eval
         raise ValueError(f"not a list of genres: {text[:60]!r}; write ['Action', 'Drama'] or Action|Drama") from None
 
 

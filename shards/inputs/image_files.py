@@ -1,4 +1,4 @@
-"""Find the image files of poster ids, and read their bytes. images.py decodes the bytes."""
+"""Find the image file of a poster id, and read the bytes of the file. images.py decodes the bytes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 #: Usual folders of cleaned posters, in the order in which they are tried.
 DEFAULT_FOLDERS = ("cleaned_posters_local", "Data/cleaned_posters")
 
-#: Usual endings, the preferred ones first. Earlier versions accepted only the endings in _FIRST. These come first, so
-#: that a new build of an old shard set uses the same files.
+#: Usual endings of image files, in the order of preference. Earlier versions accepted only the endings in _FIRST. Those
+#: endings come first, so that a new build of an old shard set uses the same files.
 _FIRST, _LATER = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG"), IMAGE_ENDINGS[3:]
 USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 
 @dataclass
 class Walk:
-    """What a walk through a folder cannot use: files that are not images, and folders that cannot be listed."""
+    """Problems of a walk through a folder: files that are not images, and folders that cannot be listed."""
 
     others: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are not images
     unreadable: list[str] = field(default_factory=list)  # one message for each folder that cannot be listed
@@ -53,7 +53,7 @@ def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
 
 
 def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
-    """Yield (path, paths of the files) of ``folder`` and of each folder below it.
+    """Yield (path, paths of its files) of ``folder`` and of each folder below ``folder``.
 
     All paths are relative to ``folder``. The path of a subfolder ends with a slash. The path of ``folder`` is empty.
     """
@@ -66,9 +66,9 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 
 
 def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], list[str]]:
-    """Return the paths of the folders (with a slash at the end) and of the files that are directly in a subfolder.
+    """Return two lists of paths: of the folders (with a slash at the end) and of the files directly in a subfolder.
 
-    All paths are relative to ``folder``. Visible files that are not images, and an error, are added to ``walk``.
+    All paths are relative to ``folder``. ``walk`` counts visible files that are not images, and stores an error.
     """
     folders, files = [], []
     try:
@@ -88,7 +88,7 @@ def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], li
 def image_names(sample_id: str) -> Iterator[str]:
     """Yield the usual file names of an id's poster, relative to the image folder, in the order of preference.
 
-    These are the id with each of USUAL_ENDINGS, then the id itself if it has an image ending (``x.jpg``).
+    The names are the id with each of USUAL_ENDINGS, then the id itself if the id has an image ending (``x.jpg``).
     """
     yield from (f"{sample_id}{kind}" for kind in USUAL_ENDINGS)
     if is_image_name(sample_id):
@@ -96,7 +96,7 @@ def image_names(sample_id: str) -> Iterator[str]:
 
 
 def files_of(ids: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return id → its files among ``names``, in the order of preference. An id without a file is left out.
+    """Return id → files of the id among ``names``, in the order of preference. An id without a file is left out.
 
     Names with USUAL_ENDINGS come first, then names with endings in mixed case (``.Jpg``), then the id itself.
     """
@@ -118,12 +118,12 @@ def _rank(sample_id: str, name: str) -> tuple[int, str]:
 
 
 def find_image(folder: Path, sample_id: str) -> Path | None:
-    """Return the file of an id's poster in a local folder, or None. For many ids, list_posters is faster."""
+    """Return the path of an id's poster in a local folder, or None. For many ids, list_posters is faster."""
     for name in image_names(sample_id):
         path = folder / name
         if _is_file(path):
             return path
-    # Only a listing of the folder finds endings in mixed case.
+    # Only a listing of the folder finds endings in mixed case (``.Jpg``).
     parent, own = (folder / sample_id).parent, PurePosixPath(sample_id).name
     names = [name for name in list_folder(parent, "", Walk())[1] if name.startswith(own)]
     files = files_of([own], names).get(own, [])
@@ -136,14 +136,14 @@ def _is_file(path: Path) -> bool:
     except OSError as error:
         if not of_one_file(error):
             raise unreadable(str(path), error) from None
-        return False  # for example, the folder may not be read, or the name is too long
+        return False  # for example, there is no permission to read the folder, or the name is too long
 
 
 def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None) -> bytes:
     """Return the bytes of a poster. Raises BadImage if the file is missing, empty or not readable.
 
     ``name`` is the path of the file in the folder. If it is None, the usual names are tried. Errors of a remote store
-    are raised unchanged. A disk error is retried if it may be temporary, and finally raised as UserError.
+    are raised unchanged. A disk error that may be temporary is retried. A lasting disk error becomes a UserError.
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:
@@ -152,7 +152,7 @@ def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None
 
 
 def read_checked(folder: StoragePath, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
-    """Read a poster like ``read_image_file``. Raises UserError if its SHA-256 is not ``digest``."""
+    """Read a poster like ``read_image_file``. Raises UserError if the poster is missing or has another SHA-256."""
     try:
         data = read_image_file(folder, sample_id, name)
         problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"
@@ -206,7 +206,7 @@ def require_images(folder: StoragePath) -> None:
     with as_user_error("find posters", folder):
         if not folder.is_dir():
             raise UserError("path-missing", f"image folder not found: {folder}")
-        # A remote folder may have a million other files, so it is not walked through. list_posters searches it by id.
+        # A remote folder may have a million other files, so it is not searched here. list_posters searches it by id.
         if not is_remote(folder):
             walk = Walk()
             if next(walk_images(folder, walk), None) is None:

@@ -1,4 +1,4 @@
-"""Check the bytes of a picture before images.py decodes it: reject slow pictures, find pictures with several frames.
+"""Reject pictures whose decoding can take minutes, and find pictures with several frames. images.py decodes pictures.
 
 Pillow limits the number of pixels, but not the metadata. A JPEG of 500 scans, a GIF comment of 80,000 blocks or a TIFF
 with 65,535 directory entries that each point at the whole file can occupy a core for minutes. Sources: T.81 (JPEG),
@@ -69,13 +69,13 @@ def more_frames(data: bytes) -> bool:
 
 
 def cut_off(data: bytes) -> bool:
-    """Return whether the headers of a JPEG, WebP, TIFF or AVIF need more bytes than the file has. Else False."""
+    """Return whether the headers show that a JPEG, WebP, TIFF or AVIF is cut off. False for other formats."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _number(data, 4, "<I") + 8 > len(data)
     if data.startswith(TIFF[:2]):
         return _number(data, 4, f"{'<' if data[:1] == b'I' else '>'}I") + 2 > len(data)
     at = 0
-    if data.startswith(b"\xff\xd8"):  # check_structure has limited the number of segments
+    if data.startswith(b"\xff\xd8"):  # check_structure limits the number of segments, so this loop is short
         at = 2
         while data[at : at + 1] == b"\xff":
             at += 2 + _number(data, at + 2, ">H")
@@ -129,7 +129,7 @@ def _blocks_end(data: bytes, at: int) -> int:
 
 
 def _check_directory(data: bytes, depth: int, start: int | None = None, certain: bool = True) -> None:
-    """Raise TooMuchWork if a TIFF directory has too many entries, or values of more than twice the file's size.
+    """Raise TooMuchWork if a TIFF directory has too many entries, or if its values need over twice the file's bytes.
 
     certain: whether the bytes are certainly TIFF. If not, only the number of entries is checked.
     """

@@ -1,8 +1,8 @@
-"""Check and decode the bytes of a poster, and encode them as the JPEG of a shard. image_files.py finds the files.
+"""Check and decode the bytes of a poster, and encode the pixels as the JPEG of a shard. image_files.py finds the files.
 
-The results depend only on the bytes and the options, so a shard that is built twice is the same. Every command decodes
-here or in toolkit/data/transforms/jpeg.py. That module is faster for most JPEGs, gives the same pixels, and calls this
-module for all other files.
+The results depend only on the bytes and the options, so a second build gives the same shard. Every command decodes
+here or in toolkit/data/transforms/jpeg.py. The module jpeg.py is faster for most JPEGs, gives the same pixels, and
+calls this module for all other files.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from shards.inputs.orientation import orientation, rgb, turned
 from shards.options import option
 from shards.values import Checked, Count, between
 
-#: Names of the allowed formats. Document formats (EPS, PDF) are not allowed, because Pillow starts programs for them.
+#: Names of the allowed formats. EPS and PDF documents are not allowed, because Pillow starts programs to read them.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 #: Messages of libjpeg-turbo for a JPEG that has an end marker, but too little pixel data.
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
-#: Pixels of the largest JPEG that simplejpeg decodes. Pillow decodes larger ones, which needs half the memory.
+#: Pixels of the largest JPEG that is decoded with simplejpeg. Larger JPEGs are decoded with Pillow in half the memory.
 FAST_PIXELS = 16_000_000
-#: Largest memory for decoding in bytes per pixel: of most formats, and of the formats that need more.
+#: Bytes of memory per pixel that decoding needs at most: for usual formats, and for two heavy formats.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
 
 def parse_aspect(text: str) -> tuple[float, float]:
-    """Parse two ratios: ``0.5,0.9`` becomes (0.5, 0.9). Raises UserError."""
+    """Parse two ratios of width to height: ``0.5,0.9`` becomes (0.5, 0.9). Raises UserError."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -53,9 +53,9 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 
 @dataclass(frozen=True)
 class ImageOptions(Checked):
-    """How posters are checked, and encoded for a shard.
+    """How posters are checked, and how they are encoded for a shard.
 
-    The fields are part of the fingerprint PackTask.plan. A new field with its default value must not change it.
+    The fields are part of the fingerprint PackTask.plan. A new field with its default must not change the fingerprint.
     """
 
     short_side: int = 256
@@ -63,11 +63,11 @@ class ImageOptions(Checked):
     long_side: int = 512
     """Largest long side in pixels, for very wide and very tall posters."""
     quality: Annotated[int, between(1, 95)] = 90
-    """JPEG quality of posters that are encoded again. Upright RGB JPEGs that fit both sides keep their bytes."""
+    """JPEG quality of posters that are encoded again. Upright RGB JPEGs within both size limits keep their bytes."""
     min_side: Count = 32
     """Smallest allowed side in pixels. Posters with a shorter side are rejected."""
     max_pixels: Count = 64_000_000
-    """Largest allowed number of pixels. Posters whose header has more are rejected as decompression bombs."""
+    """Largest allowed number of pixels. Posters with more pixels are rejected as decompression bombs."""
     aspect: tuple[float, float] | None = option(None, metavar="LOW,HIGH", parse=parse_aspect)
     """Smallest and largest allowed ratio of width to height. Other posters are rejected (default: no limits)."""
 
@@ -115,11 +115,11 @@ class Packed:
 
 
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
-    """Return the upright RGB pixels of a picture. If it has several frames, the first one is used.
+    """Return the upright RGB pixels of a picture. If the picture has several frames, the first frame is used.
 
-    target: (width, height). To save time, a JPEG may be decoded at a smaller scale, but not below this size. It is then
-    not checked for missing pixel data.
-    Raises BadImage: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
+    target: (width, height). To save time, a JPEG may be decoded at a smaller scale, but not below this size. With a
+    target, a JPEG is not checked for missing pixel data.
+    Raises BadImage with a reason: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
     image, header = _opened(data, options)
     pixels = None
@@ -153,7 +153,7 @@ def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = 
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
-    """Check all pixel data. Return the (width, height) of the upright picture. Raises BadImage if it has a fault."""
+    """Check all pixel data. Return (width, height) of the upright picture. Raises BadImage if the data has a fault."""
     _, header = _opened(data, ANY)
     if header is None or _whole_jpeg(data, header, smallest=True) is None:
         return decode(data, ANY).size
@@ -167,7 +167,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
     except TooMuchWork as error:
         raise BadImage("decompression bomb", str(error)) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of unusual EXIF and of large sizes, which are checked here
+        warnings.simplefilter("ignore")  # Pillow warns of unusual EXIF and large sizes. Sizes are checked below.
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -192,7 +192,7 @@ def _opened(data: bytes, options: ImageOptions) -> tuple[Image.Image, JpegHeader
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Return the number of pixels in a tile of a TIFF, 0 if it has no tiles. A tile is always decoded as a whole."""
+    """Return the number of pixels in a tile of a TIFF, 0 if there are no tiles. A tile is always decoded as a whole."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     sides = [image.tag_v2.get(tag, 0) for tag in (322, 323)]
@@ -202,7 +202,7 @@ def _tile_pixels(image: Image.Image) -> int:
 def _whole_jpeg(data: bytes, header: JpegHeader, smallest: bool) -> np.ndarray | None:
     """Decode a JPEG with simplejpeg. Return (h, w, c) uint8, not rotated, or None if simplejpeg refuses the JPEG.
 
-    smallest: decode at 1/8 size. Raises BadImage if pixel data is missing. Pillow would fill the gap with grey.
+    smallest: decode at 1/8 size. Raises BadImage if pixel data is missing, because Pillow fills such gaps with grey.
     """
     lack = "" if header.one_scan else missing_scans(data, header)
     if lack:
@@ -264,6 +264,6 @@ def fitted_size(width: int, height: int, options: ImageOptions) -> tuple[int, in
 
 
 def _without_address(error: Exception) -> str:
-    """Return an error's message without memory addresses. They differ between runs, but rejected.csv must not."""
+    """Return an error's message without memory addresses, because rejected.csv must be the same in each run."""
     text = one_line(error)
     return "no known picture format" if "BytesIO" in text else text[:200]

@@ -1,7 +1,7 @@
 """Read the size, the orientation and the scans from the headers of a JPEG, without decoding (images.py decodes).
 
-All commands use these functions, so that they treat a file in the same way. Sources: ITU-T T.81, Annex B, and EXIF 2.3
-for the orientation. Files that break these standards are read as Pillow reads them.
+All commands use these functions, so all commands treat a file in the same way. Sources: ITU-T T.81, Annex B, and EXIF
+2.3 for the orientation. Files that break these standards are read as Pillow reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_SCANS = 100
 MAX_WORK, MIN_SCANS = 640_000_000, 20
 #: Largest numbers of segments and padding bytes before the pixels. Cameras and editors write far fewer.
 MAX_SEGMENTS, MAX_PADDING = 5_000, 65_536
-#: Largest size of the EXIF of all segments in bytes. Pillow parses the EXIF when it opens a file.
+#: Largest size in bytes of the EXIF of all segments together. Pillow parses the EXIF of every file that it opens.
 MAX_EXIF = 256_000
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -95,7 +95,7 @@ def read_jpeg_header(data: bytes | memoryview) -> JpegHeader | None:
 
 
 def without_junk(data: bytes) -> bytes:
-    """Return a JPEG without the bytes between its header segments. Decoders skip such bytes."""
+    """Return a JPEG without stray bytes between its header segments. Decoders skip such bytes."""
     kept, at = [data[:2]], 2
     while len(kept) < MAX_SEGMENTS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 4:
         marker, size = _SEGMENT(data, at)
@@ -118,7 +118,7 @@ def orientation_of(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """Return the value of ORIENTATION in the first EXIF directory, or None."""
+    """Return the value of the tag ORIENTATION in the first EXIF directory, or None."""
     at = 0
     while exif.startswith(_EXIF, at):
         at += len(_EXIF)
@@ -137,7 +137,7 @@ def _exif_orientation(exif: bytes) -> int | None:
                     value = 0
                     continue
                 place = entry + 8
-                if count * struct.calcsize(form) > 4:  # then the entry has the offset of the values
+                if count * struct.calcsize(form) > 4:  # the entry has an offset, because the values do not fit into it
                     place = at + struct.unpack_from(f"{order}I", exif, place)[0]
                 value = struct.unpack_from(f"{order}{form}", exif, place)[0]
     except struct.error:
@@ -151,7 +151,7 @@ def check_scans(data: bytes, header: JpegHeader | None) -> None:
     # Pixel data never contains these two bytes, so there are at most as many scans as this fast count finds.
     if data.count(b"\xff\xda") <= limit:
         return
-    found = sum(1 for _ in scans(data))  # skips previews, profiles and data after the picture
+    found = sum(1 for _ in scans(data))  # this count skips previews, profiles and data after the picture
     if found > limit:
         size = f"{header.width}x{header.height}" if header else "a JPEG"
         raise TooMuchWork(f"{size} in {found} scans, over {limit}")

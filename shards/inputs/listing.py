@@ -1,4 +1,4 @@
-"""Find the image files of many ids. A few listings of the folder replace one request for each possible file name.
+"""Find the image files of many ids. Listing a folder needs fewer requests than a test of each possible file name.
 
 The listing of a whole remote folder can be too large for memory. So the ids are grouped by common prefixes of their
 names, and only one prefix is listed at a time. A local folder is walked through once.
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 BY_PREFIX = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
 #: Largest number of ids per listing. Stores return about this number of files in one response.
 GROUP = 1000
-#: Keys of a value that changes with the content of a file. Stores use different keys. The first existing key is used.
+#: A value with one of these keys changes if the content of a file changes. The first key that a store has is used.
 VERSION_KEYS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "updated", "last_modified", "mtime", "created")
 
 
@@ -68,7 +68,7 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
 
 
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Yield (ids, files) of each subfolder that contains ids. The values of ``files`` are None."""
+    """Yield (ids, files) of each subfolder that ids refer to. ``files`` maps the paths of the files to None."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
@@ -77,7 +77,7 @@ def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tu
         if members := by_folder.pop(subfolder.rstrip("/"), None):
             yield members, dict.fromkeys(files)
     for subfolder, members in by_folder.items():
-        if os.path.isdir(folder / subfolder):  # behind a link to a folder, which walk_folders does not follow
+        if os.path.isdir(folder / subfolder):  # the path has a link to a folder, which walk_folders does not follow
             yield members, dict.fromkeys(list_folder(folder, f"{subfolder}/", walk)[1])
     if not quiet:
         walk.warn(folder)
@@ -100,9 +100,9 @@ class NoFolder(UserError):
 
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """Yield (keys, files) for groups of the keys. ``begins`` maps a key to the prefix of its files' names.
+    """Yield (keys, files) for groups of the keys. ``begins`` maps each key to the prefix of the names of its files.
 
-    files: relative path → file information from the store, for at least the files with these prefixes.
+    files: relative path → file information from the store. It contains all files that begin with these prefixes.
     """
     with as_user_error("list", folder):
         folder.fs.invalidate_cache()
@@ -129,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Yield (common prefix, pairs) of groups of sorted (prefix, key) pairs. All prefixes share ``known`` characters."""
+    """Yield (common prefix, pairs) of groups of sorted (prefix, key) pairs. The first ``known`` letters are equal."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))

@@ -22,7 +22,7 @@ from shards.storage.paths import StoragePath
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-#: Reasons for which the genres of a row cannot be read.
+#: Rejections with these reasons are rows whose genres cannot be read.
 UNREADABLE = ("unparsable genres", "bad row")
 
 
@@ -77,12 +77,12 @@ class GenreOptions(CsvOptions):
 
     genre_column: str | None = None
     """CSV column of genres, by name or by number from 0. The default is the column named genre, label or tag (or a
-    plural), or column 3 if it contains lists. If you give a column, it may contain numbers, years or only one genre."""
+    plural), or else column 3 if it has lists. A column of numbers, years or a single genre needs this option."""
     genre_separator: str = "|"
     """Separator between the genres of a cell that is not a list."""
     spellings: str = option("merge", choices=("merge", "refuse"))
-    """What to do with genres that differ only in case, spaces, invisible characters or Unicode form: merge them and
-    log it (default), or refuse the CSV."""
+    """What to do with genres that differ only in case, spaces, invisible characters or Unicode form. ``merge`` combines
+    them and logs the change (default). ``refuse`` rejects the CSV."""
 
 
 def read_metadata(
@@ -90,7 +90,7 @@ def read_metadata(
 ) -> Metadata:
     """Read ids and genre lists from a CSV with a header line, and log a summary.
 
-    known: labels that are always accepted, such as the labels of a model. They replace their other spellings.
+    known: labels that are always accepted, such as the labels of a model. A known label replaces its other spellings.
     strict: whether doubtful genres (see table_checks.doubt_about) raise UserError. If false, a warning is logged.
 
     Raises UserError if the file or a column is missing, or if several columns may contain the genres. A bad row raises
@@ -147,7 +147,7 @@ class _Cells:
     """Parsed cells of all rows."""
 
     rows: list[Row] = field(default_factory=list)
-    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # with line numbers
+    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # (line number, rejection)
     count: int = 0
     written: int = 0  # rows whose cell of genres is not empty
     lists: int = 0  # rows whose cell of genres is a list or has a separator
@@ -230,7 +230,7 @@ def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows
 
 
 def id_problem(sample_id: str) -> str:
-    """Return why an id cannot be a path in the image folder. The text is empty if it can."""
+    """Return why an id cannot be a path in the image folder. Empty if the id is valid."""
     if not sample_id:
         return "empty id"
     if any(unicodedata.category(character) == "Cc" for character in sample_id):
@@ -244,7 +244,7 @@ def id_problem(sample_id: str) -> str:
 
 
 def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail) atomically. Cells that begin like a formula are escaped."""
+    """Write rejected.csv (id, reason, detail) atomically. Cells that begin like a spreadsheet formula are escaped."""
     rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, rows, end="\r\n")
@@ -261,11 +261,11 @@ def read_rejected(path: StoragePath) -> dict[str, str]:
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:
-    """Return a one-line summary: the count of each reason, and one row for each of the three most frequent."""
+    """Return one line: the number of rejections for each reason, and an example of each of the three main reasons."""
     if not rejected:
         return "the file has only a header line"
     first = {rejection.reason: rejection for rejection in reversed(rejected)}
     reasons = Counter(rejection.reason for rejection in rejected).most_common()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
     examples = [f"id {first[reason].id!r}: {reason} ({first[reason].detail})" for reason, _ in reasons[:3]]
-    return f"{counts}; the first is {', and '.join(examples)}"
+    return f"{counts}; for example {', and '.join(examples)}"

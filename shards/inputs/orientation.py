@@ -39,7 +39,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Load the pixels of a picture and return its EXIF orientation. 1 for a TIFF, because Pillow turns it upright."""
+    """Load the pixels of a picture and return its EXIF orientation. 1 for TIFF, because Pillow turns TIFFs upright."""
     image.load()
     if image.format == "TIFF":
         return 1
@@ -55,7 +55,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return the picture as RGB, not turned. Raises ValueError for floating-point pixels and levels over 65535."""
+    """Return the picture as RGB, not turned. Raises ValueError for float pixels and for levels not in 0 to 65535."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     scale = _scale(image)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CHUNK = 256  # posters per task; a task takes some seconds, so a killed run loses little work
 
 RULES = 3
-"""Version of the checks and hashes. Results of other versions in the cache are not used."""
+"""Version of the checks and hashes. Cached results of other versions are not used."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScanTask:
         return f"checking posters {self.ids[0]} to {self.ids[-1]}"
 
     def state(self) -> str:
-        """Return a fingerprint of the files (name, size and time of change) and options. A change means a new check."""
+        """Return a fingerprint of files (name, size, time of change) and options. A change causes a new check."""
         files: list[list[Any]] = []
         for sample_id, file in zip(self.ids, self.listed, strict=True):
             files.append([sample_id])
@@ -64,7 +64,7 @@ class ScanTask:
 
 @dataclass
 class Scan:
-    """Result of the checks. Every dict maps the ids of the good posters to a value."""
+    """Result of the checks. Every dict maps the id of each good poster to a value."""
 
     digests: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
@@ -96,7 +96,7 @@ def scan_images(
     *,
     chunk: int = CHUNK,
 ) -> Scan:
-    """Check the posters of ``ids``. ``work`` is the folder for results of chunks, which a restarted build reads."""
+    """Check the posters of ``ids`` in tasks of ``chunk`` posters. A restarted build reads old results from ``work``."""
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = list_posters(folder, ids)
     tasks = [
@@ -119,13 +119,13 @@ def scan_images(
 
 
 def warn_of_frames(names: Sequence[str]) -> None:
-    """Log the names of posters that have several frames. The list may be empty."""
+    """Log the names of posters that have several frames. Log nothing if the list is empty."""
     if names:
-        log.warning("%d posters have several frames or pages; the first one is used: %s", len(names), some(names))
+        log.warning("%d posters have several frames or pages; the first of each is used: %s", len(names), some(names))
 
 
 def scan_chunk(task: ScanTask) -> list[list[Any]]:
-    """Return a list for each poster: id, SHA-256, hex hashes, hex signature, reason, detail, several frames or not."""
+    """Return [id, SHA-256, hex hashes, hex signature, rejection reason, detail, has several frames] of each poster."""
     state = task.state()
     if "answer" in (done := read_result(task.cache, state)):
         return done["answer"]

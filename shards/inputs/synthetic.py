@@ -3,11 +3,11 @@
 Each genre of a poster usually adds its own objects to the picture. Palette and title depend only loosely on the genres.
 Some posters have an object of another genre. So no model can always be right.
 
-The last ten rows of the CSV are bad on purpose. Six of them have the fault in their id: ``bad_zero_bytes`` (an empty
-file), ``bad_truncated`` (a JPEG that stops after 40 % of its bytes), ``bad_not_an_image`` (text named .jpg),
+The last ten rows of the CSV are bad on purpose. The ids of six rows name the fault: ``bad_zero_bytes`` (an empty file),
+``bad_truncated`` (a JPEG that stops after 40 % of its bytes), ``bad_not_an_image`` (a text file named .jpg),
 ``bad_missing_file`` (no file), ``bad_no_genres`` (genre ``[]``) and ``bad_unparsable_genre`` (genre
-``['Drama', 'Roman``). The next row repeats the first id, ``p00000``. The last three, ``copy_of_p00001`` to
-``copy_of_p00003``, are near-duplicates: copies of another quality and size with the same genres.
+``['Drama', 'Roman``). The next row repeats the first id, ``p00000``. The last three rows, ``copy_of_p00001`` to
+``copy_of_p00003``, are near-duplicates: copies in another JPEG quality and size with the same genres.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards.storage.files import atomic_write
 Color = tuple[int, ...]  # RGB or RGBA
 Points = Sequence[tuple[float, float]]
 
-W, H = 800, 1200  # size of the drawing in pixels; it is shrunk later, which makes edges smooth
+W, H = 800, 1200  # size of the drawing in pixels; the drawing is shrunk later, which makes its edges smooth
 #: Genre -> weight in the random choice of genres. Some genres are rare, as in real sets.
 GENRES = {"Drama": 45, "Comedy": 26, "Romance": 19, "Horror": 14, "Sci-Fi": 9.5, "Western": 5.5, "War": 3.5}
 #: Genre -> four colours: the top of the sky, the bottom of the sky, silhouettes, and the title.
@@ -60,7 +60,7 @@ PLANE = WING + [(-a, b) for a, b in reversed(WING)]
 
 
 class Painter:
-    """Draws one poster. Coordinates are in poster widths: x from 0 to 1, y from 0 (top) to 1.5."""
+    """Draws one poster. The unit of coordinates is the poster's width: x is from 0 to 1, y from 0 (top) to 1.5."""
 
     def __init__(self, rng: random.Random, top: Color, bottom: Color, ink: Color) -> None:
         self.rng, self.span, self.ink = rng, rng.uniform, ink
@@ -101,7 +101,7 @@ class Painter:
 
     def desert(self) -> None:
         y = self.span(0.9, 1.05)
-        for _ in range(self.rng.randint(1, 3)):  # mesas
+        for _ in range(self.rng.randint(1, 3)):  # hills with flat tops
             x, w, h = self.span(0, 1), self.span(0.1, 0.24), self.span(0.1, 0.3)
             self.shape([(-w, 0.1), (-w * 0.7, -h), (w * 0.6, -h), (w, 0.1)], self.vary((150, 66, 44)), x, y)
         self.ground(y, self.vary((206, 122, 60)), 0.008)
@@ -125,7 +125,7 @@ class Painter:
         x, y, r, turn = self.spot(), self.span(0.25, 0.75), self.span(0.12, 0.24), self.span(-0.6, 0.6)
         body = self.vary(self.rng.choice(((226, 130, 90), (110, 180, 220), (170, 120, 210), (120, 200, 150))))
         ring = tuple((v + 510) // 3 for v in body)
-        self.shape(RING, ring, x, y, r, turn + math.pi)  # the far half, then the planet, then the near half
+        self.shape(RING, ring, x, y, r, turn + math.pi)  # the far half of the ring, behind the planet
         self.disc(x, y, r, body)
         self.disc(x - r * 0.16, y - r * 0.16, r * 0.78, (255, 255, 255, 34))
         self.shape(RING, ring, x, y, r, turn)
@@ -185,13 +185,13 @@ class Painter:
 
     def planes(self) -> None:
         x, y, s, turn = self.spot(), self.span(0.2, 0.55), self.span(0.07, 0.15), self.span(-0.9, 0.9)
-        for k in range(self.rng.randint(2, 5)):  # a V formation
+        for k in range(self.rng.randint(2, 5)):  # the planes fly in the form of a V
             side = (k + 1) // 2 * (-1) ** k * s * 1.9
             self.shape(PLANE, self.ink, x + side, y + abs(side) * 0.6, s * self.span(0.85, 1.1), turn)
 
     def portrait(self) -> None:
         x, y, r, hair = self.spot(), self.span(0.5, 0.75), self.span(0.14, 0.2), self.rng.choice((1, 1.25))
-        light = (x + self.rng.choice((-0.016, 0.016)), self.vary((214, 190, 160), 40))  # from one side
+        light = (x + self.rng.choice((-0.016, 0.016)), self.vary((214, 190, 160), 40))  # a lit edge on one side
         for at, fill in (light, (x, self.vary(self.ink, 12))):
             self.disc(at, y, r, fill, 1.25)
             self.disc(at, y + r * (hair - 1) * 1.5, r * hair, fill, 1.2)
@@ -237,9 +237,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
-    """Return the picture and (title, year, genre) of one poster. They do not depend on the size of the set."""
+    """Return the picture and (title, year, genre) of one poster. The size of the set has no influence on them."""
     rng = random.Random(f"{seed}/{index}")
-    # The first posters have one main genre each in turn, so that a small set has all genres.
+    # Each of the first posters has another main genre, so that a small set has all genres.
     names = list(GENRES)
     genres = [names[index]] if index < len(names) else rng.choices(names, list(GENRES.values()))
     for _ in range(rng.choices((0, 1, 2), (50, 37, 13))[0]):

@@ -1,4 +1,4 @@
-"""Find the column of genres in a CSV. If the column is doubtful, an error says how to choose another."""
+"""Find the column of genres in a CSV. If the column is doubtful, an error says how to choose another column."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no
 #: A cell that is written as a list. A header never has such a cell.
 LIST_CELL = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 
-# Characters that may separate genres inside a label. A label counts as several genres if its parts fulfil a condition.
-#: Rare in names of genres. Condition: one part is also a label of its own, or a part of another label.
+# A label with one of these separators counts as several genres if the parts between the separators fulfil a condition.
+#: These are rare in names of genres. Condition: one part is also a label of its own, or a part of another label.
 PLAIN_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\u060c", "\u00b7", "\u2022")
-#: In some names (Sci-Fi/Fantasy). Condition: each part is also a label of its own, or a part of another label.
+#: These are in some names (Sci-Fi/Fantasy). Condition: each part is also a label of its own or a part of another label.
 OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
-#: In many names (Film-Noir). Condition: each part is also a label of its own.
+#: These are in many names (Film-Noir). Condition: each part is also a label of its own.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 
 MANY = 20  # smallest number of posters for which the share of unique labels is checked
@@ -63,7 +63,7 @@ def is_named(table: Table, at: int) -> bool:
 
 
 def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
-    """Raise UserError if the first line has a list, or only known ``labels`` in the column of genres."""
+    """Raise UserError if the first line is no header: it has a list, or only ``labels`` in the column of genres."""
     header = [name.strip() for name in table.header]
     genres = () if genres_at is None else header[genres_at].split(separator)
     are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
@@ -141,7 +141,7 @@ def doubt_about(
 
 
 def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
-    """Return a message if labels are probably not genres, else an empty string. ``where`` is the file and column."""
+    """Return a message if the labels are probably not genres, else an empty text. ``where`` is the file and column."""
     shown = some([repr(label) for label, _ in labels.most_common()], 3)
     if 2 * sum(n for label, n in labels.items() if NUMBER.fullmatch(label)) > labels.total():
         kind = "years" if all(YEAR.fullmatch(label) for label in labels) else "numbers"
@@ -154,7 +154,7 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _mostly_unique(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether at least ``share`` of the posters have only unique labels. False for fewer than MANY posters."""
+    """Return whether at least ``share`` of the posters have only labels of their own. False for under MANY posters."""
     labels = Counter(label for genres in samples for label in genres)
     unique = sum(all(labels[label] == 1 for label in genres) for genres in samples)
     return len(samples) >= MANY and unique >= share * len(samples)

@@ -1,4 +1,4 @@
-"""Count the rows of a CSV that have no image, and the rows with an image that are unreadable."""
+"""Check how many rows of a CSV have no image or cannot be read."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
 
-#: Reasons that do not mean unreadable genres or pixels: missing data, and posters outside of the user's limits.
+#: Reasons of rejections that do not count as unreadable: data is missing or repeated, or outside of the user's limits.
 NOT_COUNTED = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-#: Reasons that concern a row of the CSV, not the poster. The poster may be good.
+#: Reasons of rejections that concern a row of the CSV. The poster of this row may be good.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
 #: Largest number of file names that are read to explain why no id has a file.
 NAMES = 20_000
@@ -54,7 +54,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     """Options of build and clean: the CSV, the posters and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
-    """Largest share of the rows with an image that may have unreadable genres (in a build also unreadable pixels)."""
+    """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""
     near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
     """Largest Hamming distance (0 to 15 bits) between the 64-bit perceptual hashes of near-duplicates."""
 
@@ -64,8 +64,8 @@ def problem_with_rows(
 ) -> str:
     """Return a message if no row has an image or too many rows are unreadable, else "". Log rows without an image.
 
-    limit: largest share of unreadable rows among the rows with an image. pixels: whether unreadable images also count.
-    Posters in the rejected.csv that `fetch` or `clean` wrote into the image folder do not count.
+    limit: largest share of unreadable rows among the rows with an image. pixels: whether rows with unreadable images
+    count as unreadable. Posters that `fetch` or `clean` listed in rejected.csv in the image folder do not count.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
@@ -83,7 +83,7 @@ def problem_with_rows(
     if missing:
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
-        known = f"; {listed.total()} of them are in its rejected.csv: {why}" if listed else ""
+        known = f"; {listed.total()} of these ids are in the rejected.csv of this folder: {why}" if listed else ""
         log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
     counted = present if pixels else [r for r in named if r.id in there]
     unreadable = [r for r in counted if r.reason not in NOT_COUNTED and r.id not in earlier]
@@ -125,7 +125,7 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
-    """Return (rows, rejections): the rows with at least one genre of the labels, and rejections for all others."""
+    """Return (rows, rejections): rows with at least one genre of ``labels``, and a rejection for each other row."""
     known, unknown = [], []
     strange = Counter(genre for row in rows for genre in row.genres if genre not in labels.index)
     if strange:

@@ -47,7 +47,7 @@ class GalleryItem:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line under a poster. ``verdict`` selects the mark (none if empty), ``number`` is at the right edge."""
+    """A line under a poster. ``verdict`` selects the mark before the text. ``number`` is drawn at the right edge."""
 
     text: str
     color: Color
@@ -58,7 +58,7 @@ class _Line:
 def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> None:
     """Draw the contact sheet of ``items``, row by row, and write it atomically to ``path`` as a PNG.
 
-    If the bytes of an item are not a picture, the tile shows a message.
+    If the bytes of an item are not a picture, a message is drawn instead of the poster.
     """
     columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
@@ -117,7 +117,7 @@ def _lines(item: GalleryItem) -> Iterator[_Line]:
 
 
 def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
-    """Yield the lines of a genre. The first has a mark and a number. A long name continues on indented lines."""
+    """Yield the lines of a genre. The first line has a mark and a number. A long name continues on indented lines."""
     available = THUMB[0] - MARK - _width("100%") - 12
     for position, text in enumerate(wrap_text(genre, available)):
         color = VERDICTS[verdict][0]
@@ -125,7 +125,7 @@ def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
 
 
 def wrap_text(text: str, available: float, size: int = TEXT) -> list[str]:
-    """Break ``text`` into lines that are at most ``available`` pixels wide. Wide words are broken, too."""
+    """Break ``text`` into lines that are at most ``available`` pixels wide. A word that is wider is also broken."""
     # Pillow's own font has only ASCII letters, so accents are removed: "Comédie" becomes "Comedie".
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     lines: list[str] = []
@@ -145,7 +145,7 @@ def wrap_text(text: str, available: float, size: int = TEXT) -> list[str]:
 
 
 def _flow(widths: Sequence[float], available: float) -> Iterator[tuple[float, int]]:
-    """Yield (x, row) of each item of the legend. An item that does not fit into a row begins the next row."""
+    """Yield the position (x, row) of each item of the legend. An item that does not fit into a row begins a new row."""
     x, row = 0.0, 0
     for width in widths:
         if x and x + width > available:
@@ -177,7 +177,7 @@ def _draw_mark(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
 
 
 def poster_tile(source: Image.Image | bytes) -> Image.Image:
-    """Return the picture in the middle of a grey tile of THUMB pixels, as large as possible."""
+    """Return a grey tile of THUMB pixels. The picture is in the middle and as large as possible."""
     tile = Image.new("RGBA", THUMB, TILE)
     try:
         image = decode(source, ANY) if isinstance(source, bytes) else source

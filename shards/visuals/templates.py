@@ -59,12 +59,12 @@ def count(value: int) -> str:
 
 
 def place(share: float) -> float:
-    """Return a share as a position on a bar, from 0 to 100 percent of the bar's length."""
+    """Convert a share (0 to 1) to a position on a bar, in percent of the bar's length."""
     return round(100.0 * min(max(share, 0.0), 1.0), 1)
 
 
 def data_uri(picture: Image.Image | bytes, kind: str = "jpeg") -> str:
-    """Return a picture as a data URI. A Pillow image is encoded as JPEG. Bytes must have the type image/``kind``."""
+    """Return a picture as a data URI. A Pillow image becomes a JPEG. Bytes must be a file of type image/``kind``."""
     if isinstance(picture, Image.Image):
         picture = jpeg(picture, 88)
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

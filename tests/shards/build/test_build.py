@@ -285,10 +285,10 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"images": tmp_path / "absent"}, "image folder not found"),
         ({"images": few.csv}, "image folder not found"),
         ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
-        ({"images": spoilt}, r"no usable poster in .* 1 not an image.*the first is id 'p00\d\d'"),
+        ({"images": spoilt}, r"no usable poster in .* 1 not an image.*for example id 'p00\d\d'"),
         ({"metadata": tmp_path / "absent.csv"}, "metadata CSV not found"),
         ({"metadata": header}, "no usable row: the file has only a header line"),
-        ({"metadata": no_genres}, "no usable row: 1 no genres; the first is id 'p0000'"),
+        ({"metadata": no_genres}, "no usable row: 1 no genres; for example id 'p0000'"),
         ({"genre_column": "genres"}, "did you mean 'genre'"),
         ({"labels": tmp_path / "absent.json"}, "labels file not found"),
     ]

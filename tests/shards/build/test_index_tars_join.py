@@ -128,7 +128,7 @@ def test_a_csv_of_other_posters_takes_nothing(tmp_path: Path, command: Command) 
     table = write_csv(tmp_path / "meta.csv", [("9", "", "", "['A']")])
     status, out, err = command("shards", "index", tmp_path / "set", "--metadata", table, "--workers", 1)
     assert (status, out) == (2, "")
-    assert "has no usable sample: 2 not in the CSV; the first is id '1'" in only_error(err)
+    assert "has no usable sample: 2 not in the CSV; for example id '1'" in only_error(err)
     assert rejected(tmp_path / "set") == {"1": "not in the CSV", "2": "not in the CSV"}
     del before["rejected.csv"]
     assert tree(tmp_path / "set").items() >= before.items()

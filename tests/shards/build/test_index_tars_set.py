@@ -48,7 +48,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     film = encoded(draw("1"), "GIF", save_all=True, append_images=[draw("2")])
     write_tar(tmp_path / "a.tar", {"a.gif": film, "b.gif": encoded(draw("1"), "GIF")})
     adopt(tmp_path)
-    assert "1 posters have several frames or pages; the first one is used: a" in caplog.text
+    assert "1 posters have several frames or pages; the first of each is used: a" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
 
 def test_nothing_taken_is_a_failure(tmp_path: Path, command: Command) -> None:
     for members, reason in (
-        ({}, "1 no samples; the first is id 'a.tar': no samples (it is empty)"),
+        ({}, "1 no samples; for example id 'a.tar': no samples (it is empty)"),
         ({"x.heic": b"", "README": b""}, "no samples (1 heic, 1 without an extension)"),
-        ({"c.0.jpg": b"", "c.1.jpg": b""}, "1 several images; the first is id 'c'"),
+        ({"c.0.jpg": b"", "c.1.jpg": b""}, "1 several images; for example id 'c'"),
     ):
         write_tar(tmp_path / "a.tar", members)
         status, out, err = command("shards", "index", tmp_path, "--workers", 1)

@@ -130,7 +130,7 @@ def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         scan = scan_images(tmp_path / "images", list("abcde"), ImageOptions(), tmp_path / "work", LocalExecutor(1))
     assert len(scan.digests) == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "4 posters have several frames or pages; the first one is used: a, b, c, d"
+        "4 posters have several frames or pages; the first of each is used: a, b, c, d"
     ]
 
 

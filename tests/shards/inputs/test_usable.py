@@ -45,7 +45,7 @@ def test_too_many_unreadable_genres_fail_with_the_first_reason(dozen: Source, tm
     with pytest.raises(UserError) as caught:
         build(dozen, out, spoilt(dozen, 1))
     assert str(caught.value) == (
-        "1 of 12 rows with an image are unreadable, over --max-rejected 5%: 1 unparsable genres; the first is "
+        "1 of 12 rows with an image are unreadable, over --max-rejected 5%: 1 unparsable genres; for example "
         "id 'p0000': unparsable genres (line 2: a quote is not closed in \"['Drama\"; write ['Action', 'Drama']); "
         f"all reasons are in {out}/rejected.csv"
     )
@@ -57,7 +57,7 @@ def test_too_many_unreadable_genres_fail_with_the_first_reason(dozen: Source, tm
 
 def test_unreadable_pixels_count_too(dozen: Source, tmp_path: Path) -> None:
     (dozen.images / "p0003.jpg").write_bytes(b"<html>404</html>")
-    with pytest.raises(UserError, match=r"1 of 12 rows .*1 not an image; the first is id 'p0003': not an image"):
+    with pytest.raises(UserError, match=r"1 of 12 rows .*1 not an image; for example id 'p0003': not an image"):
         build(dozen, tmp_path / "out")
 
 
@@ -72,8 +72,8 @@ def test_rows_without_an_image_are_counted_and_not_held_against_it(
         build(dozen, tmp_path / "out", [*spoilt(dozen, 2), ("p9", "", "", "['Drama"), ("p8", "", "", "")])
     assert len(samples(tmp_path / "out")) == 4
     assert (
-        f"10 rows have no image in {dozen.images} (the first is id 'p0002'); 3 of them are in its rejected.csv: "
-        f"2 http 404, 1 timeout"
+        f"10 rows have no image in {dozen.images} (the first is id 'p0002'); 3 of these ids are in the rejected.csv of "
+        f"this folder: 2 http 404, 1 timeout"
     ) in caplog.text
     assert "4 of 14 posters are usable" in caplog.text
 

@@ -145,7 +145,7 @@ def test_rows_are_read_as_the_models_labels_and_bad_ones_are_named(tmp_path: Pat
     labels = LabelSet(("Comedy", "Drama"))
     targets = read_targets(csv, labels, GenreOptions())
     assert {i: row.tolist() for i, row in targets.items()} == {"a": [True, True], "b": [True, False]}
-    assert "1 rows of" in caplog.text and "are not audited: 1 unparsable genres; the first is id 'c'" in caplog.text
+    assert "1 rows of" in caplog.text and "are not audited: 1 unparsable genres; for example id 'c'" in caplog.text
 
 
 def test_without_opencv_one_line(titles: Folders, tmp_path: Path, monkeypatch):
