@@ -79,7 +79,7 @@ COMMANDS = {
         "toolkit.export.run:run_export",
     ),
     "push": Command(
-        "upload a model folder to huggingface.co", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
+        "upload a model folder to Hugging Face", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
     ),
     "import": Command(
         "make a model folder from a .pth file of the earlier training script",

@@ -31,8 +31,8 @@ CONSTANTS: dict[str, Any] = {
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
 
-    Return the removed keys (CONSTANTS) whose value in ``config`` is not the constant, with the value. Options of losses
-    that are not chosen had no effect and are removed. Missing options of the chosen loss get their defaults.
+    Return the removed keys (CONSTANTS) whose value in ``config`` is not the constant, with these values. Options of
+    losses that are not chosen had no effect and are removed. Missing options of the chosen loss get their defaults.
 
     typed: keys given on the command line. If ``config`` also has such a key by its old name, the old name is ignored.
     """

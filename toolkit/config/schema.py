@@ -45,9 +45,9 @@ class DataConfig:
     sampling: Literal["uniform", "genre"] = "uniform"
     """uniform uses each sample once per epoch. genre repeats samples of rare genres (not with loss weighted)."""
     repeat_below: OverZeroToOne = 0.1
-    """Prevalence t. With sampling genre, a sample is used about sqrt(t / f) times if its rarest genre has f below t."""
+    """Prevalence t. With sampling genre, a sample whose rarest genre has prevalence f < t is used sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
-    """Decoding threads per process. 0 means the cores of the machine / its processes, but at most 6 with a GPU."""
+    """Decoding threads per process. 0 means cores / processes of the machine, but at most 6 with a GPU."""
     prefetch: Annotated[int, between(1, 10_000, "from 1 to 10000")] = 4
     """Number of batches that are decoded in advance. Each of them needs memory."""
     geometry: Geometry = "auto"
@@ -59,7 +59,7 @@ class DataConfig:
     on_error: OnError = "replace"
     """For an image that cannot be decoded: replace it by another image, mask it (weight 0), or stop the run."""
     max_errors: values.Share = 0.01
-    """If a larger share of a split's samples cannot be decoded, the run stops and lists these samples."""
+    """If more than this share of a split's samples cannot be decoded, the run stops and lists these samples."""
 
 
 @dataclass

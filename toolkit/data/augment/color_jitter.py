@@ -22,8 +22,8 @@ _MEAN_STEPS = 1 << 16
 def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """Apply torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
-    Each factor is drawn uniformly from 1 - x to 1 + x. For example, x is ``config.brightness``. torchvision also draws
-    the order of the three steps. With a fixed order, all samples take a step together, and the result is similar.
+    Each factor is drawn uniformly from 1 - x to 1 + x, where x is an option such as ``config.brightness``. torchvision
+    also draws the order of the steps. With a fixed order, all samples take a step together, and the result is similar.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
     changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))

@@ -1,6 +1,6 @@
 """Mixup (Zhang, Cissé, Dauphin, Lopez-Paz 2018) and cutmix (Yun et al. 2019) for multi-hot targets, in fixed pairs.
 
-The samples 2k and 2k+1 of an update are a pair. With TrainPlan.group_size 2, both are neighbouring rows of the same
+Samples 2k and 2k+1 of an update are a pair. With TrainPlan.group_size 2, both are neighbouring rows of the same
 micro-batch, so the pairs do not depend on the world size. The random numbers of a pair are hashed from the keys of both
 samples. A pair is not mixed if one of its rows has valid=False (padding, or an image that could not be decoded).
 """

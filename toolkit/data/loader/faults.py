@@ -60,7 +60,7 @@ class Faults:
             self.found.clear()
 
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
-        """Return a sample to use instead of ``sample``. Each number ``attempt`` gives another sample."""
+        """Return a sample to use instead of ``sample``. Each ``attempt`` (0, 1, ...) draws a sample again."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples
 
     def check(self) -> None:

@@ -75,13 +75,13 @@ class Batch:
     images: torch.Tensor
     """(n, S, S, 3) whole numbers from 0 to 255, as uint8 or float. The next batch overwrites this memory."""
     micro_batch: MicroBatch
-    """The samples of ``images``. A row has another sample (a substitute) or valid=False if its image is damaged."""
+    """The samples of ``images``. If an image is damaged, its row has another sample (a substitute) or valid=False."""
     errors: dict[int, str]
     """Row without a decoded image → the reason. Rows with a substitute are not in it."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode up to ``prefetch`` micro-batches in advance, with a pool of threads. Run one ``batches`` at a time."""
+    """Decode up to ``prefetch`` micro-batches in advance, in threads. Only one ``batches`` may run at a time."""
 
     def __init__(
         self,

@@ -85,14 +85,14 @@ class TrainPlan:
 
     @property
     def largest_step(self) -> int:
-        """Step of the largest update, or of the first of them."""
+        """Step of the largest update. If several updates are equally large, the first of them."""
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
         """Return the first position of update ``step``. For ``step`` = steps_per_epoch, return the end of the epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
-        unit = math.gcd(self.group_size, self.global_batch)  # edges of updates are multiples of it
+        unit = math.gcd(self.group_size, self.global_batch)  # updates start at its multiples
         units = -(-self.num_samples // unit)
         return min(step * units // self.steps_per_epoch * unit, self.num_samples)
 

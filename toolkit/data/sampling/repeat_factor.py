@@ -1,7 +1,7 @@
 """Repeat factor sampling: samples with rare genres are repeated, in epochs of equal length.
 
 The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is sqrt(t / f), but at least 1. Here f is the
-prevalence of its rarest genre in the training split, and t is data.repeat_below. LVIS rounds each factor at random, so
+prevalence of the sample's rarest genre in the split, and t is data.repeat_below. LVIS rounds each factor at random, so
 its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
 - An epoch of N samples has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that their

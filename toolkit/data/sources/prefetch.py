@@ -49,7 +49,7 @@ class Prefetcher:
     def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
         """Start a pass over the shards with these ``numbers``. The next pass will begin with the shards ``following``.
 
-        ahead: number of shards to fetch in advance, after the last shard that a reader has opened.
+        ahead: number of shards to fetch after the last shard that a reader has opened. Cached shards are skipped.
         """
         with self._changed:
             self._visits = [*numbers, *following[:ahead]]
@@ -120,9 +120,9 @@ def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
     """Raise UserError if the cache is too small for the shards that training needs at the same time.
 
-    window: number of shards in a group whose samples are shuffled together. The current group and the next groups must
-    fit. None for data.order global, where all shards must fit, because samples come from all shards at any time.
-    lead: number of samples that the loaders read in advance. With a larger number, more of the next groups must fit.
+    window: number of shards in a group whose samples are shuffled together. The current and the next group must fit.
+    None for data.order global, where all shards must fit, because samples come from all shards at any time.
+    lead: number of samples that the loaders read in advance. With a large number, further groups must fit.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)

@@ -150,7 +150,7 @@ class ShardReader:
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
         """Prepare reads from the shards ``numbers`` in this order, then from ``following``. Local shards need nothing.
 
-        window: number of shards that are read at the same time. So many shards stay open, and so many are prefetched.
+        window: number of shards that are read at the same time. The same number stays open and is prefetched.
         prefetch: False if another process of this node prefetches the shards.
         """
         if isinstance(self.store, RemoteShards):

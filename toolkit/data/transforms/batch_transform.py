@@ -1,7 +1,7 @@
 """Transforms of batches. Threads decode the image of each row into the buffer of the batch.
 
-``DecodedTransform`` also crops and resizes in the threads. ``DeviceTransform`` writes whole decoded images, and the
-device crops and resizes them. ``FileTransform`` is for files whose image size is unknown.
+``DecodedTransform`` also crops and resizes in the threads. ``DeviceTransform`` writes decoded images of any size,
+and the device crops and resizes them. ``FileTransform`` is for files whose image size is unknown.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Views:
         return len(self.widths)
 
     def scales(self) -> np.ndarray:
-        """Return the (n, 2) float64 factors by which boxes shrink: width and height before the resize / after it."""
+        """Return the (n, 2) float64 factors by which boxes shrink: size before the resize divided by size after it."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]) / self.resized
 
     def denominators(self) -> np.ndarray:

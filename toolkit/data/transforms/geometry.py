@@ -30,7 +30,7 @@ def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out:
     """Write the sample of ``row`` to ``out``, (S, S, 4) uint8. The fourth channel has no meaning.
 
     ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator`` of its size. If the sample is the whole resized
-    box, ``image`` may end at the bottom of the box. Pixels of four bytes are faster to resize and mirror than of three.
+    box, ``image`` may end at the bottom of the box. Pixels of 4 bytes are resized and mirrored faster than pixels of 3.
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()

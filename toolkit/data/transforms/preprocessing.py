@@ -85,7 +85,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    If ``size`` is large, little more than the square is computed. (``size`` can be 4 billion pixels.)
+    If ``size`` is large, little more than the square is computed, because ``size`` can be 4 billion pixels.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
