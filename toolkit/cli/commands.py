@@ -79,10 +79,10 @@ COMMANDS = {
         "toolkit.export.run:run_export",
     ),
     "push": Command(
-        "upload a model folder to the hub", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
+        "upload a model folder to Hugging Face", "toolkit.export.options:PushOptions", "toolkit.export.hub:run_push"
     ),
     "import": Command(
-        "make a model folder from a .pth file of an earlier script",
+        "make a model folder from a .pth file of the earlier training script",
         "toolkit.export.options:ImportOptions",
         "toolkit.export.legacy_checkpoint:run_import",
     ),
@@ -97,7 +97,7 @@ COMMANDS = {
 def read(words: Sequence[str]) -> tuple[str, Any]:
     """Return the name of the command and its options. Raises UserError for bad input. --help prints help and exits."""
     name, rest = choose(COMMANDS, words, "Clean and shard posters. Train, evaluate and use multi-label image models.")
-    from shards.cli.options import Parser  # slow to import, and not needed to list the commands
+    from shards.cli.options import Parser  # the import is slow, and the list of commands does not need it
 
     parser = Parser(name, COMMANDS)
     return name, parser.make(parser.parse(rest))

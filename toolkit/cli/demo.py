@@ -54,7 +54,7 @@ def demo_config(seed: int = 0) -> Config:
 def run_demo(options: DemoOptions) -> int:
     """Run all steps and write the results below ``out``. A second call continues the first. Return the exit status."""
     out, posters, seed = options.out, options.posters, options.seed
-    check_report_folder(out / "report")  # an unsuitable folder ends the demo before the long steps
+    check_report_folder(out / "report")  # fail now, and not after the long steps, if the folder cannot be used
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")
     manifest = build_shards(
@@ -99,7 +99,7 @@ def run_demo(options: DemoOptions) -> int:
 
 
 def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
-    """Write the report of `posters evaluate` to ``out``/report. It has label errors only if cleanlab is installed."""
+    """Write the report of `posters evaluate` to ``out``/report. The list of label errors needs cleanlab."""
     shards, report = out / "shards", out / "report"
     words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
     command = shlex.join(str(word) for word in words)
@@ -119,7 +119,7 @@ def _print_results(out: Path, folder: ModelFolder) -> None:
     print(f"report         {out / 'report' / 'index.html'}{without}")
     print(f"predictions    {out / 'predictions.json'}")
     print(f"pictures       {out / 'predictions.png'}")
-    # `make demo` starts the command by its path, because it is not on the PATH
+    # `make demo` starts `posters` by its full path, because `posters` is not on the PATH
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")

@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _memory_line(command: str, options: Any) -> str:
-    """Return the end of the message for a command that runs out of memory: what does not fit, and the remedy."""
-    if not hasattr(options, "batch_size"):  # training has more exact messages for updates and forward passes
+    """Return the text for a command that runs out of memory: what does not fit, and the remedy."""
+    if not hasattr(options, "batch_size"):  # commands without --batch-size; training has its own messages
         return f"posters {command} needs more memory than is available; end other programs, or use a larger machine"
     from toolkit.device.defaults import best_device, no_room
 
@@ -58,7 +58,7 @@ def _run(argv: Sequence[str], streams: Output) -> NoReturn:
             raise UserError("path-unwritable", problem)
     except UserError as error:
         _fail(str(error), error.status, partial(_report_to_ranks, argv, error))
-    except OSError as error:  # for example a full disk: the message of the operating system is sufficient
+    except OSError as error:  # for example a full disk; the message of the operating system is clear
         _fail(one_line(error), 2, partial(_report_to_ranks, argv, error))
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -81,8 +81,8 @@ def _status(argv: Sequence[str]) -> int:
 
 
 def _lost_peer(error: RuntimeError) -> UserError | None:
-    """Return the UserError for a collective operation that failed because a process is lost, else None."""
-    if "toolkit.distributed.launch" not in sys.modules:  # then this command has not started any collective operation
+    """Return a UserError if a collective operation failed because another process is lost. Else return None."""
+    if "toolkit.distributed.launch" not in sys.modules:  # no collective operation has run
         return None
     from toolkit.distributed.launch import lost_peer
 
@@ -116,13 +116,13 @@ def _fail(message: str, status: int, report: Callable[[], None] = lambda: None) 
 def _report_to_ranks(argv: Sequence[str], error: Exception) -> None:
     """Send an error to the other processes of a launch, so that they do not wait for this process."""
     if argv and argv[0] in LAUNCHED and os.environ.get("WORLD_SIZE", "1") != "1":
-        from toolkit.distributed.launch import report_failure  # imports torch, so only in a launch
+        from toolkit.distributed.launch import report_failure  # imports torch, which is slow
 
         report_failure(error)
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a failed thread. TensorBoard raises the OSError of its thread again at the next row."""
+    """Print the traceback of a failed thread, but not of an OSError of TensorBoard, which is raised again later."""
     if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
 

@@ -38,8 +38,8 @@ def run_audit(options: AuditOptions) -> int:
     }
     if options.fill_model is None and any(poster.fill == "model" for poster in audited.posters):
         report["notes"].append(
-            "Some posters were cleaned by a network, but their controls were painted by `surround`. For an equal "
-            "comparison, name the network with --fill-model."
+            "Some posters were cleaned by a network, but their controls were painted by `surround`. For a fair "
+            "comparison, give the ONNX file of this network with --fill-model."
         )
     render_report(report)
     write_report(options.out, report, pictures)

@@ -32,7 +32,7 @@ class TrainOptions(SetOptions):
     out: Path = option(MISSING, parse=Path)
     """Run folder to write."""
     resume: bool = False
-    """Continue from the newest valid checkpoint in --out."""
+    """Continue the run in --out from its newest valid checkpoint."""
     find_lr: bool = False
     """Test increasing learning rates instead of training. Write the loss curve and a suggested rate to --out."""
 
@@ -53,7 +53,7 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def as_today(parsed: Any, words: Sequence[str]) -> None:
-        """Convert keys of earlier versions to current keys. Raises UserError for a value that is not supported now."""
+        """Convert keys of earlier versions to current keys. Raises UserError if a value is no longer supported."""
         for old, new in RENAMED.items():
             if old in parsed:
                 log.info("%s is called %s in this version", old, new)
@@ -69,7 +69,7 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
-        """Return the options of all losses and trackers, as title of the loss or tracker → {key: help text}."""
+        """Return the options of all losses and trackers for --help: title of a loss or tracker → {key: help text}."""
         entries = {
             **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
             **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},
@@ -85,12 +85,12 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def check_words(words: Sequence[str]) -> None:
-        """Raise UserError for an invalid configuration file, or for an invalid value of a section such as --optim."""
+        """Raise UserError for an invalid file after --config, or for an invalid value of a section, such as --optim."""
         sections = {section.name for section in dataclasses.fields(Config)}
         for word, following in zip(words, [*words[1:], ""], strict=True):
             name, given, value = word.partition("=")
             value = value if given else following
-            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts the beginning of a name
+            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts abbreviations
                 check_file(Path(value), sections)
             elif name.removeprefix("--") in sections and name.startswith("--"):
                 path = Path(value)

@@ -33,7 +33,7 @@ class AugmentConfig:
     mixup: values.Alpha = 0.0
     """Alpha of the Beta distribution of mixup, which mixes images and their targets. 0 switches mixup off."""
     cutmix: values.Alpha = 0.0
-    """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is on, a pair gets mixup or cutmix."""
+    """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is also on, each pair gets one of them."""
 
     @property
     def mixes(self) -> bool:
@@ -42,15 +42,15 @@ class AugmentConfig:
 
 
 class Augmentation(NamedTuple):
-    """An operation that changes the pixels of each sample independently."""
+    """An operation that changes each sample independently of other samples."""
 
     on: Callable[[AugmentConfig], bool]
-    """Return whether an AugmentConfig enables the operation."""
+    """Return whether an AugmentConfig switches the operation on."""
     done_by: str
-    """MODULE:FUNCTION: (images, config, seed, epoch, (n,) keys) → images. Images: (n, 3, S, S) float32, 0 to 255."""
+    """MODULE:FUNCTION of a function (images, config, seed, epoch, keys) → (n, 3, S, S) float32 images from 0 to 255."""
 
 
-#: All augmentations in the order of their use. Mixing comes after them.
+#: All augmentations, in the order in which they are applied. Mixup and cutmix come after them.
 AUGMENTATIONS = (
     Augmentation(
         lambda config: max(config.brightness, config.contrast, config.saturation) > 0,

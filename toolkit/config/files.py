@@ -15,14 +15,14 @@ import yaml
 from shards.errors import UserError, one_line
 from toolkit.config.losses import LOSSES
 
-#: Limits of a file, far above any real file: bytes, levels of nesting, and values after aliases are expanded.
+#: Limits of a file, far above the needs of any real file. Values are counted after aliases are expanded.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000
 
 #: Options of losses that were keys of section ``loss`` in earlier versions. Now they are keys of loss.options.
 FLAT_LOSS_OPTIONS = ("pos_weight_cap", "focal_gamma", "gamma_pos", "gamma_neg", "clip")
 #: Old key → new key.
 RENAMED = {"decide.slack": "decide.max_micro_f_loss"}
-#: Removed keys → the value that is now always used. It was the default value of the key.
+#: Removed key → its former default, which is now always used.
 CONSTANTS: dict[str, Any] = {
     "train.channels_last": True, "train.max_skipped": 10, "augment.mix_prob": 1.0, "augment.erase_area": [0.02, 0.33],
 }  # fmt: skip
@@ -31,10 +31,10 @@ CONSTANTS: dict[str, Any] = {
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
 
-    Return the keys of CONSTANTS whose values in ``config`` differ from the constant, with these values. Options of
+    Return the removed keys (CONSTANTS) whose value in ``config`` is not the constant, with these values. Options of
     losses that are not chosen had no effect and are removed. Missing options of the chosen loss get their defaults.
 
-    typed: keys given on the command line. An old name of such a key in the file does not change its value.
+    typed: keys given on the command line. If ``config`` also has such a key by its old name, the old name is ignored.
     """
     other = {}
     for old, new in RENAMED.items():
@@ -66,7 +66,7 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError for a file that is not valid YAML, repeats a key, or has no keys in one of its ``sections``."""
+    """Raise UserError for a file that is not valid YAML, repeats a key, or has one of ``sections`` without keys."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -119,9 +119,9 @@ def check_text(text: str, what: str) -> Any:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values of a node with all aliases expanded. The count is over MAX_VALUES if a node contains itself."""
+    """Count the values of a node, with aliases expanded. A node that contains itself has more than MAX_VALUES."""
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # found below only if the node contains itself
+        known[id(node)] = MAX_VALUES + 1  # the recursion finds this value only if the node contains itself
         children: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
         flat = [n for child in children for n in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_values(child, known) for child in flat)
@@ -129,7 +129,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _keys(node: yaml.Node, within: str) -> Iterator[tuple[str, int]]:
-    """Yield the dotted name and the line of each key. A top-level ``optim.lr`` equals ``lr`` in section ``optim``."""
+    """Yield the dotted name and the line of each key. ``optim.lr`` at the top equals ``lr`` in section ``optim``."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

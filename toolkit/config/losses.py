@@ -21,7 +21,7 @@ class WeightedOptions:
     """Options of binary cross-entropy with a larger weight for positives."""
 
     pos_weight_cap: Annotated[float, at_least(1)] = 20.0
-    """Largest weight of a positive. The weight of a genre is its negatives / positives, from 1 to this limit."""
+    """Largest weight of a positive. The weight is the genre's negatives / positives, but at least 1."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class AsymmetricOptions:
     gamma_pos: NotNegative = 0.0
     """Focusing exponent for positives."""
     gamma_neg: NotNegative = 4.0
-    """Focusing exponent for negatives. A value above gamma_pos raises the weight of positives, which are rare."""
+    """Focusing exponent for negatives. A value above gamma_pos gives positives, which are rare, more weight."""
     clip: UnderOne = 0.05
     """Negatives with a probability below this value have zero loss."""
 
@@ -53,9 +53,9 @@ class Loss(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """Dataclass of the loss's options. check_config compares loss.options with its fields."""
+    """Dataclass of the loss's options. check_config accepts only its fields as keys of loss.options."""
     computed_by: str
-    """MODULE:CLASS. The class is MultiLabelLoss or a subclass of it."""
+    """MODULE:CLASS of MultiLabelLoss or of a subclass of it."""
 
 
 #: Value of loss.name → the loss.

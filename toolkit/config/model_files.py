@@ -28,7 +28,7 @@ MAX_JSON = 64 * 2**20
 Genre = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
 Text = Annotated[str, msgspec.Meta(max_length=10_000)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-#: A finite number. NaN is refused because both comparisons with NaN are false.
+#: A finite number. The two bounds also refuse NaN, because all comparisons with NaN are false.
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 Side = Annotated[int, msgspec.Meta(ge=8, le=MAX_SIDE)]
 #: Mean and standard deviation of RGB values between 0 and 1. For ImageNet they are about 0.45 and 0.225.
@@ -44,7 +44,7 @@ field = msgspec.field
 
 
 class HeldOut(msgspec.Struct):
-    """Loss and calibration error of a calibration method on held-out validation samples."""
+    """Loss and calibration error of one calibration method on held-out validation samples."""
 
     loss: Number
     ece: Number
@@ -96,7 +96,7 @@ class LabelsFile(DecisionsFile, kw_only=True):
 
 
 class HeadFile(msgspec.Struct):
-    """The options of the head, with the names of models.heads.HeadSpec."""
+    """The options of the head, the new classifier of the model. The names are those of models.heads.HeadSpec."""
 
     kind: HeadKind
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
@@ -118,7 +118,7 @@ class ToolkitFile(msgspec.Struct):
 
 
 class PretrainedFile(msgspec.Struct):
-    """The keys of timm's ``pretrained_cfg`` that are read. URLs in it are ignored, so nothing is downloaded."""
+    """The keys of timm's ``pretrained_cfg`` that are read. Its URLs are ignored, so nothing is downloaded."""
 
     input_size: tuple[Literal[3], Side, Side]
     crop_pct: Annotated[float, msgspec.Meta(ge=LEAST_CROP_PCT, le=1)]
@@ -139,7 +139,7 @@ class ConfigFile(msgspec.Struct):
 
 
 class Metrics(msgspec.Struct):
-    """Metrics with one choice of thresholds."""
+    """Metrics of a model with one choice of thresholds."""
 
     label: Text
     metrics: Figures

@@ -1,4 +1,4 @@
-"""Options that several commands share because they use a model."""
+"""Options that are common to the commands that use a model."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ForwardOptions:
     tta: Tta = "none"
     """With flip, average the outputs for each image and its mirror image. This doubles the time."""
     embeddings: bool = False
-    """Also save the input features of the classifier, for search and de-duplication. OUT must then be a folder."""
+    """Also save the input features of the classifier, for search and de-duplication. --out must then be a folder."""
 
     def forward_facts(self) -> dict[str, Any]:
-        """Return the options that change the results by more than rounding. Prediction files contain them."""
+        """Return the options that change results by more than rounding errors. They are saved in prediction files."""
         return {"tta": self.tta, "embeddings": self.embeddings}

@@ -1,8 +1,8 @@
 """The configuration of a training run as dataclasses: all YAML keys and command-line options with their defaults.
 
 The field ``lr`` of section ``optim`` is the option ``--optim.lr`` and the YAML key ``lr`` below ``optim``. The defaults
-are the reference recipe: ResNet50, frozen stem, three-layer head, BCE, Adam. The type of a field defines the allowed
-values (values.py). config/validation.py checks values and combinations.
+are the reference recipe: ResNet50 with frozen first layers, a classifier of three layers, BCE and Adam. The type of a
+field defines the allowed values (values.py). config/validation.py checks values and combinations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from toolkit.config import values
 from toolkit.config.augmentations import AugmentConfig
 from toolkit.config.losses import LOSSES
 
-#: The device on which crop and resize run.
+#: Where crop and resize run.
 Geometry = Literal["auto", "device", "cpu"]
 #: How a run handles an image that cannot be decoded.
 OnError = Literal["replace", "mask", "stop"]
@@ -31,7 +31,7 @@ class DataConfig:
     image_size: values.Side = 224
     """Side of the square input in pixels. 0 means the backbone's input size, mostly 224 for ImageNet weights."""
     train_crop: Literal["random", "none"] = "random"
-    """random: a new random crop of each poster in each epoch. none: the evaluation view, set by fit and crop_pct."""
+    """random: a new random crop of each poster in each epoch. none: the same crop as in evaluation (fit, crop_pct)."""
     crop_scale: values.AreaRange = (0.35, 1.0)
     """Smallest and largest share of a poster's area that a random crop covers (torchvision's RandomResizedCrop)."""
     crop_ratio: values.RatioRange = (0.75, 1.3333333333333333)
@@ -39,15 +39,15 @@ class DataConfig:
     flip: values.Probability = 0.5
     """Probability of a horizontal flip. A flip mirrors text, so it suits posters whose text has been removed."""
     crop_pct: Annotated[float, between(values.LEAST_CROP_PCT, 1)] = 1.0
-    """Evaluation view: side of the central square as a share of the short side. 1.0 is the largest square."""
+    """Side of the central square that evaluation uses (fit crop), as a share of the short side. 1 is the largest."""
     fit: Literal["crop", "stretch"] = "crop"
-    """Evaluation view. crop: the central square of the poster. stretch: the whole poster, resized to a square."""
+    """In evaluation, crop uses the central square of the poster, and stretch resizes the whole poster to a square."""
     sampling: Literal["uniform", "genre"] = "uniform"
-    """uniform: each sample once per epoch. genre: samples of rare genres more often (not with loss weighted)."""
+    """uniform uses each sample once per epoch. genre repeats samples of rare genres (not with loss weighted)."""
     repeat_below: OverZeroToOne = 0.1
     """Prevalence t. With sampling genre, a sample whose rarest genre has prevalence f < t is used sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
-    """Decoding threads per process. 0 means the machine's cores divided by its processes, at most 6 with a GPU."""
+    """Decoding threads per process. 0 means cores / processes of the machine, but at most 6 with a GPU."""
     prefetch: Annotated[int, between(1, 10_000, "from 1 to 10000")] = 4
     """Number of batches that are decoded in advance. Each of them needs memory."""
     geometry: Geometry = "auto"
@@ -57,9 +57,9 @@ class DataConfig:
     window: Count = 16
     """Number of shards in a group, for order window. A node reads from about this number of files at a time."""
     on_error: OnError = "replace"
-    """Handling of an image that cannot be decoded: replace it by another, mask it (weight 0), or stop the run."""
+    """For an image that cannot be decoded: replace it by another image, mask it (weight 0), or stop the run."""
     max_errors: values.Share = 0.01
-    """Largest share of a split's samples that may fail to decode. Above this share, the run stops and lists them."""
+    """If more than this share of a split's samples cannot be decoded, the run stops and lists these samples."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class ModelConfig:
     weights: str | None = None
     """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
     head: values.HeadKind = "mlp"
-    """linear: one layer. mlp: hidden layers. levels: one layer on two backbone stages. ensemble: mlps on two stages."""
+    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages."""
     hidden: values.Widths = (1024, 512)
     """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
     members: Annotated[int, between(1, values.MAX_MEMBERS)] = 8
@@ -85,7 +85,7 @@ class ModelConfig:
     drop_path: UnderOne = 0.0
     """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
-    """Frozen modules: 'stem', 'backbone' (all except the head) or module names. NAME@3 is frozen for 3 epochs."""
+    """Frozen modules: 'stem' (first layers), 'backbone' (all but the head) or names. NAME@3 is frozen for 3 epochs."""
     checkpointing: bool = False
     """Recompute activations in the backward pass. This saves memory and takes about a third more time."""
 
@@ -134,7 +134,7 @@ class OptimConfig:
     min_lr: values.Share = 0.0
     """Final learning rate of the cosine schedule, as a share of the peak learning rate."""
     clip_norm: Annotated[float, or_more("no clipping")] = 0.0
-    """Largest norm of the gradient of the loss, which is summed over genres. 0 switches clipping off."""
+    """Largest norm of the gradient, for a loss that is summed over genres. 0 switches clipping off."""
 
 
 @dataclass
@@ -154,7 +154,7 @@ class TrainConfig:
     seed: Annotated[int, between(0, 2**32 - 1, "from 0 to 4294967295")] = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
-    """Validation metric that selects the best epoch. loss is always plain BCE, and macro_f1 is cross-fitted."""
+    """Validation metric that selects the best epoch. loss is plain BCE. macro_f1 uses cross-fitted thresholds."""
     patience: Annotated[int, or_more("never")] = 5
     """Number of epochs without a better validation metric after which training stops. 0 means never."""
     ema: UnderOne = 0.0
@@ -162,21 +162,21 @@ class TrainConfig:
     auto_batch: bool = False
     """At the start, increase accumulation until an update fits in memory. The global batch does not change."""
     feature_views: Annotated[int, or_more("no cache")] = 0
-    """Cached views per image, for a frozen backbone. 90,000 images x 3,072 features x 4 views need 4.4 GB."""
+    """Random crops per image to cache, for a frozen backbone. 90,000 images x 3,072 features x 4 crops need 4.4 GB."""
     feature_cache: values.Folder = None
-    """Folder of cached features. Runs with the same backbone, shards and views share it. null means OUT/features."""
+    """Folder of cached features, which runs with the same backbone and shards can share. null means OUT/features."""
     standardize: bool = False
-    """Scale cached features to mean 0 and deviation 1. The saved model includes the scaling in its first head layer."""
+    """Scale cached features to mean 0 and standard deviation 1. The saved head includes the scaling (first layer)."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the processes, for a model that does not fit on one GPU."""
     sync_batchnorm: bool = False
-    """Compute BatchNorm statistics over the samples of all GPUs. Use this with under about 32 samples per GPU."""
+    """Compute BatchNorm statistics over the samples of all GPUs. Use this with fewer than about 32 samples per GPU."""
     compile: bool = False
     """Use torch.compile, which needs a working compiler at run time."""
     on_nonfinite: OnNonfinite = "stop"
-    """If a loss or gradient is not finite, stop the run or skip the update. skip adds a wait to each update."""
+    """If a loss or gradient is not finite, stop the run or skip the update. skip makes updates slightly slower."""
     checkpoint_steps: Annotated[int, or_more("per epoch only")] = 0
-    """Number of updates between extra checkpoints. 0 means none. Each epoch ends with a checkpoint in any case."""
+    """Number of updates between extra checkpoints. 0 means none. A checkpoint is always written after each epoch."""
     keep_checkpoints: Count = 2
     """Number of newest checkpoints to keep. With two, a run can resume even if the newest checkpoint is damaged."""
     log_steps: Count = 20
@@ -190,7 +190,7 @@ class DecideConfig:
     """Calibration and thresholds. They are chosen on the validation split and saved in labels.json."""
 
     thresholds: Literal["auto", "global", "genre"] = "auto"
-    """global: one threshold for all genres. genre: one per genre. auto: genre if clearly better on held-out samples."""
+    """global: one threshold for all. genre: one per genre. auto: genre if it is clearly better on held-out samples."""
     aim: values.Aim = "f1"
     """Objective of the thresholds: f1, f0.5, or a level such as precision>=0.6 or recall>=0.8."""
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"

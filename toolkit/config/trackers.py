@@ -1,4 +1,4 @@
-"""The registry of trackers, which record the metrics of a run besides its CSV logs.
+"""The registry of trackers, which record the metrics of a run in addition to its CSV logs.
 
 To add a tracker, add a row to TRACKERS, a dataclass of its options, and a function like those in training/trackers.py.
 """
@@ -18,11 +18,11 @@ class Tracker(NamedTuple):
     """One entry of the registry."""
 
     options: type
-    """Dataclass of the tracker's options. check_config compares train.trackers with its fields."""
+    """Dataclass of the tracker's options. check_config accepts only its fields as options."""
     package: str
     """Required package, or "" if there is none. The tracker is disabled if the package is not installed."""
     made_by: str
-    """MODULE:FUNCTION: (run folder, options) → an accelerate.tracking.GeneralTracker that is not started."""
+    """MODULE:FUNCTION of a function (run folder, options) → accelerate.tracking.GeneralTracker, not yet started."""
 
 
 #: Key of train.trackers → the tracker.

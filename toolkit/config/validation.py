@@ -1,6 +1,6 @@
 """Check a configuration: first each option by the rule of its type (values.py), then combinations of options.
 
-The check comes before data and weights are read, so that an impossible run ends at once.
+The check is made before data and weights are read, so that an impossible run ends at once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check_config(config: Config) -> None:
 def _check_values(where: str, options: Any) -> None:
     """Raise UserError for a field of the dataclass ``options`` that breaks the rule of its type."""
     for name, hint in get_type_hints(type(options)).items():
-        if getattr(options, name) is None and type(None) not in get_args(hint):  # an empty key in YAML
+        if getattr(options, name) is None and type(None) not in get_args(hint):  # a key without a value in YAML
             raise UserError("option-value", f"{where}.{name} has no value: add a value, or remove the key")
     for name, value in vars(options).items():
         numbers = value if isinstance(value, (tuple, list)) else [value]
@@ -57,7 +57,7 @@ def _check_values(where: str, options: Any) -> None:
 
 
 def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
-    """Raise UserError for a loss or tracker that is not in its registry, or for an option that it does not have."""
+    """Raise UserError for a ``name`` that is not in ``registry``, or for an option that this loss or tracker lacks."""
     if name not in registry:
         raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options
@@ -90,7 +90,7 @@ def _check_combinations(config: Config) -> None:
 
 
 def _check_cached(config: Config) -> None:
-    """Raise UserError for options that have no effect on a head trained on cached features."""
+    """Raise UserError for options without effect if the head (new classifier) is trained on cached features."""
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(

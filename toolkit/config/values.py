@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from shards.storage.paths import is_url
 from shards.values import Rule, between, or_more
 
-#: Limits on the memory: sides of the input and of the resized image in pixels, and smallest crop_pct.
+#: Limits that keep the memory small: largest side of the input and of the resized image in pixels, smallest crop_pct.
 MAX_SIDE, MAX_RESIZED, LEAST_CROP_PCT = 4096, 16384, 0.1
-#: Limits of a head: number and width of its hidden layers, and number of its mlps.
+#: Limits of a head (the new classifier): number and width of its hidden layers, and number of its mlps.
 MAX_HIDDEN, MAX_WIDTH, MAX_MEMBERS = 64, 65536, 1024
 
 #: Names of the heads in toolkit/models/heads.py.

@@ -1,1 +1,1 @@
-"""Read shards and produce batches of pixels: plan → reader → transform → loader."""
+"""Read samples of shards, in the order of a plan, and produce batches of pixels."""

@@ -3,8 +3,8 @@
     (n, S, S, 3) uint8 pixels ─ normalise ─→ network (autocast, channels_last, compiled if set) ─→ logits, embedding
                               └ mirrored ──→ again with --tta flip; the two outputs are averaged
 
-On a GPU, a forward pass does not wait for its results. They are copied to the host after the kernels. Only
-``ForwardOutputs.arrays`` waits for them, when the next batch is already queued.
+On a GPU, a forward pass only queues its kernels and the copy of its outputs to the host. ``ForwardOutputs.arrays``
+waits for the copy. Callers use it after they have queued the next batch.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.fsdp import is_sharded
 from toolkit.models.heads import logits_and_features
 
-#: (n, 3, S, S) normalised pixels → (n, G) logits and (n, F) inputs of the classifier (None if not requested).
+#: (n, 3, S, S) normalised pixels → (n, G) logits, and (n, F) inputs of the classifier or None if not requested.
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass
 class ForwardOutputs:
-    """Outputs for one batch. Their copy to the host may still be in progress."""
+    """Outputs for one batch. The copy of the outputs to the host may still be in progress."""
 
     outputs: list[torch.Tensor]
     """(n, G) logits and, if requested, (n, F) embeddings, as float32 on the host."""
@@ -44,7 +44,7 @@ class ForwardOutputs:
 
 
 class TorchNetwork(nn.Module):
-    """A Network made of a timm model, with a head of this toolkit or of timm."""
+    """A timm model as a Network. Its head (classifier) is one of this toolkit or of timm."""
 
     def __init__(self, model: nn.Module, embeddings: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class TorchNetwork(nn.Module):
 
 
 class Forward:
-    """Runs a Network on batches of pixels."""
+    """Run a Network on batches of pixels."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class Forward:
         full_batch: int = 0,
     ) -> None:
         """``network``: a timm model on its device and in evaluation mode, or another Network.
-        ``dtype``: autocast's type for matrix products and convolutions; float32 disables autocast.
+        ``dtype``: the type that autocast uses for matrix products and convolutions. float32 disables autocast.
 
-        With ``options.compile``, shorter batches are padded to ``full_batch`` rows, because each new shape is compiled.
+        With ``options.compile``, batches are padded to ``full_batch`` rows, because each shape is compiled separately.
         """
-        # Weights that FSDP gathers in inference mode cannot be trained afterwards.
+        # FSDP gathers sharded weights. If it does so in inference mode, they cannot be trained afterwards.
         self.grad_mode = torch.no_grad if is_sharded(network) else torch.inference_mode
         module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
         self.network: Network = torch.compile(module) if options.compile else module
@@ -92,7 +92,7 @@ class Forward:
             outputs = [values[:rows] for values in outputs]
             if not outputs[0].is_cuda:
                 return ForwardOutputs(outputs)
-            # torch allocates pinned memory here, so the copy runs while the next batch is queued.
+            # With non_blocking, torch copies to pinned memory, and the next batch can be queued during the copy.
             host = [values.to("cpu", non_blocking=True) for values in outputs]
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(images.device))
@@ -111,7 +111,7 @@ class Forward:
     def _run(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         with torch.autocast(pixels.device.type, self.dtype, enabled=self.reduced):
             logits, embeddings = self.network(pixels.contiguous(memory_format=self.format))
-        if embeddings is None or not self.options.embeddings:  # an exported file always returns embeddings
+        if embeddings is None or not self.options.embeddings:  # an ONNX file always returns embeddings
             return [logits.float()]
         return [logits.float(), embeddings.float()]
 

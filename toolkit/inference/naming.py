@@ -1,4 +1,4 @@
-"""The options and the rule that decide which genres a prediction names."""
+"""Decide which genres a prediction names: the options and the rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray
 
 @dataclass(frozen=True, kw_only=True)
 class NamingOptions(Checked):
-    """Options that decide which genres are named. A new option needs a field here and its rule in ``named``."""
+    """Options that decide which genres a prediction names. A new option needs a field here and a rule in ``named``."""
 
     threshold: FromZeroToOne | None = option(None, "-t")
     """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
@@ -24,11 +24,11 @@ class NamingOptions(Checked):
         return own if self.threshold is None else np.full(len(own), self.threshold)
 
     def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
-        """Return (..., G) bool: the named genres. Takes (..., G) calibrated probabilities and (G,) thresholds."""
+        """Return (..., G) bool: which genres are named. Takes (..., G) calibrated probabilities and (G,) thresholds."""
         return probabilities >= thresholds  # False for NaN
 
     def facts(self) -> dict[str, Any]:
-        """Return the options, except ``threshold``, that differ from their defaults. Prediction files contain them."""
+        """Return the options, without ``threshold``, that differ from their defaults. Prediction files contain them."""
         pairs = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
         return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
 

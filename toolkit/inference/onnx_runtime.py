@@ -16,15 +16,15 @@ from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 AGAIN = "run `posters export` again"
 INPUT = "images"
-#: Name of the metadata of `posters export`: a key of ONNX metadata_props, and an extra file in torch.export files.
+#: Name of the metadata of `posters export`: a key in ONNX files (metadata_props), an extra file in torch.export files.
 FACTS_KEY = OWN_KEY
 
 
 class OnnxModel:
-    """A Network from a file of `posters export` without --preprocess: images → (logits, embedding)."""
+    """A model that runs in onnxruntime, from an ONNX file that `posters export` wrote without --preprocess."""
 
     def __init__(self, path: Path, folder: ModelFolder, device: torch.device) -> None:
-        """Use the GPU if ``device`` is a GPU and onnxruntime has its CUDA provider. Else use as many threads as torch.
+        """Use the GPU if ``device`` is a GPU and onnxruntime can use CUDA. Else use as many CPU threads as torch.
 
         Raises UserError if onnxruntime or the file is missing, or if the file is not an export of ``folder``.
         """
@@ -68,7 +68,7 @@ def open_exported(source: Path | bytes, device: torch.device) -> Any:
 
 
 def read_facts(session: Any, path: Path) -> dict[str, Any]:
-    """Return the metadata that `posters export` wrote to a file. Raises UserError for ONNX files without it."""
+    """Return the metadata that `posters export` wrote to a file. Raises UserError for an ONNX file without metadata."""
     try:
         found = json.loads(session.get_modelmeta().custom_metadata_map[FACTS_KEY])
         if not isinstance(found, dict):

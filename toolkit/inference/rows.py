@@ -1,4 +1,4 @@
-"""Predictions of images and their named genres, as prediction files, the Python API and the app use them."""
+"""Predictions of images and their named genres, for prediction files, the Python API and the app."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from toolkit.inference.scoring import Scored
     from toolkit.model_folder.folder import ModelFolder
 
-#: Columns of a prediction file that are not genres. Case is ignored, because databases do not distinguish it.
+#: Columns of a prediction file that are not genres. Case is ignored, because databases ignore the case of columns.
 OWN = ("id", "genres", "error", "embedding")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One genre of one image."""
+    """The prediction of one genre for one image."""
 
     genre: str
     probability: float
@@ -58,14 +58,14 @@ class Rows:
     thresholds: np.ndarray
     """(G,) smallest calibrated probabilities at which genres are named."""
     embeddings: np.ndarray | None = None
-    """(n, F) float32. Rows with an error contain NaN."""
+    """(n, F) float32 inputs of the classifier. Rows with an error contain NaN."""
     naming: NamingOptions = PLAIN
     key: str = "id"
-    """Name of the column of ``ids``. It is ``image`` for single image files."""
+    """Name of the column with ``ids``. It is ``image`` if the images are single files."""
 
     @classmethod
     def of(cls, ids: list[str], scored: Scored, folder: ModelFolder, naming: NamingOptions, key: str = "id") -> Rows:
-        """Return the rows of all ``ids``. Sample numbers in ``scored`` are positions in ``ids``."""
+        """Return one row for each of ``ids``. The sample numbers of ``scored`` are positions in ``ids``."""
 
         def spread(values: np.ndarray) -> np.ndarray:
             full = np.full((len(ids), values.shape[1]), np.nan, values.dtype)
@@ -76,7 +76,7 @@ class Rows:
         return cls(
             ids,
             spread(folder.decisions.probabilities(scored.logits)),
-            # Printable and on one line, because the text may contain any file name.
+            # The error may contain a file name with line breaks or control characters.
             [None if error is None else printable_line(error) for error in errors],
             folder.labels,
             naming.thresholds(folder.thresholds),

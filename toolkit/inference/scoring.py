@@ -30,11 +30,11 @@ class Scored:
     """The results of one batch, without padding."""
 
     indices: np.ndarray
-    """(n,) int64 samples that could be decoded."""
+    """(n,) int64 numbers of the samples that could be decoded."""
     logits: np.ndarray
     """(n, G) float32."""
     embeddings: np.ndarray | None
-    """(n, F) float32. None if not requested."""
+    """(n, F) float32 inputs of the classifier. None if they are not requested."""
     errors: dict[int, str]
     """Sample → the reason why it could not be decoded."""
 
@@ -45,14 +45,14 @@ class Scored:
 
     @property
     def count(self) -> int:
-        """Return the number of all samples in this batch, decoded or not."""
+        """Return the number of all samples in this batch, whether or not they could be decoded."""
         return len(self.indices) + len(self.errors)
 
 
 def score(
     loader: Loader, micro_batches: Iterable[MicroBatch], transforms: Transforms, forward: Forward, *, check: bool = True
 ) -> Iterator[Scored]:
-    """Yield the results of the batches in order. The next batch is queued on the device before each result is yielded.
+    """Yield the results of the batches in order. Before each result is yielded, the next batch is queued on the device.
 
     If ``check`` is True, raises UserError with the names of images whose outputs are not finite. Callers that check
     the gathered outputs of all ranks pass False.
@@ -76,7 +76,7 @@ def score(
 def inference_loader(
     source: Source, device: torch.device, workers: int = 0, policy: FaultPolicy | None = None
 ) -> Loader:
-    """Return a Loader for forward passes without training. ``workers``: number of decoding threads, 0 for automatic."""
+    """Return a Loader for forward passes without training. ``workers``: decoding threads, or 0 to choose a number."""
     threads = decode_threads(workers, device)
     return Loader(source, threads, ahead_for(device), device=device, policy=policy)
 
@@ -84,7 +84,7 @@ def inference_loader(
 def infer_here(
     forward: Forward, source: Source, transforms: Transforms, device: torch.device, rows: int = 0, workers: int = 0
 ) -> Scored:
-    """Return the results of all samples of a source, computed in this process. Undecodable samples become errors."""
+    """Return the results of all samples of a source, computed in this process. Damaged samples are in ``errors``."""
     micro_batches = EvalPlan(len(source), rows_for(rows, device)).micro_batches(0, 1)
     with inference_loader(source, device, workers, KEEP_ERRORS) as loader:
         return joined(list(score(loader, micro_batches, transforms, forward)))
@@ -104,10 +104,10 @@ def joined(parts: Sequence[Scored]) -> Scored:
 def infer_all(
     forward: Forward, loader: Loader, transforms: Transforms, rows: int, accelerator: Accelerator, on_batch: OnBatch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (n, G) float32 logits of all samples, and (n,) bool: which samples were decoded.
+    """Return (n, G) float32 logits of all samples, and (n,) bool: whether each sample was decoded.
 
-    Both are equal on every rank and at any world size. The model of ``forward`` must not be wrapped for distributed
-    training. ``on_batch`` gets the number of samples of each batch. The logits of samples that were not decoded are 0.
+    Both arrays are equal on every rank and at any world size. The model of ``forward`` must not be wrapped for
+    distributed training. ``on_batch`` gets the number of samples of each batch. Samples not decoded have logits 0.
     Raises LostData, on every rank, if one rank cannot read its samples.
     """
     report = on_batch or (lambda done: None)
@@ -124,7 +124,7 @@ def infer_all(
         failure = error
     require_read(accelerator, failure, plan.steps(world) - len(parts), lambda: report(0))
     scored = joined(parts)
-    # The last column marks decoded rows. Each sample is sent exactly once, damaged or not.
+    # The last column is 1 for decoded samples. Damaged samples are sent too, so that each sample is sent exactly once.
     damaged = np.array(sorted(scored.errors), dtype=np.int64)
     found = len(scored.indices)
     outputs = np.zeros((found + len(damaged), scored.logits.shape[1] + 1), dtype=np.float32)

@@ -1,6 +1,6 @@
-"""A model's logits on a split, and their file predictions-SPLIT.npz.
+"""Compute a model's logits on a split, and write them to the file predictions-SPLIT.npz.
 
-With this file, other thresholds or a comparison with another run need no second forward pass. The file contains these
+With this file, other thresholds can be tried, or runs compared, without a second forward pass. The file contains these
 arrays, without pickle: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str,
 split, and the fingerprints of the weights and of the shard set.
 """
@@ -30,7 +30,7 @@ from toolkit.model_folder.folder import ModelFolder
 
 @dataclass(frozen=True, eq=False)
 class SplitLogits:
-    """A model's logits and the targets, in the order of the split's samples."""
+    """A model's logits and the true labels of N samples with G genres, in the order of the split."""
 
     split: str
     ids: list[str]
@@ -62,7 +62,7 @@ def infer_split(
     batch_size: int = 0,
     workers: int = 0,
 ) -> SplitLogits:
-    """Return the model's logits on a split, on every rank. Each sample occurs once, with any number of processes.
+    """Return the model's logits on a split, on every rank. Each sample is used once, with any number of processes.
 
     Raises UserError if the labels of shard set and model differ, the split is missing, or an output is not finite.
     """

@@ -1,1 +1,1 @@
-"""Augmentation of batches on the device: colours, RandAugment, erasing, mixing."""
+"""Augment batches on the device: colour changes, RandAugment, random erasing, mixup and cutmix."""

@@ -15,15 +15,15 @@ from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 
 WHITE = 255.0
-#: Integer steps per grey level in the sum for the mean. A sum of integers does not depend on the order.
+#: Grey levels are summed as integer multiples of 1 / _MEAN_STEPS. A sum of integers does not depend on its order.
 _MEAN_STEPS = 1 << 16
 
 
 def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
     """Apply torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
-    Each factor is uniform from 1 - x to 1 + x, where x is the option of ``config``. torchvision also draws the order.
-    A fixed order needs no grouping of samples, and it changes the pixels only little.
+    Each factor is drawn uniformly from 1 - x to 1 + x, where x is an option such as ``config.brightness``. torchvision
+    also draws the order of the steps. With a fixed order, all samples take a step together, and the result is similar.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
     changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))
@@ -52,7 +52,7 @@ def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend each image with its 3 x 3 blur of weights 5 (centre) and 1 (others). Border pixels do not change."""
+    """Blend each image with its 3 x 3 blur, with weight 5 for the centre and 1 for others. Borders do not change."""
     if min(images.shape[2:]) <= 2:
         return images.clone()
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
@@ -68,7 +68,7 @@ def on_device_of(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:
-    """Return (n, 1, S, S) grey levels: ITU-R 601 luma with torchvision's weights."""
+    """Return the (n, 1, S, S) grey levels of RGB images: ITU-R 601 luma with torchvision's weights."""
     return 0.2989 * images[:, 0:1] + 0.587 * images[:, 1:2] + 0.114 * images[:, 2:3]
 
 

@@ -1,8 +1,8 @@
 """Mixup (Zhang, Cissé, Dauphin, Lopez-Paz 2018) and cutmix (Yun et al. 2019) for multi-hot targets, in fixed pairs.
 
-A pair has positions 2k and 2k+1 of an update. With TrainPlan.group_size 2, they are rows 2j and 2j+1 of one
-micro-batch. Batches are not shuffled to find pairs, because the pairs would then depend on the world size. The random
-numbers of a pair are hashed from the keys of both samples. A pair with a padding row or a masked row is not mixed.
+Samples 2k and 2k+1 of an update are a pair. With TrainPlan.group_size 2, both are neighbouring rows of the same
+micro-batch, so the pairs do not depend on the world size. The random numbers of a pair are hashed from the keys of both
+samples. A pair is not mixed if one of its rows has valid=False (padding, or an image that could not be decoded).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from toolkit.device.transfer import to_device
 
 @dataclass(frozen=True)
 class Pairs:
-    """The m pairs of a micro-batch that are mixed."""
+    """The m pairs of samples of a micro-batch that are mixed, and how each pair is mixed."""
 
     first: np.ndarray
     """(m,) int64: the first row of each pair. The row after it is the second row of the pair."""
     kept: np.ndarray
-    """(m,) float64: lambda, the share of its own target that each sample of a pair keeps."""
+    """(m,) float64: lambda, the share of its own target that each sample of the pair keeps."""
     cut: np.ndarray
     """(m,) bool: True for cutmix, False for mixup."""
     boxes: np.ndarray
-    """(m, 4) int64 left, top, right, bottom of the box that both samples exchange in cutmix, or 0 for mixup."""
+    """(m, 4) int64: left, top, right and bottom of the box that the two samples exchange. All are 0 for mixup."""
 
 
 def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: int, epoch: int) -> Pairs:
     """Draw how each pair is mixed. The result depends only on seed, epoch and the keys of both samples.
 
-    Lambda is drawn from Beta(alpha, alpha). A cutmix box has the shape of the image, 1 - lambda of its area, and a
-    uniform centre. The box ends at the border of the image. Lambda is then set to the exact share outside the box.
+    Lambda is drawn from Beta(alpha, alpha). A cutmix box has the aspect ratio of the image, 1 - lambda of the image's
+    area, and a random centre. It is cut at the border. Lambda then becomes the exact share of the area outside the box.
     """
     last = len(micro_batch.indices) // 2 * 2
     both = micro_batch.valid[0:last:2] & micro_batch.valid[1:last:2]
@@ -50,7 +50,7 @@ def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: 
     cut = u[:, 1] < (0.5 if config.mixup > 0 < config.cutmix else float(config.cutmix > 0))
     alpha = np.where(cut, config.cutmix, config.mixup)
     kept = betaincinv(alpha, alpha, u[:, 2])
-    # As in the paper, the box ends at the border of the image.
+    # As in the paper, the box is cut at the border of the image.
     halves = (side * np.sqrt(1.0 - kept)).astype(np.int64)[:, None] // 2
     middles = np.floor(u[:, 3:5] * side).astype(np.int64)
     boxes = np.concatenate([middles - halves, middles + halves], axis=1).clip(0, side)
@@ -62,7 +62,8 @@ def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: 
 def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mixed (n, 3, S, S) float32 images and (n, G) float targets. Both samples of each pair change.
 
-    mixup: lambda * own pixels + (1 - lambda) * partner's pixels. cutmix: partner's pixels in the box, own ones outside.
+    Mixup: lambda * own pixels + (1 - lambda) * pixels of the other sample. Cutmix: the box is copied from the other
+    sample. Targets are lambda * own targets + (1 - lambda) * targets of the other sample.
     """
     if len(pairs.first) == 0:
         return images, targets
@@ -76,7 +77,6 @@ def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torc
 
 
 def _mixed(values: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return ``values``, in which each row of ``first`` and the next row have exchanged a share of 1 - ``weights``."""
     a, b = values.index_select(0, first), values.index_select(0, first + 1)
     out = values.clone()
     out.index_copy_(0, first, weights * a + (1.0 - weights) * b)

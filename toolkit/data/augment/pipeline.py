@@ -1,9 +1,9 @@
-"""Augmentation of training pixels after crop and flip, on the device, for a whole micro-batch at once.
+"""Augment training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-The operations of AUGMENTATIONS (config/augmentations.py) come first, in that order, and then samples are mixed. Every
-random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore gets
-the same pixels on any rank, for any world size and accumulation, and in any row of a batch. The random numbers of one
-operation do not depend on the others. No operation sums over a batch, so equal devices give bit-identical pixels.
+First, the operations of AUGMENTATIONS (config/augmentations.py) are applied in their order. Then samples are mixed.
+Every random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore
+gets the same pixels on any rank, for any world size and accumulation, and in any row of a batch. Each operation has its
+own random numbers. No operation sums over a batch, so pixels are bit-identical on two devices of the same model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolkit.data.sampling.plan import MicroBatch
 
 
 class Augmenter:
-    """The augmentation that a configuration describes."""
+    """All augmentations that ``config`` switches on, as one function."""
 
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
@@ -30,9 +30,9 @@ class Augmenter:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the augmented images and targets of ``micro_batch`` in ``epoch``. The arguments are not changed.
 
-        images: (n, S, S, 3) grey levels, uint8 or float, on any device. targets: (n, G) float on the same device.
-        Returns (n, S, S, 3) float32 levels from 0 to 255, and (n, G) targets, which mixing makes fractional.
-        Without any augmentation, returns the arguments. Mixing needs a plan with groups of two (mixup.py).
+        images: (n, S, S, 3) RGB values from 0 to 255, uint8 or float, on any device.
+        targets: (n, G) float, on the same device. Mixing makes the returned targets fractional.
+        Returns images as float32. If no augmentation is on, returns the arguments. Mixing needs TrainPlan.group_size 2.
         Raises ValueError if images, targets and micro_batch differ in length.
         """
         if not len(images) == len(targets) == len(micro_batch.indices):

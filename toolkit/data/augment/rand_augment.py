@@ -1,9 +1,9 @@
 """RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
 
-In each layer, a hash of the sample's key selects one of the fourteen operations and a sign. All operations are equally
-likely. Samples with the same operation are processed together, so a layer needs at most nine groups of kernels and no
-loop over samples. The geometric operations share one bilinear sampling with a matrix per sample. Pixels outside of the
-image are black, which is torchvision's default.
+Each sample gets ``config.randaugment`` operations in sequence. For each of them, a hash of the sample's key selects one
+of fourteen operations, which are equally likely, and a sign. Samples with the same operation are processed together,
+without a loop over samples. The geometric operations share one bilinear sampling with a matrix per sample. Pixels
+outside of the image are black, which is torchvision's default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Apply ``config.randaugment`` operations to each image. They depend only on seed, epoch and the image's key."""
+    """Apply ``config.randaugment`` operations to each image, which depend only on seed, epoch and the image's key."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
@@ -39,7 +39,7 @@ def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: 
 def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray, magnitude: float) -> torch.Tensor:
     """Apply OPERATIONS[chosen[i]] to image i. Images are (n, 3, S, S) float32 from 0 to 255.
 
-    signs: (n,) of -1 or 1, the direction of operations that have two directions. magnitude: a number from 0 to 30.
+    signs: (n,) of -1 or 1, for operations with two directions, such as a rotation. magnitude: strength, from 0 to 30.
     """
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")
@@ -61,7 +61,7 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
-    """Return (k, 6) float64: 2 x 3 matrices from output to input coordinates, in pixels from the image's centre."""
+    """Return (k, 6) float64: 2 x 3 matrices from output to input coordinates, which are pixels from the centre."""
     half = side / 2.0  # torchvision shears about the upper left corner
     shear, angle = signs * _SHEAR * level, signs * _ROTATE * level
     shift = np.trunc(signs * _TRANSLATE * level * side)  # a shift by whole pixels does not blur the image
@@ -79,7 +79,7 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 
 
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Sample the images bilinearly. The grid is not a matrix product, because that may be less exact on GPUs."""
+    """Sample the images bilinearly. Coordinates are sums of products: a matrix product can be less exact on a GPU."""
     side = images.shape[3]
     a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0
@@ -89,7 +89,7 @@ def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
 
 
 def _posterize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
-    step = float(2 ** round(4.0 * level))  # keeps from 8 down to 4 bits
+    step = float(2 ** round(4.0 * level))  # keeps 8 bits (level 0) to 4 bits (level 1)
     return torch.floor(images / step) * step
 
 
@@ -102,7 +102,7 @@ def _auto_contrast(images: torch.Tensor, level: float, signs: torch.Tensor) -> t
 
 
 def _equalize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
-    return TF.equalize(images.round().to(torch.uint8)).float()  # a histogram needs whole levels
+    return TF.equalize(images.round().to(torch.uint8)).float()  # a histogram needs integers
 
 
 _COLOURS: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]] = {
@@ -115,6 +115,6 @@ _COLOURS: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]]
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
 }
-#: torchvision's names. Geometric operations are neighbours, so that they are one slice of the sorted samples.
+#: The operations, by torchvision's names. apply_operations needs the geometric operations to be neighbours.
 OPERATIONS = ("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_COLOURS)
 _FIRST, _LAST = OPERATIONS.index("ShearX"), OPERATIONS.index("Rotate")

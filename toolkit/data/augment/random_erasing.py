@@ -1,8 +1,8 @@
-"""Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: a rectangle of some samples becomes noise.
+"""Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: noise replaces a rectangle of some samples.
 
 Areas, aspect ratios and positions have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
-from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. Unlike the
-numbers of a random generator, it is equal on any device, on any rank and in any row of a batch.
+from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. The hash is equal
+on any device, on any rank and in any row of a batch. The numbers of a random generator are not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Fill a rectangle of each (n, 3, S, S) image with noise, with the probability ``config.erase``."""
+    """Fill a rectangle with noise in each (n, 3, S, S) image that a draw selects, with probability ``config.erase``."""
     boxes = erased_boxes(images.shape[3], config.erase, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
@@ -38,10 +38,10 @@ def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, ke
 
 
 def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
-    """Return (n, 4) int64 left, top, right, bottom. All four are 0 for an image in which nothing is erased.
+    """Return (n, 4) int64 boxes: left, top, right, bottom. All four are 0 for an image in which nothing is erased.
 
     As in torchvision, the share of the area is uniform in AREA, and the aspect ratio is log-uniform. Both are drawn
-    again until width and height are less than S. After ATTEMPTS draws nothing is erased.
+    again until width and height are less than ``side``. After ATTEMPTS draws without success, nothing is erased.
     """
     n = len(keys)
     u = uniforms(seed, epoch, keys, 1 + 4 * ATTEMPTS, Stream.ERASE)
@@ -70,7 +70,7 @@ def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tenso
 
 
 def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return (n, 3, S, S) float32 integers from 0 to 255, hashed from (seed, epoch, key, pixel, channel)."""
+    """Return (n, 3, S, S) whole numbers from 0 to 255 as float32, hashed from (seed, epoch, key, pixel, channel)."""
     words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
     starts = to_device(words.astype(np.int64), device)[:, None, None]
     pixels = torch.arange(side * side, device=device).view(side, side)
@@ -80,7 +80,7 @@ def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.devi
 
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:
-    """Return lowbias32, a bijective hash of 32-bit words (C. Wellons 2018, "Prospecting for hash functions")."""
+    """Return the hash lowbias32, a bijection of 32-bit words (C. Wellons 2018, "Prospecting for hash functions")."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)

@@ -1,1 +1,1 @@
-"""Load batches to the device: threads, buffers, damaged images, timing."""
+"""Decode batches in threads and copy them to the device. Handle damaged images and measure times."""

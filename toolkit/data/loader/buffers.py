@@ -18,8 +18,8 @@ GROWTH = 1.25  # batches differ in size, and some extra memory avoids most later
 class PinnedBuffer:
     """Memory for one batch on the host and, for a GPU, on the device.
 
-    Order of use: ``reserve`` (main thread) → threads write → ``start_copy`` (the last thread) → ``on_device`` (main
-    thread) → ``release`` (main thread, after all work that reads the buffer has been queued).
+    The main thread calls ``reserve``. Threads write, and the last of them calls ``start_copy``. The main thread calls
+    ``on_device``, queues all work that reads the buffer, and then calls ``release``.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,12 +30,12 @@ class PinnedBuffer:
         self._events: tuple[Any, Any] | None = None
 
     def reserve(self, size: int) -> np.ndarray:
-        """Return (size,) uint8 host memory to write to. Waits until the previous copy has ended."""
+        """Return (size,) uint8 host memory to write to. Waits until the previous copy from this memory has ended."""
         if self._events is not None:
             self._events[1].synchronize()
         if size > len(self.host):
             if self.cuda:
-                torch.cuda.synchronize(self.device)  # rare: queued work may still read the old memory
+                torch.cuda.synchronize(self.device)  # rare; queued work on the device may still use the old memory
             # Other threads copy into this memory, so it must never be an inference tensor.
             with torch.inference_mode(False):
                 self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
@@ -56,7 +56,7 @@ class PinnedBuffer:
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """Return the first ``size`` bytes as (size,) uint8 on the device, for use on the current stream."""
+        """Return the first ``size`` bytes as (size,) uint8 on the device. Use them on the current CUDA stream."""
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
         elif self.device.type != "cpu":
@@ -64,7 +64,7 @@ class PinnedBuffer:
         return self.device_memory[:size]
 
     def release(self) -> float:
-        """Record that all work on the buffer has been queued. Return the seconds of the copy, or 0 if unknown."""
+        """Record that all work on the buffer has been queued. Return the seconds of the copy, or 0 if not known."""
         if self._events is None:
             return 0.0
         self._used = torch.cuda.Event()

@@ -1,6 +1,7 @@
-"""Replace or mask images that cannot be decoded, log each image once, and stop the run if there are too many.
+"""Handle images that cannot be decoded: replace or mask them, log each once, and stop the run if there are too many.
 
-A substitute depends only on seed, epoch, sample and attempt. So a run is the same at any world size and after a resume.
+A masked sample gets no weight. A replaced sample gets the image and labels of another sample, its substitute. The
+substitute depends only on seed, epoch, sample and attempt, so world size and resumes do not change it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class FaultPolicy:
 
     on_error: OnError = "stop"
     limit: float = 0.0
-    """Largest share of the source's samples that may fail to decode. A larger share raises UserError."""
+    """Largest share of all samples that may fail to decode. A larger share raises UserError."""
     seed: int = 0
     log_each: bool = True
-    """Whether to log each image that cannot be decoded. False if the caller reports them."""
+    """Whether to log each image that cannot be decoded. False if the caller reports these images."""
 
 
 #: The policy of predictions, without a limit. A damaged image becomes a row with an error, which the caller reports.
@@ -36,12 +37,12 @@ KEEP_ERRORS = FaultPolicy("mask", limit=1.0, log_each=False)
 
 
 class Faults:
-    """The samples that could not be decoded so far. Safe to use from many threads."""
+    """Record of the samples that could not be decoded. Many threads can use it."""
 
     def __init__(self, policy: FaultPolicy, num_samples: int) -> None:
         self.policy, self.num_samples = policy, num_samples
         self.found: dict[int, str] = {}
-        """Sample → its location and the reason why it could not be decoded."""
+        """Sample → text with its location and the reason why it could not be decoded."""
         self._lock = threading.Lock()
 
     def report(self, sample: int, message: str) -> None:
@@ -59,7 +60,7 @@ class Faults:
             self.found.clear()
 
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
-        """Return another sample to use instead of ``sample``. Each ``attempt`` gives another result."""
+        """Return a sample to use instead of ``sample``. Each ``attempt`` (0, 1, ...) draws a sample again."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples
 
     def check(self) -> None:
@@ -68,7 +69,7 @@ class Faults:
 
 
 def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) -> None:
-    """Raise UserError, which lists samples, if more samples cannot be decoded than ``policy`` allows."""
+    """Raise UserError, with a list of samples, if ``found`` has more damaged samples than ``policy`` allows."""
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]

@@ -1,10 +1,10 @@
-"""Decode batches in advance, in the order of the plan, with threads whose decoders release the GIL.
+"""Decode batches in advance, in a given order, with threads whose decoders release the GIL.
 
-    MicroBatch ─→ BatchTransform ─→ chunks of rows ─ threads: read, decode ─→ PinnedBuffer
-          ─ after the last chunk: copy to the device on a side stream ─→ device: geometry ─→ Batch
+    MicroBatch ─→ BatchTransform ─→ tasks of some rows ─ threads: read, decode ─→ PinnedBuffer
+          ─ after the last task: copy to the device on a side stream ─→ device: crop and resize ─→ Batch
 
-There are no worker processes, no shared memory and no pickling, so no time is needed to start workers. The plan selects
-the samples, the source reads their bytes, and the transform makes pixels. The fault policy handles damaged images.
+There are no worker processes, no shared memory and no pickling, so no time is needed to start workers. A MicroBatch
+selects the samples, a Source reads their bytes, and a BatchTransform makes pixels. faults.py handles damaged images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from toolkit.data.transforms.batch_transform import BatchTransform, Transforms
 from toolkit.data.transforms.jpeg import SwappedSize
 from toolkit.device.transfer import to_device
 
-#: Smallest and largest number of rows in a task. Small tasks balance the threads, and large tasks have less overhead.
+#: Smallest and largest number of rows in a thread's task. Small tasks balance the threads, and large ones cost less.
 CHUNK = (4, 32)
 
 
@@ -43,7 +43,7 @@ class Source(Protocol):
     def read(self, index: int) -> memoryview:
         """Return the writable bytes of a sample. They are valid until the next read of this thread.
 
-        Raises Undecodable if this one image is missing or damaged. Raises UserError for other errors of reading.
+        Raises Undecodable if only this image is missing or damaged. Raises UserError for other errors of reading.
         """
 
     def where(self, index: int) -> str: ...
@@ -51,17 +51,17 @@ class Source(Protocol):
 
 @dataclass
 class Work:
-    """A batch that the threads decode."""
+    """A micro-batch that the threads decode, or have decoded."""
 
     micro_batch: MicroBatch
     transform: BatchTransform
     buffer: PinnedBuffer
     indices: np.ndarray
-    """(n,) samples of the rows. A substitute replaces a sample of the micro-batch that cannot be decoded."""
+    """(n,) samples of the rows. If a sample of ``micro_batch`` cannot be decoded, its substitute is here instead."""
     valid: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
     squares: dict[int, np.ndarray] = field(default_factory=dict)
-    """Row → (S, S, 3) pixels, for rows whose pixels are not in the buffer."""
+    """Row → (S, S, 3) pixels. Only for rows whose pixels are not in the buffer."""
     futures: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
     """Number of tasks that have not finished."""
@@ -73,15 +73,15 @@ class Batch:
     """Decoded samples of one micro-batch, on the device."""
 
     images: torch.Tensor
-    """(n, S, S, 3) integers from 0 to 255, as uint8 or float. The next batch overwrites them."""
+    """(n, S, S, 3) whole numbers from 0 to 255, as uint8 or float. The next batch overwrites this memory."""
     micro_batch: MicroBatch
-    """The samples of ``images``. A substitute has its own index. A masked row has valid=False."""
+    """The samples of ``images``. If an image is damaged, its row has another sample (a substitute) or valid=False."""
     errors: dict[int, str]
-    """Masked row → the reason why its image could not be decoded."""
+    """Row without a decoded image → the reason. Rows with a substitute are not in it."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode micro-batches up to ``prefetch`` batches in advance. One pool of threads decodes one pass at a time."""
+    """Decode up to ``prefetch`` micro-batches in advance, in threads. Only one ``batches`` may run at a time."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the batch before.
 
         Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
-        the source's ``read`` are passed on.
+        the source's ``read``, except Undecodable, are passed on.
         """
         with contextlib.closing(self.decoded(micro_batches, transforms, epoch)) as works:
             for work in works:
@@ -118,7 +118,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def decoded(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Work, None, None]:
-        """Yield each Work after its buffer is filled and the copy to the device has started."""
+        """Yield a Work for each micro-batch, after its buffer is filled and the copy to the device has started."""
         queue: deque[Work] = deque()
         free = deque(self._buffers)
         pending = iter(micro_batches)
@@ -137,11 +137,11 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                 self.faults.check()
                 try:
                     yield work
-                finally:  # also if the pass ends here, because the device may still read the buffer
+                finally:  # also if the caller stops here: the device may still read the buffer
                     self.timer.add(copied=work.buffer.release())
                     free.append(work.buffer)
         finally:
-            # Threads may still write to these buffers, which a later pass will use.
+            # Wait for threads that still write to these buffers, because the next call uses the same buffers.
             for work in queue:
                 for future in work.futures:
                     future.cancel()
@@ -200,7 +200,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     continue
                 work.indices[row] = other
                 return len(data)
-        if work.valid[row]:  # padding repeats a sample of another row or rank, which reports the error
+        if work.valid[row]:  # a padding row repeats a sample of another row, which reports the error
             work.errors[row] = problem
         work.valid[row] = False
         work.squares[row] = np.zeros((work.transform.side, work.transform.side, 3), dtype=np.uint8)

@@ -1,11 +1,11 @@
-"""Time counters of the loader, and one line on the bottleneck of an epoch."""
+"""Measure the times of the loader, and describe the bottleneck of an epoch in one line."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, fields
 
-#: If training waits for data less than this share of the time, data is not the bottleneck.
+#: If training waits for data for less than this share of the time, data is not the bottleneck.
 FINE = 0.05
 
 
@@ -18,7 +18,7 @@ class Times:
     decode: float = 0.0
     """Wall time in which threads read and decode. It includes crop and resize if these run on the CPU."""
     decode_cpu: float = 0.0
-    """CPU time of ``decode``. In the remaining time, threads waited for the disk or for a core."""
+    """CPU time of ``decode``. In the rest of ``decode``, threads waited for the disk or for a core."""
     copied: float = 0.0
     """Time of copies to the device."""
     samples: int = 0
@@ -30,7 +30,7 @@ class Times:
 
 @dataclass
 class LoaderTimer:
-    """Total times of all threads."""
+    """Times, added up over all threads."""
 
     times: Times = field(default_factory=Times)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -46,9 +46,9 @@ class LoaderTimer:
 
 
 def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> str:
-    """Return one line on the bottleneck in ``seconds`` of training, with a remedy if the bottleneck is the data.
+    """Return one line that names the bottleneck of ``seconds`` of training, and a remedy if data is the bottleneck.
 
-    threads: number of decoding threads of this process. cores: number of its CPU cores. accelerator: "GPU" or "CPU".
+    threads: decoding threads of this process. cores: number of cores for this process. accelerator: "GPU" or "CPU".
     """
     share = times.waited / seconds if seconds > 0 else 0.0
     if share < FINE:
@@ -69,6 +69,6 @@ def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator:
     if busy < 0.7 * threads:
         return f"{start}batches are late although threads are idle; set a higher --data.prefetch"
     return (
-        f"{start}decode is the limit: {working:.1f} of {cores} cores are busy; build the shards with a smaller "
+        f"{start}decoding is the limit: {working:.1f} of {cores} cores are busy; build the shards with a smaller "
         f"--short-side, or {f'set --data.workers {cores}' if threads < cores else 'give the job more cores'}"
     )

@@ -1,1 +1,1 @@
-"""Compute the samples of each rank and update: permutations, repeats, and random numbers per sample."""
+"""Compute the order of samples, the samples of each rank and update, and the random numbers of each sample."""

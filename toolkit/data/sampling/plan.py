@@ -1,4 +1,4 @@
-"""The samples of each rank and update. This module only computes: it uses no files and no process group.
+"""Compute which samples each rank gets in each update, without files and without communication between ranks.
 
 Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It depends
 only on seed and epoch, and any slice of it can be computed. An epoch of N positions has k = ceil(N / B) updates for a
@@ -7,11 +7,11 @@ world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS sa
 update, which have valid=False and no weight. docs/concepts/exact-epochs.md has the reasons.
 
 Groups. ``group_size`` neighbouring positions of an update go to the same micro-batch, for any world size and
-accumulation. Mixing (mixup.py) uses groups of two: positions 2k and 2k+1 of an update are rows 2j and 2j+1 of one
-MicroBatch. Only the last group of an update can be shorter, and it is the last group of its micro-batch.
+accumulation. Mixing of pairs (mixup.py) needs groups of two: then positions 2k and 2k+1 of an update are neighbouring
+rows of one MicroBatch. Only the last group of an update can be shorter. It is the last group of its micro-batch.
 
 Evaluation. Samples in the order of the index form fixed batches, and batch j goes to rank j mod world_size. The batches
-and the logits are the same for any number of processes. A rank without a batch gets one row with valid=False.
+are the same for any number of processes, and so are the logits. A rank without a batch gets one row with valid=False.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, Order
 
-#: even: all updates of an epoch have about the same size. tail: full updates, then one with the remaining samples. Only
-#: runs that an earlier version began use tail.
+#: even: all updates of an epoch have about the same size. tail: all updates except the last are full. Only runs that an
+#: earlier version began use tail.
 Sizes = Literal["even", "tail"]
-#: BatchNorm in training cannot normalise a single row of a 1x1 feature map.
+#: Smallest micro-batch. In training, BatchNorm cannot normalise one row whose feature map is 1 x 1.
 MIN_ROWS = 2
 #: Number of positions whose samples are computed at a time.
 BLOCK = 4096
@@ -41,9 +41,9 @@ class MicroBatch:
     indices: np.ndarray
     """(n,) int64 numbers of samples in the split."""
     valid: np.ndarray
-    """(n,) bool. A row with False is padding and has no weight."""
-    repeat: np.ndarray = None  # type: ignore[assignment] # None: zeros, as most callers have no repeats
-    """(n,) int64: number of this use among all uses of the sample in the epoch, from 0."""
+    """(n,) bool. A row with False has no weight: it is padding, or its image could not be decoded."""
+    repeat: np.ndarray = None  # type: ignore[assignment] # None means zeros
+    """(n,) int64: how often the epoch contains the sample before this use. It is 0 at the first use."""
 
     def __post_init__(self) -> None:
         if self.repeat is None:
@@ -57,14 +57,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The order of training samples for any epoch, step, rank and world size."""
+    """The order of training samples for any epoch, step (number of an update in its epoch), rank and world size."""
 
     order: Order
     global_batch: int
     group_size: int = 1
     """Number of neighbouring positions that go to the same micro-batch."""
     sizes: Sizes = "even"
-    """How the epoch is divided into updates."""
+    """How an epoch is divided into updates: ``even`` or ``tail``."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.global_batch < 1 or self.group_size < 1:
@@ -75,7 +75,7 @@ class TrainPlan:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples of an epoch, including repeats."""
+        """Number of positions of an epoch. A repeated sample counts several times."""
         return len(self.order)
 
     @property
@@ -85,14 +85,14 @@ class TrainPlan:
 
     @property
     def largest_step(self) -> int:
-        """Number of the first update with the most samples."""
+        """Step of the largest update. If several updates are equally large, the first of them."""
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
         """Return the first position of update ``step``. For ``step`` = steps_per_epoch, return the end of the epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
-        unit = math.gcd(self.group_size, self.global_batch)  # a full update must be a multiple of the unit
+        unit = math.gcd(self.group_size, self.global_batch)  # updates start at its multiples
         units = -(-self.num_samples // unit)
         return min(step * units // self.steps_per_epoch * unit, self.num_samples)
 
@@ -105,11 +105,11 @@ class TrainPlan:
         count, parts = self.count(step), world_size * accumulation
         groups = -(-count // self.group_size)
         rows = (groups // parts + (np.arange(parts) < groups % parts)) * self.group_size
-        rows[(groups - 1) % parts] -= groups * self.group_size - count  # the last group may be short
+        rows[(groups - 1) % parts] -= groups * self.group_size - count  # the last group may be shorter
         return rows.reshape(world_size, accumulation)
 
     def keys(self, epoch: int, step: int) -> np.ndarray:
-        """Return the (count(step),) int64 keys of one update over all ranks."""
+        """Return the int64 keys of all samples of one update, over all ranks (shuffle.py explains keys)."""
         if not 0 <= step < self.steps_per_epoch:
             raise IndexError(f"step {step} is not in an epoch of {self.steps_per_epoch} steps")
         return self.order.keys(epoch, self.start(step), self.start(step + 1))

@@ -1,17 +1,17 @@
 """Repeat factor sampling: samples with rare genres are repeated, in epochs of equal length.
 
-The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is the largest max(1, sqrt(t / f)) of its genres.
-Here f is the prevalence of a genre in the training split, and t is data.repeat_below. LVIS rounds each factor at
-random, so its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
+The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is sqrt(t / f), but at least 1. Here f is the
+prevalence of the sample's rarest genre in the split, and t is data.repeat_below. LVIS rounds each factor at random, so
+its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
-- Every epoch has M = N + round(sum of (factor - 1)) positions. The parts of the factors above 1 are scaled so that they
-  add up to M - N.
+- An epoch of N samples has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that their
+  sum is exactly M - N.
 - A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
 - The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
-Each factor is an interval on a line of length M. Pointers at distance 1 select the samples in whose intervals they lie.
-From epoch to epoch, all pointers move by the golden ratio. The line is one table for all epochs, with 8 bytes per
-sample and in units of 2^-32. A slice of n positions costs n * log N operations.
+Each sample has an interval on a line of length M, as long as its scaled factor. There are M pointers with distance 1.
+Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden ratio. One
+table with 8 bytes per sample holds the line, in units of 2^-32. The samples of n pointers cost n * log N operations.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, GlobalOrder, Order, WindowOrder, key_of
 
-_ONE = 1 << 32  # the number 1 in the fixed-point numbers of the table
+_ONE = 1 << 32  # 1 as a fixed-point number of the table
 _STEP = 0x9E3779B9  # (golden ratio - 1) * _ONE, the step of the Weyl sequence with the lowest discrepancy
 
 
 def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | None = None) -> np.ndarray:
-    """Return (N,) float64 repeat factors of samples with (N, G) ``targets`` of 0 and 1. ``below`` is t of LVIS.
+    """Return (N,) float64 repeat factors of samples with (N, G) ``targets`` of 0 and 1. ``below`` is t.
 
-    prevalence: (G,) prevalence in the whole split, if ``targets`` are only a part of the split.
+    prevalence: (G,) prevalence of genres in the whole split. None if ``targets`` are the whole split.
     """
     factors = np.ones(len(targets))
     for genre in range(targets.shape[1]):
@@ -49,7 +49,7 @@ class RepeatOrder:
     ) -> None:
         """``factors``: (N,), at least 1. Shuffle like WindowOrder if ``shard_sizes`` is given, else like GlobalOrder.
 
-        A group of shards contains the repeats of its own samples, so its length varies between epochs.
+        A group of shards contains the repeats of its samples. The length of a group therefore varies between epochs.
         """
         if len(factors) == 0 or not factors.min() >= 1.0:
             raise ValueError("repeat factors must be at least 1")
@@ -85,7 +85,7 @@ class RepeatOrder:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
     def _order(self, epoch: int) -> Order:
-        """Return the shuffled order of the pointers. In the unshuffled order, repeats of a sample are neighbours."""
+        """Return the shuffled order of the pointers. Before the shuffle, repeats of a sample are neighbours."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
         sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)

@@ -1,4 +1,4 @@
-"""Random numbers and crops that depend only on seed, epoch and key, so they are equal on any rank and thread.
+"""Random numbers and crops that depend only on seed, epoch and key, so they are the same on any rank and thread.
 
 A key represents one use of a sample in an epoch (plan.MicroBatch.keys).
 """
@@ -15,7 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
-    """Purposes of random numbers. Each purpose has its own numbers, which do not depend on other purposes."""
+    """Purposes of random numbers. For the same key, each purpose gets different, independent numbers."""
 
     CROP = 0
     COLOUR = 1
@@ -29,7 +29,7 @@ def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream
     """Return (n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column). Keys are (n,) integers.
 
     The hash is splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-    counter. There is no state, so the order of calls has no effect. A larger ``count`` adds columns at the end.
+    counter. There is no state, so the order of calls has no effect. A larger ``count`` only adds columns at the end.
     """
     with np.errstate(over="ignore"):
         key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))

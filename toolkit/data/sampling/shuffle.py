@@ -5,12 +5,12 @@ square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary 
 again while the result is outside of 0..n-1. It has eight rounds of a 64-bit mixer.
 tests/toolkit/data/sampling/test_shuffle.py checks the uniformity of the order.
 
-Order ``global`` is one permutation of all samples, so every read is random. Order ``window`` permutes the shards, then
-the samples within groups of a few shards. A node then reads only a few files at a time, which suits sets that do not
-fit in memory. docs/results/loader.md has the loss of shuffle quality. repeat_factor.py adds repeats to both orders.
+Order ``global`` is one permutation of all samples, so samples are read from all shards at any time. Order ``window``
+permutes the shards, then the samples within groups of a few shards. A node then reads only a few files at a time, which
+suits sets that do not fit in memory (docs/results/loader.md). repeat_factor.py adds repeats to both orders.
 
-Each position has a key: sample + draw * DRAW_STRIDE. The draws of a sample in an epoch are numbered from 0. Without
-repeats, keys are samples.
+Each position of an epoch has a key: sample + draw * DRAW_STRIDE. ``draw`` is 0 at the first use of the sample in the
+epoch, 1 at the second, and so on. Without repeats, the key is the number of the sample.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from toolkit.data.sampling.rng import mix64
 
 ROUNDS = 8
 _SMALL = 256  # up to this size samples are sorted by hash, because a Feistel network is not uniform on a small grid
-#: Difference between the keys of two repeats of a sample. It is larger than the number of samples of any split.
+#: Difference between the keys of two successive uses of a sample. It is larger than the number of samples of any split.
 DRAW_STRIDE = 1 << 40
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -42,7 +42,7 @@ class Order(Protocol):
         """Return (stop - start,) int64 keys of positions start..stop-1 of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return (m,) int64 shards in the order of use from ``start``, or None if any read may be from any shard."""
+        """Return (m,) int64: the shards in the order of use from ``start``. None if all are used at the same time."""
 
 
 class GlobalOrder:
@@ -77,7 +77,7 @@ class WindowOrder:
         shards, ends = self._shards(epoch)
         found = np.empty(stop - start, dtype=np.int64)
         position = start
-        while position < stop:  # one iteration for each group that the slice overlaps
+        while position < stop:  # one iteration per group of shards
             group = int(np.searchsorted(ends[self.window - 1 :: self.window], position, side="right"))
             lo, hi = group * self.window, min((group + 1) * self.window, len(shards))
             first = int(ends[lo - 1]) if lo else 0
@@ -104,20 +104,20 @@ class WindowOrder:
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map (n,) positions to (n,) int64 by a bijection of 0..size-1. ``key`` selects the bijection."""
+    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1, which ``key`` selects."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]
     side = np.uint64(math.isqrt(size - 1) + 1)
     keys = [mix64(np.uint64((key + _GOLDEN * (r + 1)) & _MASK)) for r in range(ROUNDS)]
     values = _feistel(positions.astype(np.uint64), side, keys)
-    while (outside := values >= size).any():  # cycle walking: repeated use of a bijection returns to 0..size-1
+    while (outside := values >= size).any():  # cycle walking: repeated steps come back to 0..size-1
         values[outside] = _feistel(values[outside], side, keys)
     return values.astype(np.int64)
 
 
 def key_of(*numbers: int) -> int:
-    """Return a 64-bit key from (seed, epoch, ...)."""
+    """Hash seed, epoch and further numbers to one 64-bit key."""
     key = np.uint64(0)
     for number in numbers:
         key = mix64(key ^ mix64(np.uint64((number + _GOLDEN) & _MASK)))

@@ -1,1 +1,1 @@
-"""Sources of encoded images: shard readers, image files, open file handles, prefetched shards."""
+"""Read encoded images from shards and image files. Cache open files and prefetch remote shards."""

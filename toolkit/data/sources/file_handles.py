@@ -13,19 +13,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Handle:
-    """An open file."""
+    """An open file and the number of threads that use it."""
 
     descriptor: int
     users: int = 0
     forgotten: bool = False
-    """Whether the last user must close the file."""
+    """Whether the last user must close the file, because the cache no longer contains the handle."""
 
 
 class Handles:
-    """Number of a file → its open descriptor. Many threads can use it. No descriptor is closed while it is in use."""
+    """A cache of open files by number. Many threads can use it. A file is not closed while a thread uses it."""
 
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
-        """``open_file`` opens the file of a number. If over ``capacity`` files are open, unused files are closed."""
+        """``open_file`` opens the file with a number. If over ``capacity`` files are open, unused files are closed."""
         self._open_file, self.capacity = open_file, capacity
         self._files: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class Handles:
                 self._close(len(self._files) - self.capacity)
 
     def forget(self, number: int) -> None:
-        """Open a file again at its next use. Callers use this after an error of reading."""
+        """Remove a file from the cache, so that its next use opens it again. Call this after an error of reading."""
         with self._lock:
             handle = self._files.pop(number, None)
             if handle is not None:

@@ -1,4 +1,4 @@
-"""Image files of users as a source of a Loader. Their size and format are unknown before they are opened.
+"""Image files of users, as a source of a Loader. The size and format of a file are unknown until it is read.
 
 The files are decoded like samples of shards, so an image file and its sample in a shard give bit-identical pixels.
 """
@@ -27,7 +27,7 @@ MAX_LOGGED = 5
 def list_images(directory: Path) -> list[Path]:
     """Return the sorted image files below a folder. Raises UserError if there are none.
 
-    Logs a line on files that are not images, and on folders that cannot be read.
+    Logs a warning about files that are not images, and about folders that cannot be read.
     """
     if not directory.is_dir():
         raise UserError("path-missing", f"image folder not found: {directory}")
@@ -55,14 +55,14 @@ def file_id(path: str) -> str:
     text = _LIKE_ESCAPE.sub(r"\\x5c", path)
     try:
         return os.fsencode(text).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that is not from a file name
+    except UnicodeEncodeError:  # the text has a surrogate that no file name has
         return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_file(path: Path) -> bytes:
     """Read a user's file. After a temporary error, try again.
 
-    Raises Undecodable if this file is missing or not readable. Raises UserError for errors that concern all files.
+    Raises Undecodable if this file is missing or not readable. Raises UserError if other files can have the same error.
     """
     try:
         return retried(path.read_bytes, str(path))
@@ -74,7 +74,7 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a source of a Loader. The first frame is used. Files with several frames are logged."""
+    """Image files as a source of a Loader. Files with several frames are logged, and their first frame is used."""
 
     paths: Sequence[Path]
     several_frames: list[Path] = field(default_factory=list)

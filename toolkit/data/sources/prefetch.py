@@ -1,10 +1,9 @@
-"""Prefetch remote shards into the cache of the node, in the order of the plan, ahead of the readers.
+"""Prefetch remote shards into the cache of the node, in the order of use, before they are read.
 
-    plan ─→ shards in order of use ─ threads: fetch at most ``ahead`` shards past the last one read ─→ cache
-
-A pass is one reading of a split. Readers call ``begin`` for a pass and ``reached`` for each shard that they open. A
-reader fetches a missing shard itself. One process per node prefetches for all ranks of the node, because all these
-ranks read the same shards at the same time.
+A pass is one reading of a split from its start to its end, such as an epoch. Readers call ``begin`` for a pass and
+``reached`` for each shard that they open. Threads fetch the next ``ahead`` shards after the last opened shard. A reader
+fetches a missing shard itself. One process per node prefetches for all ranks of the node, because all these ranks read
+the same shards at about the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Prefetcher:
 
     def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
         self._store, self._shards = store, shards
-        # Numbers of the shards of the current pass, followed by the first shards of the next pass.
+        # The numbers of the shards of the current pass, and then those of the first shards of the next pass.
         self._visits: list[int] = []
         self._positions: dict[int, int] = {}  # number of a shard of the current pass → its index in _visits
         self._ahead = self._taken = 0
@@ -48,9 +47,9 @@ class Prefetcher:
             thread.start()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
-        """Start a pass over the shards ``numbers``. The next pass begins with the shards ``following``.
+        """Start a pass over the shards with these ``numbers``. The next pass will begin with the shards ``following``.
 
-        ahead: number of shards to fetch after the last shard that a reader has opened. Cached shards are not fetched.
+        ahead: number of shards to fetch after the last shard that a reader has opened. Cached shards are skipped.
         """
         with self._changed:
             self._visits = [*numbers, *following[:ahead]]
@@ -59,7 +58,7 @@ class Prefetcher:
             self._changed.notify_all()
 
     def reached(self, number: int) -> None:
-        """Record that a reader has opened this shard. A repeated call is fast."""
+        """Record that a reader has opened the shard. Later calls for the same shard are fast."""
         position = self._positions.get(number, -1)
         if position > self._reached:
             with self._changed:
@@ -67,7 +66,7 @@ class Prefetcher:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop prefetching. Wait at most CLOSE_SECONDS for requests in progress. Slower requests end later."""
+        """Stop prefetching. Wait for requests in progress, but at most CLOSE_SECONDS. Slower requests end later."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
@@ -80,7 +79,7 @@ class Prefetcher:
             self._fetch(number)
 
     def _next(self) -> int | None:
-        """Wait until the next shard is due. Return its number, or None after ``close``."""
+        """Wait until the next shard should be fetched. Return the number of the shard, or None after ``close``."""
 
         def due() -> bool:
             return self._stop.is_set() or self._taken < min(len(self._visits), self._reached + self._ahead + 1)
@@ -99,12 +98,12 @@ class Prefetcher:
                 return
             except NoRoom:
                 if 0 <= self._positions.get(number, -1) <= self._reached:
-                    return  # readers have reached this shard, and fetch it themselves
+                    return  # a reader has already opened this shard
                 with self._changed:
                     self._changed.wait(RETRY)
             except Abandoned:
                 return
-            except UserError as error:  # only a warning: if the shard is needed, its reader raises the error
+            except UserError as error:  # only a warning, because a reader that needs the shard raises the error
                 log.warning("a shard could not be prefetched: %s", error)
                 return
 
@@ -112,7 +111,7 @@ class Prefetcher:
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
     """Return the numbers of the shards that an epoch needs from ``position`` to its end, in the order of use.
 
-    If any read may be from any shard, the result is 0 to ``count`` - 1.
+    With data.order global, samples come from all shards at any time, and the result is 0 to ``count`` - 1.
     """
     turn = order.shard_order(epoch, position)
     return list(range(count)) if turn is None else turn.tolist()
@@ -121,9 +120,9 @@ def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
 def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None, lead: int) -> None:
     """Raise UserError if the cache is too small for the shards that training needs at the same time.
 
-    window: number of shards in a group that is shuffled together. The current and the next group must fit, and more
-    groups if the loaders read further ahead. None if any read may be from any shard, so that all shards must fit.
-    lead: number of samples that the loaders read ahead.
+    window: number of shards in a group whose samples are shuffled together. The current and the next group must fit.
+    None for data.order global, where all shards must fit, because samples come from all shards at any time.
+    lead: number of samples that the loaders read in advance. With a large number, further groups must fit.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)

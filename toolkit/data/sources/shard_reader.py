@@ -1,8 +1,8 @@
-"""Random access to the samples of one split. A table has the tar file and the offset of each sample.
+"""Read samples of one split in any order. A table has the offset of each sample in its tar file.
 
 The table of a split (shards/dataset/sample_table.py) is memory-mapped, so memory per process does not grow with the
 set. A limited number of tars is open at a time. Image bytes are read with pread into memory of the reading thread. The
-tars are not memory-mapped: loading a page would hold the GIL, and a tar that shrinks would kill the process.
+tars are not memory-mapped: a page fault holds the GIL, and a tar that becomes shorter kills the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from toolkit.data.sources.file_handles import Handles
 from toolkit.data.sources.prefetch import Prefetcher
 from toolkit.data.sources.thread_buffer import scratch
 
-#: Largest number of open tars per process. An open remote tar stays in the cache of the node.
+#: Largest number of open tars per process. The cache of the node does not delete a tar while it is open.
 OPEN_TARS = 128
-#: Number of remote shards to keep open, and to prefetch, if samples are read in order.
+#: If samples are read in order, this number of remote shards is kept open, and the same number is prefetched.
 IN_ORDER = 3
 
 
 class ShardReader:
     """Samples 0..n-1 of some shards, in the order of the shards and of their indexes. Many threads may read.
 
-    The constructor raises UserError for a missing, truncated or changed tar or table. It compares the sizes of tars,
-    and the digests of tables and indexes, with the manifest. Files at a URL are checked at their first use.
+    The constructor raises UserError for a missing, truncated or changed tar or table. It compares the sizes of tars and
+    the digests of tables and indexes with the manifest. Files at a URL are checked at their first use.
     """
 
     def __init__(
         self, shards_at: ShardsAt, shards: Sequence[Shard], labels: LabelSet, records: np.ndarray | None = None
     ) -> None:
-        """``records``: the rows of a table of exactly these shards. If None, the indexes are read instead."""
+        """``records``: the rows of the sample table for exactly these shards. If None, the indexes are read instead."""
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
@@ -110,7 +110,7 @@ class ShardReader:
             what = f"shard {self.store.where(self.shards[number])}"
             if not may_pass(error):
                 raise unreadable(what, error) from None
-            self._handles.forget(number)  # a file server may have lost the open file
+            self._handles.forget(number)  # open the tar again: its file server may have closed it
             try:
                 return retried(lambda: self._read(index), what, self._stop)
             except OSError as other:
@@ -121,7 +121,7 @@ class ShardReader:
         target = scratch("encoded", size).data
         handle = self._handles.take(number)
         try:
-            if self._prefetcher is not None:  # only after the tar is open, because an open tar stays in the cache
+            if self._prefetcher is not None:  # the cache keeps the tar from now on, because it is open
                 self._prefetcher.reached(number)
             got = _read_at(handle.descriptor, target, int(self._offsets[index]))
         except OSError:
@@ -134,13 +134,13 @@ class ShardReader:
             raise UserError(
                 "tar-damaged",
                 f"shard {tar} is truncated: it ends at byte {offset + got}, but its index has an image of {size} bytes "
-                f"at {offset}; copy it again, or build the set again",
+                f"at {offset}; copy the shard again, or build the set again",
             )
         return target
 
     @contextlib.contextmanager
     def in_order(self, prefetch: bool = True) -> Iterator[None]:
-        """Prefetch remote shards in order while the block reads the samples from the first to the last."""
+        """Prefetch remote shards in a ``with`` block, which should read the samples from the first to the last."""
         self.begin(range(len(self.shards)), (), IN_ORDER, prefetch)
         try:
             yield
@@ -148,10 +148,10 @@ class ShardReader:
             self.end()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
-        """Prepare reads from the shards ``numbers`` in this order, then from ``following``, if the shards are remote.
+        """Prepare reads from the shards ``numbers`` in this order, then from ``following``. Local shards need nothing.
 
-        window: number of shards that are read at a time. The same number stays open and is prefetched.
-        prefetch: False if another process of this node prefetches.
+        window: number of shards that are read at the same time. The same number stays open and is prefetched.
+        prefetch: False if another process of this node prefetches the shards.
         """
         if isinstance(self.store, RemoteShards):
             self._handles.capacity = min(window, OPEN_TARS)
@@ -196,7 +196,7 @@ class ShardReader:
         return [name for number in range(len(self.shards)) for name in self._index(number)["id"].to_pylist()]
 
     def where(self, index: int) -> str:
-        """Return the shard, the key and the byte offset of a sample as text for messages."""
+        """Return a text for messages, with the shard, the key and the byte offset of a sample."""
         tar = self.store.where(self.shards[self.shard_of(index)])
         return f"{tar} member {self.key(index)!r} at offset {int(self.records[index]['offset'])}"
 

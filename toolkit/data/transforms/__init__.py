@@ -1,1 +1,1 @@
-"""Convert encoded images to pixels of one size: decoding, crops, geometry, normalisation."""
+"""Convert encoded images to squares of pixels: decode, crop, resize and normalise."""

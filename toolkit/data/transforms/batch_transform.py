@@ -1,7 +1,7 @@
-"""The transform of a batch. Threads decode each row to the buffer of the batch. The device may then crop and resize.
+"""Transforms of batches. Threads decode the image of each row into the buffer of the batch.
 
-``DecodedTransform`` writes complete S x S squares to the buffer, so all work is on the CPU. ``DeviceTransform`` writes
-decoded images, which the device crops and resizes. ``FileTransform`` is for files whose image size is unknown.
+``DecodedTransform`` also crops and resizes in the threads. ``DeviceTransform`` writes decoded images of any size,
+and the device crops and resizes them. ``FileTransform`` is for files whose image size is unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 
 
 class BatchTransform(Protocol):
-    """The transform of one batch."""
+    """Decode, crop and resize the images of one batch."""
 
     side: int
     """S, the side of a sample in pixels."""
@@ -35,34 +35,34 @@ class BatchTransform(Protocol):
     """Bytes that the batch needs in its buffer."""
 
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
-        """Decode sample ``row`` from the writable ``data`` into the buffer. Raises Undecodable.
+        """Decode the image of ``row`` from the writable bytes ``data`` into the buffer. Raises Undecodable.
 
-        Raises SwappedSize for an image that does not fit its part of the buffer. Use ``square`` for such an image.
+        Raises SwappedSize if the image's width and height are exchanged in the index. Then call ``square`` instead.
         """
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """Decode sample ``row`` and return it as (S, S, 3) uint8 in new memory, not in the buffer."""
+        """Decode the image of ``row`` and return its (S, S, 3) uint8 sample in new memory, not in the buffer."""
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return (n, S, S, 3) integers from 0 to 255, as uint8 or float, on the device of the buffer."""
+        """Return (n, S, S, 3) whole numbers from 0 to 255, as uint8 or float, on the device of the buffer."""
 
 
-#: (rows of a batch, widths, heights) → the views of these rows, for images of these sizes.
+#: (rows of a batch, widths of their images, heights of their images) → crops and flips of these rows.
 MakeViews = Callable[[slice, np.ndarray, np.ndarray], Views]
 
 
 class DecodedTransform:
     """Crop and resize in the decoding threads.
 
-    ``swapped_views`` makes the view of an image whose width and height are exchanged in the index. If it is None, such
-    an image raises SwappedSize.
+    ``swapped_views`` computes the crop of an image whose width and height are exchanged in the index. If
+    ``swapped_views`` is None, such an image raises SwappedSize.
     """
 
     def __init__(self, views: Views, swapped_views: MakeViews | None = None) -> None:
         self.views, self.count, self.side, self.swapped_views = views, len(views), views.side, swapped_views
         self.size = self.count * self.side**2 * 4
         self.denominators = views.denominators()
-        # If the window is a part of the resized box, all rows are needed: the resize on the CPU computes the whole box.
+        # If the sample is a part of the resized box (crops.Views), the CPU resizes the whole box and needs all rows.
         whole = (views.resized != views.side).any(axis=1)
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
 
@@ -78,7 +78,7 @@ class DecodedTransform:
         return buffer.view(self.count, self.side, self.side, 4)[..., :3]
 
     def picture(self, row: int, image: Image.Image) -> np.ndarray:
-        """Return sample ``row`` as (S, S, 3) uint8, made from its decoded image."""
+        """Return the (S, S, 3) uint8 sample of ``row``, made from its decoded ``image``."""
         out = np.empty((self.side, self.side, 4), dtype=np.uint8)
         denominator = int(self.denominators[row])
         memory, shape = self._memory(row)
@@ -128,12 +128,12 @@ class DeviceTransform:
         return DecodedTransform(self.views, self.swapped_views).square(row, data)
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
-        # float16 holds grey levels exactly and keeps sums within a rounding step. bfloat16 is not precise enough.
+        # float16 holds 0 to 255 exactly, and a sum is wrong by less than one level. bfloat16 is not precise enough.
         return self.geometry(buffer, torch.float16 if buffer.is_cuda else torch.float32)
 
 
 class FileTransform:
-    """Make squares with a function of the row and its bytes."""
+    """Make the (S, S, 3) sample of each row with ``transform``, a function of the row and the bytes of its file."""
 
     def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
         self.count, self.side, self.transform = count, side, transform
@@ -169,18 +169,18 @@ class RawTransform:
             raise ValueError(str(bad)) from None
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """Return the (S, S, 3) uint8 square of a decoded RGB image. The square of its JPEG file can differ slightly."""
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. Its JPEG file can give slightly other pixels."""
         return self._cut(image.size).picture(0, image)
 
     def _cut(self, size: tuple[int, int]) -> DecodedTransform:
         ours, widths, heights = self.preprocessing, *(np.array([side]) for side in size)
         cut = DecodedTransform(eval_views(ours.image_size, ours.crop_pct, widths, heights, ours.fit))
-        # Decode all rows, so that a file that is truncated below the crop raises an error.
+        # Decode all rows, so that a truncated file raises an error even if the crop is complete.
         cut.rows = heights
         return cut
 
 
-#: MicroBatch → its transform.
+#: Function that makes the transform of a micro-batch.
 Transforms = Callable[[MicroBatch], BatchTransform]
 
 
@@ -198,7 +198,7 @@ def train_transforms(
 def eval_transforms(
     reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
 ) -> Transforms:
-    """Return the evaluation transforms of shard samples."""
+    """Return the transforms for evaluation of shard samples, without random numbers."""
 
     def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
         return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)

@@ -1,8 +1,8 @@
 """Compute which part of each stored image becomes a sample, and which rows must be decoded. No pixels are used here.
 
-A view resizes a box of the image with Pillow's antialiased bilinear filter, which uses no pixels outside of the box.
-The sample is a square window of side S in the resized box, which may be mirrored. A random crop is a view whose window
-is the whole resized box. The evaluation transform is a view whose box is the whole image.
+A box of the image is resized with Pillow's antialiased bilinear filter, which uses no pixels outside of the box. The
+sample is a square window of side S in the resized box. The window may then be mirrored. For a random crop, the window
+is the whole resized box. For evaluation, the box is the whole image.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from toolkit.config.schema import DataConfig
 from toolkit.data.sampling.rng import random_crops
 from toolkit.data.transforms.jpeg import rows_to_decode
 
-#: Smallest reduction that libjpeg's scaled DCT leaves to the resize filter. On real posters at 224 pixels, the worst
-#: image then differs by 0.6 grey levels from Pillow's full decode. It differed by 0.9 with 1.5, and by 2.2 with 1.0.
+#: After libjpeg's scaled DCT, the resize must still reduce the image by this factor or more. Of real posters at
+#: 224 pixels, the worst then differs by 0.6 grey levels from a full decode. Factor 1.5 gave 0.9, and factor 1 gave 2.2.
 MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of n samples."""
+    """How n stored images become samples: the box, its size after the resize, and the window in it, for each image."""
 
     side: int
     """S, the side of a sample in pixels."""
@@ -43,16 +43,16 @@ class Views:
         return len(self.widths)
 
     def scales(self) -> np.ndarray:
-        """Return (n, 2) float64: pixels of the box per pixel of the resized box, horizontally and vertically."""
+        """Return the (n, 2) float64 factors by which boxes shrink: size before the resize divided by size after it."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]) / self.resized
 
     def denominators(self) -> np.ndarray:
-        """Return (n,) int64 of 1, 2, 4 or 8. Each image can be decoded at 1/denominator of its size."""
+        """Return (n,) int64 denominators of 1, 2, 4 or 8. Each image can be decoded at 1/denominator of its size."""
         reduction = self.scales().min(axis=1) / MARGIN
         return np.select([reduction >= 8, reduction >= 4, reduction >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """Return (n,) int64: the number of rows from the top of the stored image on which the sample can depend."""
+        """Return (n,) int64: how many rows of each stored image, counted from the top, the sample needs."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)
@@ -66,7 +66,7 @@ class Views:
 def train_views(
     config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
-    """Return random crops and flips, which depend only on seed, epoch and the (n,) keys (plan.MicroBatch.keys)."""
+    """Return random crops and flips. They depend only on seed, epoch and the (n,) ``keys`` (plan.MicroBatch.keys)."""
     boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)
     n, side = len(keys), config.image_size
     if config.train_crop == "none":
@@ -76,7 +76,7 @@ def train_views(
 
 
 def eval_views(side: int, crop_pct: float, widths: np.ndarray, heights: np.ndarray, fit: str = "crop") -> Views:
-    """Return the views of the evaluation transform.
+    """Return the crops of evaluation: the centre of the image, or the whole image.
 
     fit "crop" is torchvision's Resize(side / crop_pct) and CenterCrop(side), with torchvision's integer rounding.
     "stretch" is Resize((side, side)), which resizes the whole image to a square without ``crop_pct``.

@@ -1,10 +1,10 @@
 """Crop, antialiased resize and flip with Pillow's filter, for one sample on the CPU or for a batch on the device.
 
 On the device, the resize is two batched matrix products, first horizontal and then vertical, with one weight matrix per
-sample. As in Pillow, each product is rounded to whole grey levels. The result differs from Pillow's only if a different
+sample. As in Pillow, each product is rounded to whole numbers. The result differs from Pillow's only if a different
 precision changes a rounding. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose half-width is
 max(scale, 1). Weights outside of the box are dropped, and the sum of the others is normalised to 1 (Pillow,
-src/libImaging/Resample.c). Boxes have float coordinates, so they stay exact on an image that was decoded at 1/2.
+src/libImaging/Resample.c). Boxes have float coordinates, so they are also exact on an image decoded at half its size.
 
 On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. It is several times faster
 than Pillow, and its result is within one grey level of Pillow's. cv2.resize is not used because it does not antialias.
@@ -27,10 +27,10 @@ CHUNK_PIXELS = 8_000_000
 
 
 def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out: np.ndarray) -> None:
-    """Write sample ``row`` of ``views`` to ``out``, (S, S, 4) uint8. The fourth channel has no meaning.
+    """Write the sample of ``row`` to ``out``, (S, S, 4) uint8. The fourth channel has no meaning.
 
-    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator`` of its size. If the window is the whole resized
-    box, rows below the box may be missing. Pixels of four bytes are resized and mirrored faster than pixels of three.
+    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator`` of its size. If the sample is the whole resized
+    box, ``image`` may end at the bottom of the box. Pixels of 4 bytes are resized and mirrored faster than pixels of 3.
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
@@ -58,8 +58,8 @@ def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
     if pixels.shape == out.shape:
         _copy(pixels, out, flip)
         return
-    # numpy makes the pixels contiguous, because torch would start its own threads. The memory is reused, because new
-    # memory for every image takes as much time as the resize.
+    # numpy copies the pixels to contiguous memory, because torch would start threads for it. The memory is reused: to
+    # allocate memory for every image takes as much time as the resize.
     source = scratch("crop", pixels.size).reshape(pixels.shape)
     _copy(pixels, source, flip)
     upsample_into(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))
@@ -77,19 +77,19 @@ def _nchw(pixels: np.ndarray) -> torch.Tensor:
 
 
 class DeviceGeometry:
-    """Crop and resize the packed images of one batch on a device."""
+    """Crop and resize the images of one batch on a device. The images are stored one after another in one buffer."""
 
     def __init__(self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray) -> None:
-        """``starts``: (n,) first pixel of each image in the packed memory. ``pitches``: (n,) width of each image."""
+        """``starts``: (n,) index in the buffer of each image's first pixel. ``pitches``: (n,) width of each image."""
         ratio = denominators[:, None].astype(np.float64)
         boxes = views.boxes / ratio
-        # the whole pixels that any weight may use: a pixel that the box covers partly belongs to the box
+        # all pixels that the box covers, also those that it covers only in part
         low, high = np.floor(boxes[:, :2]).astype(np.int64), np.ceil(boxes[:, 2:]).astype(np.int64)
         high[:, 1] = np.minimum(high[:, 1], -(-views.last_rows() // denominators))
         self.side = views.side
         self.count = len(views)
         self.extents = high - low
-        # All values are in one table, so that one copy without a wait is enough. A copy with a wait lasts until the
+        # All values are in one table, so that one asynchronous copy is enough. A synchronous copy lasts until the
         # device has done all queued work. Integers are exact in float64.
         columns = (
             (boxes[:, 2:] - boxes[:, :2]) / views.resized,
@@ -103,7 +103,7 @@ class DeviceGeometry:
         self.table = torch.from_numpy(np.concatenate([part.astype(np.float64) for part in columns], axis=1))
 
     def __call__(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Return (n, S, S, 3) whole grey levels of ``dtype``, from ``packed`` RGB pixels as (bytes,) uint8."""
+        """Return (n, S, S, 3) whole numbers from 0 to 255 as ``dtype``. ``packed``: uint8 buffer with RGB pixels."""
         pixels = packed.view(-1, 3)
         out = torch.empty((self.count, self.side, self.side, 3), dtype=dtype, device=packed.device)
         table = to_device(self.table, packed.device)
@@ -118,12 +118,12 @@ class DeviceGeometry:
     def _cut(
         self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return (n, S, S, 3) samples of some rows of the table. No box is larger than ``width`` x ``height``."""
+        """Return the (n, S, S, 3) samples of some rows of the table, whose boxes are at most ``width`` x ``height``."""
         device = pixels.device
         scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
         corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()
         firsts, pitches, flips = whole[:, 0], whole[:, 1], whole[:, 2:] > 0
-        x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w); weights beyond a box are zero
+        x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w); pixels beyond a box have weight 0
         y = torch.arange(height, device=device).minimum(extents[:, 1:] - 1)
         where = (firsts[:, None] + y * pitches[:, None])[:, :, None] + x[:, None, :]
         n = len(where)
@@ -143,7 +143,7 @@ class DeviceGeometry:
 
 
 def _weights(target: torch.Tensor, length: int, *views: torch.Tensor) -> torch.Tensor:
-    """Return (n, S, length) float32 weights of one direction, for (n, S) output pixels and four (n,) columns."""
+    """Return (n, S, length) float32: the weights of input pixels for (n, S) output pixels, in one direction."""
     scale, origin, corner, extent = (part[:, None, None] for part in views)
     source = torch.arange(length, device=target.device)
     centre = origin + (target[:, :, None] + corner + 0.5) * scale

@@ -1,4 +1,4 @@
-"""Decode the part of a JPEG that a crop needs, directly into the caller's memory, with the GIL released.
+"""Decode the part of a JPEG that a crop needs, directly into memory of the caller. The GIL is released meanwhile.
 
 Two methods save time (docs/results/loader.md has the measurements):
 
@@ -6,11 +6,11 @@ Two methods save time (docs/results/loader.md has the measurements):
   to whole blocks, and the decoder stops there. Two more rows than needed are decoded for the chroma upsampling, so the
   decoded pixels are exact. Columns beside the crop are decoded. nvidia-nvimgcodec can skip these columns, but was never
   faster in our measurements.
-- If the crop is at least ``denominator`` times as large as the output, libjpeg's scaled inverse DCT decodes it at 1/2,
-  1/4 or 1/8 of its size. The error is small and measured (crops.MARGIN).
+- A large crop is decoded at 1/2, 1/4 or 1/8 of its size by libjpeg's scaled inverse DCT. The decoded crop is still at
+  least crops.MARGIN times as large as the output, so the error is small. crops.MARGIN has measurements.
 
-shards.inputs.images.decode decodes JPEG files that libjpeg-turbo refuses, JPEG files that EXIF rotates, and all other
-formats. Pixels and errors are therefore those of `posters shards build`.
+shards.inputs.images.decode decodes JPEG files that libjpeg-turbo refuses, JPEG files with an EXIF rotation, and files
+of all other formats. `posters shards build` uses the same function, so pixels and errors are the same.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, check_scans, miss
 from shards.inputs.orientation import STRIP
 from toolkit.data.sources.errors import Undecodable
 
-BLOCK_ROWS = 16  # height of a block for the usual chroma subsamplings, and a multiple or divisor of all other heights
-#: libjpeg's last warning if rows of an undamaged file are left out. All requested rows are then in memory. The warning
-#: has no other cause, because plain_jpeg refuses files with extra bytes between their segments, and missing pixels give
-#: another last warning.
+BLOCK_ROWS = 16  # block height of the usual chroma subsamplings; other heights are multiples or divisors of it
+#: libjpeg's last warning if the last rows of an undamaged file are not decoded. All requested rows are then in memory.
+#: The warning has no other cause: plain_jpeg refuses files with extra bytes between segments, and missing pixels give a
+#: different last warning.
 _STOPPED = "extraneous bytes before marker"
 
 
 class SwappedSize(Undecodable):
-    """A valid image whose width and height are exchanged in the index. Old indexes ignored EXIF rotations."""
+    """A valid image whose width and height are exchanged in the index, because old indexes ignored EXIF rotations."""
 
 
 def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
-    """Return how many rows to decode so that the rows before ``last`` are exact. Takes numbers or int64 arrays."""
+    """Return how many rows to decode, so that the first ``last`` rows are exact. Takes numbers or int64 arrays."""
     return np.minimum(height, -(-(last + 2 * denominator) // BLOCK_ROWS) * BLOCK_ROWS)
 
 
@@ -62,7 +62,7 @@ def decode_rows(
     header = plain_jpeg(data)
     if header is not None:
         _check_size((header.width, header.height), (width, height))
-    # The other decoder handles truncated files and files with appended bytes.
+    # decode_any handles truncated files and files with appended bytes.
     whole = rows == height or bytes(data[-2:]) == b"\xff\xd9"
     if header is not None and whole and _decode_plain(data, header, rows, denominator, target):
         return target
@@ -72,7 +72,7 @@ def decode_rows(
 
 
 def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
-    """Return the header of a JPEG that libjpeg alone can decode: grey or RGB, upright, complete. Else return None."""
+    """Return the header of a JPEG that libjpeg alone can decode (complete, upright, grey or RGB), else None."""
     try:
         header = read_jpeg_header(data)
         if header is None or header.components not in (1, 3) or header.orientation != 1:
@@ -121,7 +121,7 @@ def decode_any(data: memoryview | bytes) -> Image.Image:
 
 
 def copy_rows(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarray:
-    """Reduce an image to 1/``denominator`` of its size, and copy its first rows to ``target``, (h, w, 3 or 4)."""
+    """Reduce an image to 1/``denominator`` of its size, and fill ``target``, (h, w, 3 or 4), with its first rows."""
     small = image.reduce(denominator) if denominator > 1 else image
     rows = max(1, STRIP // small.width)
     for top in range(0, len(target), rows):

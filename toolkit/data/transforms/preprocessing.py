@@ -1,7 +1,7 @@
 """Convert a decoded image to a square of uint8 RGB pixels with Pillow. This is the slow reference implementation.
 
 jpeg.py, crops.py and geometry.py compute the same pixels faster. Tests compare them with this module. A model folder
-contains its ``Preprocessing``, so that prediction and evaluation use the same pixels as validation.
+contains the values of ``Preprocessing``, so that prediction and evaluation use the same pixels as validation.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from PIL import Image
 from toolkit.data.transforms.crops import resized_size
 
 BILINEAR = Image.Resampling.BILINEAR  # in Pillow this filter antialiases, like torchvision's with antialias=True
-#: If a resized image has more pixels than this, only the part that is used is computed.
+#: If a resized image has more pixels than this, only the part that becomes the sample is computed.
 MOST_RESIZED = 16_000_000
 #: Number of images that are normalised at a time on a CPU.
 CPU_IMAGES = 8
 Box = tuple[int, int, int, int]
 FloatBox = tuple[float, float, float, float]
 Size = tuple[int, int]
-#: Ways to make an image square.
+#: Values of ``Preprocessing.fit``.
 FITS = ("crop", "stretch")
 
 
@@ -36,7 +36,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: str = "crop"
-    """crop: the central square, with ``crop_pct`` of the short side. stretch: the whole image, resized to a square."""
+    """crop: use the central square, of ``crop_pct`` of the short side. stretch: resize the whole image to a square."""
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
@@ -58,9 +58,9 @@ class Preprocessing:
         return view_box(width, height, self.image_size, self.crop_pct)
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Return normalised (n, 3, S, S) images of ``dtype`` in channels_last memory, from (n, S, S, 3) grey levels."""
+        """Return normalised (n, 3, S, S) images in channels_last memory, from (n, S, S, 3) RGB values from 0 to 255."""
         mean, std = (_grey_levels(tuple(part), images.device) for part in (self.mean, self.std))
-        # On a CPU, a few images at a time fit into the caches. This takes a quarter of the time of a whole batch.
+        # On a CPU, a few images at a time fit into the caches, which is four times as fast as a whole batch at a time.
         out = torch.empty(images.shape, dtype=dtype, device=images.device)
         step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
@@ -70,8 +70,8 @@ class Preprocessing:
 
 @functools.lru_cache(maxsize=64)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return (3,) float32 on the device. The result is cached, because a copy for every batch waits for the device."""
-    with torch.inference_mode(False):  # a forward pass of training may use the cached tensor
+    """Return (3,) ``values`` x 255 on the device. They are cached: a copy for each batch would wait for the device."""
+    with torch.inference_mode(False):  # training cannot use an inference tensor
         return torch.tensor(values, device=device) * 255.0
 
 
@@ -85,12 +85,12 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    Of a large resized box, little more than the square is computed: 1 x 60000 pixels can become 4 billion.
+    If ``size`` is large, little more than the square is computed, because ``size`` can be 4 billion pixels.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
     scales = [(box[axis + 2] - box[axis]) / size[axis] for axis in (0, 1)]
-    # Two pixels more on each side, because Pillow's filter uses no pixels outside of its box.
+    # Pillow's filter uses no pixels outside of its box, so the box gets two pixels more on each side.
     low = [max(0, corner[axis] - 2) for axis in (0, 1)]
     high = [min(size[axis], corner[axis] + side + 2) for axis in (0, 1)]
     part = [box[axis] + edge[axis] * scales[axis] for edge in (low, high) for axis in (0, 1)]

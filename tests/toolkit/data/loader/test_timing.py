@@ -13,7 +13,7 @@ from toolkit.data.loader.timing import LoaderTimer, Times, verdict
     ("times", "words"),
     [
         (Times(waited=1.3, decode=60, decode_cpu=59), ["data takes 1.3% of the time", "the GPU is the limit"]),
-        (Times(waited=40, decode=1550, decode_cpu=1500), ["40%", "decode is the limit", "15.0 of 16 cores"]),
+        (Times(waited=40, decode=1550, decode_cpu=1500), ["40%", "decoding is the limit", "15.0 of 16 cores"]),
         (Times(waited=40, decode=1550, decode_cpu=300, bytes_read=9 * 10**9), ["reading", "90 MB/s", "order window"]),
         (Times(waited=30, decode=400, decode_cpu=390), ["threads are idle", "--data.prefetch"]),
         (Times(waited=30, decode=400, decode_cpu=390, copied=80), ["copy to the device is the limit", "80%"]),

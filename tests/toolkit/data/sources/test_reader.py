@@ -232,7 +232,7 @@ def test_a_tar_that_ends_early_is_its_shards_damage(copy: Path):
     last = reader.shard_sizes[0] - 1
     reader.image_bytes(0)
     os.truncate(copy / "train-00000.tar", int(reader.records[last]["offset"]) + 10)
-    with fails("tar-damaged", "train-00000.tar", "ends at byte", "copy it again"):
+    with fails("tar-damaged", "train-00000.tar", "ends at byte", "copy the shard again"):
         reader.image_bytes(last)
 
 
