@@ -79,7 +79,7 @@ def _check_combinations(config: Config) -> None:
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
             "option-value",
-            f"data.crop_pct must be larger than {data.crop_pct}: images are resized to over {MAX_RESIZED} pixels",
+            f"data.crop_pct must be larger than {data.crop_pct}: this value resizes images to more than {MAX_RESIZED} pixels",
         )
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(

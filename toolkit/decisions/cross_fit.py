@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) predictions: those of ``namer(k)`` for each fold k, and False for the folds ``out``."""
+        """Return (N, G) predictions. ``namer(k)`` predicts fold k. Samples of the left-out folds ``out`` are False."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

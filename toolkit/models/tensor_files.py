@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """Return how the tensors ``found`` differ from a network's ``own``, e.g. "lacks 2 tensors". None if they fit."""
+    """Return the first difference of a file's tensors from those of a network. None if there is none."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     shapes = [name for name in found if name in own and found[name] != own[name]]

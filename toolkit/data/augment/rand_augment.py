@@ -1,8 +1,8 @@
 """RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
 
-Each sample gets ``config.randaugment`` operations in sequence. For each of them, a hash of the sample's key selects one
-of fourteen operations, which are equally likely, and a sign. Samples with the same operation are processed together,
-without a loop over samples. The geometric operations share one bilinear sampling with a matrix per sample. Pixels
+There are fourteen operations, all equally likely. ``config.randaugment`` of them are applied to each sample, one after
+another. A hash of the sample's key selects each operation and its sign. Samples with the same operation are processed
+together, without a loop over samples. The geometric operations share one bilinear sampling with a matrix per sample. Pixels
 outside of the image are black, which is torchvision's default.
 """
 
@@ -26,7 +26,7 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Apply ``config.randaugment`` operations to each image, which depend only on seed, epoch and the image's key."""
+    """Apply ``config.randaugment`` operations to each image. Only seed, epoch and the image's key decide which."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
