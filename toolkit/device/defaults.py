@@ -20,7 +20,7 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message for a forward pass that does not fit in memory. ``option`` sets ``wanted``, see rows_for."""
+    """Return the message if a forward pass of ``wanted`` images does not fit in memory. ``option`` sets ``wanted``."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"
@@ -42,7 +42,7 @@ GPU_THREADS = 6
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:
-    """Return ``configured``. If it is 0, return own_cores(), or at most GPU_THREADS for a GPU."""
+    """Return the number of decoding threads: ``configured``, or a default if it is 0 (on GPUs at most GPU_THREADS)."""
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: Name of a fact → (its value as text, the path from which it was read). Messages show the path. It is not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options whose values are local paths. Only whether they are given is compared. Other facts compare contents.
+#: Options whose values are local paths. Only whether they are given is compared. Other facts compare the files.
 PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """Return this process's record: the ``facts`` of its command, and values of its environment that change results.
+    """Return the record of this process: ``facts`` and values of its environment. They must be equal in all processes.
 
     precision: value of --train.precision or --precision. If None, use the precision in the launcher's variables.
     device: unique identifier of the process's GPU. Empty on a CPU.
@@ -112,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def command_facts(command: str, options: Any) -> Facts:
-    """Return the facts of a command: its name and the values of its ``options`` (a dataclass or a dict)."""
+    """Return what must be equal in all processes: the command's name and its ``options`` (a dataclass or a dict)."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
@@ -123,7 +123,6 @@ def command_facts(command: str, options: Any) -> Facts:
 
 
 def _named(options: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) of each option that is compared. An option that is a dataclass is a group of options."""
     named = vars(options) if is_dataclass(options) else options
     for name, value in named.items():
         if name not in RANK_LOCAL_OPTIONS:
@@ -131,7 +130,7 @@ def _named(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def config_facts(config: Config) -> Facts:
-    """Return the facts of a configuration: its values by dotted key, and a digest of the weights file."""
+    """Return the options that must be equal in all processes, by dotted key, and a digest of the weights file."""
     facts: Facts = {}
     for section, values in asdict(config).items():
         facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
@@ -143,7 +142,7 @@ def config_facts(config: Config) -> Facts:
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
-    """Return the facts of a model folder: everything in it that changes predictions."""
+    """Return all values of a model folder that change predictions. They must be equal in all processes."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
     facts: dict[str, object] = {
         "weights": folder.fingerprint[:16],
@@ -159,7 +158,7 @@ def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
-    """Return the facts of a shard set: digests of its shards, tables and indexes, read from its manifest."""
+    """Return what must be equal in all processes: digests of shards, tables and indexes, read from the manifest."""
     place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without user, password and query of a URL
     facts: Facts = {"shard set": (manifest.fingerprint, place)}
     for split, table in manifest.tables.items():
@@ -169,7 +168,7 @@ def set_facts(manifest: Manifest, where: object) -> Facts:
 
 
 def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
-    """Return the facts of the images in a folder: their relative names and file sizes."""
+    """Return what must be equal in all processes: the images' relative names and file sizes."""
     found = [(path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths]
     return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
@@ -260,7 +259,6 @@ def _excerpt(value: str | None, start: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return ``text`` unchanged if it contains only plain characters. Return other text as a JSON string."""
     if _PLAIN.fullmatch(text) and text.isprintable() and text != NOTHING:
         return text
     return printable(json.dumps(text, ensure_ascii=False))

@@ -82,7 +82,7 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
 def units(model: nn.Module) -> list[nn.Module]:
     """Return the units of ``model``: modules whose weights are gathered together. Inner modules come first.
 
-    The model itself is not in the list, and gathers all other weights. A unit is a large child of a series of modules
+    The model itself is not in the list. It gathers all other weights. A unit is a large child of a series of modules
     (`_is_series`), or a large module of the same class as such a child. In timm's models, these are blocks and stages.
     ModuleList and Sequential are never units, because timm may call their children and not the container.
     """

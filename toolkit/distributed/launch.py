@@ -75,7 +75,7 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a process is lost. NCCL and the store raise DistError. gloo raises an error that names gloo."""
+    """Return whether ``error`` means a lost process. NCCL and the store raise DistError. gloo's error names gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 

@@ -1,7 +1,7 @@
 """Votes: all processes learn over gloo whether any process must stop or cannot read its samples.
 
-A vote starts early, and its result is read after some other work. The result has usually arrived by
-then, so no process waits.
+A vote starts early, and its result is read after some other work. The result has usually arrived by then, so no process
+waits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from toolkit.distributed.launch import wait_seconds
 
-#: Longest time that a process waits for its last vote when it ends. Others are at most a few updates behind.
+#: Longest time that a process waits for its last vote when it ends. Other processes are a few updates behind at most.
 LAST_VOTE = timedelta(seconds=10)
 #: Exit status of a run that saved its work after a stop signal (EX_TEMPFAIL, "try again", in sysexits.h).
 STOPPED = 75

@@ -37,7 +37,7 @@ def fit_accumulation(setup: TrainingSetup) -> int:
     rank, if the smallest micro-batch of a rank does not fit.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
-    # No collective call in here, because ranks need different numbers of tries.
+    # _own_accumulation makes no collective calls, because ranks need different numbers of tries.
     wanted = [_own_accumulation(setup, configured)]
     if accelerator.num_processes > 1:
         wanted = gather_object(wanted)
@@ -64,7 +64,7 @@ def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
 
 
 def _own_accumulation(setup: TrainingSetup, configured: int) -> int | None:
-    """Double ``configured`` until an update fits in this rank's memory. Return None if no number fits."""
+    """Return ``configured``, doubled until an update fits in this rank's memory. Return None if no number fits."""
     accumulation, rows = configured, len(_largest(setup, configured).indices)
     with _all_unfrozen(setup):
         while True:

@@ -48,7 +48,7 @@ def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, a
 
 
 def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
-    """Return a warning if BatchNorm of ``model`` has fewer than FEW_ROWS rows. Else return None.
+    """Return a warning if BatchNorm of ``model`` computes statistics from fewer than FEW_ROWS rows. Else return None.
 
     ``model`` is in training mode. ``trained`` says whether the weights, and so the statistics, are already trained.
     Raises UserError if untrained statistics stay fixed in every update, because BatchNorm then normalises nothing.
@@ -101,5 +101,5 @@ def _updating(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Return the least rows of ``module`` in a forward pass. ``rows``: micro-batch sizes (world_size, accumulation)."""
+    """Return the rows of ``module``'s smallest forward pass. ``rows``: micro-batch sizes (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

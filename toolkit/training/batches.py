@@ -87,7 +87,7 @@ class Pixels:
         return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """Return the model to save: ``trained`` itself, which is the trained ``self.trained`` or its average."""
+        """Return the model to save: ``trained``, which is the trained model or its moving average."""
         return trained
 
 
@@ -175,7 +175,7 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the creation. ``images``: images of the epoch that are done now.
+        """Return speed and timing since the stopwatch was created. ``images``: images of the epoch that are done now.
 
         data_wait and copy are the shares (0 to 1) of this rank's time for waiting and copying. decode_cores is the
         mean number of CPU cores that decode.

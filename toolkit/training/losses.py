@@ -66,12 +66,12 @@ def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatA
 class MultiLabelLoss(nn.Module):
     """Binary cross-entropy of each sample, and base class of the other losses, which override `costs` or `weights`.
 
-    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers (label
-    weights) are not in the state dict, because they are computed from the config and the training set.
+    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers (such as label weights) are not
+    in the state dict, because they are computed from the config and the training set.
     """
 
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
-        """``counts`` (G,): number of positives in training. ``options``: the loss's own (config/losses.py)."""
+        """``counts`` (G,): number of positives in training. ``options``: settings of this loss (config/losses.py)."""
         super().__init__()
         self.num_labels, self.smoothing, self.options = len(counts), smoothing, options
 

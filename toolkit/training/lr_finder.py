@@ -125,7 +125,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
 
 
 def diverged(losses: list[float]) -> bool:
-    """Return whether the last loss is not finite or, smoothed, more than DIVERGED times the lowest."""
+    """Return whether the last loss is not finite, or the last smoothed loss over DIVERGED times the lowest."""
     if not np.isfinite(losses[-1]):
         return True
     smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()

@@ -5,8 +5,8 @@ a flag for the gradient. With train.on_nonfinite "stop", `check` reads the flags
 anyway, and ends the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
 
 Every rank makes the same calls and gets the same result. In fp16, infinite gradients are normal. The gradient
-scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run if
-the scale becomes too small.
+scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run
+after too many overflows.
 """
 
 from __future__ import annotations

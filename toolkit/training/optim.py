@@ -42,7 +42,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
     lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above (by timm's
     ``group_matcher``), times ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the
-    model's ``no_weight_decay`` have no weight decay. A resume may change the weight decay.
+    model's ``no_weight_decay`` have no weight decay. Groups are equal for any weight decay. A resumed
+    run may therefore change weight decay.
     """
     no_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
@@ -84,7 +85,7 @@ def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to ``lr`` times its lr_scale. It needs no saved state."""
+    """Set the learning rate of every group to ``lr`` times its lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -81,7 +81,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
 
 def with_own_size(config: Config) -> Config:
-    """Return ``config``. If data.image_size is 0, put the image size of the backbone there. Called first in a run."""
+    """Return ``config`` with the backbone's image size if data.image_size is 0. Called at the start of a run."""
     if config.data.image_size:
         return config
     size = own_size(config.model.name)

@@ -41,7 +41,7 @@ from toolkit.training.optim import build_optimizer, restore_optimizer
 
 log = logging.getLogger(__name__)
 
-#: Memory layout of weights: faster for convolutions, on GPUs and CPUs.
+#: Memory layout of weights. It makes convolutions faster, on GPUs and CPUs.
 LAYOUT = torch.channels_last
 
 
@@ -148,7 +148,7 @@ def _optimised(
     accelerator: Accelerator, config: Config, model: nn.Module, freezing: Freezing, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Any]:
     """Return the model and its optimiser with the checkpoint's state. The model is wrapped if it is not sharded."""
-    # The optimiser contains all weights that are ever trained. It skips weights without a gradient (frozen).
+    # The optimiser contains all weights that are ever trained. It skips frozen weights, as they have no gradient.
     freezing.apply(None)
     optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
@@ -172,7 +172,7 @@ def _model(
     """Return the network, and whether its head is already trained.
 
     ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
-    samples with each label. A new head may start from it (model.prior).
+    samples with each label. The biases of a new head may start from it (model.prior).
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None

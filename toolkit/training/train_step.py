@@ -47,9 +47,9 @@ class TrainStep:
         """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at learning rate ``lr``.
 
         Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
-        rows, and the number of these rows. A row is valid if its sample could be decoded and is no padding.
+        rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.
         ``samples``: number of samples of the update over all ranks, or 0 for a skipped update. An update is skipped if
-        the guard does not allow it, or if its gradient overflows in fp16. It then changes no weights, buffers,
+        the guard does not allow it, or if its gradient overflows in fp16. A skipped update changes no weights, buffers,
         optimiser state or moving average. optim.clip_norm limits the gradient of the loss, which is summed over genres
         and averaged over samples.
 
@@ -117,9 +117,9 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch, and None. If its samples cannot be read, return empty images and the error.
+        """Return the next micro-batch, and the error if this rank cannot read its samples, else None.
 
-        Rows of empty images are not valid. The other ranks can finish their update only if this rank takes part in it.
+        With an error the images are black and no row is valid. Other ranks wait for this rank's part of the update.
         """
         try:
             if failure is None:

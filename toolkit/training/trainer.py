@@ -62,7 +62,8 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end of the run, or until a signal stops it. Return False if a signal stopped it.
 
-        Raises LostData, on every rank, if one rank cannot read its samples. New updates are saved in both cases.
+        Raises LostData, on every rank, if one rank cannot read its samples. After a stop or this error, the newest
+        checkpoint contains all updates.
         """
         began = self.state.updates
         try:
@@ -180,7 +181,7 @@ class Trainer:
             log.info("epoch %d: %s unfrozen, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """Make one update. Return the result of TrainStep, in which all values are 0 if the update was skipped."""
+        """Make one update. Return the result of TrainStep, or only zeros if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.made)
         loss, counted = self.train_step(batches, state.epoch, state.step, state.made + 1, lr)
@@ -274,7 +275,7 @@ class Trainer:
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(result.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
-        # If this epoch is repeated, RUN/model may have its model already. An equal score then writes RUN/model again.
+        # If this epoch is repeated, RUN/model may be of this epoch. It is then written again for an equal score.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:

@@ -40,8 +40,8 @@ class ValidationResult:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Metrics by cross-fitting: each fold is measured with decisions that were chosen on the other folds. The metrics
-    of ``decisions`` on this split are too high, because they were chosen on the whole split."""
+    """Metrics by cross-fitting: each fold is measured with thresholds and calibration of the other folds. Metrics
+    of ``decisions`` on this split are too high, because the decisions were chosen on the same samples."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -64,7 +64,7 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    decide: None means DecideConfig(). groups (n,): numbers that are equal for near-duplicates. None if there are none.
+    decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers. None: no near-duplicates.
     The loss is computed without calibration. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
@@ -95,8 +95,8 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured with another rule (an earlier version's, or that "
-            "of other decide options); measured again: %s",
+            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or with "
+            "other decide options); measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 

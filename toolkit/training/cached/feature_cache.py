@@ -74,7 +74,7 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model`` is a timm model, whose backbone computes the features. Move it to the accelerator's device."""
+        """``model`` is a timm model, whose backbone computes the features. It moves to the accelerator's device."""
         model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set

@@ -1,6 +1,6 @@
 """Files of cached features: one per split and view. A view is one augmentation of all images.
 
-    SPLIT-KEY.npy   (n, F + 1) float32: a row of features and a final 1 per sample, or all 0 for an undecoded sample
+    SPLIT-KEY.npy   (n, F + 1) float32: per sample its features and a 1, or only zeros if it could not be decoded
     SPLIT-KEY.npz   written by earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, not compressed
 
 All processes of a node map the same file, so memory contains it once. The numbers are float32, because float16 loses
@@ -40,7 +40,7 @@ VISIBLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all samples of a split in one view."""
+    """Features of all samples of a split in one view (augmentation)."""
 
     values: np.ndarray
     """(n, F) float32 (float16 in earlier versions), mapped from a file. Samples that were not decoded have zeros."""

@@ -1,9 +1,9 @@
-"""Train only a head on cached features, in place of a whole model on pixels.
+"""Train only a head (classifier) on cached features, in place of a whole model on pixels.
 
     FeatureBank: feature files ─→ FeatureFeed: batches ─→ Head ─→ merge: the whole model, for saving
 
-Feature files are mapped, so the processes of a node share one copy in memory. A view is one augmentation of
-all images. The files need 4 bytes x features x samples x views: 4.4 GB for 90,000 posters, 3,072 features and 4 views.
+Feature files are mapped, so the processes of a node share one copy in memory. A view is one augmentation of all images.
+The files need 4 bytes x features x samples x views: 4.4 GB for 90,000 posters, 3,072 features and 4 views.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Probe:
     """The whole model with its initial head."""
     trained: Head
     views: list[Features]
-    """Features of the training split, for one augmentation each."""
+    """Features of the training split, one item per augmentation."""
     val: Features
     frozen: Sequence[str] = ()
 
@@ -157,7 +157,7 @@ class FeatureFeed:
         self.timer = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """Yield this rank's micro-batches of ``epoch`` from update ``step`` on. They have features (n, F) as images."""
+        """Yield this rank's micro-batches of ``epoch`` from update ``step``. Their ``images`` are features (n, F)."""
         accelerator = self.accelerator
         micro_batches = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step

@@ -211,8 +211,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: Options that a resumed run may change. Options that are not listed must stay the same. Most of these change the
-#: samples of an update, the weights, the loss, the optimiser's groups, or the comparison with the best score.
+#: Options that a resumed run may change. Options that are not listed must stay the same. Most of the others
+#: change the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
 MAY_CHANGE = frozenset(
     {
         # length of the run
@@ -254,7 +254,7 @@ def _may_change(config: dict[str, Any]) -> frozenset[str]:
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
     """Return one line for each option that has changed since the checkpoint.
 
-    Raises UserError if an option has changed that must not change, or if the shard set is another. An option that is
+    Raises UserError if an option has changed that must not change, or if the shard set differs. An option that is
     missing in the checkpoint counts as its default value.
     """
     free = _may_change(config)

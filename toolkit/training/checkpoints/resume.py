@@ -79,7 +79,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
     """Return ``progress`` with the best epoch set to that of RUN/model (``folder``), and a message if they differed.
 
-    RUN/model is written before its checkpoint. They differ if the run ended between the two writes, if an older
+    RUN/model is written before its checkpoint. The two differ if the run ended between the two writes, if an older
     checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
     later epoch replaces it only if it is better. If the epoch of RUN/model is repeated, an equal score is enough.
     """
@@ -111,7 +111,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read checkpoint ``chosen`` (name, sha256) into the list ``own``. Raises UserError on all ranks if one cannot."""
+    """Read checkpoint ``chosen`` (name, sha256) into ``own``. Raises UserError on all ranks if one rank cannot."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -135,9 +135,8 @@ def _require_everywhere(
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """Return a list with the ``chosen`` checkpoint, or [] for None. Raises UserError if the folder differs from this.
-
-    The checkpoint is opened by its name, because NFS may list an old state of the folder.
+    """Return a list with the ``chosen`` checkpoint, or [] for None. NFS may list an old state of the
+    folder, so the file is opened by name. Raises UserError if it differs, or if ``chosen`` is None and one exists.
     """
     if chosen is None:
         if there := checkpoints(folder):
