@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction of multi-label image classifiers from WebDataset shards.
+"""Train and evaluate multi-label image classifiers on WebDataset shards, and predict labels of images.
 
 import toolkit
 model = toolkit.load_model("RUN/model")
@@ -16,7 +16,7 @@ __all__ = ["Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Predictor` or `load_model` at its first use, because the import of torch takes seconds."""
+    """Import `Predictor` or `load_model` only when a program uses it, because the import of torch takes seconds."""
     if name in __all__:
         from toolkit.prediction import api as predictor
 

@@ -1,15 +1,15 @@
 #!/bin/bash
-# Run one task of an srun step as one process of a training. Slurm's variables become torch's. The process's exit status
-# is the status of the task, and the suffix of the name of an empty file in $POSTERS_STATUSES.
+# Run one task of an srun step as one process of a training, with torch's variables set from Slurm's. The task ends with
+# the exit status of the process. An empty file in $POSTERS_STATUSES has this status as the suffix of its name.
 #   srun ... launch/slurm/task.sh python launch/train.py ...      (MASTER_ADDR and MASTER_PORT are set by the job)
 set -euo pipefail
 export RANK="$SLURM_PROCID" WORLD_SIZE="$SLURM_STEP_NUM_TASKS"
 export LOCAL_RANK="$SLURM_LOCALID" LOCAL_WORLD_SIZE=$((SLURM_STEP_NUM_TASKS / SLURM_STEP_NUM_NODES))
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as in torchrun; otherwise every process would use all cores
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as in torchrun; without a value every process uses all cores
 
-# Slurm signals only this shell or all processes of the step, depending on how the cluster tracks processes. So the
-# shell forwards each signal, always as SIGTERM: a second SIGTERM has no effect, but a second SIGINT would end the
-# training at once. It waits after SIGINT, so that the training gets Slurm's own signal first, if there is one.
+# Depending on the cluster, Slurm signals only this shell, or all processes of the step. So the shell forwards each
+# signal to the training. It forwards SIGINT as SIGTERM, because a second SIGINT ends the training at once, but a second
+# SIGTERM has no effect. It first waits a second, in which Slurm's own SIGINT arrives if Slurm signals all processes.
 child='' signalled=''
 # shellcheck disable=SC2317 # the traps call it
 hand_on() {
@@ -19,7 +19,7 @@ hand_on() {
 trap hand_on TERM
 trap 'sleep 1; hand_on' INT
 
-# Without the reset a process in the background would ignore SIGINT from its start.
+# The traps are reset, because a background process of a shell script ignores SIGINT by default.
 (
   trap - INT QUIT
   exec "$@"
@@ -31,10 +31,10 @@ status=0
 while :; do
   signalled='' status=0
   wait "$child" || status=$?
-  [[ -n $signalled ]] || break # else a signal may have ended the wait; the next wait returns the child's status
+  [[ -n $signalled ]] || break # a signal can end the wait; the next wait then returns the child's status
 done
 
-# The file is empty, so that a full disk cannot truncate it. A failure is ignored: the job may have ended already.
+# The file is empty, so that a full disk cannot truncate it. An error is ignored, because the job may have ended already.
 if [[ -d ${POSTERS_STATUSES-} ]]; then
   : >"$POSTERS_STATUSES/$SLURM_PROCID.$status" || true
 fi

@@ -126,6 +126,6 @@ def test_a_config_for_gpus_is_refused_where_there_are_none(script: str, launch_s
 def test_what_the_pages_say_is_refused(kind: str, launch_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As accelerate's launcher tells it to the processes."""
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(UserError, match=f"configured to use {kind}; the toolkit trains with data parallelism only"):
+    with pytest.raises(UserError, match=f"configured to use {kind}: use a config with distributed_type MULTI_GPU"):
         main(["train", *options_of(launch_set, tmp_path / "run")])
     assert not (tmp_path / "run").exists()

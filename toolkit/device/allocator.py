@@ -1,9 +1,9 @@
 """Make forward passes on a CPU faster: the process keeps freed memory for its next allocation.
 
-By default, glibc returns a freed block of 32 MB or more to the operating system. The activations of a layer are such a
-block, so the system clears and maps new memory for every layer. With freed memory kept, a forward pass of ResNet50 on
-batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). But the memory of the process
-never shrinks.
+By default, glibc returns a freed block of 32 MB or more to the operating system. The activations of a layer are often
+that large, so the system clears and maps new memory for every layer. When freed memory was kept, a forward pass of
+ResNet50 on batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). But the memory of
+the process never shrinks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc keep freed memory. Return True on success, False without glibc or if one of SETTINGS is set."""
+    """Make malloc keep freed memory. Return False if glibc is missing or refuses, or if one of SETTINGS is set."""
     if any(name in os.environ for name in SETTINGS):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

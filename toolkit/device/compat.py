@@ -1,8 +1,8 @@
-"""All private names of torch that the toolkit uses, each with the reason.
+"""All private functions and classes of torch that the toolkit uses.
 
 A new version of torch may change a private name. setup.cfg therefore limits the version of torch, and
-tests/toolkit/device/test_compat.py fails if a name is missing. The only private name of webdataset is used in
-shards/build/tar_writer.py, because the package ``shards`` never imports torch.
+tests/toolkit/device/test_compat.py fails if a name is missing. A private name of webdataset is used in
+shards/build/tar_writer.py. It is not listed here, because this module imports torch and ``shards`` must not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 #: Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, for isinstance().
 BatchNorm = _BatchNorm
 
-#: The operation inside torch.nn.functional.interpolate(mode="bilinear", antialias=True). It has the arguments
-#: ``(images, size, align_corners, scale_h, scale_w, out=)``. interpolate() has no ``out=`` and allocates memory each
-#: time.
+#: The operation inside torch.nn.functional.interpolate(mode="bilinear", antialias=True). Its arguments are
+#: ``(images, size, align_corners, scale_h, scale_w, out=)``. interpolate() has no ``out=`` and allocates memory in each
+#: call.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def in_backward() -> bool:
-    """Return whether this thread is in a backward pass. torch.utils.checkpoint uses the same function of torch."""
+    """Return whether this thread runs a backward pass, by the private function that torch.utils.checkpoint uses."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -43,6 +43,6 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
     """Change the class of ``module`` to ``kind``, a subclass that adds methods but no attributes.
 
-    torch.nn.utils.parametrize does the same. A wrapper module would change the name of every weight.
+    torch.nn.utils.parametrize also changes classes. With a wrapper module, every weight has another name.
     """
     module.__class__ = kind

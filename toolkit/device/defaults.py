@@ -15,12 +15,12 @@ CPU_ROWS, GPU_ROWS = 32, 128
 
 
 def rows_for(wanted: int, device: torch.device) -> int:
-    """Return ``wanted``, or the default of the device if it is 0."""
+    """Return the number of images per forward pass: ``wanted``, or the default of ``device`` if ``wanted`` is 0."""
     return wanted or (CPU_ROWS if device.type == "cpu" else GPU_ROWS)
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message for a forward pass of ``wanted`` images that does not fit. ``option`` sets this number."""
+    """Return the message if a forward pass of ``wanted`` images does not fit in memory. ``option`` sets ``wanted``."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"
@@ -30,7 +30,7 @@ def no_room(wanted: int, device: torch.device, option: str) -> str:
 def ahead_for(device: torch.device) -> int:
     """Return the ``prefetch`` of a Loader for inference: the number of batches that it decodes ahead.
 
-    On a CPU it is 1, so that no batch is decoded during a forward pass, which needs all cores.
+    On a CPU the number is 1, so that no batch is decoded during a forward pass, which needs all cores.
     """
     return 1 if device.type == "cpu" else 4
 
@@ -42,14 +42,14 @@ GPU_THREADS = 6
 
 
 def decode_threads(configured: int, device: torch.device | None = None) -> int:
-    """Return ``configured`` decoding threads, or if it is 0 the default: own_cores(), on a GPU at most GPU_THREADS."""
+    """Return the number of decoding threads: ``configured``, or a default if it is 0 (on GPUs at most GPU_THREADS)."""
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()
 
 
 def own_cores() -> int:
-    """Return the number of CPU cores for each process of this launch on this machine, at least 1."""
+    """Return the number of CPU cores of this machine divided by the processes of this launch on it, at least 1."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -63,5 +63,5 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Return the dtype of convolutions under autocast. Images are normalised to this dtype directly."""
+    """Return the dtype of convolutions under autocast. Normalised images are created with this dtype."""
     return DTYPES.get(accelerator.mixed_precision, torch.float32)

@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Manifest
     from toolkit.model_folder.folder import ModelFolder
 
-#: Name of a fact → (its value as text, its source). The source is shown in messages, but not compared.
+#: Name of a fact → (its value as text, the path from which it was read). Messages show the path. It is not compared.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options whose values are local paths. Their facts only say whether they are given. Other facts compare the content.
+#: Options whose values are local paths. Only whether they are given is compared. Other facts compare the files.
 PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
 #: Options and configuration keys that do not change results. They are not compared.
 RANK_LOCAL_OPTIONS = ("threads", "cache", "data.workers", "data.prefetch")
-#: Environment variables that change results → their default values. environment.py rejects variables of accelerate.
+#: Environment variables that change results → their default values. environment.py checks those of accelerate.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
     "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
@@ -56,7 +56,7 @@ _PLAIN = re.compile(r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[
 
 
 class Record(msgspec.Struct, frozen=True):
-    """The record of one process: everything that its results depend on."""
+    """The record of one process: everything on which its results depend (facts), and its host and GPU."""
 
     facts: Facts = {}
     versions: dict[str, str] = {}
@@ -72,9 +72,9 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """Return this process's record: the ``facts`` of its command, and facts of its environment.
+    """Return the record of this process: ``facts`` and values of its environment. They must be equal in all processes.
 
-    precision: value of --train.precision or --precision. None means the precision of the launcher.
+    precision: value of --train.precision or --precision. If None, use the precision in the launcher's variables.
     device: unique identifier of the process's GPU. Empty on a CPU.
     """
     all_facts = facts | {
@@ -112,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def command_facts(command: str, options: Any) -> Facts:
-    """Return the facts of a command: its name, and its ``options`` (a dataclass or a dict) by command-line name."""
+    """Return what must be equal in all processes: the command's name and its ``options`` (a dataclass or a dict)."""
     facts: Facts = {"command": (command, "")}
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
@@ -123,7 +123,6 @@ def command_facts(command: str, options: Any) -> Facts:
 
 
 def _named(options: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, value) of each option that is compared, including the options inside of groups."""
     named = vars(options) if is_dataclass(options) else options
     for name, value in named.items():
         if name not in RANK_LOCAL_OPTIONS:
@@ -131,7 +130,7 @@ def _named(options: Any) -> Iterator[tuple[str, Any]]:
 
 
 def config_facts(config: Config) -> Facts:
-    """Return the facts of a resolved configuration by dotted key. A weights file is represented by its content."""
+    """Return the options that must be equal in all processes, by dotted key, and a digest of the weights file."""
     facts: Facts = {}
     for section, values in asdict(config).items():
         facts |= {f"{section}.{key}": (_text(value), "") for key, value in values.items()}
@@ -143,7 +142,7 @@ def config_facts(config: Config) -> Facts:
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
-    """Return the facts of a model folder: everything in it that changes predictions."""
+    """Return all values of a model folder that change predictions. They must be equal in all processes."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
     facts: dict[str, object] = {
         "weights": folder.fingerprint[:16],
@@ -159,7 +158,7 @@ def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
 
 
 def set_facts(manifest: Manifest, where: object) -> Facts:
-    """Return the facts of a shard set: digests of its shards, tables and indexes, read from its manifest."""
+    """Return what must be equal in all processes: digests of shards, tables and indexes, read from the manifest."""
     place = re.sub(r"://[^/@]*@", "://", str(where)).partition("?")[0]  # without user, password and query of a URL
     facts: Facts = {"shard set": (manifest.fingerprint, place)}
     for split, table in manifest.tables.items():
@@ -169,18 +168,18 @@ def set_facts(manifest: Manifest, where: object) -> Facts:
 
 
 def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
-    """Return the facts of the images in a folder: their relative names and file sizes."""
+    """Return what must be equal in all processes: the images' relative names and file sizes."""
     found = [(path.relative_to(root).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths]
     return {"folder of images": (f"{len(found)} files, {fingerprint(found)[:16]}", str(root))}
 
 
 def file_fact(path: Path) -> tuple[str, str]:
-    """Return (first 16 characters of the file's SHA-256, or "no such file"; path)."""
+    """Return the first 16 characters of the file's SHA-256 (or "no such file" if it is missing), and its path."""
     return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
 
 
 def _text(value: object) -> str | None:
-    """Return ``value`` as text. Equal values give equal texts. None stays None."""
+    """Return ``value`` as text, or None for None. Equal values give equal texts."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -191,9 +190,9 @@ def parse_record(data: bytes, rank: int) -> Record:
 
 
 def disagreement(before: Sequence[Record], other: Record) -> str:
-    """Return one line that says how ``other`` differs from the first record. Empty if the two agree.
+    """Return one line that says how ``other`` differs from the first record. Return "" if it does not differ.
 
-    ``before`` are the records of all lower ranks, which agree. ``other`` is the record of the next rank.
+    ``before`` has the records of all lower ranks, which agree. ``other`` is the record of the next rank.
     """
     first, rank = before[0], len(before)
     who = _who(first, other, rank)
@@ -220,7 +219,7 @@ def disagreement(before: Sequence[Record], other: Record) -> str:
 
 
 def other_versions(first: Record, other: Record, rank: int) -> str:
-    """Return one line on the libraries with another version in ``other``. Empty if all versions are equal."""
+    """Return one line about libraries whose versions differ between the records. Return "" if none differ."""
     ours: Facts = {name: (value, "") for name, value in first.versions.items()}
     theirs: Facts = {name: (value, "") for name, value in other.versions.items()}
     keys = _differing(ours, theirs)
@@ -239,7 +238,7 @@ def _describe(keys: Sequence[str], first: Facts, other: Facts) -> str:
 
 
 def shortened_pair(one: str | None, other: str | None) -> tuple[str, str]:
-    """Return two different values as short, printable, different texts. Long ones are cut near the first difference.
+    """Return short, printable texts of two different values. Long values are cut around their first difference.
 
     >>> shortened_pair("0.1", None)
     ('0.1', 'nothing')
@@ -260,14 +259,13 @@ def _excerpt(value: str | None, start: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return ``text`` unchanged if it contains only plain characters. Return other text as a JSON string."""
     if _PLAIN.fullmatch(text) and text.isprintable() and text != NOTHING:
         return text
     return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _differing(first: Facts, other: Facts) -> list[str]:
-    """Return the keys with different values, in the order of ``first``. Return only "command" if it is one of them."""
+    """Return the keys with different values, in the order of ``first``. If the commands differ, return ["command"]."""
     keys = [key for key in {**first, **other} if first.get(key, (None,))[0] != other.get(key, (None,))[0]]
     return keys[:1] if keys[:1] == ["command"] else keys
 

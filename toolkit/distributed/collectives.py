@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Timeout of WorkQueue: one process may work for days. If a process dies, the launcher ends the others.
+#: Timeout of WorkQueue. It is long, because a process may work for days, and the launcher ends all if one dies.
 LONGEST_WORK = timedelta(days=30)
 
 
@@ -44,7 +44,7 @@ class LostData(UserError):
 def make_accelerator(precision: str | None = None, facts: Facts | None = None, **options: Any) -> Accelerator:
     """Return an Accelerator for this process of a launch.
 
-    facts: values that must be equal in all processes (agreement.py). The first call compares them.
+    facts: values that must be equal in all processes (agreement.py). The first call in a process compares them.
     Raises UserError if the processes cannot connect, if their facts differ, if requested GPUs are missing, or if a
     variable of accelerate requests something that the toolkit does not support (environment.py).
     """
@@ -55,7 +55,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     if not torch.cuda.is_available():
         require_no_gpus_wanted(os.environ)
         keep_freed_memory()
-    # Without cpu=True, accelerate under torchrun treats each process as a separate run, and all write the same files.
+    # Without cpu=True on a CPU, accelerate treats each process of torchrun as a separate run. All write the same files.
     cpu = True if wanted > 1 and not torch.cuda.is_available() else None
     if wanted > 1 and not dist.is_initialized():
         record = record_of(facts or {}, os.environ, precision=precision, device="" if on_cpu else _gpu())
@@ -69,7 +69,7 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
             dynamo_backend="no",
             **options,
         )
-    except (ValueError, NotImplementedError, ImportError) as error:  # accelerate's checks of machine and environment
+    except (ValueError, NotImplementedError, ImportError) as error:  # from accelerate's own checks
         raise UserError("environment", f"accelerate cannot start here: {one_line(error)}") from error
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise UserError(
@@ -85,14 +85,14 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
         )
     if wanted == 1 and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         log.warning(
-            "accelerate is configured for several CPU processes but started only one, because more need mpirun: use "
-            "launch/accelerate/cpu_2.yaml for two processes"
+            "accelerate is configured for several CPU processes but started only one, because it needs mpirun to start "
+            "several: use launch/accelerate/cpu_2.yaml for two processes"
         )
     return accelerator
 
 
 def require_no_gpus_wanted(env: Mapping[str, str]) -> None:
-    """Raise UserError if accelerate's launcher started one process per GPU. Call this only if torch finds no GPU.
+    """Raise UserError if accelerate's launcher started one process per GPU. Called only if torch finds no GPU.
 
     accelerate starts GPU processes through torchrun. For CPU processes it sets ACCELERATE_USE_CPU.
     launch/accelerate/cpu_2.yaml uses torchrun as well, but hides all GPUs.
@@ -175,9 +175,9 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
 def require_read(
     accelerator: Accelerator, failure: UserError | None, owed: int = 0, call: Callable[[], object] = lambda: None
 ) -> None:
-    """Raise LostData on every rank if at least one rank has a ``failure``. A collective call.
+    """Raise LostData on every rank if at least one rank has a ``failure`` (None if there is none). A collective call.
 
-    owed: number of times that the other ranks still make the collective ``call``. A failed rank makes these calls here.
+    A rank with a failure first makes the collective ``call`` ``owed`` times, as often as the other ranks still make it.
     """
     if failure is not None:
         for _ in range(owed):
@@ -200,7 +200,7 @@ def broadcast_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     """Copy the main process's buffers to every rank.
 
     DDP broadcasts BatchNorm statistics before each forward pass, but the last update of an epoch changes them again.
-    Without this call, each rank would validate a slightly different model.
+    This call makes the ranks equal again before validation.
     """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
@@ -237,7 +237,7 @@ class WorkQueue:
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process has called `end`. Return their (JSON) results in order of rank."""
+        """Wait until every process has called `end`. Return the results of all, in order of rank. Results are JSON."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)
@@ -250,6 +250,6 @@ class WorkQueue:
 
 
 def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch's generators for one update. Dropout is then the same after a resume, without saved states."""
+    """Seed torch's random generators for one update, so that dropout is the same in a resumed run."""
     text = f"{seed}/{epoch}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))

@@ -15,10 +15,10 @@ from shards.errors import UserError
 log = logging.getLogger(__name__)
 
 _PARALLEL = (
-    "the toolkit trains with data parallelism only: use a config with distributed_type MULTI_GPU, and set --train.fsdp "
-    "true if the model is too large for one GPU (see docs/scale/fsdp.md)"
+    "use a config with distributed_type MULTI_GPU, because the toolkit trains with data parallelism only, and set "
+    "--train.fsdp true if the model is too large for one GPU (see docs/scale/fsdp.md)"
 )
-#: Variables that are rejected, except with a value of OFF → (what the variable requests, the remedy).
+#: Rejected variables → (what the variable requests, the remedy). A variable with a value of OFF is accepted.
 REFUSED = {
     "ACCELERATE_USE_FSDP": ("use FSDP", _PARALLEL),
     "ACCELERATE_USE_DEEPSPEED": ("use DEEPSPEED", _PARALLEL),
@@ -28,7 +28,7 @@ REFUSED = {
     "ACCELERATE_DYNAMO_BACKEND": ("compile models", "unset it, and use --train.compile true, or --compile"),
     "ACCELERATE_FP8_*": ("compute in fp8", "unset it, and use bf16, fp16 or no"),
     "ACCELERATE_DOWNCAST_BF16": ("use bf16 in place of float32", "unset it, and use --train.precision"),
-    "ACCELERATE_TORCH_DEVICE": ("use one device", "choose GPUs by CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true"),
+    "ACCELERATE_TORCH_DEVICE": ("use one device", "unset it, and set CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true"),
 }
 #: Values with which a variable has no effect.
 OFF = ("", "0", "false", "no", "n", "f", "off")
@@ -50,7 +50,7 @@ def require_plain(env: Mapping[str, str]) -> None:
     for name, value in sorted(env.items()):
         for entry, (request, remedy) in REFUSED.items():
             if matches(name, entry) and value.lower() not in OFF:
-                what = f"accelerate is configured to {request}; {remedy} ({name} is {value!r} in the environment)"
+                what = f"{name} is {value!r} in the environment, so accelerate is configured to {request}: {remedy}"
                 raise UserError("environment", what)
         usual, option = REPLACED_BY_OPTIONS.get(name, ((value.lower(),), ""))
         if value.lower() not in usual and env.get("RANK", "0") == "0":
@@ -58,9 +58,9 @@ def require_plain(env: Mapping[str, str]) -> None:
 
 
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
-    """Return the precision (no, bf16 or fp16): ``asked``, or that of the launcher in ``env`` if ``asked`` is None.
+    """Return ``asked``. If it is None, return the precision that the launcher has set in ``env``: no, bf16 or fp16.
 
-    Raises UserError if the launcher requests another precision, or fp16 on a CPU, where accelerate cannot scale
+    Raises UserError if the launcher has set any other precision, or fp16 on a CPU, where accelerate cannot scale
     gradients.
     """
     if asked is not None:
@@ -75,5 +75,5 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
 
 
 def on(env: Mapping[str, str], name: str) -> bool:
-    """Return whether accelerate treats a variable as true."""
+    """Return whether accelerate treats the value of variable ``name`` as true."""
     return env.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")

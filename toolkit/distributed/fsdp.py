@@ -2,8 +2,8 @@
 
 Each process stores a part of every weight, gradient and optimiser state. `shard_model` shards a whole model, and the
 optimiser is then created over the sharded parameters. In a forward or backward pass, weights are gathered, used and
-freed unit by unit (see `units`). `full_state` returns whole tensors, so that checkpoints and RUN/model do not depend on
-the number of processes.
+freed for one unit at a time. A unit is a module, such as a block of a ViT (see `units`). `full_state` returns whole
+tensors, so that checkpoints and RUN/model do not depend on the number of processes.
 
 accelerate supports FSDP on GPUs only. This module also works on CPUs, where its tests run. Buffers (BatchNorm
 statistics) are not sharded. Each process has its own buffers, and those of the main process are saved, as with DDP.
@@ -30,7 +30,7 @@ from toolkit.config.schema import Config
 log = logging.getLogger(__name__)
 
 #: A block of the model is a unit if it has at least this share of the model's weights. So there are at most 100 units.
-#: The whole weights in memory are mainly those of the largest unit and those outside of all units.
+#: During a pass, the whole weights in memory are mainly those of one unit and of the modules outside of all units.
 MIN_UNIT_SHARE = 0.01
 
 
@@ -48,14 +48,14 @@ def uses_fsdp(accelerator: Accelerator, config: Config) -> bool:
 
 
 def is_sharded(model: object) -> bool:
-    """Return whether `shard_model` was applied to ``model``. A forward pass of it is then a collective call."""
+    """Return whether `shard_model` was applied to ``model``. A forward pass of such a model is a collective call."""
     return isinstance(model, FSDPModule)
 
 
 def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
-    """Replace every parameter of ``model`` by this process's part of it, on its device. Called by every rank.
+    """Replace every parameter of ``model`` by the part that this process stores on its device. Called by every rank.
 
-    The main process's weights and buffers are first copied to all ranks. The new parameters are split along their first
+    The main process's weights and buffers are first copied to all ranks. Parameters are split along their first
     dimension. Raises UserError if the model has weights that are single numbers.
     """
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
@@ -80,11 +80,11 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def units(model: nn.Module) -> list[nn.Module]:
-    """Return the modules whose weights are gathered one at a time, inner ones first.
+    """Return the units of ``model``: modules whose weights are gathered together. Inner modules come first.
 
-    The model itself gathers all other weights. A unit is a large child of a series (`_is_series`), or a large module of
-    the same class. In timm's models, units are blocks, and stages without their large blocks. ModuleList and Sequential
-    are never units. timm may call their children one by one, and their own weights would then not be gathered.
+    The model itself is not in the list. It gathers all other weights. A unit is a large child of a series of modules
+    (`_is_series`), or a large module of the same class as such a child. In timm's models, these are blocks and stages.
+    ModuleList and Sequential are never units, because timm may call their children and not the container.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
@@ -103,7 +103,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_series(module: nn.Module) -> bool:
-    """Return whether ``module`` is a ModuleList, a Sequential, or has several children, all blocks of one class."""
+    """Return whether ``module`` is a ModuleList or Sequential, or its children are several blocks of one class."""
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return isinstance(module, (nn.ModuleList, nn.Sequential)) or (alike and any(children[0].children()))
@@ -125,8 +125,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def full_state(tree: Any, keep: bool) -> Any:
     """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded ones.
 
-    Called by every rank with the same tree. Without ``keep``, None replaces each tensor, so at most one is whole at a
-    time.
+    Called by every rank with the same tree. If ``keep`` is false, the copy has None in place of each tensor, so this
+    process has at most one whole tensor in memory at a time.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree

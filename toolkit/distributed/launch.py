@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 #: Exit status if another process, or the network to it, is lost (EX_UNAVAILABLE in sysexits.h).
 LOST = 69
-#: Longest time that a failed process waits for the others to connect and to read its error.
+#: Longest time that a failed process waits until the other processes have connected and have read its error.
 LEAVE_TIMEOUT = timedelta(seconds=30)
 #: Default time limit in seconds for waiting for other processes, on GPUs and on CPUs: torch's defaults. POSTERS_TIMEOUT
 #: replaces it. It must be longer than any work of a single process, such as downloading weights or validating an epoch.
@@ -75,7 +75,7 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether a process is lost. NCCL and the store raise DistError. gloo raises an error that names gloo."""
+    """Return whether ``error`` means a lost process. NCCL and the store raise DistError. gloo's error names gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -110,7 +110,7 @@ def processes_of(env: Mapping[str, str]) -> int:
 
 
 def join(wanted: int, cpu: bool, record: Record) -> None:
-    """Connect to the other processes, and compare the records of all ``wanted`` processes.
+    """Connect to the other processes, and compare the records (agreement.py) of all ``wanted`` processes.
 
     Raises Disagreement if the records differ, and LostPeer if a process does not connect in time.
     """
@@ -127,7 +127,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
         store = open_store(wanted, limit)
         if verdict := compare(store, int(env["RANK"]), wanted, record):
             raise verdict
-        # Not InitProcessGroupKwargs of accelerate, which ignores a timeout that equals NCCL's default.
+        # accelerate's InitProcessGroupKwargs is not used, because it ignores a timeout that equals NCCL's default.
         PartialState(cpu, timeout=limit, store=store, rank=int(env["RANK"]), world_size=wanted)
     except RuntimeError as error:
         if not _is_lost_peer(error):
@@ -153,9 +153,9 @@ def open_store(wanted: int, limit: timedelta) -> dist.Store:
 
 
 def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagreement | None:
-    """Compare the records of all processes. Return the error to raise on every process, or None if they agree.
+    """Compare the records of all processes. Return the error to raise on every process, or None if the records agree.
 
-    The process that reads a key deletes the key, because restarted processes may use the same store.
+    Keys are deleted from the store when they are read, because restarted processes may use the same store.
     """
     store = dist.PrefixStore(f"agreement/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     if rank:
@@ -168,7 +168,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagr
         store.set(key, f"{verdict}\n{verdict.code}" if verdict else "")
     end = time.monotonic() + LEAVE_TIMEOUT.total_seconds()
     while verdict and time.monotonic() < end and any(store.check([key]) for key in verdicts):
-        time.sleep(0.01)  # this process may run the store's server, so it waits until the others have read
+        time.sleep(0.01)  # this process may run the store's server, which the others need for reading
     return verdict
 
 
@@ -198,14 +198,14 @@ def _pop(store: dist.Store, key: str) -> bytes:
 
 
 def code_of(error: Exception) -> Code:
-    """Return the error code for the other processes if this process ends with ``error``."""
+    """Return the error code that the other processes report if this process ends with ``error``."""
     if isinstance(error, OSError):
         return "disk-full" if error.errno == errno.ENOSPC else "path-unwritable"
     return error.code if isinstance(error, UserError) else "rank-lost"
 
 
 def report_failure(error: Exception) -> None:
-    """Send the error that ends this process to the others if there is no process group yet. Prints nothing."""
+    """Send the error that ends this process to the other processes, if there is no process group yet."""
     if dist.is_initialized() or isinstance(error, (Disagreement, LostPeer)):
         return  # the others already have this error, or their next collective call fails
     problem = one_line(error)
@@ -230,7 +230,7 @@ def leave() -> None:
 
 
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
-    """Return whether processes restarted by torchrun use the store of the previous ones (pytorch issue 135712)."""
+    """Return whether processes that torchrun restarts use the store of the ended processes (pytorch issue 135712)."""
     return env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 

@@ -1,6 +1,7 @@
-"""Votes of all processes over gloo, on whether any process must stop or cannot read its samples.
+"""Votes: all processes learn over gloo whether any process must stop or cannot read its samples.
 
-A vote starts early, and its result is read after some other work. It has usually arrived then, so no process waits.
+A vote starts early, and its result is read after some other work. The result has usually arrived by then, so no process
+waits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from accelerate import Accelerator
 
 from toolkit.distributed.launch import wait_seconds
 
-#: Longest time that a process waits at its end for the votes of the others, which are at most a few updates behind.
+#: Longest time that a process waits for its last vote when it ends. Other processes are a few updates behind at most.
 LAST_VOTE = timedelta(seconds=10)
 #: Exit status of a run that saved its work after a stop signal (EX_TEMPFAIL, "try again", in sysexits.h).
 STOPPED = 75
@@ -32,7 +33,7 @@ class Vote:
     """A vote on whether any rank says yes. ``ask`` starts the vote, and ``answer`` returns its result."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        """Create the group of processes that vote. A collective call, like ``ask`` and ``answer``."""
+        """Create the process group for votes. This is a collective call, and so are ``ask`` and ``answer``."""
         # A separate gloo group, because a vote over NCCL waits for the GPU.
         self.several = accelerator.num_processes > 1
         self._group: Any = dist.new_group(backend="gloo", timeout=wait_seconds()) if self.several else None
@@ -46,7 +47,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Return whether any rank said yes in the last vote, or False before any vote. Wait at most ``limit``."""
+        """Return whether any rank said yes in the last vote, or False before the first. Wait at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)
@@ -71,9 +72,9 @@ class StopSignal:
         self.received = number
 
     def agreed(self, now: bool = False) -> bool:
-        """Return whether any rank had received a stop signal at the previous call. A collective call.
+        """Return whether any rank had received a stop signal before the previous call. A collective call.
 
-        With ``now``, or in a run of one process, signals up to this call count.
+        If ``now`` is true, or in a run of one process, signals before this call count as well.
         """
         stop = self.vote.answer()
         if not stop:
@@ -88,7 +89,7 @@ class StopSignal:
 
     def restore(self) -> None:
         """Restore the previous signal handlers, and finish a vote that is still running."""
-        # The result is not needed. The call fails if another rank is lost. That error is reported elsewhere.
+        # The result is not needed. If a rank is lost, this call fails, but another call already reports that error.
         with contextlib.suppress(RuntimeError):
             self.vote.answer(LAST_VOTE)
         for number, handler in self._previous.items():

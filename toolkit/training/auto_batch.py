@@ -1,7 +1,7 @@
-"""Automatic batch size: divide an update into so many micro-batches that each of them fits in memory.
+"""Automatic batch size: divide an update into enough micro-batches that each of them fits in memory.
 
 The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
-and a backward pass of its largest micro-batch, with random images in the run's precision and memory format. All weights
+and a backward pass of its largest micro-batch, with random images and the run's precision. For this try, all weights
 that the run ever trains are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
 doubles accumulation and tries again. All ranks use the largest result. The global batch stays the same.
 """
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 
 def fit_accumulation(setup: TrainingSetup) -> int:
-    """Return the accumulation with which an update fits in the memory of every rank. It is at least the configured one.
+    """Return the accumulation with which an update fits in the memory of every rank. It is at least train.accumulation.
 
     Called by every rank. Weights, BatchNorm statistics and random generators do not change. Raises UserError, on every
     rank, if the smallest micro-batch of a rank does not fit.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
-    # Not a collective call, because ranks need different numbers of tries.
+    # _own_accumulation makes no collective calls, because ranks need different numbers of tries.
     wanted = [_own_accumulation(setup, configured)]
     if accelerator.num_processes > 1:
         wanted = gather_object(wanted)
@@ -57,7 +57,6 @@ def fit_accumulation(setup: TrainingSetup) -> int:
 
 
 def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
-    """Return this rank's largest micro-batch of an epoch."""
     accelerator, plan = setup.accelerator, setup.plan
     rank, world_size = accelerator.process_index, accelerator.num_processes
     micro_batches = plan.micro_batches(0, plan.largest_step, rank, world_size, accumulation)
@@ -65,7 +64,7 @@ def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
 
 
 def _own_accumulation(setup: TrainingSetup, configured: int) -> int | None:
-    """Double ``configured`` until an update fits in this rank's memory. Return the result, or None if none fits."""
+    """Return ``configured``, doubled until an update fits in this rank's memory. Return None if no number fits."""
     accumulation, rows = configured, len(_largest(setup, configured).indices)
     with _all_unfrozen(setup):
         while True:
@@ -83,7 +82,7 @@ def _own_accumulation(setup: TrainingSetup, configured: int) -> int | None:
 
 
 def _try(setup: TrainingSetup) -> None:
-    """Run a forward and backward pass of this rank's largest micro-batch. Raises the allocator's error."""
+    """Run forward and backward passes of this rank's largest micro-batch. Raises torch's error if memory runs out."""
     train_step, accelerator = TrainStep(setup), setup.accelerator
     model, micro_batch, device = train_step.plain_model, _largest(setup, setup.accumulation), accelerator.device
     side = setup.config.data.image_size
@@ -99,8 +98,8 @@ def _try(setup: TrainingSetup) -> None:
 def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
     """Return the number of bytes that the run allocates later, in addition to its forward and backward passes.
 
-    These are the optimiser's state if there is none yet, DDP's buckets for weights that are unfrozen later (counted as
-    all weights), and the loader's buffers on a GPU. The moving average exists already.
+    They are for the optimiser's state (if it does not exist yet), DDP's buckets if weights are unfrozen later, and the
+    loader's buffers on a GPU. The buckets are counted as if they were for all weights.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])

@@ -4,8 +4,8 @@ In training, BatchNorm normalises by the mean and the deviation of the rows (sam
 running statistics towards the two values. The rows are those of one process's micro-batch. SyncBatchNorm uses the rows
 of all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect
 on a trained network). So if an update has a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
-running statistics in this update and does not change them. Modules in model.freeze do the same. The plan has the sizes
-of all micro-batches, so the decision is the same on all ranks and after a resume.
+running statistics in this update and does not change them. Frozen BatchNorm modules always do this. The sizes of all
+micro-batches are known in advance (plan.py), so the decision is the same on all ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shards.errors import UserError
 from toolkit.data.sampling.plan import TrainPlan
 from toolkit.device.compat import BatchNorm
 
-#: With fewer rows, the running statistics are used and stay fixed.
+#: With fewer rows, BatchNorm normalises by its running statistics and does not change them.
 LEAST_ROWS = 8
 #: With fewer rows, a warning is logged. On ImageNet a ResNet50's error is 23.6% with 32 images per GPU, 24.8% with 8
 #: and 34.7% with 2 (Wu, He 2018, "Group normalization", table 2).
@@ -34,12 +34,12 @@ def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, a
     Few rows are fewer than LEAST_ROWS. ``model`` is in training mode and may be wrapped.
     """
     fixed = []
-    if plan.sizes == "even":  # runs of earlier versions ("tail") never fixed statistics
+    if plan.sizes == "even":  # "tail": a run that an earlier version began, which never fixed statistics
         rows = plan.rows(step, world, accumulation)
         if rows.min() < LEAST_ROWS:
             fixed = [module for module in _updating(model) if _least(rows, module) < LEAST_ROWS]
     for module in fixed:
-        module.training = False  # not eval(), which also changes inner modules: timm's activation and dropout
+        module.training = False  # not eval(), which also changes the activation and dropout inside timm's modules
     try:
         yield
     finally:
@@ -48,7 +48,7 @@ def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, a
 
 
 def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
-    """Return a warning if BatchNorm of ``model`` computes statistics from few rows. Else return None.
+    """Return a warning if BatchNorm of ``model`` computes statistics from fewer than FEW_ROWS rows. Else return None.
 
     ``model`` is in training mode. ``trained`` says whether the weights, and so the statistics, are already trained.
     Raises UserError if untrained statistics stay fixed in every update, because BatchNorm then normalises nothing.
@@ -82,7 +82,7 @@ def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation:
         )
     unsynced = any(not isinstance(module, nn.SyncBatchNorm) for module in norms)
     asked = -(-min(plan.global_batch, plan.num_samples) // (world_size * accumulation))
-    if not short and (asked >= FEW_ROWS or not unsynced):  # rounded up: one row fewer is fine
+    if not short and (asked >= FEW_ROWS or not unsynced):  # ``asked`` is rounded up, so one row fewer causes no warning
         return None
     fixed = f", and keeps them fixed in {short} of {plan.steps_per_epoch} updates per epoch (under {LEAST_ROWS} rows)"
     return (
@@ -101,5 +101,5 @@ def _updating(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Return the number of rows in the smallest forward pass of ``module``. ``rows`` is (world_size, accumulation)."""
+    """Return the rows of ``module``'s smallest forward pass. ``rows``: micro-batch sizes (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

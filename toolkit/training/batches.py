@@ -1,4 +1,4 @@
-"""The input of a training run: sample order, loaders, and the time that they take.
+"""The input of a training run: sample order, loaders, and measurements of their speed.
 
 shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader ─→ batches on the device ─→ trainer, validation
 """
@@ -41,7 +41,7 @@ FACTORS = 1 << 20
 
 
 def train_plan(config: Config, reader: ShardReader, sizes: Sizes = "even") -> TrainPlan:
-    """Return the plan of a run: the samples of each update. ``sizes`` says how an epoch is divided into updates."""
+    """Return the plan of a run: the samples of each update. ``sizes``: how an epoch is divided into updates."""
     deal = 2 if config.augment.mixes else 1  # the two samples that mixup mixes must be in one micro-batch
     return TrainPlan(_order(config, reader), config.train.batch_size, deal, sizes)
 
@@ -50,7 +50,7 @@ def _order(config: Config, reader: ShardReader) -> Order:
     data, seed = config.data, config.train.seed
     sizes = reader.shard_sizes if data.order == "window" else None
     if data.sampling == "genre":
-        # In chunks, because the targets of all samples would be the largest array in memory.
+        # FACTORS samples at a time, because an array of the targets of all samples needs much memory.
         starts, prevalence = range(0, len(reader), FACTORS), reader.positives / len(reader)
         parts = (reader.targets_of(np.arange(at, min(at + FACTORS, len(reader)))) for at in starts)
         factors = np.concatenate([repeat_factors(part, data.repeat_below, prevalence) for part in parts])
@@ -59,9 +59,9 @@ def _order(config: Config, reader: ShardReader) -> Order:
 
 
 class Pixels:
-    """The usual input of a run: pixels, on which a whole model is trained. probe.Probe has cached features instead.
+    """The usual input of a run: images for a whole model. The class Probe (probe.py) has cached features instead.
 
-    ``trained`` is the module that is trained and saved in checkpoints. ``frozen`` are the entries of model.freeze.
+    ``trained`` is the module that is trained and saved in checkpoints. ``frozen`` has the entries of model.freeze.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Pixels:
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs of ``trained`` (n, 3, S, S) and the targets (n, G) for training on a ``batch`` of the feed.
+        """Return the images (n, 3, S, S) and targets (n, G) with which ``trained`` is trained on a loaded ``batch``.
 
-        The images are augmented, which may mix targets, and then normalised.
+        The images are augmented and then normalised. The augmentations mixup and cutmix also change the targets.
         """
         images, targets = self.augment(batch.images, targets, batch.micro_batch, epoch)
         return self.normal(images), targets
@@ -87,12 +87,12 @@ class Pixels:
         return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """Return the model to save. The argument is a trained copy of ``self.trained``."""
+        """Return the model to save: ``trained``, which is the trained model or its moving average."""
         return trained
 
 
 def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
-    """Return the loader of a split. ``substitutes``: whether another sample may replace a damaged one."""
+    """Return the loader of a split. ``substitutes``: whether another sample may replace a damaged sample."""
     data = config.data
     on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
     policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
@@ -100,7 +100,7 @@ def run_loader(reader: ShardReader, config: Config, device: torch.device, *, sub
 
 
 class Feed:
-    """The batches of a run on one rank. FeatureFeed (probe.py) does the same with cached features."""
+    """The batches of a run on one rank. FeatureFeed (probe.py) is the same for cached features."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
@@ -144,7 +144,7 @@ class Feed:
     def errors(self) -> int:
         """Return the number of samples so far that could not be decoded, over all ranks and both splits.
 
-        Called by every rank. Raises UserError, on every rank, if a split has more of them than data.max_errors allows.
+        Called by every rank. Raises UserError, on every rank, if data.max_errors does not allow so many in a split.
         """
         total = 0
         for loader in (self.train_loader, self.val_loader):
@@ -164,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Measures speed and waiting time from now on. ``images``: number of images of the epoch done already."""
+    """Measures speed and waiting time from its creation on. ``images``: images of the epoch that are done already."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -175,9 +175,10 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the start. ``images``: number of images of the epoch done now.
+        """Return speed and timing since the stopwatch was created. ``images``: images of the epoch that are done now.
 
-        data_wait and copy are shares of this rank's time (0 to 1). decode_cores is the mean number of decoding cores.
+        data_wait and copy are the shares (0 to 1) of this rank's time for waiting and copying. decode_cores is the
+        mean number of CPU cores that decode.
         """
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {

@@ -1,9 +1,9 @@
 """Multi-label losses. The loss of a sample is the sum over its labels.
 
 An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
-negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 this is each paper's
-loss. Mixup and label smoothing make targets between 0 and 1, whose loss is the weighted mean of both costs. timm and
-torchvision use a soft target also in the focusing factor, so their losses are equal to these only for targets 0 and 1.
+negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 these are the losses of
+the papers. Mixup and label smoothing make targets between 0 and 1, whose loss is the weighted mean of both costs. timm
+and torchvision put soft targets into the focusing factor too, so their losses differ from these for soft targets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BALANCED_BETA = 10.0  # how steeply the weight rises
 BALANCED_MU = 0.3  # ratio r at which the weight rises
 # The authors' code divides kappa by lambda, the paper does not. The authors say the paper is right (their issue 8).
 BALANCED_KAPPA = 0.05
-BALANCED_LAMBDA = 5.0  # factor by which the gradient of a negative vanishes faster
+BALANCED_LAMBDA = 5.0  # the gradient of a negative vanishes faster by this factor
 
 
 def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> nn.Module:
@@ -66,20 +66,20 @@ def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatA
 class MultiLabelLoss(nn.Module):
     """Binary cross-entropy of each sample, and base class of the other losses, which override `costs` or `weights`.
 
-    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers are not in the state dict,
-    because they are computed from the config and the training set.
+    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers (such as label weights) are not
+    in the state dict, because they are computed from the config and the training set.
     """
 
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
-        """``counts`` (G,): number of positives in training. ``options``: those of the loss's entry in LOSSES."""
+        """``counts`` (G,): number of positives in training. ``options``: settings of this loss (config/losses.py)."""
         super().__init__()
         self.num_labels, self.smoothing, self.options = len(counts), smoothing, options
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return losses (n,) in nats, summed over labels, of logits (n, G) and targets (n, G) in [0, 1].
+        """Return the losses (n,) of logits (n, G) and targets (n, G) in [0, 1], in nats and summed over labels.
 
         Inputs may have any dtype. Autocast is off, and everything is computed in float32. Raises ValueError for other
-        shapes. The range of targets is not checked, because a check waits for the device.
+        shapes. The range of targets is not checked, because that requires waiting for the device.
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_labels:
             raise ValueError(f"logits must have shape (n, {self.num_labels}), got {tuple(logits.shape)}")
@@ -97,7 +97,7 @@ class MultiLabelLoss(nn.Module):
         return -F.logsigmoid(logits), -F.logsigmoid(-logits)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
-        """Return a factor for the loss of each element, broadcast to (n, G). ``targets`` are not smoothed."""
+        """Return the factor w of each element, in a shape that broadcasts to (n, G). ``targets`` are not smoothed."""
         return targets.new_ones(())
 
 

@@ -2,8 +2,8 @@
 
 The learning rate rises exponentially from LOW to HIGH, by one step per update. The training loss falls at useful rates,
 becomes flat, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The
-updates are those of a training. They use the factors of layers and head on the rate, but no warm-up and no schedule.
-The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features also stay, and a later training uses them.
+updates are those of a training. Layers and head have their usual factors on the rate. There is no warm-up or schedule.
+The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features are kept for a later training.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MIN_UPDATES, MAX_UPDATES = 40, 100
 #: The test ends when the loss, smoothed with DECAY, is more than DIVERGED times its lowest value. fastai uses a factor
 #: of 4. But a loss over many labels starts near its minimum and hardly halves in 100 updates.
 DECAY, DIVERGED = 0.8, 2.0
-#: Width of the curve's smoothing in decades, and its least width in updates. The smoothing is centred, because a mean
-#: over earlier values suggests rates that are too high.
+#: Standard deviation of the curve's smoothing in decades, and its least value in updates. The smoothing is centred,
+#: because a mean over earlier values suggests rates that are too high.
 BLUR, BLUR_UPDATES = 0.2, 2.0
 
 
@@ -45,7 +45,7 @@ class LrCurve:
     """Result of a range test."""
 
     rates: FloatArray
-    """(n,) rising rates."""
+    """(n,) rising learning rates."""
     losses: FloatArray
     """(n,) training loss (mean over genres) before the update at each rate."""
     smoothed: FloatArray
@@ -125,7 +125,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
 
 
 def diverged(losses: list[float]) -> bool:
-    """Return whether the last loss is not finite or, smoothed, more than DIVERGED times the lowest."""
+    """Return whether the last loss is not finite, or the last smoothed loss over DIVERGED times the lowest."""
     if not np.isfinite(losses[-1]):
         return True
     smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()

@@ -1,11 +1,12 @@
 """Detect updates whose loss or gradient is not finite, and report their samples.
 
-Flags are computed on the device without waiting: `note` makes a flag for each loss of a micro-batch, `allow` for the
-gradient. With train.on_nonfinite "stop", `check` reads the flags when training waits for the device anyway, and ends
-the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
+Flags are computed on the device without waiting. `note` makes a flag for each loss of a micro-batch, and `allow` makes
+a flag for the gradient. With train.on_nonfinite "stop", `check` reads the flags when training waits for the device
+anyway, and ends the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
 
-Every rank makes the same calls and gets the same result. In fp16 infinite gradients are normal: the gradient scaler
-skips such updates and halves its scale. So only losses are checked, and `check_scale` ends a run that no scale helps.
+Every rank makes the same calls and gets the same result. In fp16, infinite gradients are normal. The gradient
+scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run
+after too many overflows.
 """
 
 from __future__ import annotations
@@ -43,11 +44,9 @@ REMEDY = "lower --optim.lr, set --optim.clip_norm 1 or use --train.precision bf1
 
 @dataclass
 class _UpdateFlags:
-    """The flags of one update on this rank."""
-
     epoch: int
     step: int
-    """Counted from 0."""
+    """Number of the update in its epoch, from 0."""
     micro_batches: list[MicroBatch] = field(default_factory=list)
     flags: list[torch.Tensor] = field(default_factory=list)
     """One (n,) bool tensor per micro-batch: whether the loss of each row is not finite."""
@@ -98,7 +97,7 @@ class Guard:
         self._unchecked[-1].flags.append(~torch.isfinite(losses.detach()))
 
     def withdraw(self) -> None:
-        """Forget the current update. Called if it is not made for another reason."""
+        """Forget the current update. Called if the update is not made because a rank cannot read its samples."""
         self._unchecked.pop()
 
     def allow(self, model: nn.Module) -> bool:
@@ -170,7 +169,6 @@ class Guard:
         return [findings for findings in found if findings[0] == min(found)[0]]
 
     def _describe(self, ranks: list[_Findings]) -> str:
-        """Return a description of the update, without a remedy."""
         (epoch, step), _, _ = ranks[0]
         where = f"at epoch {epoch + 1}, step {step + 1}"
         samples = list(dict.fromkeys(sample for _, own, _ in ranks for sample in own))
@@ -196,7 +194,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
     scale = scaler.get_scale()
     if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:
         if guard is not None:
-            guard.check()  # if a loss is not finite, this error is more precise: it names the samples
+            guard.check()  # its error is more precise, because it names the samples whose loss is not finite
         raise UserError(
             "not-finite",
             f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1} at any scale: "
@@ -206,7 +204,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Restore the scale of a checkpoint if it is at least LEAST_SCALE. Earlier versions had no such limit."""
+    """Restore the scale of a checkpoint if it is at least LEAST_SCALE. Earlier versions also saved lower scales."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
@@ -215,9 +213,9 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
 
 
 def _norm(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean norm of all elements, 0 without elements. If it is finite, so is every element.
+    """Return the Euclidean norm of all elements, or 0 without elements. If the norm is finite, all elements are.
 
-    The norm takes 1% of the time of an update. The largest element would take 20% on a CPU.
+    The norm takes 1% of the time of an update. Finding the largest element takes 20% on a CPU.
     """
     # Each rank uses its own part of a sharded tensor.
     own = [local(t) for t in tensors if t is not None and t.numel()]

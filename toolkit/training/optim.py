@@ -42,7 +42,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 
     lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above (by timm's
     ``group_matcher``), times ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the
-    model's ``no_weight_decay`` have no weight decay. Groups do not depend on its value, so a resumed run may change it.
+    model's ``no_weight_decay`` have no weight decay. Groups are equal for any weight decay. A resumed
+    run may therefore change weight decay.
     """
     no_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
@@ -66,7 +67,8 @@ def _cosine(progress: float, least: float) -> float:
     return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-#: Name of a schedule → function from (finished share of the updates after warm-up, optim.min_lr) to the rate's factor.
+#: Name of a schedule → function that returns the rate's factor. Its arguments are the share (0 to 1) of the updates
+#: after warm-up that are done, and optim.min_lr.
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 1.0, "cosine": _cosine}
 
 
@@ -83,7 +85,7 @@ def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group to ``lr`` times its lr_scale. Unlike a scheduler, this has no state."""
+    """Set the learning rate of every group to ``lr`` times its lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 

@@ -81,7 +81,7 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
 
 def with_own_size(config: Config) -> Config:
-    """Return ``config`` with the image size of the backbone if data.image_size is 0. Called first in a run."""
+    """Return ``config`` with the backbone's image size if data.image_size is 0. Called at the start of a run."""
     if config.data.image_size:
         return config
     size = own_size(config.model.name)
@@ -92,7 +92,7 @@ def with_own_size(config: Config) -> Config:
 def own_size(name: str) -> int:
     """Return the image side in pixels at which timm's model ``name`` (architecture, optionally .TAG) was trained.
 
-    Images are square in this toolkit. If those of the model are not, return the larger side, which loses no detail.
+    Images are square in this toolkit. If the model was trained on rectangles, return their longer side.
     Raises UserError if timm has no size for ``name``.
     """
     try:
@@ -138,7 +138,7 @@ def _prepared(
     if accelerator.is_main_process:
         _log_setup(setup, checkpoint)
     trained = checkpoint is not None or config.model.pretrained or config.model.weights is not None
-    setup.freezing.training_mode(setup.model, None)  # as if all parts were unfrozen; each epoch sets its own mode
+    setup.freezing.training_mode(setup.model, None)  # check with all parts unfrozen; each epoch sets its own mode
     warning = check_rows(setup.model, setup.plan, accelerator.num_processes, setup.accumulation, trained=trained)
     if warning and accelerator.is_main_process:
         log.warning("%s", warning)

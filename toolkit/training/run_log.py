@@ -28,8 +28,8 @@ EPOCH_FIELDS = (
 class RunLog:
     """Writes the logs on the main process. All ranks make the same calls, and all raise an error if writing fails.
 
-    A resumed run first removes the rows that it will write again: those after update ``updates``, and those of
-    ``epoch`` and later epochs. The last epoch may have been validated but not saved.
+    A resumed run writes some rows again, and first removes the old ones. In log.csv these are the rows after update
+    ``updates``, and in epochs.csv the rows from ``epoch`` on.
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
@@ -80,7 +80,7 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
                 reader = csv.DictReader(stream)
                 if foreign := set(reader.fieldnames or ()) - set(fields):
                     raise ValueError(f"it has columns that a log does not have: {', '.join(sorted(foreign))}")
-                # the last row of a killed run may be incomplete
+                # without the last row of a killed run, if it is incomplete
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(

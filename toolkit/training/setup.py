@@ -1,4 +1,4 @@
-"""Build the parts of a training run, with new weights, weights from a file or the hub, or those of a checkpoint."""
+"""Build the parts of a training run. Weights are new, or come from a file, the hub or a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from toolkit.training.optim import build_optimizer, restore_optimizer
 
 log = logging.getLogger(__name__)
 
-#: Memory layout of weights: faster for convolutions, on GPUs and CPUs.
+#: Memory layout of weights. It makes convolutions faster, on GPUs and CPUs.
 LAYOUT = torch.channels_last
 
 
@@ -58,7 +58,7 @@ class TrainingSetup:
     accumulation: int
     """Number of micro-batches per process and update: as configured, or as chosen by auto_batch.py."""
     model: nn.Module
-    """The trained module on its device. With several processes it is wrapped (wrapping.py) or sharded (fsdp.py)."""
+    """The module that is trained, on its device. With several processes it is in DDP, or sharded (fsdp.py)."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
@@ -71,7 +71,7 @@ class TrainingSetup:
 
     @property
     def fsdp(self) -> bool:
-        """Whether model, optimiser and ema contain only this process's part of each tensor."""
+        """Whether model, optimiser and moving average contain only this process's part of each tensor."""
         return is_sharded(self.model)
 
 
@@ -86,7 +86,7 @@ def build_setup(
     """Build all parts of a run except its loaders. ``readers`` are those of train and val. Called by every process."""
     train, val = readers
     fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
-    set_seed(config.train.seed)  # for the initial weights of the head; later, each update has its own seed
+    set_seed(config.train.seed)  # for the initial weights of the head; each update sets its own seed
     cached = config.train.feature_views > 0
     # With cached features a checkpoint contains only the head, so a resume loads the backbone's weights again.
     model, learnt = _model(
@@ -108,7 +108,7 @@ def build_setup(
         inputs = Pixels(config, model, preprocessing, accelerator)
     model, ema = _restored(inputs.trained, config.train, checkpoint)
     if over_processes:
-        # Not the moving average, which is saved. torch's own conversion loses the activations inside timm's layers.
+        # The moving average is not converted. torch's own function loses the activations inside timm's layers.
         model = convert_sync_batchnorm(model)
     if fsdp:
         shard_model(accelerator, model)
@@ -117,7 +117,7 @@ def build_setup(
             ema.foreach = False  # torch's foreach functions reject a mix of sharded and whole tensors
     if config.model.checkpointing:
         enable_checkpointing(model)
-    freezing = Freezing(model, inputs.frozen)  # after the steps above, which replace parameters
+    freezing = Freezing(model, inputs.frozen)  # created here, because the steps above replace parameters
     model, optimizer = _optimised(accelerator, config, model, freezing, checkpoint)
     if ema is not None and not fsdp:
         ema.to(accelerator.device)
@@ -148,7 +148,7 @@ def _optimised(
     accelerator: Accelerator, config: Config, model: nn.Module, freezing: Freezing, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Any]:
     """Return the model and its optimiser with the checkpoint's state. The model is wrapped if it is not sharded."""
-    # The optimiser contains all weights that are ever trained. It skips frozen ones, which have no gradient.
+    # The optimiser contains all weights that are ever trained. It skips frozen weights, as they have no gradient.
     freezing.apply(None)
     optimizer: Any = build_optimizer(model, config.optim)
     freezing.apply(checkpoint.progress.epoch if checkpoint else 0)
@@ -172,11 +172,11 @@ def _model(
     """Return the network, and whether its head is already trained.
 
     ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
-    samples with each label. A new head may start from it (model.prior).
+    samples with each label. The biases of a new head may start from it (model.prior).
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
-    with accelerator.main_process_first():  # the others then find its download in the cache
+    with accelerator.main_process_first():  # the others then find the downloaded weights in the cache
         head, scratch = HeadSpec.of(wanted), "backbone" not in wanted.freeze
         model = build_model(
             wanted.name, num_genres, head, size, pretrained=hub, drop_path=wanted.drop_path, scratch=scratch
@@ -184,7 +184,7 @@ def _model(
     cfg: Any = model.pretrained_cfg
     # timm keeps the hub's classifier if it has the requested size.
     learnt = not first or (hub and wanted.head == "linear" and cfg.get("num_classes") == num_genres)
-    # This comes before weights are loaded, so that a loaded head keeps its own biases.
+    # The prior is set before weights are loaded, so that a loaded head keeps its own biases.
     if wanted.prior and not learnt:
         set_prior(model, prevalence)
     loaded = None

@@ -1,4 +1,4 @@
-"""Start the trackers of train.trackers. RunLog (run_log.py) sends its rows to them."""
+"""Start the trackers of train.trackers. RunLog (run_log.py) sends its rows to the trackers."""
 
 from __future__ import annotations
 

@@ -47,13 +47,14 @@ class TrainStep:
         """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at learning rate ``lr``.
 
         Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
-        rows, and the number of these rows. ``samples``: number of samples of the update over all ranks, including
-        masked ones, or 0 if the update was skipped, because the guard did not allow it or its gradient overflowed in
-        fp16. A skipped update does not change weights, buffers, optimiser and moving average. The gradient, and so
-        optim.clip_norm, refers to the sum over genres and the mean over samples.
+        rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.
+        ``samples``: number of samples of the update over all ranks, or 0 for a skipped update. An update is skipped if
+        the guard does not allow it, or if its gradient overflows in fp16. A skipped update changes no weights, buffers,
+        optimiser state or moving average. optim.clip_norm limits the gradient of the loss, which is summed over genres
+        and averaged over samples.
 
         Raises UserError if a micro-batch does not fit in memory, or if the gradients overflow at any scale. Raises
-        LostData, on every rank, if one rank cannot read its samples. This update then changes nothing.
+        LostData, on every rank, if one rank cannot read its samples. The update then changes nothing.
         """
         fixed = fixed_batch_norm(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
         with explain_out_of_memory(self._memory_line), fixed:
@@ -75,15 +76,15 @@ class TrainStep:
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
             last = part == self.accumulation - 1
-            if last and self.lost is not None:  # the vote runs during the pass; its result is read before the step
+            if last and self.lost is not None:  # the result is read after the pass, before optimizer.step()
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
                 loss = (losses * valid).sum()
                 if self.guard is not None:
                     self.guard.note(losses, batch.micro_batch)
-                # DDP averages gradients over ranks, but the mean over the update's samples is needed. Masked samples
-                # are included in ``count``, because finding their number on all ranks costs a wait.
+                # DDP averages gradients over ranks, but the mean over the update's samples is needed. ``count``
+                # includes samples that could not be decoded, because counting them on all ranks needs a wait.
                 accelerator.backward(loss * (accelerator.num_processes / count))
             total[0] += loss.detach() / len(setup.manifest.genres)
             total[1] += int(batch.micro_batch.valid.sum())  # ``valid`` is on the host, so nothing is copied
@@ -116,9 +117,9 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch. If this rank cannot read its samples, return a masked one and the error.
+        """Return the next micro-batch, and the error if this rank cannot read its samples, else None.
 
-        The other ranks can finish their update only if this rank takes part in it.
+        With an error the images are black and no row is valid. Other ranks wait for this rank's part of the update.
         """
         try:
             if failure is None:
@@ -167,7 +168,7 @@ class TrainStep:
 
 
 def _kept_buffers(model: nn.Module) -> Callable[[], None]:
-    """Copy a model's buffers (BatchNorm statistics), one tensor per type. Return a function that restores them."""
+    """Copy a model's buffers (BatchNorm statistics). Return a function that restores the buffers."""
     buffers: dict[torch.dtype, list[torch.Tensor]] = {}
     for buffer in model.buffers():
         buffers.setdefault(buffer.dtype, []).append(buffer)

@@ -62,7 +62,8 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end of the run, or until a signal stops it. Return False if a signal stopped it.
 
-        Raises LostData, on every rank, if one rank cannot read its samples. In both cases the updates so far are saved.
+        Raises LostData, on every rank, if one rank cannot read its samples. After a stop or this error, the newest
+        checkpoint contains all updates.
         """
         began = self.state.updates
         try:
@@ -100,7 +101,7 @@ class Trainer:
         """Run the rest of the current epoch and its validation. Return False if a signal stopped one of them."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
-        own_loss = torch.zeros(2, device=accelerator.device)  # of this rank, since the last call of _add_loss
+        own_loss = torch.zeros(2, device=accelerator.device)  # sums of this rank since the last call of _add_loss
         self._unfreeze()
         self.setup.freezing.training_mode(self.setup.model, state.epoch)
         recent = Stopwatch(self.feed)
@@ -147,7 +148,7 @@ class Trainer:
         }
         try:
             self._validate(row)
-        except Stopped:  # the state is that of the last update, so a resumed run validates again
+        except Stopped:  # the saved state is that of the last update, so a resumed run validates again
             return False
         return True
 
@@ -180,7 +181,7 @@ class Trainer:
             log.info("epoch %d: %s unfrozen, %.1f M trainable weights", epoch + 1, names, trainable / 1e6)
 
     def _update(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, int]:
-        """Make one update. Return the result of TrainStep, in which all values are 0 if the update was skipped."""
+        """Make one update. Return the result of TrainStep, or only zeros if the update was skipped."""
         state = self.state
         lr = self.config.optim.lr * self.lr_factor(state.made)
         loss, counted = self.train_step(batches, state.epoch, state.step, state.made + 1, lr)
@@ -197,7 +198,6 @@ class Trainer:
         return loss, counted
 
     def _rate(self) -> float:
-        """Return the learning rate of the last update that was made."""
         return self.config.optim.lr * self.lr_factor(max(self.state.made - 1, 0))
 
     def _bar(self) -> Any:
@@ -252,7 +252,7 @@ class Trainer:
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
-        elif state.epoch > state.best_epoch:  # not if the epoch is repeated and RUN/model has a later one
+        elif state.epoch > state.best_epoch:  # false if an epoch is repeated and RUN/model is of a later epoch
             state.bad_epochs += 1
         self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
@@ -262,7 +262,7 @@ class Trainer:
     def _measure(
         self, logits: np.ndarray, decoded: np.ndarray, row: dict[str, Any], whole: dict[str, Any] | None
     ) -> tuple[dict[str, Any], float, str]:
-        """Return a row of epochs.csv, the metric train.monitor, and the sha256 of RUN/model if it was written, else "".
+        """Return a row of epochs.csv, the metric train.monitor, and the sha256 of RUN/model ("" if it was not written).
 
         Called on the main process. ``whole`` is the validated model's state if the model is sharded over processes.
         """
@@ -275,7 +275,7 @@ class Trainer:
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(result.row(), self.config.train.monitor)
         improved = better(score, state.best_score, self.config.train.monitor)
-        # RUN/model may exist already if the epoch is repeated. It is written again if the score is equal.
+        # If this epoch is repeated, RUN/model may be of this epoch. It is then written again for an equal score.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
@@ -287,7 +287,7 @@ class Trainer:
 
     def _save(self) -> None:
         accelerator, setup = self.accelerator, self.setup
-        self.guard.check_weights(self.train_step.plain_model)  # so that bad checkpoints do not replace good ones
+        self.guard.check_weights(self.train_step.plain_model)  # bad weights must not replace good checkpoints
         scaler = accelerator.scaler
         tensors = {
             "model": self.train_step.plain_model.state_dict(),

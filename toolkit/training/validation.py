@@ -40,8 +40,8 @@ class ValidationResult:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Metrics by cross-fitting: each fold is measured with decisions that were chosen on the other folds. The metrics
-    of ``decisions`` on this split are too high, because they were chosen on the whole split."""
+    """Metrics by cross-fitting: each fold is measured with thresholds and calibration of the other folds. Metrics
+    of ``decisions`` on this split are too high, because the decisions were chosen on the same samples."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -64,8 +64,8 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers; None if there are none. The loss
-    is that of uncalibrated logits, so calibration does not change it. Raises UserError if a logit is not finite.
+    decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers. None: no near-duplicates.
+    The loss is computed without calibration. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -95,8 +95,8 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or other "
-            "decide options); measured again: %s",
+            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or with "
+            "other decide options); measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
@@ -107,7 +107,7 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
     folder = load_model_folder(setup.out / "model")
     rows, workers = config.train.eval_batch_size, config.data.workers
     outputs = infer_split(accelerator, folder, setup.val.store, manifest, "val", rows, workers)
-    folder.model.to("cpu")  # frees device memory for the trained model
+    folder.model.to("cpu")  # frees memory of the device
     return by_main(
         accelerator,
         lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
@@ -123,7 +123,7 @@ def scoring_rule(config: Config) -> str:
     if METRICS[config.train.monitor].group != "decisions":
         return ""
     decide = asdict(config.decide)
-    decide["slack"] = decide.pop("max_micro_f_loss")  # its earlier name, so that the digest stays the same
+    decide["slack"] = decide.pop("max_micro_f_loss")  # the option's earlier name, so that the digest stays the same
     return f"cross-fit {fingerprint(decide)[:16]}"
 
 
@@ -156,7 +156,7 @@ def export_model(
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
     ``trained`` is the unwrapped trained module, or its moving average. ``epoch`` counts from 1. ``score`` is the value
-    of train.monitor, which a resume compares with the checkpoint. ``state`` is the whole state dict if ``trained``
+    of train.monitor. A resumed run compares it with the checkpoint. ``state`` is the whole state dict if ``trained``
     contains only a part of each tensor, else None.
     """
     config, manifest = setup.config, setup.manifest

@@ -4,8 +4,8 @@
 
 A frozen backbone returns the same features for the same pixels in every epoch. So features are computed only for a few
 augmented views of each sample. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of
-views. A file's name is a hash of everything that its content depends on, so runs with equal content share files. Memory
-contains the features of a few thousand samples at a time. Afterwards all processes of a node map one file.
+views. A file's name is a hash of everything that its content depends on, so runs with equal content share files. During
+the computation, memory contains the features of a few thousand samples. Later all processes of a node map one file.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ log = logging.getLogger(__name__)
 SAMPLES_PER_GATHER = 4096
 #: Augmentation options that are part of every file's name, even if they are off.
 NAMED_OPTIONS = ("brightness", "contrast", "saturation", "randaugment", "magnitude", "erase", "mixup", "cutmix")
-#: Augmentation options of earlier versions, which are constant now. With them, names of earlier files stay valid.
+#: Former augmentation options, which are constant now. They are still part of the names, so earlier files stay valid.
 CONSTANT = {"erase_area": AREA, "mix_prob": 1.0}
-#: Part of every file's name. Raise it if new code computes other features, so that older files are not used.
+#: Part of every file's name. Increase VERSION if new code computes other features, so that older files are not used.
 VERSION = 2
 
 
@@ -74,7 +74,7 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model`` is a timm model, whose backbone computes the features. It is moved to the accelerator's device."""
+        """``model`` is a timm model, whose backbone computes the features. It moves to the accelerator's device."""
         model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
@@ -156,7 +156,7 @@ class FeatureBank:
             stop.restore()
 
     def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
-        """Compute the features of a view in sample order. Pass them to ``add`` in chunks, on every rank."""
+        """Compute the features of a view in sample order, and pass blocks of them to ``add`` on every rank."""
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
@@ -186,7 +186,7 @@ class FeatureBank:
                 bad += (done + np.flatnonzero(~np.isfinite(together).all(axis=1))).tolist()
                 add(together)
                 own, done = [], end
-        if bad:  # on every rank
+        if bad:  # equal on all ranks
             ids = view.reader.sample_ids()
             shown = ", ".join(ids[row] for row in bad[:3])
             raise UserError(
@@ -198,7 +198,7 @@ class FeatureBank:
     def _own_rows(
         self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield, for each batch of this rank, its samples (k,) and their rows (k, F + 1) as in a file of features."""
+        """Yield two arrays per batch of this rank: sample indices (k,), and rows (k, F + 1) as in a feature file."""
         accelerator = self.accelerator
         self.model.eval()
         with (

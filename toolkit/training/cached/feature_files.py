@@ -1,6 +1,6 @@
 """Files of cached features: one per split and view. A view is one augmentation of all images.
 
-    SPLIT-KEY.npy   (n, F + 1) float32: a row per sample, its features and then 1, or only 0s if it was not decoded
+    SPLIT-KEY.npy   (n, F + 1) float32: per sample its features and a 1, or only zeros if it could not be decoded
     SPLIT-KEY.npz   written by earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, not compressed
 
 All processes of a node map the same file, so memory contains it once. The numbers are float32, because float16 loses
@@ -30,9 +30,9 @@ from shards.storage.remote_files import unique_name
 from toolkit.distributed.collectives import by_main, require_read
 from toolkit.training.run_log import naming
 
-#: Rows that are read at a time, because a whole view may not fit the memory.
+#: Rows that are read at a time, because a whole file may not fit in memory.
 ROWS = 4096
-#: Bytes of a file that are sent to other nodes at a time.
+#: Number of bytes of a file that are sent to other nodes at a time.
 BLOCK = 64 << 20
 #: Longest time until a network file system shows a file that another node has written.
 VISIBLE_SECONDS = 1.0
@@ -40,10 +40,10 @@ VISIBLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all samples of a split in one view."""
+    """Features of all samples of a split in one view (augmentation)."""
 
     values: np.ndarray
-    """(n, F) float32 (float16 in earlier versions), mapped from a file. Rows that were not decoded are zero."""
+    """(n, F) float32 (float16 in earlier versions), mapped from a file. Samples that were not decoded have zeros."""
     decoded: np.ndarray
     """(n,) bool: whether each sample could be decoded."""
 
@@ -80,12 +80,12 @@ class FeatureWriter:
 
 
 def file_of(path: Path) -> str | None:
-    """Return the name of ``path`` (.npy) or of an earlier version's file (.npz). None if neither file exists."""
+    """Return the name of the existing file: ``path`` (.npy) or that of an earlier version (.npz). Else return None."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 
 def read_features(path: Path, count: int) -> Features:
-    """Map the features of ``count`` samples. Raises UserError if the file has other content."""
+    """Map the features of ``count`` samples from a file. Raises UserError if the file does not contain them."""
     problem = "its arrays have other types or shapes"
     try:
         if path.suffix == ".npz":
@@ -95,7 +95,7 @@ def read_features(path: Path, count: int) -> Features:
             if whole.dtype != np.float32 or whole.ndim != 2:
                 raise ValueError(problem)
             values, decoded = whole[:, :-1], np.asarray(whole[:, -1] > 0)
-        values = values.view(np.ndarray)  # the same memory; indexing a memmap is slow
+        values = values.view(np.ndarray)  # an array of the same memory, because indexing a memmap is slow
         if (
             values.dtype in (np.float16, np.float32)
             and (values.ndim, decoded.dtype) == (2, np.bool_)
@@ -138,7 +138,7 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
 
     Raises LostData, on every rank, if one rank cannot write its copy.
     """
-    for wait in (VISIBLE_SECONDS, 0.0):  # first one process per node writes, then each that still lacks the file
+    for wait in (VISIBLE_SECONDS, 0.0):  # in round 1 one process per node writes, in round 2 each without the file
         lacking = not _visible(path, wait)
         if not any(gather_object([lacking]) if accelerator.num_processes > 1 else [lacking]):
             return
@@ -153,13 +153,13 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
             failure = UserError(
                 "path-unwritable", f"{path} cannot be written on {socket.gethostname()}: {one_line(error)}"
             )
-            for _ in blocks:  # take part until the other ranks have written their copies
+            for _ in blocks:  # continue the collective calls until the other ranks have their copies
                 pass
         require_read(accelerator, failure)
 
 
 def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
-    """Yield the blocks of the main process's file on every rank."""
+    """Read the main process's file ``path``, and yield its blocks on every rank."""
     with contextlib.ExitStack() as held:
         stream: Any = None
         if accelerator.is_main_process:
@@ -182,7 +182,7 @@ def _visible(path: Path, wait: float) -> bool:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that becomes ``path`` on exit. If ``path`` exists by then, it stays, because it may be mapped."""
+    """Open a file that becomes ``path`` on exit. An existing ``path`` is not replaced, because it may be mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(unique_name(path.name, PARTIAL))
     try:

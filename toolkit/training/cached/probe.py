@@ -1,9 +1,9 @@
-"""Train only a head on cached features, in place of a whole model on pixels.
+"""Train only a head (classifier) on cached features, in place of a whole model on pixels.
 
-    FeatureBank: feature files ─→ FeatureFeed: batches of the usual plan ─→ Head ─→ merge: the whole model, for saving
+    FeatureBank: feature files ─→ FeatureFeed: batches ─→ Head ─→ merge: the whole model, for saving
 
-Feature files are mapped, so the processes of a node share one copy in memory. Training needs 4 bytes x features x
-samples x views on disk: 4.4 GB for 90,000 posters with 3,072 features and 4 views.
+Feature files are mapped, so the processes of a node share one copy in memory. A view is one augmentation of all images.
+The files need 4 bytes x features x samples x views: 4.4 GB for 90,000 posters, 3,072 features and 4 views.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from toolkit.training.cached.feature_files import Features
 if TYPE_CHECKING:
     from toolkit.training.setup import TrainingSetup
 
-#: Smallest deviation by which features are divided, so that an almost constant feature is not amplified.
+#: Least standard deviation by which features are divided, so that an almost constant feature is not amplified.
 LEAST_DEVIATION = 1e-3
 #: Default number of samples that pass through a head at a time.
 ROWS = 512
@@ -44,7 +44,7 @@ class Head(nn.Module):
     def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
         """Copy the classifier of ``model``, and put ``dropout`` before it.
 
-        The features are standardised by ``mean`` and ``deviation`` (F,). With zeros and ones they do not change.
+        Features x become (x - ``mean``) / ``deviation``, both of shape (F,).
         """
         super().__init__()
         self.mean: torch.Tensor
@@ -66,7 +66,8 @@ def build_head(
     """Return a copy of the head of ``model`` that takes the features in ``views``.
 
     standardize: scale features to mean 0 and deviation 1 over the training samples.
-    trained: the head of ``model`` is trained, so its weights are adapted to scaled features and give the same logits.
+    trained: the head of ``model`` is trained. Its weights are then adapted to the scaled features, so that the logits
+    stay the same.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -116,13 +117,13 @@ class Probe:
     """The whole model with its initial head."""
     trained: Head
     views: list[Features]
-    """Views of the training split."""
+    """Features of the training split, one item per augmentation."""
     val: Features
     frozen: Sequence[str] = ()
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute or map all views, and build a head for them. ``learnt``: whether the model's head is trained."""
+        """Compute or map all features, and build a head for them. ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
@@ -135,17 +136,17 @@ class Probe:
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Pixels. The features are the inputs of the head without changes."""
+        """As Pixels.prepare, but return the features unchanged."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """See Pixels. Return the model with ``trained``, a copy of the head, in place of its own head."""
+        """As Pixels.whole: return the model to save, with the trained head ``trained`` in place of its own."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 
 
 class FeatureFeed:
-    """The batches of a run as in Feed (batches.py), but with rows of cached features."""
+    """The batches of a run as in Feed (batches.py), but of cached features and not of images."""
 
     threads = 0
 
@@ -156,7 +157,7 @@ class FeatureFeed:
         self.timer = LoaderTimer()
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """Yield this rank's micro-batches of ``epoch`` from update ``step`` on. The images are features (n, F)."""
+        """Yield this rank's micro-batches of ``epoch`` from update ``step``. Their ``images`` are features (n, F)."""
         accelerator = self.accelerator
         micro_batches = self.plan.rest_of_epoch(
             epoch, accelerator.process_index, accelerator.num_processes, self.config.accumulation, first_step=step
@@ -176,7 +177,7 @@ class FeatureFeed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See Feed. Every rank computes all samples."""
+        """As Feed.validate, but every rank computes the logits of all samples itself."""
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):
@@ -190,8 +191,8 @@ class FeatureFeed:
         return logits, self.val.decoded
 
     def errors(self) -> int:
-        """Return the number of samples that could not be decoded. FeatureBank has compared it with data.max_errors."""
+        """Return the number of samples that could not be decoded. FeatureBank has checked data.max_errors."""
         return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
 
     def close(self) -> None:
-        """Do nothing. There are no threads to stop."""
+        """Do nothing, because there are no threads."""

@@ -45,14 +45,14 @@ MODELS = ("model", "ema")
 
 @dataclass
 class Progress:
-    """Progress of a run. A resume needs these values and the tensors."""
+    """Progress of a run. To resume a run, these values and the tensors are enough."""
 
     epoch: Count = 0
-    """Current epoch, counted from 0. Between two epochs, it is the next one."""
+    """Current epoch, counted from 0. After the end of an epoch this is the next epoch."""
     step: Count = 0
     """Number of updates done in the current epoch."""
     updates: Count = 0
-    """Number of updates done in the whole run, including skipped ones. Log rows and checkpoints have this number."""
+    """Number of updates done in the whole run, including skipped updates. Logs and checkpoints use this number."""
     best_score: Number | None = None
     """Best value so far of the metric train.monitor. RUN/model is the model with this value."""
     scored: str = ""
@@ -61,7 +61,7 @@ class Progress:
     best_sha256: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     """SHA-256 of the best model's weights. Empty in checkpoints of earlier versions."""
     bad_epochs: Count = 0
-    """Number of epochs since the best one."""
+    """Number of epochs since the best epoch."""
     loss_sum: Number = 0.0
     """Sum of the losses (each a mean over genres) of the current epoch's training samples so far, over all ranks."""
     loss_rows: Count | None = None
@@ -116,10 +116,10 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, and then remove all checkpoints except the newest ``keep``.
 
-    It gets its final name when it is complete. If writing fails, raises OSError and leaves no partial file.
+    The folder gets its final name when it is complete. If writing fails, raises OSError and removes incomplete files.
     """
     path = folder / f"step-{progress.updates:08d}"
-    # The folder may contain a checkpoint of this update from before validation. It stays until the new one is complete.
+    # A checkpoint of this update may exist from before validation. It is kept until the new one is complete.
     with replacing(path, path.with_name(f"{path.name}{OLDER}")) as fresh:
         with atomic_write(fresh / TENSORS) as stream:
             torch.save(tensors, stream)
@@ -138,7 +138,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest valid checkpoint, or None if there are no checkpoints. Skip damaged ones with a warning.
 
-    Raises UserError if all are damaged. Starting from the beginning would overwrite the run's other files.
+    Raises UserError if all are damaged, because a start from the beginning overwrites the run's other files.
     """
     for path in reversed(checkpoints(folder)):
         try:
@@ -211,8 +211,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-#: Options that a resumed run may change. All others must stay the same, including new options of later versions. The
-#: others decide the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
+#: Options that a resumed run may change. Options that are not listed must stay the same. Most of the others
+#: change the samples of an update, weights, loss, optimiser groups, or the comparison with the best score.
 MAY_CHANGE = frozenset(
     {
         # length of the run
@@ -221,7 +221,7 @@ MAY_CHANGE = frozenset(
         "data.workers", "data.prefetch", "data.geometry", "model.checkpointing", "train.accumulation",
         "train.auto_batch", "train.eval_batch_size", "train.precision", "train.fsdp",
         "train.compile", "train.feature_cache",
-        # rows of BatchNorm's statistics: the number of processes, which may change, has the same effect
+        # BatchNorm's rows, which also change with the number of processes
         "train.sync_batchnorm",
         # handling of damaged samples, and output
         "data.on_error", "data.max_errors", "train.on_nonfinite", "train.checkpoint_steps",
@@ -233,29 +233,29 @@ MAY_CHANGE = frozenset(
         "optim.clip_norm", "model.dropout", "model.drop_path",
         "data.train_crop", "data.crop_scale", "data.crop_ratio", "data.flip",
         *(f"augment.{name}" for name in vars(AugmentConfig())),
-        # decisions, chosen after every epoch. If train.monitor depends on them, the best model is measured again.
+        # thresholds and calibration of every epoch (remeasure_best() measures the best model again)
         *(f"decide.{name}" for name in vars(DecideConfig())),
     }
 )  # fmt: skip
 
 
-#: Augmentation options that mix two samples. The plan then keeps such pairs together (TrainPlan.group_size).
+#: Augmentation options that mix two samples. Both must be in one micro-batch (TrainPlan.group_size in plan.py).
 MIXING = ("mixup", "cutmix")
 
 
 def _may_change(config: dict[str, Any]) -> frozenset[str]:
-    """Return the keys that may change when a run with this config is resumed."""
+    """Return the dotted keys of the options that may change when a run with this config is resumed."""
     if not config["train"]["feature_views"]:
         return MAY_CHANGE
-    # Checkpoints of such a run contain only the head. The backbone comes from these two options.
+    # With cached features, checkpoints contain only the head, and model.pretrained or model.weights gives the backbone.
     return MAY_CHANGE - {"model.pretrained", "model.weights"}
 
 
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
     """Return one line for each option that has changed since the checkpoint.
 
-    Raises UserError if one of them is not in MAY_CHANGE. An option that is missing in the checkpoint has its default
-    value.
+    Raises UserError if an option has changed that must not change, or if the shard set differs. An option that is
+    missing in the checkpoint counts as its default value.
     """
     free = _may_change(config)
     if checkpoint.shard_set != shard_set:
@@ -266,7 +266,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
         )
     changes = []
     if "loss" not in checkpoint.config:  # earlier versions had only one loss
-        changes.append("a loss summed over genres instead of their mean: the first updates are larger")
+        changes.append("a loss that is the sum over genres and no longer the mean: the first updates are larger")
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
             raise UserError(
@@ -287,7 +287,7 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
 
 
 def same_run(before: Any, config: dict[str, Any]) -> bool:
-    """Return whether ``config`` could resume a run with the config ``before``, which was read from a file."""
+    """Return whether a run with the config ``before``, read from a file, can be resumed with ``config``."""
     if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
         return False
     free = _may_change(config)
@@ -295,7 +295,7 @@ def same_run(before: Any, config: dict[str, Any]) -> bool:
 
 
 def _changes(before: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (key, earlier value, new value) of the options that differ. A missing option has its default value."""
+    """Yield (key, earlier value, new value) of the options that differ. A missing option counts as its default."""
     before, defaults = copy.deepcopy(before), config_dict(Config())
     for key, old in as_today(before).items():
         yield key, old, CONSTANTS[key]

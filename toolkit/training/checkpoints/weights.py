@@ -22,8 +22,8 @@ from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from .safetensors, or from a torch file without executing its code (safe_unpickle.py).
 
-    Removes prefixes of wrappers (``module.``, ``_orig_mod.``) from the names. The state dict may be inside of a dict,
-    under the key ``state_dict`` or ``model``. Raises UserError if the file is missing or contains no state dict.
+    Removes prefixes of wrappers (``module.``, ``_orig_mod.``) from the names. The state dict may be the entry
+    ``state_dict`` or ``model`` of another dict. Raises UserError if the file is missing or contains no state dict.
     """
     if not path.is_file():
         raise UserError("path-missing", f"weights file not found: {path}")
@@ -45,7 +45,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
-    """Load a local weights file into ``model``. Return a line that describes the result, and whether a head was loaded.
+    """Load a local weights file into ``model``. Return a line about the result, and whether a head was loaded.
 
     A head of another size is dropped. A head with other genres than ``labels``, or in another order, is dropped as
     well, because its outputs would have wrong names. Raises UserError if a tensor outside the head is missing, unknown
@@ -60,7 +60,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
     sized = [k for k in head_keys if k not in own or own[k].shape != state[k].shape]
     differs = _other_genres(path, labels) if head_keys and not sized else None
     why = "has another size" if sized else f"is of other genres ({differs})" if differs else None
-    if why:  # the whole head, because a part of an old head is useless
+    if why:  # drop the whole head, because a part of it is useless
         state = {k: v for k, v in state.items() if not k.startswith(head)}
     wanted = shapes_of(own)
     if why or not head_keys:
@@ -84,7 +84,7 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """Return how the genres of a weights file differ from ``labels``. Empty if they agree, None if they are unknown.
+    """Return how the genres of a weights file differ from ``labels``: "" if they agree, None if they are unknown.
 
     The genres are in labels.json of a model folder, or in state.json of a checkpoint. Raises UserError if this file
     cannot be read, because the meaning of the head's outputs is then unknown.
