@@ -79,7 +79,7 @@ def _check_combinations(config: Config) -> None:
     if data.image_size / data.crop_pct > MAX_RESIZED:
         raise UserError(
             "option-value",
-            f"data.crop_pct must be larger than {data.crop_pct}: this value resizes images to more than {MAX_RESIZED} pixels",
+            f"data.crop_pct {data.crop_pct} resizes images to over {MAX_RESIZED} pixels; set a larger data.crop_pct",
         )
     if train.batch_size < 2 and config.augment.mixes:
         raise UserError(
