@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains from the epoch and step in ``state`` to the end of the run. Every rank makes the same calls in the same order."""
+    """Trains from the epoch and step in ``state`` to the end. Every rank makes the same calls in the same order."""
 
     def __init__(self, setup: TrainingSetup, resumed: Checkpoint | None = None) -> None:
         accelerator = setup.accelerator

@@ -140,7 +140,7 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("model: {hidden: [70000]}", "model.hidden must be at most 64 widths from 1 to 65536"),
         (f"model: {{hidden: {[1] * 70}}}", "model.hidden must be at most 64 widths"),
         ("data: {image_size: 1000000}", "data.image_size must be 0 (the backbone's size) or from 16 to 4096 pixels"),
-        ("data: {image_size: 4096, crop_pct: 0.2}", "data.crop_pct must be larger"),
+        ("data: {image_size: 4096, crop_pct: 0.2}", "data.crop_pct 0.2 resizes images to over"),
         ("#" * 2**21, "has over 1048576 bytes"),
     ],
 )
