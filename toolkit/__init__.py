@@ -16,7 +16,7 @@ __all__ = ["Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import modules that need torch only on first use, so that `posters --help` starts quickly."""
+    """Import ``load_model`` and ``Predictor`` on first use. Their module imports torch, which takes seconds."""
     if name in __all__:
         from toolkit.prediction import api as predictor
 
