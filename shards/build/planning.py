@@ -95,7 +95,7 @@ def duplicate_positions(
 ) -> dict[str, list[list[int]]]:
     """Return the groups of duplicates in each split, as positions in the split, for the manifest.
 
-    ``groups`` has the number of the duplicate group of each row in ``planned``, (n,). Only ``packed`` rows are counted.
+    ``groups`` has the number of the duplicate group of each row in ``planned``, (n,). Only rows in ``packed`` count.
     """
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}

@@ -2,8 +2,8 @@
 
 The method is iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data",
 2011). Here the method places whole groups of duplicates instead of single samples. A local search then repairs the
-counts that are outside their tolerances. Groups are first sorted by the BLAKE2b hash of seed and id. So the
-result is the same on every machine and for every order of the rows.
+counts that are outside their tolerances. Groups are first sorted by the BLAKE2b hash of seed and id. So the result
+is the same on every machine and for every order of the rows.
 """
 
 import hashlib

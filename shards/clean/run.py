@@ -192,7 +192,7 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: StoragePath) -> None:
-    """Raise UserError if the folder has pictures from elsewhere. Call this before folder_lock writes a file there."""
+    """Raise UserError if the folder has other pictures. Call this first, so that a refused folder stays unchanged."""
     with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
@@ -200,7 +200,7 @@ def _refuse_foreign(out: StoragePath) -> None:
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete the posters of earlier runs that are not in this run. Refuse to overwrite other pictures."""
+    """Delete posters of earlier runs if ``ids`` does not have them. Refuse to overwrite other pictures."""
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)

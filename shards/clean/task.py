@@ -87,7 +87,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             # Keep the bytes of an unchanged poster if it is an upright RGB JPEG, to avoid a second JPEG compression.
             packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, options.quality)
         except BadImage as bad:
-            remove_file(place)  # an earlier run may have written it
+            remove_file(place)  # an earlier run may have written this poster
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
             sizes.append(None)
             continue
@@ -108,7 +108,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """Return ids with unique paths in ``out``, and rejections of the others. ``ours`` are the command's files."""
+    """Return the ids with unique paths in ``out``, and reject others. ``ours`` are paths of the command's own files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}

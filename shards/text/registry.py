@@ -46,7 +46,7 @@ def make_detector(options: DetectorOptions) -> TextDetector:
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
-    """Convert the detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError if any is wrong."""
+    """Convert a detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError for wrong options."""
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
