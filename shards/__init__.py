@@ -1,1 +1,1 @@
-"""Preprocessing of posters: download, clean and pack them into WebDataset shards. This package never imports torch."""
+"""Download posters, remove their text and pack them into WebDataset shards. This package never imports torch."""

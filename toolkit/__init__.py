@@ -16,7 +16,7 @@ __all__ = ["Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Predictor` or `load_model` only when a program uses it, because the import of torch takes seconds."""
+    """Import ``load_model`` and ``Predictor`` on first use. Their module imports torch, which takes seconds."""
     if name in __all__:
         from toolkit.prediction import api as predictor
 

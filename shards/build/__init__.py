@@ -1,1 +1,1 @@
-"""Code of ``posters shards``: build a shard set, index the tars of another tool, and verify a shard set."""
+"""Code of ``posters shards``: build a set of shards, write indexes for tars of other tools, and verify a set."""

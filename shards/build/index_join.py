@@ -1,4 +1,4 @@
-"""Match the samples in tars of another tool with the rows of a CSV. Check that keys and ids are unique."""
+"""Find the CSV row of each sample in tars that another tool wrote. Check that keys and ids of samples are unique."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def require_unique_names(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples share a key or id. A CSV row or a prediction could belong to either sample."""
+    """Raise UserError if two samples have the same key or the same id. A CSV row would then fit both samples."""
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
         for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
             if key in keys:
                 two = f"{keys[key]} and {contents.tar.name} both contain a sample {key!r}"
-                remedy = "give every sample a key of its own, or index each tar in a folder of its own"
+                remedy = "give each sample its own key, or index each tar in its own folder"
                 raise UserError("samples-repeated", f"{two}; {remedy}")
             keys[key] = contents.tar
         for sample_id, key in contents.names():
@@ -47,13 +47,13 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
     def row_of(sample_id: str, key: str) -> str | None:
         row = find.row(sample_id, key)
         if row is not None and owners.setdefault(row, key) != key:
-            two, remedy = f"{owners[row]!r} and {key!r}", "use these names as ids in the CSV"
+            two, remedy = f"{owners[row]!r} and {key!r}", "give each sample a CSV row with its name as the id"
             raise UserError("table-row", f"row {row!r} of {path} fits two samples, {two}; {remedy}")
         return row
 
     for contents in found:
         for rejection in contents.rejected:
-            row_of(rejection.id, rejection.id)  # marks the row as used, so that no other sample gets it
+            row_of(rejection.id, rejection.id)  # marks the row as used, so that no other sample gets this row
         taken = []
         for sample_id, key in contents.names():
             row = row_of(sample_id, key)
@@ -68,9 +68,9 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 
 
 class RowFinder:
-    """Find the CSV row of a sample by the sample's id, its key, or the file name in the key.
+    """Find the CSV row of a sample by the sample's id, the sample's key, or the file name at the end of the key.
 
-    A row's id may contain folders and the extension of an image file. The id and the key of the sample may lack
+    The id in a row may contain folders and the extension of an image file. The id and the key of the sample may lack
     these parts, if no other row has the same shortened id.
 
     >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])
@@ -90,7 +90,7 @@ class RowFinder:
                     names[name] = row if name not in names else None  # None: several rows have this name
 
     def row(self, sample_id: str, key: str) -> str | None:
-        """Return the id of the sample's row. None if no row fits, or several rows fit."""
+        """Return the id of the row that fits the sample. None if no row or more than one row fits."""
         names = [sample_id, key, re.split(r"[/\\]", key)[-1]]
         names += [unicodedata.normalize("NFC", name) for name in names]  # macOS writes names in the form NFD
         found = [name for name in names if name in self._exact] or [*filter(None, map(self._paths.get, names))]
@@ -98,7 +98,7 @@ class RowFinder:
 
 
 def require_genres(found: Sequence[Contents]) -> None:
-    """If any sample has genres, reject samples without genres. Training would use such samples as negatives."""
+    """If any sample has genres, reject samples without genres. Training would use them as negatives of all genres."""
     if any(genres for contents in found for genres in contents.genres):
         for contents in found:
             for (_, key), genres in zip(contents.names(), contents.genres, strict=True):

@@ -1,4 +1,4 @@
-"""Read a tar of another tool: the usable samples with their sizes, ids and genres, and the rejected samples."""
+"""Read a tar that another tool wrote. Check its samples, and find their ids, genres and image sizes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
-"""Largest sizes in bytes of a sample's image and JSON. Samples with a larger file are rejected."""
+"""Largest sizes in bytes of a sample's image and JSON. Samples with a larger image or JSON are rejected."""
 MAX_NAME = 4096
-"""Longest key or id in bytes, and longest genre in characters. Linux has the same limit for a path."""
+"""Largest length of a key or id in bytes, and of a genre in characters. Linux has the same limit for paths."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReadTask:
 
     tar: Path
     genre_field: str | None
-    """Field of each sample's JSON that has the genres. None if the genres come from a CSV."""
+    """Name of the JSON field that has the genres of a sample. None if the genres come from a CSV."""
     separator: str
 
     def __len__(self) -> int:
@@ -50,12 +50,12 @@ class Contents:
 
     tar: Path
     table: pa.Table
-    """Index table of the usable samples. Its column ``labels`` is filled by ``label()``."""
+    """Table with a row for each usable sample, as in an index file. ``label()`` fills the column ``labels``."""
     genres: list[tuple[str, ...]]
     rejected: list[Rejection]
-    """Rejected samples. ``id`` of a rejection is the key of the sample."""
+    """Rejected samples with the reasons. ``Rejection.id`` is the key of the sample."""
     others: Counter[str]
-    """Number of tar members that belong to no sample, by extension or kind."""
+    """Number of members that belong to no sample, for each file extension or type of member."""
     bytes: int
     sha256: str
     films: list[str]
@@ -149,13 +149,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def id_of(record: dict[str, Any], key: str) -> str:
-    """Return the id in a sample's JSON, or the key if there is no id. Raises Unusable if the id is not valid."""
+    """Return the id in a sample's JSON, or the key if the JSON has no id. Raises Unusable if the id is not valid."""
     if (found := record.get("id")) is None:  # img2dataset's JSON has the key, but no id
         return key
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
         found = int(found)  # pandas may write a whole number as 42.0
     if isinstance(found, bool) or not isinstance(found, (str, int)):
-        raise Unusable("bad id", f"the JSON's id is a {type(found).__name__}, not text or a whole number")
+        raise Unusable("bad id", f"the JSON's id must be text or a whole number, but is a {type(found).__name__}")
     text = str(found)
     if len(text) > MAX_NAME or len(text.encode("utf-8", "replace")) > MAX_NAME:
         raise Unusable("bad id", f"the JSON's id is longer than {MAX_NAME} bytes")
@@ -165,7 +165,7 @@ def id_of(record: dict[str, Any], key: str) -> str:
 
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """Return the genres in ``field`` of a sample's JSON. Empty if ``field`` is None or missing. Raises Unusable."""
+    """Return the genres in ``field`` of a JSON, or () if it has no such field. Raises Unusable if they are invalid."""
     if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):

@@ -1,8 +1,8 @@
-"""Write the indexes and the manifest for tars of another tool: plain WebDataset or img2dataset.
+"""Write the indexes and the manifest for tars that another tool wrote, such as img2dataset.
 
-    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres; rejected samples
-         ─ index_join.py ─→ genres from a CSV; keys and ids are unique
-         ─→ NAME.index.parquet beside each tar, tables, rejected.csv, manifest.json (last)
+    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres, rejected samples
+         ─ index_join.py ─→ samples with unique keys and ids, genres from a CSV
+         ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same key or id are an error.
 """
@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 REJECTED = "rejected.csv"
 NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
-"""Reasons in rejected.csv for a whole file instead of a sample."""
+"""Reasons in rejected.csv for the rejection of a whole file. All other reasons are for a sample."""
 MAX_TAR_NAME = 240
-"""Longest name of a tar in bytes. The name of the tar's index file is a little longer and must also be valid."""
+"""Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
 SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
@@ -58,9 +58,9 @@ class IndexOptions(GenreOptions, WorkersOption):
     split: str = "train"
     """Split of the tars whose names do not start with train-, val- or test-."""
     genre_field: str = "genres"
-    """Field of each sample's JSON that has the genres: a list, or text as in a CSV."""
+    """Name of the JSON field that has the genres of a sample, as a list or as text in the form of a CSV cell."""
     metadata: Path | None = None
-    """CSV with the genres, used instead of the JSONs. Its ids are the JSON ids, keys or file names of the samples."""
+    """CSV with the genres, used instead of the JSONs. Its ids are the samples' JSON ids, keys or file names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,12 +70,12 @@ class IndexOptions(GenreOptions, WorkersOption):
 
     @property
     def json_genres(self) -> str | None:
-        """Field of each sample's JSON that has the genres. None if the genres come from ``metadata``."""
+        """Name of the JSON field that has the genres of a sample. None if the genres come from ``metadata``."""
         return self.genre_field if self.metadata is None else None
 
 
 def index_folder(options: IndexOptions) -> Manifest:
-    """Write an index beside every tar of a folder, then rejected.csv and the manifest. The tars are not changed.
+    """Write an index file beside each tar of a folder. Then write rejected.csv and the manifest. No tar is changed.
 
     Genres are optional. A set without genres can be used for prediction only. If some samples have genres, samples
     without genres are rejected. Raises UserError if the folder has no tars, a tar is damaged, two samples have the same
@@ -112,7 +112,7 @@ def index_folder(options: IndexOptions) -> Manifest:
 
 
 def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manifest:
-    """Compare tar, index and table of every shard. Then add the SHA-256 of each index file to the manifest."""
+    """Compare the tar, the index and the sample table of every shard. Then add each index's SHA-256 to the manifest."""
     problems, indexes = check_set(folder, manifest, workers, decode=False)
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -138,7 +138,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     for tar in tars:
         name = tar.name
         if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
-            raise UserError("path-name", f"{str(tar)!r} is too long or has unsafe characters: rename it")
+            raise UserError("path-name", f"the name of {str(tar)!r} is too long or has unsafe characters: rename it")
     return tars, rejected
 
 
@@ -173,7 +173,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         if contents.genres:
             write_index(contents.tar, contents.table, contents.facts())
         else:
-            remove_file(index_path(contents.tar))  # an earlier run may have written it
+            remove_file(index_path(contents.tar))  # an earlier run may have written an index
     taken, width = [contents for contents in found if contents.genres], len(labels)
     shards = [describe(c.tar.name, _split_of(c.tar, options.split), c.table, c.facts(), width) for c in taken]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))

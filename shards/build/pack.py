@@ -31,7 +31,7 @@ class Sample:
 
     id: str
     digest: str
-    """SHA-256 of the source file when it was checked. It shows whether the file has changed since then."""
+    """SHA-256 of the source file when it was checked. A later difference shows that the file was changed."""
     genres: tuple[str, ...]
     name: str | None = None
     """Path of the source file relative to the image folder. None if unknown."""
@@ -64,25 +64,25 @@ class PackTask:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
-        """Return a fingerprint of everything that decides the bytes of the shard. Paths and times are not included."""
+        """Return a fingerprint of everything that determines the shard's bytes. Paths and times are not included."""
         samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
 
 
 def text_rows_path(tar: StoragePath) -> StoragePath:
-    """Return the path of the file beside the tar that has the shard's rows of the cleaning report."""
+    """Return the path of the file with the shard's rows of the cleaning report. The file is beside the tar."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
 
 def sample_key(sample_id: str) -> str:
-    """Return the id as a WebDataset key. Dots and slashes are percent-encoded, because WebDataset splits keys at them.
+    """Return the id as a WebDataset key. Dots and slashes are percent-encoded, because they end a key or a folder name.
 
     >>> sample_key("tt0324127"), sample_key("se7en/v1.2")
     ('tt0324127', 'se7en%2Fv1%2E2')
     """
     key = quote(sample_id, safe="").replace(".", "%2E")
-    # WebDataset skips names such as __x__ as metadata
+    # WebDataset skips members with names such as __x__
     return "%5F" + key[1:] if key.startswith("__") else key
 
 
@@ -139,7 +139,7 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
-    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of the tar's index file."""
+    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of its index file."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
     per_genre = [counts[column] for column in range(genres)]

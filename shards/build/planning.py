@@ -36,7 +36,7 @@ T = TypeVar("T")
 def plan_shards(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
-    """Return a task for each shard, and the (n,) numbers of the duplicate groups of the rows."""
+    """Return a task for each shard, and the number of each row's duplicate group, (n,)."""
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
 
@@ -56,8 +56,8 @@ def plan_shards(
     if not is_same_build(options.out, before):
         return tasks, groups
     message = (
-        "an earlier version began %s and did not detect mirrored copies. The splits are kept, so %d posters may have "
-        "a mirrored copy in another split. To keep mirrored copies in one split, build the set in another --out"
+        "an earlier version of this program began %s and did not detect mirrored copies. The splits are kept, so %d "
+        "posters may have a mirrored copy in another split. To keep such copies in one split, choose another --out"
     )
     log.warning(message, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
@@ -66,7 +66,7 @@ def plan_shards(
 def _cut(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, splits: np.ndarray, labels: LabelSet
 ) -> list[PackTask]:
-    """Shuffle the posters of each split by the seed. Divide each split evenly into shards. Return a task per shard."""
+    """Shuffle the posters of each split with the seed. Divide them evenly into shards. Return a task per shard."""
     tasks = []
     known = removal_fingerprint(options.text) if options.text else ""
     for number, split in enumerate(SPLITS):
@@ -93,7 +93,10 @@ def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequenc
 def duplicate_positions(
     tasks: Sequence[PackTask], planned: Sequence[Row], groups: np.ndarray, packed: Sequence[Row]
 ) -> dict[str, list[list[int]]]:
-    """Return ``Manifest.duplicates`` of the ``packed`` rows. ``groups``: (n,) group numbers of the ``planned`` rows."""
+    """Return the groups of duplicates in each split, as positions in the split, for the manifest.
+
+    ``groups`` has the number of the duplicate group of each row in ``planned``, (n,). Only rows in ``packed`` count.
+    """
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}
     found = {}
@@ -115,8 +118,8 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
     """Give each poster the split that it has in the shard set ``folder``. Return (n,) int8 positions in SPLITS.
 
     A new poster gets the split of its first duplicate that is in ``folder``. Without such a duplicate, the new poster
-    goes to train. ``groups`` are the (n,) numbers of the duplicate groups. Raises UserError if the sets have no poster
-    in common, or if ``folder`` has a poster in two splits.
+    goes to train. ``groups`` has the number of each poster's duplicate group, (n,). Raises UserError if the sets have
+    no poster in common, or if ``folder`` has a poster in two splits.
     """
     known: dict[str, int] = {}
     manifest = Manifest.read(folder)
@@ -140,7 +143,7 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
         if sample_id in known:
             of_group.setdefault(group, known[sample_id])
     if new := [sample_id for sample_id in ids if sample_id not in known]:
-        message = "%d posters are not in %s (the first is %s); each goes to the split of a duplicate, or to train"
+        message = "%d posters are not in %s (the first is %s): they go to the split of a duplicate there, or to train"
         log.info(message, len(new), folder, new[0])
     train = SPLITS.index("train")
     return np.array([known.get(i, of_group.get(group, train)) for i, group in pairs], dtype=np.int8)

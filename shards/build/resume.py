@@ -19,7 +19,7 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 class OtherShards(UserError):
-    """Raised if the output folder contains other tars than this build writes, and --overwrite was not given."""
+    """Raised if the output folder contains shards of another build and --overwrite was not given."""
 
     def __init__(self, out: StoragePath, tar: str, why: str) -> None:
         remedy = "choose another --out, or pass --overwrite to replace them"
@@ -29,7 +29,10 @@ class OtherShards(UserError):
 def find_finished(
     out: StoragePath, tasks: Sequence[PackTask], overwrite: bool
 ) -> tuple[dict[str, Shard], list[PackTask], list[StoragePath]]:
-    """Return (finished shards, unfinished tasks, indexes of other shards). Raises OtherShards without ``overwrite``."""
+    """Return the finished shards by name, the unfinished tasks, and the index paths of other builds' shards.
+
+    Raises OtherShards if ``overwrite`` is false and the folder has shards of another build.
+    """
     planned = {index_path(task.tar) for task in tasks}
     # A killed build may have left a tar without an index. Such a tar counts as a shard because of its name.
     names = names_in(out)
@@ -56,7 +59,7 @@ def is_same_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """Return the shard if an earlier run finished the same task. None if the task must run.
 
-    ``names``: all file names in the folder, or None to list the folder. Raises OtherShards if the tar differs.
+    ``names`` are all file names in ``out`` (None: list the folder). Raises OtherShards if another build wrote the tar.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names
@@ -79,7 +82,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
 
 
 def _left_by_killed_build(task: PackTask) -> bool:
-    """Return whether this task wrote the tar in an earlier run that was killed before it wrote the index."""
+    """Return whether a tar without index has this task's samples, because an earlier run was killed."""
     try:
         with local_copy(task.tar) as tar:
             keys = [member.key for member in read_members(tar)]

@@ -69,7 +69,7 @@ class BuildOptions(PostersOptions):
     images: StoragePath | None = option(None, parse=storage_path)
     """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """Use the genres of this labels.json or manifest.json, in the same order, instead of the genres in the CSV."""
+    """Use the genres of this labels.json or manifest.json, in its order. Other genres in the CSV are left out."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of the posters in train, val and test."""
     seed: int = 0
@@ -80,10 +80,10 @@ class BuildOptions(PostersOptions):
     text: TextRemoval | None = option(None, switch="--text-removal")
     """Remove the text from the posters before they are packed, as `posters clean` does."""
     split_like: StoragePath | None = option(None, parse=storage_path)
-    """Use the splits of this shard set, so that models of both sets can be compared. A poster that is not in this set
-    goes to the split of a duplicate, or to train."""
+    """Give each poster its split in this other shard set, so that models of both sets can be compared. A poster that is
+    not in the other set goes to the split of its duplicate there. If it has no duplicate there, it goes to train."""
     overwrite: bool = False
-    """Replace the shards of another set in --out."""
+    """Replace the shards in --out if they belong to another set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,7 +117,7 @@ def build_shards(options: BuildOptions) -> Manifest:
                 write_rejected(rejected_csv, rejected)
                 why = first_reasons(failed)
                 raise UserError("images-none", f"none of {len(planned)} posters could be cleaned: {why}")
-            for tar in [options.out / shard.name for shard in shards if not shard.samples]:  # all its posters failed
+            for tar in [options.out / shard.name for shard in shards if not shard.samples]:  # no poster was cleaned
                 remove_file(index_path(tar))
                 remove_file(tar)
             shards = [shard for shard in shards if shard.samples]
@@ -196,8 +196,7 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
         remove_tree(options.out / WORK)  # a refused build leaves the folder as it was
         raise
     if todo or foreign:
-        # A set without a manifest counts as unfinished.
-        remove_file(options.out / MANIFEST)
+        remove_file(options.out / MANIFEST)  # a set without a manifest counts as unfinished
     for path in foreign + [index_path(task.tar) for task in todo]:
         # Delete the index first: it marks the tar as finished.
         for name in (path, tar_path(path), text_rows_path(tar_path(path))):
@@ -222,7 +221,7 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
 
 
 def _report_balance(manifest: Manifest) -> None:
-    """Warn if a split has over 20% too many or too few posters of a genre. Genres with under 30 posters are ignored."""
+    """Warn if a genre's count in a split is over 20% away from its target. Genres with under 30 posters are ignored."""
     summary = manifest.split_summary()
     for column, genre in enumerate(manifest.genres):
         total = sum(shard.genre_counts[column] for shard in manifest.shards)

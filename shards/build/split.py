@@ -1,9 +1,9 @@
 """Divide samples into train, validation and test splits, stratified by all labels.
 
 The method is iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification of multi-label data",
-2011). It places groups of duplicates instead of single samples. A local search then repairs the counts that are outside
-their tolerances. Groups are ordered by the BLAKE2b hash of seed and id. So the result is the same on every machine and
-for every order of the rows.
+2011). Here the method places whole groups of duplicates instead of single samples. A local search then repairs the
+counts that are outside their tolerances. Groups are first sorted by the BLAKE2b hash of seed and id. So the result
+is the same on every machine and for every order of the rows.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ def split_samples(
 ) -> NDArray[np.int8]:
     """Return the split of every sample as (n,) int8 positions in ``fractions``.
 
-    ids: n different ids. labels: label numbers of each sample, from 0. groups: (n,) numbers of duplicate groups, which
-    are never divided. fractions: share of each split, 0 or more, with sum 1. A split of share 0 stays empty. The result
-    depends only on the seed and the set of samples.
+    The n ``ids`` are all different. ``labels`` has the label numbers of each sample, from 0. ``groups`` has the number
+    of each sample's group of duplicates, (n,). No group is divided. ``fractions`` has the share of each split. A split
+    with the share 0 stays empty. The result depends only on the seed and the set of samples.
 
     If the groups allow it, the count of a label with 30 or more samples is within 20% of its target in every split.
     Sizes of splits are within 1% of n, or within 2 samples. A label with 3 to 29 samples has a sample in every split.
-    In sets of up to 200 samples, one such label may miss a split. Labels with 1 or 2 samples go to the largest split.
+    In sets of up to 200 samples, a split may lack one such label. Labels with 1 or 2 samples go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -67,7 +67,7 @@ def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) ->
 
 
 def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Count the samples per group and used label, (groups, labels + 1). The last column is the size of the group."""
+    """Count the samples of each group with each used label. The last column is the size of the group."""
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)
@@ -79,9 +79,10 @@ def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> 
 
 
 def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the target number of samples, (splits, columns). The sum of a column is the support of its label.
+    """Return the (splits, columns) target numbers of samples. Each column sums to the number of samples of its label.
 
-    A rare label has a target of at least one sample in every split. Labels that are too rare go to the largest split.
+    A label with under 30 samples has a target of at least 1 in every split. If it has fewer samples than splits, or
+    under 3, its whole target is in the largest split.
     """
     support = counts.sum(0).astype(np.float64)
     targets = shares[:, None] * support
@@ -116,8 +117,8 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
         column = int(waiting[np.argmin(left[waiting])]) if len(waiting) else last
         members = open_groups[counts[open_groups, column] > 0]
         for g, amount in zip(members.tolist(), counts[members, column].tolist(), strict=True):
-            # Among the splits that need the whole group, take the least filled, so that large groups spread.
-            # If no split needs the whole group, take the split that lacks most samples: the excess is smallest.
+            # Among the splits that need the whole group, take the least filled split, so that large groups spread out.
+            # If no split needs the whole group, take the split that lacks the most samples, to keep the excess small.
             room = [s for s in splits if need[s][column] >= amount]
             if room:
                 best = max(room, key=lambda s: (need[s][column] / scale[s][column], need[s][last] / scale[s][last]))
@@ -188,8 +189,8 @@ def _best_step(
 ) -> tuple[int, int, int, int | None] | None:
     """Return the best step: (source split, target split, kind to move, kind to move back). None if no step helps.
 
-    Only a swap has a kind to move back. x: (kinds, columns) counts of a group of each kind. stock:
-    (kinds, splits) number of groups. excess and weight: (splits, columns).
+    Groups of a kind have equal counts. Only a swap has a kind to move back. ``x`` has the counts of a group of each
+    kind, (kinds, columns). ``stock`` has the numbers of groups, (kinds, splits). Other arrays are (splits, columns).
     """
     splits = len(excess)
     square = x**2
@@ -215,7 +216,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Move as few groups as possible to turn the stock ``before`` into ``after``. Both are (kinds, splits)."""
+    """Move as few groups as possible, so that the (kinds, splits) numbers of groups ``before`` become ``after``."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

@@ -19,7 +19,7 @@ from shards.errors import UserError, one_line
 
 BLOCK = 512
 MAX_EXTENDED = 1 << 20
-"""Largest size in bytes of a long name, or of the pax records of a member. libarchive has the same limit."""
+"""Largest size in bytes of a long name, or of a member's pax records (extra fields). libarchive has the same limit."""
 
 #: Characters to percent-encode: control characters, line separators, and surrogates for bytes that are not UTF-8.
 _QUOTED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
@@ -172,6 +172,6 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
 
 
 def path_of(name: str) -> tuple[str, ...]:
-    """Return the folders and the file name of a member, without ``.`` and with unsafe characters percent-encoded."""
+    """Split the name of a member at slashes. Drop empty parts and ``.``. Percent-encode unsafe characters."""
     name = _QUOTED.sub(lambda found: quote(found[0].encode("utf-8", "surrogateescape")), name)
     return tuple(part for part in name.split("/") if part not in ("", "."))

@@ -26,9 +26,9 @@ class TarContents:
     members: list[Member] = field(default_factory=list)
     """Usable samples, in the order of their first members."""
     rejected: list[Rejection] = field(default_factory=list)
-    """Rejected samples. ``id`` of a rejection is the key of the sample."""
+    """Rejected samples with the reasons. ``Rejection.id`` is the key of the sample."""
     others: Counter[str] = field(default_factory=Counter)
-    """Number of other members by extension or kind, such as ``txt`` or ``hidden``."""
+    """Number of members that belong to no sample, by extension or kind, such as ``txt`` or ``hidden``."""
 
 
 def read_members(tar: Path) -> list[Member]:
@@ -65,10 +65,10 @@ def read_tar(tar: Path) -> TarContents:
 
 
 def has_members(tar: Path, members: Sequence[Member]) -> bool:
-    """Return whether a tar has all these members at these byte ranges. Raises UserError if the tar is damaged."""
+    """Return whether each of ``members`` is at its byte range in a tar. Raises UserError if the tar is damaged."""
     there = {(e.offset, e.size, e.key) for e in entries(tar) if e.path and not e.kind}
     for member in members:
-        key = "/".join(path_of(member.key))  # keys of earlier versions may start with ./
+        key = "/".join(path_of(member.key))  # indexes of earlier versions may have keys that start with ./
         image, record = (member.image_offset, member.image_size, key), (member.json_offset, member.json_size, key)
         if image not in there or (member.json_offset >= 0 and record not in there):
             return False
@@ -76,7 +76,7 @@ def has_members(tar: Path, members: Sequence[Member]) -> bool:
 
 
 def _no_part(entry: Entry) -> str:
-    """Return why a member cannot belong to a sample, in one or two words. Empty if it can belong to a sample."""
+    """Return in a few words why a member cannot belong to a sample. Empty if it can belong to a sample."""
     name = entry.path[-1] if entry.path else ""
     stem, _, extension = name.partition(".")
     if not stem:

@@ -1,4 +1,4 @@
-"""Verify a shard set: compare its files with the manifest, and table, index and tar of each shard with each other."""
+"""Verify a shard set. Compare its files with the manifest, and compare each shard's tar, index and sample table."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
 def check_set(
     folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Return one line per problem, and (size, SHA-256) of each index by shard name. ``decode``: decode all images."""
+    """Return a line per problem, and (size, SHA-256) of each index by shard name. ``decode`` also decodes images."""
     tasks: list[_Check] = []
     problems: list[str] = []
     source = msgspec.convert(manifest.source, Source)
@@ -93,7 +93,7 @@ def check_set(
 def _sound_table(
     folder: Path, manifest: Manifest, split: str, shards: Sequence[Shard], problems: list[str]
 ) -> SampleTable | None:
-    """Return the sample table of a split. None if it is missing or cannot be opened. Add errors to ``problems``."""
+    """Return a split's sample table. None if the table is missing or cannot be opened. Add errors to ``problems``."""
     table = None
     try:
         if (named := manifest.table_of(split)) is not None:

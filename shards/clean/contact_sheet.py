@@ -33,7 +33,7 @@ def worst_first(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, An
 
 
 def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the sheet of the worst posters to ``options.sheet_folder``. Old PNGs are deleted."""
+    """Write the HTML page and the PNGs of the worst posters to ``options.sheet_folder``. Old PNGs are deleted."""
     out = options.sheet_folder
     out.mkdir(parents=True, exist_ok=True)
     for name in names_in(out):
@@ -50,12 +50,12 @@ def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: di
 
 
 def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
-    """Return the pictures before, mask and after of one poster, each HEIGHT pixels high."""
+    """Return three pictures of a poster, HEIGHT pixels high: before cleaning, with its mask, and after cleaning."""
     found = []
     for folder in (options.images, options.out):
         try:
             found.append(decode(read_image_file(folder, row["id"]), options.image))
-        except BadImage:  # the file was deleted after cleaning: show a grey picture
+        except BadImage:  # a file that was deleted after cleaning is shown as a grey picture
             found.append(Image.new("RGB", (row["width"], row["height"]), "grey"))
     before, after = found
     shown = np.asarray(before.convert("L").convert("RGB")).astype(np.float32) * 0.55 + 60
@@ -71,7 +71,7 @@ def caption(row: dict[str, Any]) -> str:
     """Return the text below a poster."""
     left = f"regions left: {row['boxes_after']} ({row['text_after']:.1%})" if row["boxes_after"] else "no text left"
     words = (
-        f"text {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
+        f"text on {row['text_before']:.1%} of the picture, {left}; {row['altered']:.1%} painted over "
         f"({row['fill']}, {row['passes']} {'pass' if row['passes'] == 1 else 'passes'})"
     )
     return words + "".join(f"; not painted over: {reason}" for reason in dict.fromkeys(row["skipped"]))
@@ -105,11 +105,11 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),
         (
             "text left",
-            f"{summary['text_after_of_before']:.2%} of the text found, by the same detector, "
+            f"{summary['text_after_of_before']:.2%} of the text that was found (same detector), "
             f"on {summary['posters_with_text_after']} posters",
         ),
         ("painted over", f"{summary['altered_median']:.1%} of the picture (median of posters with text)"),
         ("passes", f"{summary['passes_mean']:.2f} on average"),
-        ("not painted", f"regions on {summary['posters_with_skipped']} posters: too large or uncertain"),
+        ("not painted", f"regions on {summary['posters_with_skipped']} posters, because of their size or a low score"),
         ("seconds", f"{summary['seconds_mean']:.2f} per poster and core"),
     ]

@@ -52,7 +52,7 @@ class CleanOptions(PostersOptions):
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder of cleaned posters, or its URL."""
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
-    """Limits for accepted posters. Cleaned posters keep their size."""
+    """Limits for accepted posters. A cleaned poster has the size of the raw poster."""
     drop_duplicates: bool = False
     """Keep only the first poster of each group of near-duplicates, in the order of the CSV."""
     text: TextRemoval = field(default_factory=TextRemoval)
@@ -75,7 +75,7 @@ class CleanOptions(PostersOptions):
 
 @dataclass(frozen=True)
 class CleanResult:
-    """Result of a run."""
+    """Result of ``posters clean``."""
 
     rows: list[dict[str, Any]]  # the rows of the report, in the order of the CSV
     rejected: list[Rejection]
@@ -192,7 +192,7 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: StoragePath) -> None:
-    """Raise UserError if the folder has other pictures. Must run before the lock writes a file to the folder."""
+    """Raise UserError if the folder has other pictures. Call this first, so that a refused folder stays unchanged."""
     with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:
@@ -200,7 +200,7 @@ def _refuse_foreign(out: StoragePath) -> None:
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete the posters of earlier runs that are not in this run. Refuse to overwrite other pictures."""
+    """Delete posters of earlier runs if ``ids`` does not have them. Refuse to overwrite other pictures."""
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)

@@ -40,20 +40,19 @@ class CleanTask:
         return f"cleaning posters {self.samples[0][0]} to {self.samples[-1][0]}"
 
     def state(self) -> str:
-        """Return a fingerprint of everything that decides the cleaned posters. Paths are not included."""
+        """Return a fingerprint of everything that determines the cleaned posters. Paths are not included."""
         contents = [[sample_id, digest] for sample_id, digest, _ in self.samples]
         return fingerprint([contents, self.facts, self.options.quality])
 
 
 def cleaned_path(out: StoragePath, sample_id: str) -> StoragePath:
-    """Return the path of a cleaned poster. `posters shards build --images OUT` tries this name first."""
     return out / f"{sample_id}.jpg"
 
 
 def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[dict[str, Any]] | None:
     """Return the report rows of a chunk that an earlier run finished. None if the chunk must be cleaned again.
 
-    ``answer`` is the content of the result file. ``sizes`` has the bytes of each existing cleaned poster by id.
+    ``answer`` is the content of the result file. ``sizes`` has the size in bytes of each cleaned poster by id.
     """
     found = read_result(answer, task.state())
     try:
@@ -63,7 +62,7 @@ def finished(task: CleanTask, answer: bytes, sizes: Mapping[str, int]) -> list[d
         whole = all(sizes.get(i) == size for (i, *_), size in zip(task.samples, expected, strict=True))
         return rows if whole else None
     except (ValueError, KeyError, TypeError):
-        return None  # no usable result of an earlier run
+        return None  # the file has no usable result
 
 
 def rejection_of(row: dict[str, Any]) -> Rejection | None:
@@ -88,7 +87,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
             # Keep the bytes of an unchanged poster if it is an upright RGB JPEG, to avoid a second JPEG compression.
             packed = data if not cleaned.painted and plain_jpeg_size(data) else encode(cleaned.image, options.quality)
         except BadImage as bad:
-            remove_file(place)  # an earlier run may have written it
+            remove_file(place)  # an earlier run may have written this poster
             rows.append({"id": sample_id, "rejected": [bad.reason, bad.detail]})
             sizes.append(None)
             continue
@@ -103,13 +102,13 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 def encode(image: Image.Image, quality: int) -> bytes:
     """Return JPEG bytes without chroma subsampling, for sharp edges. Raises BadImage if the image is too large."""
     if max(image.size) > JPEG_SIDE:
-        raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a JPEG has at most {JPEG_SIDE} on a side")
+        raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a side of a JPEG has at most {JPEG_SIDE}")
     with blamed_on_the_picture(NOT_CLEANED):
         return jpeg(image, quality, subsampling=0, optimize=True)
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """Return ids with unique paths in ``out``, and rejections of other ids. ``ours``: names of the command's files."""
+    """Return the ids with unique paths in ``out``, and reject others. ``ours`` are paths of the command's own files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}

@@ -38,14 +38,14 @@ CLEAN_ENOUGH = 0.1  # a poster passes if at most this share of its text area is 
 
 @dataclass(frozen=True)
 class RefereeOptions(Checked):
-    """Settings of the referee's detector."""
+    """Settings of the detector that checks cleaned posters."""
 
     side: Annotated[int, between(64, 4096, "from 64 to 4096 pixels")] = 1152
     """Short side, in pixels, of the copy in which text is searched."""
     pixel_threshold: BetweenZeroAndOne = 0.15
-    """Threshold of the probability of a pixel. Cleaning uses 0.2."""
+    """A pixel counts as text if its probability is above this value. Cleaning uses 0.2 by default."""
     region_threshold: BetweenZeroAndOne = 0.25
-    """Threshold of the mean probability of a region. Cleaning uses 0.3."""
+    """A region counts as text if its mean probability is at least this value. Cleaning uses 0.3 by default."""
     reference_strip: bool = option(True, old=("--anchor",))
     """Add a line of known text below the picture, which reduces false boxes in pictures without text."""
 
@@ -59,7 +59,7 @@ class RefereeCommand(WorkersOption):
     cleaned: Path
     """Folder made by `posters clean`."""
     sample: Annotated[int, or_more("all")] = 0
-    """Number of posters to check (0: all). A hash of the ids chooses the posters."""
+    """Number of posters to check (0: all). A hash of the ids decides which posters are checked."""
     referee: RefereeOptions = field(default_factory=RefereeOptions)
     json: Path | None = None
     """Write all results to this JSON file."""
@@ -79,7 +79,7 @@ class RefereeTask:
 
 
 def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
-    """Return an (h, w) bool mask of the boxes with text that the referee finds in an (h, w, 3) uint8 RGB image."""
+    """Find text in an (h, w, 3) uint8 RGB image. Return an (h, w) bool mask of the boxes with text."""
     height, width = image.shape[:2]
     scale = options.side / min(height, width)
     size = round(width * scale), round(height * scale)
@@ -108,7 +108,7 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 
 
 def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
-    """Check ``sample`` posters of ``clean``, or all posters if ``sample`` is 0. Return the results."""
+    """Measure the text of ``sample`` posters before and after cleaning (0: all posters). Return the results."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(clean)
@@ -150,7 +150,7 @@ def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
 def _engine(options: RefereeOptions) -> Any:
     engine = require_extra("clean", "the referee", "rapidocr").RapidOCR(
         params={
-            "Global.log_level": "error",  # RapidOCR warns of every picture without text
+            "Global.log_level": "error",  # RapidOCR logs a warning for every picture without text
             "Global.max_side_len": 1 << 14,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,

@@ -3,7 +3,7 @@
     items ─ split_into_chunks ─→ tasks of several items ─ read_result ─→ valid results of an earlier run
                                                         ─ run_chunks, results_in_order ─→ the other results
 
-Each task saves its result with write_result when it ends. ``posters fetch`` keeps a journal of links instead.
+Each task saves its result with write_result when it ends.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def write_result(file: StoragePath, state: str, **answer: Any) -> None:
 
 
 def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
-    """Return the saved result. Empty if the file is missing or has another ``state``. ``file``: path or content."""
+    """Return the result in ``file`` (a path, or the content). Empty if the file is missing or has another ``state``."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())
         return found if found["state"] == state else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}  # no usable result of an earlier run
+        return {}  # the file has no usable result

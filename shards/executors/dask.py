@@ -1,8 +1,8 @@
 """Run tasks on the workers of a Dask scheduler. Functions, tasks and results are the same as on this machine.
 
 Only tasks and their results are sent. Workers read and write posters and shards directly in the store or the shared
-file system. Each worker is checked before its first task. It must have the library versions on which the output bytes
-depend, and access to the same folders. So results do not depend on the cluster.
+file system. Each worker is checked before its first task. It must have access to the same folders, and the same
+versions of the libraries that determine the output bytes. So results do not depend on the cluster.
 
 If a worker dies, Dask runs its tasks on another worker. If more than
 ``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
@@ -42,16 +42,12 @@ log = logging.getLogger(__name__)
 
 CONNECT = 15
 """Seconds to wait for an answer of the scheduler."""
-
 POLL_SECONDS = 5
 """Seconds between two checks of the scheduler."""
-
 NO_WORKERS = 4
 """Number of tasks to submit while the scheduler has no workers. The first worker can then start at once."""
-
 WITNESS_PREFIX = ".seen-"
 """Prefix of the name of a test file in each output folder. Workers must find this file."""
-
 CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.CancelledError)
 """Exceptions that calls raise if the scheduler is lost."""
 
@@ -84,7 +80,7 @@ def _misfit(terms: Terms) -> str:
     for name, wanted in terms.versions:
         if ours[name] != wanted:
             remedy = "install the same versions on all machines (constraints.txt)"
-            return f"worker {host} has {name} {ours[name]} and this machine {wanted}: shards could differ; {remedy}"
+            return f"worker {host} has {name} {ours[name]} but this machine has {wanted}: shards could differ; {remedy}"
     for folder, path, size in terms.files:
         with contextlib.suppress(OSError):
             if os.stat(path).st_size == size:
@@ -156,7 +152,6 @@ class DaskExecutor:
         return sum(self._threads.values())
 
     def cancel(self, futures: Sequence[Future]) -> None:
-        """Cancel tasks whose results are no longer needed."""
         with contextlib.suppress(*CONNECTION_ERRORS):
             self._client.cancel(futures, force=True)
 
@@ -187,7 +182,7 @@ class DaskExecutor:
                 yield str(folder), str(path), path.stat().st_size
         for folder in self._writes:
             for name in names_in(folder):
-                if name.startswith(WITNESS_PREFIX):  # left by a killed run: no other run can have locked the folder
+                if name.startswith(WITNESS_PREFIX):  # left by a killed run, because this run holds the lock
                     (folder / name).unlink(missing_ok=True)
             path = folder.resolve() / f"{WITNESS_PREFIX}{secrets.token_hex(8)}"
             path.write_text(self._run_key)

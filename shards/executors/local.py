@@ -33,7 +33,7 @@ Executor: TypeAlias = "LocalExecutor | DaskExecutor"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersOption(Checked):
-    """Number of worker processes."""
+    """Option of commands that run worker processes."""
 
     workers: Annotated[int, or_more("all cores")] = 0
     """Number of worker processes on this machine (0: one per core)."""
@@ -74,8 +74,8 @@ def open_executor(
 ) -> Iterator[Executor]:
     """Open a DaskExecutor if ``scheduler`` is given, or else a LocalExecutor with ``workers`` processes.
 
-    Dask workers must have access to the local folders of ``reads`` and ``writes``. Their versions of ``libraries`` and
-    of shards.versions.LIBRARIES must be those of this machine. Raises the same errors as DaskExecutor.
+    Dask workers must have access to the local folders of ``reads`` and ``writes``. They must have the same versions of
+    ``libraries`` and of shards.versions.LIBRARIES as this machine. Raises the same errors as DaskExecutor.
     """
     if scheduler is None:
         yield LocalExecutor(workers)

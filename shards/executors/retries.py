@@ -28,7 +28,6 @@ Result = TypeVar("Result")
 
 RETRIES = 2
 """Number of times that a failed task is retried."""
-
 MAX_FAILURES_IN_A_ROW = 20
 """The run ends after this number of consecutive failed tasks, because the cause is probably not in the tasks."""
 
@@ -42,12 +41,13 @@ class Failure:
     line: str
     """Message in one line, with the type of the exception if it is not a UserError."""
     kind: str = "bug"
-    """``user`` (UserError), ``disk`` (full disk), ``passing`` (system or store), ``killed`` (worker) or ``bug``."""
+    """Type of failure: ``user`` for a UserError, ``disk`` for a full disk, ``passing`` for an error of the system or a
+    store, ``killed`` for a killed worker, and ``bug`` for any other exception."""
     code: Code = "tasks-failed"
     status: int = UserError.status
     """Exit status of a UserError."""
     disk: tuple[int, str, str | None] | None = None
-    """(errno, message, path) of the OSError if a disk is full."""
+    """(errno, message, path) of the OSError if a disk is full. None for other failures."""
     trace: str = ""
     host: str = field(default_factory=socket.gethostname)
     worker: str = ""
@@ -70,7 +70,7 @@ class Backend(Protocol):
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
-        """Wait until a task is finished, and return all finished tasks. After some seconds, the result may be empty."""
+        """Wait for finished tasks and return their outcomes. The wait may end after some seconds without an outcome."""
 
     def close(self) -> None:
         """Cancel the tasks whose results are no longer needed."""
@@ -149,7 +149,7 @@ class _Retries(Generic[Task]):
         if MAX_FAILURES_IN_A_ROW <= self.in_a_row < len(self._tasks):
             what = f"{self.in_a_row} tasks failed one after the other, so the other tasks were not tried"
             kept = "finished work is kept: repair the cause and run the same command again"
-            raise UserError("tasks-failed", f"{what}; the last was {self._aside[number]}; {kept}")
+            raise UserError("tasks-failed", f"{what}; the last failed task was {self._aside[number]}; {kept}")
         return False
 
     def finish(self) -> None:

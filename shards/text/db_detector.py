@@ -24,14 +24,14 @@ from shards.text.reference_strip import reference_strip, strip_height
 
 STRIDE = 32  # sides of the network's input are multiples of this
 UNCLIP = 1.6  # a core grows by UNCLIP times area over perimeter (default of RapidOCR)
-MIN_SIDE = 3  # thinner cores, in pixels of the copy, are ignored as noise
-#: A region that fills this share of its smallest rectangle becomes the rectangle. Other regions keep their shape.
+MIN_SIDE = 3  # a core with a shorter side, in pixels of the copy, is ignored as noise
+#: A region that fills at least this share of its smallest rectangle becomes the rectangle. Others keep their shape.
 STRAIGHT = 0.7
 MAX_SIDE = 4096  # longest side of a copy in pixels, so that a very wide picture fits into memory
 
 
 def packaged_model() -> Path:
-    """Return the path of the detection network in RapidOCR's wheel. Raises UserError if there is none."""
+    """Return the path of the detection network in RapidOCR's wheel. Raises UserError if the wheel has no network."""
     require_extra("clean", "text removal", "rapidocr", load=False)
     spec: Any = find_spec("rapidocr")
     found = sorted((Path(spec.origin).parent / "models").glob("*det*.onnx"))
@@ -42,7 +42,7 @@ def packaged_model() -> Path:
 
 
 class DBDetector:
-    """TextDetector with a DB network. The detector is not thread-safe."""
+    """TextDetector with a DB network (differentiable binarization). The detector is not thread-safe."""
 
     def __init__(self, options: DetectorOptions) -> None:
         """Load the network that ``options`` name. Raises UserError if the network is not a text detector."""
@@ -96,7 +96,7 @@ class DBDetector:
         return np.ascontiguousarray(out[0, 0, :height])
 
     def _outlines(self, probability: np.ndarray) -> list[tuple[np.ndarray, float, float]]:
-        """Return (outline, letter height, score) of each region. Lengths are in pixels of the map."""
+        """Return (outline, letter height, score) of each region. Lengths are in pixels of ``probability``."""
         cv = cv2()
         binary = (probability > self.options.pixel_threshold).astype(np.uint8)
         contours, _ = cv.findContours(binary, cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)

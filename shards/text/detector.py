@@ -47,7 +47,7 @@ def parse_scales(text: str) -> tuple[tuple[int, ...], ...]:
 
 @dataclass(frozen=True)
 class DetectorOptions(Checked):
-    """Choice and settings of the detector. The defaults were chosen on real posters (docs/results/text-removal.md)."""
+    """Settings of the text detector. The defaults were chosen on real posters (docs/results/text-removal.md)."""
 
     detector: str = "rapidocr"
     """Text detector: rapidocr, a network of the same kind (FILE.onnx), or your own (package.module:make)."""
@@ -55,7 +55,7 @@ class DetectorOptions(Checked):
         ((256, 608), (416, 1024)), old=("--looks",), parse=parse_scales, text="256,608/416,1024"
     )
     """Short sides, in pixels, of the copies in which text is searched. A / separates two searches, which take turns.
-    Small copies show large letters, and large copies show small print. A poster is clean if no search finds text."""
+    Large letters are found in small copies, small print in large copies. A poster is clean if no search finds text."""
     pixel_threshold: BetweenZeroAndOne = 0.2
     """A pixel counts as text if its probability is above this value."""
     region_threshold: BetweenZeroAndOne = 0.3

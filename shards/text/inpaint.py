@@ -30,11 +30,11 @@ STRIP = 2_000_000
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fill the mask with a smooth interpolation of the surrounding colours, and add grain like that around the mask.
+    """Fill the mask with a smooth interpolation of the surrounding colours, and add grain as strong as around the mask.
 
     The interpolation solves Laplace's equation on a pyramid, from coarse to fine. The colours around the mask are the
-    boundary values (Perez, Gangnet, Blake 2003, "Poisson image editing", with a guidance field of zero). The grain is
-    random noise from a generator with a fixed seed.
+    boundary values (Perez, Gangnet, Blake 2003, "Poisson image editing", with a guidance field of zero). The grain,
+    which is fine noise, comes from a random generator with a fixed seed.
     """
     if not mask.any():
         return image.copy()
@@ -59,7 +59,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _colour(part: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """Blur ``part`` without the pixels in ``hole``, to remove its grain. Return (h, w, 3) float32."""
+    """Blur ``part`` to remove its grain. Pixels in ``hole`` are not used. Return (h, w, 3) float32."""
     cv = cv2()
     known = (~hole).astype(np.float32)
     weight = cv.GaussianBlur(known, (0, 0), GRAIN_SCALE)
@@ -104,7 +104,7 @@ def _relax(field: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of each strip of about STRIP pixels, without and with a ``border`` above and below."""
+    """Yield two row slices for each strip of about STRIP pixels: without and with ``border`` rows above and below."""
     height = max(2 * border, STRIP // max(1, shape[1]))
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])
@@ -119,10 +119,10 @@ def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def opencv(image: np.ndarray, mask: np.ndarray, method: str) -> np.ndarray:
-    """Fill the mask with OpenCV: INPAINT_TELEA (Telea 2004) or INPAINT_NS (Bertalmio, Bertozzi, Sapiro 2001)."""
+    """Fill the mask with OpenCV's INPAINT_TELEA (Telea 2004) or INPAINT_NS (Bertalmio, Bertozzi, Sapiro 2001)."""
     plausible = surround(image, mask)
     if mask.all() or not mask.any() or min(mask.shape) < 3:
-        return plausible  # OpenCV has no known pixel to start from
+        return plausible  # OpenCV needs known pixels around the mask
     # OpenCV treats masked pixels at the upper and left border as known (its issues 14722, 25389) and would spread
     # text from these pixels. So the input of OpenCV is the result of ``surround``, which has no text.
     return np.asarray(cv2().inpaint(plausible, mask.astype(np.uint8), RADIUS, getattr(cv2(), method)))

@@ -1,8 +1,8 @@
 """Paint over a mask with a user's in-painting network from an ONNX file.
 
 The network takes an image (n, 3, h, w) and a mask (n, 1, h, w), both float32, and returns an image of the same size. If
-h and w are fixed in the file, the picture is resized to h and w and back. Values range from 0 to 1 or from 0 to 255. A
-trial with a grey picture shows which range the network uses.
+h and w are fixed in the file, the picture is resized to that size and back. Values range from 0 to 1 or from 0 to 255.
+A trial with a grey picture shows which range the network uses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ PROBE = 64  # side of the trial picture in pixels if h and w are free
 
 
 class FillModel:
-    """A fill (see inpaint.Fill). Pixels outside the mask keep their values, even if the network changes them."""
+    """A fill (see ``inpaint.Fill``) with a network. The network's output outside the mask is not used."""
 
     def __init__(self, path: Path) -> None:
-        """Load and try the network. Raises UserError if it is not an in-painting network."""
+        """Load the network and try it on a grey picture. Raises UserError if it is not an in-painting network."""
         self.path = path
         self._session = open_session(path, "fill model", "clean")
         inputs = self._session.get_inputs()
@@ -70,7 +70,7 @@ class FillModel:
             raise UserError("model-unfit", f"fill model {self.path} {problem}") from None
         if out.shape != planes.shape:
             problem = f"gives {tuple(out.shape)} for an image of {tuple(planes.shape)}"
-            wanted = "an in-painting network gives the shape that it takes"
+            wanted = "an in-painting network must keep the image's shape"
             raise UserError("model-unfit", f"fill model {self.path} {problem}; {wanted}")
         if not np.isfinite(out).all():
             raise UserError("not-finite", f"fill model {self.path} gives values that are not finite numbers")

@@ -1,4 +1,4 @@
-"""Make the mask that is painted over from regions of text. Leave out regions that are probably not text."""
+"""Make a mask of the regions of text, which is then painted over. Leave out regions that are probably not text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""(area as a share of the picture, score): a region larger than the area is accepted only from this score. On
-300 real posters, titles of these areas had higher scores, and most figures and patterns had lower scores."""
+"""Pairs of an area (share of the picture) and a score. A region larger than the area needs at least this score. On 300
+real posters, titles larger than these areas had higher scores, and most figures and patterns had lower scores."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def accepted(
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """Add regions to ``painted``. Return the (h, w) bool mask without holes, and the regions over ``max_total``."""
+    """Add regions to a copy of the mask ``painted``. Return the copy without holes, and regions over ``max_total``."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
         # Holes, such as in a ring of text, are filled. Polygons can then describe the mask.

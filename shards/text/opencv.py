@@ -1,4 +1,4 @@
-"""Import OpenCV on first use, since only the extra ``clean`` installs it."""
+"""Import OpenCV on first use. It is installed only with the optional dependencies ``poster-toolkit[clean]``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shards.extras import require_extra
 
 @cache
 def cv2() -> Any:
-    """Return the module cv2 with one thread, because tasks run in processes. Raises UserError if cv2 is missing."""
+    """Return cv2, limited to one thread because each core has a process. Raises UserError if cv2 is missing."""
     module = require_extra("clean", "text removal", "cv2")
     module.setNumThreads(1)
     return module

@@ -1,4 +1,4 @@
-"""Remove the text of one poster: find text and paint over it, until no text is found or the limit is reached.
+"""Remove the text of one poster: find text and paint over it, until no text is found or a limit is reached.
 
 ``posters clean`` and ``posters shards build --text-removal`` use this module.
 """
@@ -28,7 +28,7 @@ from shards.text.registry import make_detector, make_fill, own_options, passes_o
 from shards.values import Checked, Count
 
 TEXT_LIBRARIES = ("opencv-python-headless", "onnxruntime", "rapidocr")  # their versions may change the pixels
-REPORT = "clean_report.parquet"  # in folders of cleaned posters, and of shards built with text removal
+REPORT = "clean_report.parquet"  # file in folders of cleaned posters, and of shards built with text removal
 
 NOT_CLEANED = "cannot be cleaned"  # reason in rejected.csv if the detector or the fill fails
 #: Cleaning stops if this number of posters fails before any succeeds. The cause is then not a single poster.
@@ -49,7 +49,7 @@ class TextRemoval(Checked):
     """Largest number of times that a poster is painted over."""
 
     def facts(self) -> dict[str, Any]:
-        """Return all settings that decide the pixels, for reports and fingerprints. A file is given by its SHA-256."""
+        """Return all settings that determine the pixels, for reports and fingerprints. Files are given as SHA-256."""
         return {
             "detector": _tools(self)[0].name,
             "looks": [list(sides) for sides in self.detector.scales],
@@ -70,7 +70,7 @@ class TextRemoval(Checked):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A poster without its text, and its row of the report."""
+    """A poster without its text, and its row of clean_report.parquet."""
 
     image: Image.Image
     row: dict[str, Any]  # columns of report.SCHEMA
@@ -115,7 +115,7 @@ class Removal:
     text_after: float = 0.0  # share of the picture inside the regions that ``after`` counts
     passes: int = 0  # number of times that the poster was painted over
     skipped: list[Skipped] = field(default_factory=list)
-    """Regions that the last search of each detection pass found, but that were not painted over, with reasons."""
+    """Regions that the last search of each detection pass found, but that were not painted over. Each has a reason."""
 
 
 def remove_text(
@@ -123,8 +123,8 @@ def remove_text(
 ) -> Removal:
     """Paint over the text of an (h, w, 3) uint8 RGB image, at most ``passes`` times.
 
-    The passes of the detector take turns, and a detector pass is always the last step. Each painting fills the union of
-    all masks in the original image, because an earlier painting may have spread the colour of a half-covered letter.
+    The passes of the detector take turns until no pass finds more to paint. Each painting fills the union of all masks
+    in the original image, because an earlier painting may have spread the colour of a half-covered letter.
     """
     shape = image.shape[:2]
     result = Removal(image, np.zeros(shape, bool))
@@ -142,7 +142,7 @@ def remove_text(
             result.image = fill(image, mask)
             result.passes += 1
             quiet = 0
-        else:  # no new text, or a limit is reached: another painting would change nothing
+        else:  # no new text, or a limit is reached
             quiet += 1
         index = (index + 1) % count
     result.after, result.text_after = _extent(found.values(), shape)
@@ -162,13 +162,13 @@ def _tools(options: TextRemoval) -> tuple[TextDetector, Fill]:
 
 
 def removal_fingerprint(options: TextRemoval) -> str:
-    """Return a fingerprint of all settings that decide the pixels."""
+    """Return a fingerprint of all settings that determine the pixels."""
     return fingerprint(options.facts())
 
 
 @lru_cache(maxsize=2)
 def require_same_removal(options: TextRemoval, facts: str) -> None:
-    """Raise UserError if the fingerprint in this process differs from ``facts``, the one in the main process."""
+    """Raise UserError if text removal differs from that in the main process, whose fingerprint is ``facts``."""
     if removal_fingerprint(options) != facts:
         problem = "differs from the main process (another detector, or a model file with other content)"
         remedy = "give all workers the same files and run the same command again"

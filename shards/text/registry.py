@@ -36,7 +36,7 @@ DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOpt
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
-    """Create the detector that ``options`` name. Raises UserError if it is missing or cannot be loaded."""
+    """Create the detector that ``options`` name. Raises UserError if the detector is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
     if entry := DETECTORS.get(name):
         return load_object(entry.made_by)(_options(entry.options, options, own))
@@ -46,7 +46,7 @@ def make_detector(options: DetectorOptions) -> TextDetector:
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
-    """Convert the detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError if one is wrong."""
+    """Convert a detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError for wrong options."""
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
@@ -59,7 +59,7 @@ def _options(kind: type, options: DetectorOptions, own: str) -> Any:
 
 
 def own_options(options: DetectorOptions) -> dict[str, str]:
-    """Return the detector's own options as a text, for reports and fingerprints. Empty if there are none."""
+    """Return the detector's own options, for reports and fingerprints. The dict is empty if there are none."""
     name, _, own = options.detector.partition(":")
     return {"detector_options": own} if name in DETECTORS and own else {}
 
@@ -72,7 +72,7 @@ def _custom(name: str) -> TextDetector:
         raise UserError("option-value", message) from None
     title, passes, detect = getattr(made, "name", None), passes_of(made), getattr(made, "detect", None)
     if not (isinstance(title, str) and isinstance(passes, int) and passes >= 1 and callable(detect)):
-        problem = f"returns a {type(made).__name__}; detect(), a text name and an integer passes >= 1 are needed"
+        problem = f"returns a {type(made).__name__}; it must have detect(), a text `name` and an integer `passes` >= 1"
         raise UserError("option-value", f"--detector {name} {problem}")
     return made
 

@@ -1,4 +1,4 @@
-"""Write and read clean_report.parquet, which has a row for each processed poster."""
+"""Write and read clean_report.parquet, which has a row for each cleaned poster."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[
 
 
 def read_report(folder: StoragePath) -> pd.DataFrame:
-    """Return the report of a folder with the settings in ``attrs["text_removal"]``. Raises UserError if not valid."""
+    """Return the report of a folder, with settings in ``attrs["text_removal"]``. Raises UserError for a bad report."""
     path, again = folder / NAME, "run `posters clean` again"
     try:
         with as_user_error("read the report", path):
@@ -71,7 +71,7 @@ def read_report(folder: StoragePath) -> pd.DataFrame:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarize the report. ``altered_median`` and ``passes_mean`` ignore posters without text, other means do not."""
+    """Summarize the report. ``altered_median`` and ``passes_mean`` ignore posters without text. Other means do not."""
     frame = pd.DataFrame(rows, columns=SCHEMA.names)
     text = frame[frame["text_before"] > 0]
     before, after = float(text["text_before"].sum()), float(text["text_after"].sum())

@@ -296,7 +296,7 @@ def test_a_detector_with_the_old_name_of_passes(caplog: pytest.LogCaptureFixture
         ("text_tools:LOOKS", "not callable"),
         ("text_tools:Scripted", "missing 1 required positional argument"),
         ("broken_for_test:make", "SyntaxError"),
-        ("builtins:dict", "returns a dict; detect(), a text name and an integer passes >= 1 are needed"),
+        ("builtins:dict", "returns a dict; it must have detect(), a text `name` and an integer `passes` >= 1"),
         (":make", "Empty module name"),
         ("text_tools:", "no attribute"),
     ],

@@ -111,9 +111,9 @@ BAD = {
     "bytes": (lambda p: copied(p, FREE, "UINT8"), "tensor(float)"),
     "another shape": (
         lambda p: save_network(p, FREE, [("Transpose", ["image"], "out")], {}),
-        "gives the shape that it takes",
+        "must keep the image's shape",
     ),
-    "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "gives the shape that it takes"),
+    "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "must keep the image's shape"),
     "not finite numbers": (
         lambda p: save_network(p, FREE, [("Mul", ["image", "nan"], "out")], {"nan": np.float32("nan")}),
         "not finite numbers",
