@@ -99,7 +99,7 @@ def standard_streams() -> Iterator[Output]:
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
-    """Make the stream escape characters that its encoding does not have. Return a null stream for None."""
+    """Set a stream to escape the characters that its encoding cannot write. Return a null stream for None."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
@@ -139,5 +139,5 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """Return a console that prints tables to ``file`` (default stdout). Lines are wrapped only at a given ``width``."""
+    """Return a console that prints tables to ``file`` (default stdout). Lines are wrapped if ``width`` is given."""
     return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)

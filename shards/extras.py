@@ -10,7 +10,7 @@ from shards.errors import UserError, one_line
 
 
 def load_object(place: str) -> Any:
-    """Import and return the class or function that ``place`` names as ``MODULE:NAME``."""
+    """Import and return a class or function. ``place`` is its name in the form ``MODULE:NAME``."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -28,7 +28,7 @@ def absent(*modules: str) -> list[str]:
 def require_extra(extra: str, what: str, *modules: str, load: bool = True) -> Any:
     """Import optional modules and return the first one. If ``load`` is false, only check that they are installed.
 
-    If a module is missing, raise UserError. The message says that ``what`` needs it, and how to install ``extra``.
+    If a module is missing, raise UserError. The message says what needs the module, and how to install ``extra``.
     """
     missing, reason = absent(*modules), ""
     try:

@@ -39,7 +39,7 @@ def parse_as(
 def check_as(
     value: object, schema: type[T], where: object, what: str, remedy: str, code: Code = "path-unreadable"
 ) -> T:
-    """Convert a parsed value, such as the contents of a checkpoint, to ``schema``. ``parse_as`` explains the names."""
+    """Convert a parsed value, such as a checkpoint's contents, to ``schema``. Other arguments: see ``parse_as``."""
     with _message(where, what, remedy, code):
         return msgspec.convert(value, schema)
 

@@ -48,7 +48,7 @@ class Argument:
 
     @property
     def dest(self) -> str:
-        """Name of the attribute of the parsed namespace that has the value."""
+        """Name of the attribute that contains the value in the parsed namespace."""
         return self.flags[-1].lstrip("-").replace("-", "_")
 
     @property

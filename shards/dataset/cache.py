@@ -85,7 +85,7 @@ class Cache:
                 return descriptor
             self.fetch(file, over_limit=True, stop=stop)
         gone = f"{file.name} disappears right after each download"
-        raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; name another with --cache-dir")
+        raise UserError("cache", f"the cache {self.folder} cannot be used: {gone}; choose another with --cache-dir")
 
     def _opened(self, path: Path, file: RemoteFile) -> int | None:
         if (descriptor := held_for_reading(path, self._files)) is None:
@@ -208,7 +208,7 @@ class Cache:
         try:
             yield
         except OSError as error:
-            remedy = "repair it, or name another with --cache-dir"
+            remedy = "repair it, or choose another with --cache-dir"
             raise UserError("cache", f"the cache {self.folder} cannot be used: {one_line(error)}; {remedy}") from None
 
     def _update_last_use(self, path: Path, file: Path | int) -> None:

@@ -77,7 +77,7 @@ class NoRoom(Exception):
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A remote file. Raises UserError if its name, or its size or SHA-256 in the manifest, is not valid."""
+    """A remote file. Raises UserError if the name, the size or the SHA-256 in the manifest is not valid."""
 
     place: StoragePath
     bytes: int

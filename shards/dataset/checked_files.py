@@ -28,7 +28,7 @@ _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns
 
 
 def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: str, check: Callable[[], None]) -> None:
-    """Call ``check`` if it has not passed before for the same files, by this user on this node.
+    """Call ``check``. Do nothing if the same files have passed the check before, on this node and for this user.
 
     files: path and os.stat result of each file. digest: text that identifies the expected contents.
     """

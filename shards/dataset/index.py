@@ -256,5 +256,5 @@ def _no_index(tar: StoragePath) -> UserError:
 
 
 def list_tars(folder: StoragePath) -> list[StoragePath]:
-    """Return the tars of a folder without half-written ones, sorted by name."""
+    """Return the tars of a folder, sorted by name. Half-written tars are left out."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

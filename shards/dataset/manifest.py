@@ -186,7 +186,7 @@ class Manifest:
                 remove_file(folder / name)
 
     def with_index_digests(self, indexes: Mapping[str, tuple[int, str]]) -> list[Shard]:
-        """Return the shards with the size and SHA-256 of their indexes. ``indexes`` has both for each shard's name."""
+        """Return shards with the size and SHA-256 of their indexes. ``indexes`` maps shard names to these values."""
         known = [(shard, *indexes[shard.name]) for shard in self.shards]
         return [replace(shard, index_bytes=size, index_sha256=digest) for shard, size, digest in known]
 
@@ -252,7 +252,7 @@ class Manifest:
             if len(shard.genre_counts) != len(self.genres):
                 return f"the shard {shard.name!r} does not have one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
-                return f"the shard {shard.name!r} has more samples of a genre than samples in all"
+                return f"the shard {shard.name!r} has more samples of a genre than samples in total"
         # Prediction files are named after shards, and some file systems ignore case.
         name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:

@@ -90,7 +90,7 @@ class LocalShards(ShardStore):
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Compare the sizes of the tars, and with ``indexes`` the digests of the indexes."""
+        """See ShardStore. Compare the sizes of the tars. With ``indexes``, also compare the digests of the indexes."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))

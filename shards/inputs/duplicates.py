@@ -148,7 +148,7 @@ def group_duplicates(
 
 
 class _Groups:
-    """Components of a graph. `labels[i]` is the component of node i. The first nodes are (hash, signature) contents."""
+    """Components of a graph. `labels[i]` is the component of node i. The first nodes are pairs (hash, signature)."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
@@ -170,7 +170,7 @@ class _Groups:
         self.labels = merged[self.labels].astype(np.int64)
 
     def join_alike(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        """Join the contents a[i] and b[i] whose signatures agree. Mean luma is compared first, to save time."""
+        """Join node a[i] to node b[i] if their signatures agree. Mean luma is compared first, to save time."""
         near = np.abs(self.light[a] - self.light[b]) <= np.minimum(self.reach[a], self.reach[b])
         near &= self.labels[a] != self.labels[b]
         a, b = a[near], b[near]
@@ -190,7 +190,7 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
 
 
 def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-    """Join near-duplicate contents of each pair of hashes. Hash h has count[h] contents. The first one is start[h]."""
+    """Join near-duplicates of each pair of hashes. Hash h has the nodes start[h] to start[h] + count[h] - 1."""
     if not pairs:
         return
     u, v = (np.concatenate(side) for side in zip(*pairs, strict=True))

@@ -96,7 +96,7 @@ def image_names(sample_id: str) -> Iterator[str]:
 
 
 def files_of(ids: Collection[str], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return id → files of the id among ``names``, in the order of preference. An id without a file is left out.
+    """Map each id to its image files in ``names``, in the order of preference. An id without a file is left out.
 
     Names with USUAL_ENDINGS come first, then names with endings in mixed case (``.Jpg``), then the id itself.
     """
@@ -152,7 +152,7 @@ def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None
 
 
 def read_checked(folder: StoragePath, sample_id: str, name: str | None, digest: str, when: str, remedy: str) -> bytes:
-    """Read a poster like ``read_image_file``. Raises UserError if the poster is missing or has another SHA-256."""
+    """Call ``read_image_file``. Raises UserError if the file is missing or its SHA-256 is not ``digest``."""
     try:
         data = read_image_file(folder, sample_id, name)
         problem = "" if hashlib.sha256(data).hexdigest() == digest else "its bytes differ"

@@ -1,8 +1,8 @@
 """Reject pictures whose decoding can take minutes, and find pictures with several frames. images.py decodes pictures.
 
-Pillow limits the number of pixels, but not the metadata. A JPEG of 500 scans, a GIF comment of 80,000 blocks or a TIFF
-with 65,535 directory entries that each point at the whole file can occupy a core for minutes. Sources: T.81 (JPEG),
-PNG 3rd edition, GIF 89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
+Pillow limits the number of pixels, but not the metadata. Three files that can occupy a core for minutes are: a JPEG of
+500 scans, a GIF with 80,000 comment blocks, and a TIFF with 65,535 directory entries that each point at the whole file.
+Sources: T.81 (JPEG), PNG 3rd edition, GIF 89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ LIMITS = ("min_side", "max_pixels", "aspect")
 class ImageOptions(Checked):
     """How posters are checked, and how they are encoded for a shard.
 
-    The fields are part of the fingerprint PackTask.plan. A new field with its default must not change the fingerprint.
+    PackTask.plan computes a fingerprint from the fields. The default of a new field must not change the fingerprint.
     """
 
     short_side: int = 256

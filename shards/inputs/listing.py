@@ -129,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Yield (common prefix, pairs) of groups of sorted (prefix, key) pairs. The first ``known`` letters are equal."""
+    """Group sorted (prefix, key) pairs. Yield (common prefix, pairs). Prefixes share the first ``known`` letters."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))

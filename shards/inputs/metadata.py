@@ -36,7 +36,7 @@ class Rejection:
 
 
 class Unusable(Exception):
-    """A poster that cannot be used. ``reason`` and ``detail`` are those of `Rejection`."""
+    """A poster that cannot be used. `Rejection` explains ``reason`` and ``detail``."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)

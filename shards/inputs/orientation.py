@@ -55,7 +55,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return the picture as RGB, not turned. Raises ValueError for float pixels and for levels not in 0 to 65535."""
+    """Return the picture as RGB, not turned. Raises ValueError for float pixels and levels below 0 or over 65535."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     scale = _scale(image)

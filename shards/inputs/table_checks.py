@@ -39,7 +39,7 @@ PEEK = 500  # rows or file names that are examined for a helpful message
 def find_genres(table: Table, id_at: int) -> int:
     """Return the position of the column whose name is in GENRE_NAMES, or 3 (FALLBACK) if there is none.
 
-    Raises UserError if several columns have such a name, or if none has and column 3 is missing or contains the ids.
+    Raises UserError if several columns have such a name, or if column 3 is needed but is missing or contains the ids.
     """
     named = [at for at in range(len(table.header)) if at != id_at and is_named(table, at)]
     if len(named) > 1:
@@ -63,7 +63,7 @@ def is_named(table: Table, at: int) -> bool:
 
 
 def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
-    """Raise UserError if the first line is no header: it has a list, or only ``labels`` in the column of genres."""
+    """Raise UserError if the first line contains a list, or if its cell of genres contains only known ``labels``."""
     header = [name.strip() for name in table.header]
     genres = () if genres_at is None else header[genres_at].split(separator)
     are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
@@ -154,7 +154,7 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _mostly_unique(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether at least ``share`` of the posters have only labels of their own. False for under MANY posters."""
+    """Return whether at least ``share`` of the posters have only unique labels. False for fewer than MANY posters."""
     labels = Counter(label for genres in samples for label in genres)
     unique = sum(all(labels[label] == 1 for label in genres) for genres in samples)
     return len(samples) >= MANY and unique >= share * len(samples)

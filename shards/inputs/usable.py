@@ -54,7 +54,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     """Options of build and clean: the CSV, the posters and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
-    """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""
+    """Largest share of rows with unreadable genres among rows with an image. A build also counts unreadable images."""
     near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
     """Largest Hamming distance (0 to 15 bits) between the 64-bit perceptual hashes of near-duplicates."""
 
@@ -96,7 +96,7 @@ def problem_with_rows(
 
 
 def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
-    """Return a message with ids that no file has, a file with a similar name, and the probable cause."""
+    """Return a message that shows ids without a file, a file with a similar name, and the probable cause."""
     if is_remote(images):
         names = sorted(name for name in names_in(images) if is_image_name(name))
     else:
