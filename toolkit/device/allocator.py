@@ -1,9 +1,9 @@
 """Make forward passes on a CPU faster: the process keeps freed memory for its next allocation.
 
 By default, glibc returns a freed block of 32 MB or more to the operating system. The activations of a layer are often
-that large, so the system clears and maps new memory for every layer. When freed memory was kept, a forward pass of
-ResNet50 on batches of 64 took half the time on two cores (tests/bench/predict.py --stacks forward). But the memory of
-the process never shrinks.
+that large, so the system clears and maps new memory for every layer. On two cores, a forward pass of
+ResNet50 on batches of 64 took half the time when freed memory was kept (tests/bench/predict.py --stacks forward). But
+the memory of the process never shrinks.
 """
 
 from __future__ import annotations

@@ -43,6 +43,6 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
     """Change the class of ``module`` to ``kind``, a subclass that adds methods but no attributes.
 
-    torch.nn.utils.parametrize also changes classes. With a wrapper module, every weight has another name.
+    torch.nn.utils.parametrize also changes classes. A wrapper module is not used, because it renames every weight.
     """
     module.__class__ = kind

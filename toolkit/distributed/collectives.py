@@ -177,7 +177,7 @@ def require_read(
 ) -> None:
     """Raise LostData on every rank if at least one rank has a ``failure`` (None if there is none). A collective call.
 
-    A rank with a failure first makes the collective ``call`` ``owed`` times, as often as the other ranks still make it.
+    A failed rank has missed some collective calls (their number is ``owed``). It first runs ``call`` once for each one.
     """
     if failure is not None:
         for _ in range(owed):
@@ -237,7 +237,7 @@ class WorkQueue:
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process has called `end`. Return the results of all, in order of rank. Results are JSON."""
+        """Wait until every process has called `end`. Return all results (JSON), in order of rank."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)

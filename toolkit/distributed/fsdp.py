@@ -6,7 +6,7 @@ freed for one unit at a time. A unit is a module, such as a block of a ViT (see 
 tensors, so that checkpoints and RUN/model do not depend on the number of processes.
 
 accelerate supports FSDP on GPUs only. This module also works on CPUs, where its tests run. Buffers (BatchNorm
-statistics) are not sharded. Each process has its own buffers, and those of the main process are saved, as with DDP.
+statistics) are not sharded. Each process has its own buffers. Only the main process saves its buffers, as with DDP.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_series(module: nn.Module) -> bool:
-    """Return whether ``module`` is a ModuleList or Sequential, or its children are several blocks of one class."""
+    """Return whether ``module`` is a ModuleList or Sequential, or has several children, all blocks of one class."""
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return isinstance(module, (nn.ModuleList, nn.Sequential)) or (alike and any(children[0].children()))

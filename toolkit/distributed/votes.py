@@ -47,7 +47,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Return whether any rank said yes in the last vote, or False before the first. Wait at most ``limit``."""
+        """Return whether any rank said yes in the last vote, or False before the first vote. Wait at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)

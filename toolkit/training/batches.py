@@ -164,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Measures speed and waiting time from its creation on. ``images``: images of the epoch that are done already."""
+    """Measures speed and waiting time since its creation. ``images``: number of the epoch's images done by then."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -175,7 +175,7 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the stopwatch was created. ``images``: images of the epoch that are done now.
+        """Return speed and timing since the stopwatch's creation. ``images``: number of the epoch's images done so far.
 
         data_wait and copy are the shares (0 to 1) of this rank's time for waiting and copying. decode_cores is the
         mean number of CPU cores that decode.

@@ -55,7 +55,7 @@ def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatA
     """Return the weights (G,) of positives: number of negatives / number of positives, limited to [1, cap].
 
     ``counts`` (G,) are the numbers of positives. A label without positives has the weight ``cap``. No weight is under
-    1, so labels that most samples have do not lose weight.
+    1, not even the weight of a label that most samples have.
     """
     ratios = np.full(counts.shape, np.inf)
     np.divide(num_samples - counts, counts, out=ratios, where=counts > 0)

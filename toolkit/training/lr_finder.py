@@ -2,7 +2,7 @@
 
 The learning rate rises exponentially from LOW to HIGH, by one step per update. The training loss falls at useful rates,
 becomes flat, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The
-updates are those of a training. Layers and head have their usual factors on the rate. There is no warm-up or schedule.
+updates are as in a training. Layers and head have their usual factors on the rate. There is no warm-up or schedule.
 The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features are kept for a later training.
 """
 
@@ -125,7 +125,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
 
 
 def diverged(losses: list[float]) -> bool:
-    """Return whether the last loss is not finite, or the last smoothed loss over DIVERGED times the lowest."""
+    """Return whether the last loss is not finite, or the last smoothed loss is above DIVERGED times the lowest."""
     if not np.isfinite(losses[-1]):
         return True
     smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()

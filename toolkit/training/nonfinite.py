@@ -157,7 +157,7 @@ class Guard:
         return bad > 0
 
     def _gather_findings(self) -> list[_Findings] | None:
-        """Return all ranks' findings of the first update since the last check that was not finite, or None."""
+        """Return all ranks' findings of the first bad update since the last check, or None if all are finite."""
         updates, self._unchecked = self._unchecked, []
         if not self._any_bad():
             return None
@@ -189,7 +189,7 @@ class Guard:
 def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
     """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped.
 
-    ``in_a_row`` is the number of such updates in a row. Gradients, and so this result, are equal on all ranks.
+    ``in_a_row`` is the number of such updates in a row. Gradients are equal on all ranks, so all ranks raise the error.
     """
     scale = scaler.get_scale()
     if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:

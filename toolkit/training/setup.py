@@ -83,7 +83,7 @@ def build_setup(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Build all parts of a run except its loaders. ``readers`` are those of train and val. Called by every process."""
+    """Build all parts of a run except its loaders. ``readers`` read splits train and val. Called by every process."""
     train, val = readers
     fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # for the initial weights of the head; each update sets its own seed
@@ -172,7 +172,7 @@ def _model(
     """Return the network, and whether its head is already trained.
 
     ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
-    samples with each label. The biases of a new head may start from it (model.prior).
+    samples with each label. The biases of a new head may start from ``prevalence`` (model.prior).
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None

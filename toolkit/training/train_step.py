@@ -31,7 +31,7 @@ class TrainStep:
     """Makes updates. Apart from the weights and the optimiser, its only state is ``overflows``."""
 
     def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
-        """``guard`` checks losses and gradients. Without it, updates that are not finite are made.
+        """``guard`` checks losses and gradients. Without ``guard``, all updates are made, even if they are not finite.
 
         ``lost`` is a vote that stops all ranks if one rank cannot read its samples. Without it, only that rank stops.
         """
@@ -39,12 +39,12 @@ class TrainStep:
         self.plan, self.accumulation = setup.plan, setup.accumulation
         self.guard, self.lost = guard, lost
         self.overflows = 0
-        """Number of updates in a row, up to the last one, that the gradient scaler (fp16) skipped."""
+        """Number of updates in a row that the gradient scaler (fp16) skipped. 0 if it did not skip the last update."""
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
     ) -> tuple[torch.Tensor, int]:
-        """Make update number ``updates`` (from 1), which is ``step`` (from 0) of ``epoch``, at learning rate ``lr``.
+        """Make one update. It is update ``updates`` of the run (from 1), and update ``step`` of ``epoch`` (from 0).
 
         Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
         rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.

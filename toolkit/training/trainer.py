@@ -163,7 +163,7 @@ class Trainer:
         log.warning("epoch %d: %s", state.epoch + 1, line)
 
     def _add_loss(self, own: torch.Tensor) -> None:
-        """Add the sums ``own`` (2,) of all ranks to the epoch's sums, and reset ``own`` to 0. A collective call."""
+        """Add all ranks' sums (2,) to the epoch's sums. Set this rank's sums, ``own``, to 0. A collective call."""
         loss, rows = sum_over_ranks(self.accelerator, own).tolist()
         self.state.loss_sum += loss
         self.state.loss_rows = (self.state.loss_rows or 0) + round(rows)

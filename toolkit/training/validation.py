@@ -64,7 +64,7 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    decide: None means DecideConfig(). groups (n,): near-duplicates have equal numbers. None: no near-duplicates.
+    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): equal for near-duplicates, or None if there are none.
     The loss is computed without calibration. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
@@ -117,8 +117,8 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
 def scoring_rule(config: Config) -> str:
     """Return the rule by which the metric train.monitor is measured. Scores of different rules are not comparable.
 
-    The rule is empty for metrics without decisions. It is also empty in runs of earlier versions, which measured
-    decisions on the samples on which they were chosen.
+    The rule is empty for metrics without decisions. It is also empty in runs of earlier versions, which chose and
+    measured decisions on the same samples.
     """
     if METRICS[config.train.monitor].group != "decisions":
         return ""

@@ -80,7 +80,7 @@ class FeatureWriter:
 
 
 def file_of(path: Path) -> str | None:
-    """Return the name of the existing file: ``path`` (.npy) or that of an earlier version (.npz). Else return None."""
+    """Return the name of the file that exists: ``path`` (.npy), or the .npz file of an earlier version. Else None."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 

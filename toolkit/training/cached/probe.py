@@ -63,11 +63,11 @@ class Head(nn.Module):
 def build_head(
     model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float, trained: bool = False
 ) -> Head:
-    """Return a copy of the head of ``model`` that takes the features in ``views``.
+    """Return a Head for the features in ``views``, with a copy of the classifier of ``model``.
 
     standardize: scale features to mean 0 and deviation 1 over the training samples.
-    trained: the head of ``model`` is trained. Its weights are then adapted to the scaled features, so that the logits
-    stay the same.
+    trained: whether the classifier is already trained. If both options are true, its weights are adapted to the
+    scaled features, so that the logits stay the same.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -111,7 +111,7 @@ def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) ->
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Input of a run as in Pixels (batches.py), but with cached features. Only the head of the model is trained."""
+    """Input of a run, like Pixels (batches.py), but with cached features. Only the head of the model is trained."""
 
     model: nn.Module
     """The whole model with its initial head."""
@@ -136,17 +136,17 @@ class Probe:
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As Pixels.prepare, but return the features unchanged."""
+        """Like Pixels.prepare, but return the features unchanged."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """As Pixels.whole: return the model to save, with the trained head ``trained`` in place of its own."""
+        """Return the model to save: the whole model with the trained head ``trained``, not with its initial head."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 
 
 class FeatureFeed:
-    """The batches of a run as in Feed (batches.py), but of cached features and not of images."""
+    """The batches of a run, like Feed (batches.py), but with cached features in place of images."""
 
     threads = 0
 
@@ -177,7 +177,7 @@ class FeatureFeed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As Feed.validate, but every rank computes the logits of all samples itself."""
+        """Like Feed.validate, but every rank computes the logits of all samples itself."""
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):

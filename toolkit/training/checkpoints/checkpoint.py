@@ -63,13 +63,13 @@ class Progress:
     bad_epochs: Count = 0
     """Number of epochs since the best epoch."""
     loss_sum: Number = 0.0
-    """Sum of the losses (each a mean over genres) of the current epoch's training samples so far, over all ranks."""
+    """Sum of the losses of all samples used so far in this epoch, over all ranks. Each loss is a mean over genres."""
     loss_rows: Count | None = None
     """Number of samples in loss_sum. None in checkpoints of earlier versions."""
     skipped: Count = 0
     """Number of skipped updates of the current epoch (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
-    """Number of samples in skipped updates of the current epoch. Only earlier versions, without loss_rows, set it."""
+    """Number of samples in skipped updates of the current epoch. Only earlier versions set it."""
     overflowed: Count = 0
     """Number of skipped updates of the current epoch that overflowed in fp16."""
     left_out: Count = 0

@@ -77,7 +77,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` with the best epoch set to that of RUN/model (``folder``), and a message if they differed.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if the two epochs differed.
 
     RUN/model is written before its checkpoint. The two differ if the run ended between the two writes, if an older
     checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
@@ -99,7 +99,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
         known = "but the checkpoint has no best epoch"
     comparable = model.monitor == monitor and model.shard_set == shard_set
     if model.score is None or not comparable or not same_run(training_config, config):
-        what += f" and no {monitor} that is comparable with this run's"
+        what += f" without a {monitor} that this run can compare"
         return progress, f"{what}, {known}: the model stays until an epoch is better than the checkpoint's best"
     what += f" with {monitor} {model.score:.6g}"
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
