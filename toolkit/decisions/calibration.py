@@ -6,8 +6,8 @@ After a weighted loss, mixing or long training, the probabilities of a model do 
 positive, so calibration does not change the ranking of the samples. Cross-validation on the split shows whether a
 method helps.
 
-A rare label has only a few positives for two parameters. Each label therefore has a normal prior on log(scale) and
-bias. All labels share the means of the priors, which are fitted together with the parameters (mode of a hierarchical
+A rare label has too few positives to fit two parameters. Each label therefore has a normal prior on log(scale) and
+bias. The priors' means are equal for all labels and fitted together with the parameters (mode of a hierarchical
 model). The priors keep the parameters of a label without positives finite, so Platt's smoothed targets are not needed.
 """
 
@@ -28,8 +28,8 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_en
 #: Precision (1 / variance) of the priors on each label's log(scale) and bias. Values from 0.3 to 100 were tried on 400
 #: real, simulated and shifted posters. These two values had nearly the lowest held-out loss.
 SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
-#: Precision of the prior on the shared means, centred on scale 1 and bias 0. It only keeps the scale finite if the
-#: logits separate the classes without error.
+#: Precision of the prior on the shared means, centred on scale 1 and bias 0. This prior is needed only if the logits
+#: separate the classes without error. It then keeps the scale finite.
 SHARED_PRIOR = 0.1
 _ITERATIONS, _CONVERGED = 100, 1e-10
 _LONGEST_STEP = 2.0  # of log(scale) and bias, so that exp does not overflow

@@ -159,7 +159,7 @@ def describe(aim: Aim, choice: Choice, split: str) -> str:
             "recall": f"the highest single threshold at which micro-recall reaches {aim.value:g}",
         }[aim.kind]
         found = f"{goal} on the {where} split"
-        return f"{found}; one per genre did not help clearly in cross-validation" if choice.compared else found
+        return f"{found}; thresholds per genre did not help clearly in cross-validation" if choice.compared else found
     goal = {
         "f": f"for micro-F{aim.value:g} plus macro-F{aim.value:g}, rare genres near the single threshold",
         "precision": f"for precision of at least {aim.value:g} in each genre",

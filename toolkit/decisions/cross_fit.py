@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """Return the key in `Choice.compared` of thresholds per label. ``slack``: share of micro-F that they may cost."""
+    """Return the key of thresholds per label in `Choice.compared`. ``slack``: share of micro-F that they may cost."""
     return f"per genre, slack {slack:g}"
 
 
@@ -127,13 +127,13 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return (N, G) predicted labels in the given order. Each fold is predicted by a choice without this fold."""
+        """Return (N, G) predicted labels in the original order. Each fold is predicted by a choice without the fold."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
 
     def choose(self, out: Out = EVERYONE) -> Choice:
-        """Choose on all samples, except those of the folds ``out``."""
+        """Choose on all samples that are not in the folds ``out``."""
         rows = self._rows(out)
         if not rows.any():  # the split has one sample
             plain = fit_calibration(self.truth, self.scores, "none")
@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) predictions. ``namer(k)`` predicts fold k. Samples of the left-out folds ``out`` are False."""
+        """Return (N, G) predictions: for fold k by ``namer(k)``, and False for samples in excluded folds ``out``."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

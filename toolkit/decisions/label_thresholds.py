@@ -3,8 +3,8 @@
 Thresholds for micro-F alone never predict a rare label. Thresholds for macro-F alone predict a rare label for half of
 all samples. The weight is therefore the largest weight up to 1 that keeps a limit (Lagrange's method): micro-F may be
 lower than with the best single threshold, but at most by a given share, the slack. For a given weight, coordinate
-ascent starts at the single threshold. The threshold of each label in turn moves to its best value, until none moves. A
-move always raises the objective, so the ascent ends. docs/concepts/decisions.md has measurements.
+ascent starts at the single threshold. The labels' thresholds move to their best values one after the other, until no
+threshold moves. A move always raises the objective, so the ascent ends. docs/concepts/decisions.md has measurements.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
 
 DEFAULT_THRESHOLD = 0.5
 #: Number of positives at which observed targets and calibrated probabilities have equal weight. The value was chosen on
-#: splits of 400 real posters, and of 400 simulated posters with an AUC of 0.6 to 0.7. Values below about 100 fit noise,
+#: splits of 400 real posters and splits of 400 simulated posters (AUC 0.6 to 0.7). Values below about 100 fit noise,
 #: which lowers micro-F1 on new samples. Values above 400 gain little.
 OWN_EVIDENCE = 200.0
 
@@ -48,9 +48,9 @@ class Sweep:
     def threshold(self, position: int, near: float | None = None) -> float:
         """Return a threshold in [0, 1] with this position. ``near`` is returned if it has this position.
 
-        Else the threshold is the middle between two scores in log-odds, which is far from both logits. Rounding
-        differences between devices then change no prediction. For position 0, the threshold is halfway between the
-        highest score and 1.
+        Else the threshold is halfway, in log-odds, between the scores above and below it. This is far from both scores,
+        so rounding differences between devices change no prediction. For position 0, the threshold is halfway
+        between the highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near

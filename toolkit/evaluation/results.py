@@ -1,7 +1,7 @@
 """Compute the results of an evaluation from arrays, convert them to JSON types, and print them as tables.
 
-All text except the lines of the tables is ASCII, so that it can be written to any log file. On an ASCII stream, rich
-draws these lines with ASCII characters.
+All text except the borders of the tables is ASCII, so that it can be written to any log file. On an ASCII stream, rich
+draws the borders with ASCII characters.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Evaluation:
     ranking: dict[str, Any]
     """Metrics of group "ranking" (toolkit/metrics/table.py)."""
     calibration: dict[str, Any]
-    """``method``, ``before`` and ``after`` (calibration). The last two have ``loss`` and the keys of `reliability`."""
+    """The ``method``, and the dictionaries ``before`` and ``after`` with ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
@@ -155,7 +155,7 @@ def evaluate_arrays(
 
     train_prevalence (G,): share of positives in the training set. ``thresholds``: fixed thresholds. The rows of the
     result are the fixed thresholds, the best single threshold of validation, and last the thresholds of ``decisions``.
-    The single threshold is left out if the decisions use it for all genres. The prevalence baseline never has this row.
+    The row of the single threshold is left out if all genres use it, and always for the prevalence baseline.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
@@ -181,7 +181,7 @@ def evaluate_arrays(
 
 
 def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
-    """Return (label, value) of the best single threshold, if it was not chosen, and of the chosen thresholds."""
+    """Return (label, value) of the best single threshold, in a list (empty if chosen), and of the chosen thresholds."""
     if not decisions.per_label:
         value = float(decisions.thresholds[0])
         return [], (f"chosen {threshold_label(value)}", value)

@@ -119,7 +119,7 @@ def _checked_responses() -> Iterator[None]:
 
 
 def _check_response(response: Any) -> None:
-    """Raise UserError if a name in a response is not PLAIN. A path with such a name could leave the client's cache."""
+    """Raise UserError if a name in a response does not match PLAIN. Such a name could lead out of the cache."""
     names: list[Any] = []
     if response.request.method == "HEAD":  # only the headers, with the version of a file
         names += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]

@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
             "path-unreadable",
-            f"{path} is not a {WHAT}: it has no model_state_dict. For weights alone, train with --model.weights FILE",
+            f"{path} is not a {WHAT}: it has no model_state_dict. To load weights, train with --model.weights FILE",
         )
     config = raw.get("config") or {}
     if not isinstance(config, dict):
@@ -122,7 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     fixed = _number(config.get("fixed_threshold", 0.5), "fixed_threshold", path)
     epoch = _number(raw.get("epoch", 0), "epoch", path)
     if not 0 <= epoch <= 1e9:
-        raise Unlike(path, f"its epoch is {epoch:g}, not a number of 0 or more")
+        raise Unlike(path, f"its epoch is {epoch:g}, but must be 0 or more")
     decisions = _decisions(raw.get("learned_thresholds"), threshold_logits, fixed, len(labels), path)
     return Checkpoint(state, labels, side, decisions, int(epoch))
 
@@ -137,8 +137,8 @@ def recognise(state: State, num_genres: int, path: Path) -> tuple[str, HeadSpec]
             return architecture, _head(state, network.num_features, num_genres, path)
     raise UserError(
         "model-unfit",
-        f"{path} contains no {', '.join(ARCHITECTURES)} of torchvision: its {len(body)} tensors before the classifier "
-        f"have other names or shapes",
+        f"{path} contains none of torchvision's {', '.join(ARCHITECTURES)}: its {len(body)} tensors before the "
+        f"classifier have other names or shapes",
     )
 
 
@@ -179,7 +179,7 @@ def _fc_layers(state: State) -> list[str]:
 
 
 def _with_names_of(own: State, state: State) -> State:
-    """Return ``state`` with the layer names of the state dict ``own``. Counters of batches are taken from ``own``."""
+    """Rename the layers of ``state`` to the names in the state dict ``own``, and add the batch counters of ``own``."""
     names = dict(zip(_fc_layers(state), _fc_layers(own), strict=True))
     renamed = {
         (f"{names[layer]}.{part}" if layer in names else name): tensor

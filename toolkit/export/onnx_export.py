@@ -98,7 +98,7 @@ def _network_graph(network: ExportNetwork, folder: ModelFolder, opset: int) -> A
 
 
 def _prepend(graph: Any, nodes: list[Any], constants: list[Any]) -> None:
-    """Insert the preprocessing before the network, in place. The network reads the output of the last node."""
+    """Insert the preprocessing before the network, in place. The network then reads the output of the preprocessing."""
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == INPUT:

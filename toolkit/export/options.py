@@ -19,9 +19,9 @@ class ExportOptions(ModelOption, Checked):
     format: FormatName = option("onnx", "-f")
     """Format of the file."""
     out: Path | None = option(None, "-o")
-    """Output file (default MODEL/model.onnx, with --preprocess MODEL/model-preprocess.onnx, or MODEL/model.pt2)."""
+    """Output file (default: MODEL/model.onnx or MODEL/model.pt2; with --preprocess: MODEL/model-preprocess.onnx)."""
     preprocess: bool = False
-    """onnx only: include resizing, cropping and normalising. The input is then decoded RGB images of any size."""
+    """onnx only: include resizing, cropping and normalising. The file then takes decoded RGB images of any size."""
     opset: int | None = None
     """onnx only: version of the ONNX operators (default 18)."""
     check: list[Path] | None = option(None, metavar="DIR_or_FILE")

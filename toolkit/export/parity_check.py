@@ -110,8 +110,8 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
     """Run an exported file (``run``) and its model on the same images.
 
-    With ``preprocess`` the input of the file is the unchanged images. Images of equal size form batches. The
-    preprocessed pixels are compared, too, if ``run`` returns them.
+    With ``preprocess``, the file gets the unchanged images. Images of equal size form batches. The preprocessed
+    pixels are compared, too, if ``run`` returns them.
     """
     from PIL import Image
 
@@ -158,7 +158,7 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the maximum of ``before`` and all differences. NaN in ``given`` or unequal shapes give infinity."""
+    """Return the largest difference, at least ``before``. NaN in ``given`` or unequal shapes give infinity."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))
@@ -176,8 +176,8 @@ def require_parity(found: Differences, preprocess: bool, tolerance: float | None
         raise UserError(
             "export-differs",
             f"nothing was exported: pixels of the file differ from Pillow's by {found.levels:.3g} of 255 (limit "
-            f"{MAX_LEVELS:g}), on average by {found.mean_levels:.2g} ({MEAN_LEVELS:g}). On equal pixels, logits differ "
-            f"from PyTorch's by {found.same_pixels:.2g} (limit {TOLERANCE:g}). Export without --preprocess",
+            f"{MAX_LEVELS:g}), on average by {found.mean_levels:.2g} (limit {MEAN_LEVELS:g}). On equal pixels, logits "
+            f"differ from PyTorch's by {found.same_pixels:.2g} (limit {TOLERANCE:g}). Export without --preprocess",
         )
     else:
         what, value = "probabilities", found.probabilities

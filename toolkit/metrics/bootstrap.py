@@ -6,9 +6,9 @@ Near-duplicates are drawn together as one unit (the cluster bootstrap, Davison &
 or a model and a baseline, are compared on the same resamples, so that all resamples are equally difficult for both.
 
 Repeated samples raise mAP and calibration errors. The resampled values of a metric over all labels are therefore
-shifted: their mean becomes the observed value (bias correction, chapter 10). Metrics of single labels are not shifted,
-because their distributions are skewed and a shifted interval could reach below 0. The intervals do not include the
-variance between training runs. docs/results/recipes.md has the measured coverage.
+shifted: their mean becomes the observed value (bias correction, Efron & Tibshirani, chapter 10). Metrics of single
+labels are not shifted, because their distributions are skewed and a shifted interval could reach below 0. The intervals
+do not include the variance between training runs. docs/results/recipes.md has the measured coverage.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
 
 
 def label_differences(first: Draws, second: Draws, metric: str) -> list[Difference]:
-    """Return first minus second in a metric of `Measured.per_label`, for each label."""
+    """Return first minus second for one metric of `Measured.per_label`: a difference for each label."""
     plain = first.plain.per_label[metric] - second.plain.per_label[metric]
     values = first.resampled.per_label[metric] - second.resampled.per_label[metric]
     return [_difference(plain[:, label], values[:, label]) for label in range(values.shape[1])]

@@ -42,7 +42,7 @@ class Metric:
     top: float = 1.0
     """Upper end of the range of values. The range begins at 0."""
     count: bool = False
-    """Whether the metric is the number of labels in another metric's mean. Such a metric has no interval."""
+    """Whether the metric is the number of labels in the mean of another metric. Such a metric has no interval."""
 
     @property
     def column(self) -> str:
@@ -82,7 +82,7 @@ def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
 
 
 def mean_over(values: FloatArray, counted: BoolArray, empty: float = math.nan) -> FloatArray:
-    """Return the (B,) means of the (B, G) values that are ``counted``. The mean of no values is ``empty``."""
+    """Return the (B,) means of the (B, G) values for which ``counted`` is true, or ``empty`` if there are none."""
     return np.array([v[kept].mean() if kept.any() else empty for v, kept in zip(values, counted, strict=True)])
 
 

@@ -148,7 +148,7 @@ class _Ranking:
 
     Both metrics are sums over the positives. The term of a positive needs the total weight of all samples with an equal
     or higher score. The samples in falling order of scores are therefore divided into segments. A segment contains the
-    samples with the score of a positive, or those between two such scores. A sparse matrix of ones sums each segment.
+    samples with the score of a positive, or the samples between two such scores. A sparse matrix sums each segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:

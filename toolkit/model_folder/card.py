@@ -1,6 +1,6 @@
 """Write the model card, README.md of a model folder. Its content depends only on the folder's JSON files.
 
-Hubs show the card as a web page. Names, for example of genres, may contain Markdown or HTML, which `plain` escapes.
+Hubs show the card as a web page. `plain` escapes Markdown and HTML in names, e.g. in names of genres.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def plain(value: object) -> str:
 def write_card(folder: Path) -> None:
     """Write the model card from config.json, labels.json and the metrics-*.json files.
 
-    Metrics of older thresholds or an older calibration (before `posters tune`) are left out and logged.
+    If metrics belong to older thresholds or an older calibration, they are left out and logged.
     """
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])

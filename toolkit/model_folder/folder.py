@@ -113,7 +113,7 @@ def save_model_folder(
 def replacing(folder: Path, aside: Path) -> Iterator[Path]:
     """Yield a new folder. When the block ends, rename the new folder to ``folder``, or delete it after an error.
 
-    An older folder that is not empty is kept as ``aside`` until the new folder is on the disk under its final name.
+    An older folder that is not empty is kept at ``aside`` until the new folder is on the disk under its final name.
     """
     fresh = folder.with_name(unique_name(folder.name, PARTIAL))
     with contextlib.ExitStack() as otherwise:

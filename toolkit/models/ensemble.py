@@ -1,9 +1,9 @@
-"""The head "ensemble": several small networks. Each sample trains one network, and the output is their mean.
+"""The head "ensemble": several small networks. Each sample trains one network. The output is the mean of all networks.
 
 A network with a hidden layer can represent more than a linear layer. On a few thousand posters, however, the
 outputs of such a network for rare genres depend on the random initial weights. The mean of several networks varies less
 (Lakshminarayanan, Pritzel, Blundell 2017, "deep ensembles"). For each sample of a training batch, one network is drawn
-at random. Training on the mean output instead makes the networks act as one wide network.
+at random. If the loss used the mean output instead, the networks would act as one wide network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ensemble(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (n, F) features to (n, G) logits: the mean of all members, or in training a random member per sample."""
+        """Map (n, F) features to (n, G) logits: the mean of all members. In training, a random member maps each row."""
         if not self.training:
             return torch.stack([member(x) for member in self.members]).mean(dim=0)
         return self._random_members(x)

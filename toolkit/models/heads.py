@@ -26,7 +26,7 @@ class Head:
     """A kind of head."""
 
     build: Callable[[HeadSpec, int, int], nn.Module] | None = None
-    """Returns a classifier for (spec, number of features, number of labels). None keeps timm's Linear layer."""
+    """Function (spec, number of features, number of labels) → classifier. None keeps timm's Linear layer."""
     levels: bool = False
     """Whether the head's input is the last two stages of the backbone (multi_stage.py)."""
     networks: Callable[[HeadSpec], int] = lambda spec: 1
@@ -100,7 +100,7 @@ def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int
 
 
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Return the name prefix of the classifier's parameters, e.g. ``("fc.",)``. Distilled models have two prefixes."""
+    """Return the name prefixes of the classifier's parameters, e.g. ``("fc.",)``. Distilled models have two."""
     name = model.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]
     names = [name] if isinstance(name, str) else list(name or [])
     return tuple(f"{name}." for name in names)

@@ -25,7 +25,7 @@ STAGES = 2
 
 
 class _MultiStage:
-    """Methods that replace those of a timm model: the features are the concatenated averages of two stages."""
+    """Methods of a converted timm model. Its features are the concatenated averages of two stages."""
 
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
         """Return (n, F) features of (n, 3, S, S) images."""
@@ -72,7 +72,7 @@ def use_stages(model: nn.Module, classifier: str, num_classes: int, image_size: 
 
 
 def _no_stages(kind: type) -> str:
-    return f"model.head levels and ensemble: timm gives no access to the stages of {kind.__name__}. Use mlp or linear"
+    return f"model.head must be mlp or linear, because timm gives no access to the stages of {kind.__name__}"
 
 
 def _meta_copy(model: nn.Module) -> Any:

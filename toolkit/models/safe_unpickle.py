@@ -53,7 +53,7 @@ class PickledBinarizer(PickledObject):
 
 
 class PickledArray(PickledObject):
-    """The data of a numpy array. ``state`` is (version, shape, dtype, whether in Fortran order, list or bytes)."""
+    """A numpy array. ``state`` is (version, shape, dtype, whether in Fortran order, items as a list or as bytes)."""
 
 
 class PickledDtype(PickledObject):
@@ -155,7 +155,7 @@ def names_in(path: Path, zipped: bool) -> set[str]:
                             _collect_imports(stream, names)
         else:
             with open(path, "rb") as stream:
-                for _ in range(5):  # a legacy file: magic number, protocol, system, object, keys of storages
+                for _ in range(5):  # pickles of a legacy file: magic number, protocol, system, object, keys of storages
                     _collect_imports(stream, names)
     except TooMuch as error:
         problem = f"{path} is refused: {error}. Use a .safetensors file of the weights, which has no such limits"

@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def misfit(own: Mapping[str, Shape], found: Mapping[str, Shape]) -> str | None:
-    """Return the first difference of a file's tensors from those of a network. None if there is none."""
+    """Compare the tensors of a network with the tensors of a file. Return the first difference, or None."""
     missing = [name for name in own if name not in found]
     unexpected = [name for name in found if name not in own]
     shapes = [name for name in found if name in own and found[name] != own[name]]
@@ -127,7 +127,7 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
             continue
         bad = ~torch.isfinite(tensor)
         if bad.any():
-            what = f"contains {int(bad.sum())} values that are not finite, of {tensor.numel()}"
+            what = f"contains {int(bad.sum())} values that are not finite (of {tensor.numel()} values)"
         elif name.endswith("running_var") and (tensor < 0).any():
             what = "contains variances below 0, whose roots are not finite"
         else:

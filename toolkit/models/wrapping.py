@@ -87,7 +87,7 @@ def check_synced(accelerator: Accelerator, config: Config) -> bool:
             "train.sync_batchnorm needs GPUs: torch has no SyncBatchNorm for CPUs; set --train.sync_batchnorm false",
         )
     for key, why in (
-        ("auto_batch", "ranks may need different numbers of memory trials, which blocks the training forever"),
+        ("auto_batch", "ranks could try different accumulations and then block each other"),
         ("compile", "torch.compile has not been tested with statistics over all processes"),
     ):
         if getattr(train, key):

@@ -87,7 +87,7 @@ def test_a_model_without_stages_is_refused():
     class Bare(torch.nn.Module):
         pass
 
-    with fails("model-unfit", "model.head levels", "Bare"):
+    with fails("model-unfit", "model.head must be mlp or linear", "Bare"):
         use_stages(Bare(), "fc", 3, 32, 0.0)
 
 
