@@ -33,7 +33,7 @@ class AugmentConfig:
     mixup: values.Alpha = 0.0
     """Alpha of the Beta distribution of mixup, which mixes images and their targets. 0 switches mixup off."""
     cutmix: values.Alpha = 0.0
-    """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is also on, each pair gets one of them."""
+    """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is also on, a pair gets mixup or cutmix."""
 
     @property
     def mixes(self) -> bool:

@@ -31,8 +31,8 @@ CONSTANTS: dict[str, Any] = {
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
 
-    Return the removed keys (CONSTANTS) whose value in ``config`` is not the constant, with these values. Options of
-    losses that are not chosen had no effect and are removed. Missing options of the chosen loss get their defaults.
+    Remove the keys in CONSTANTS. Return key → value for each removed key whose value differs from its constant. Options
+    of losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
 
     typed: keys given on the command line. If ``config`` also has such a key by its old name, the old name is ignored.
     """
@@ -66,7 +66,7 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError for a file that is not valid YAML, repeats a key, or has one of ``sections`` without keys."""
+    """Raise UserError for a file that is not valid YAML, repeats a key, or has no keys in one of the ``sections``."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -39,7 +39,7 @@ class AsymmetricOptions:
     gamma_pos: NotNegative = 0.0
     """Focusing exponent for positives."""
     gamma_neg: NotNegative = 4.0
-    """Focusing exponent for negatives. A value above gamma_pos gives positives, which are rare, more weight."""
+    """Focusing exponent for negatives. A value above gamma_pos gives more weight to the rare positives."""
     clip: UnderOne = 0.05
     """Negatives with a probability below this value have zero loss."""
 
@@ -55,7 +55,7 @@ class Loss(NamedTuple):
     options: type
     """Dataclass of the loss's options. check_config accepts only its fields as keys of loss.options."""
     computed_by: str
-    """MODULE:CLASS of MultiLabelLoss or of a subclass of it."""
+    """MODULE:CLASS of MultiLabelLoss or of its subclass."""
 
 
 #: Value of loss.name → the loss.

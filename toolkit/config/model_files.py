@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 CONFIG, LABELS = "config.json", "labels.json"
 AGAIN = "copy the whole folder again, or train again"
-DECIDE_AGAIN = "choose again with `posters tune`, or copy the whole folder again"
+DECIDE_AGAIN = "choose the values again with `posters tune`, or copy the whole folder again"
 #: Largest size of a JSON file in bytes. With the largest number of genres, 32,767, a run writes about 10 MB.
 MAX_JSON = 64 * 2**20
 

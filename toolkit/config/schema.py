@@ -43,7 +43,7 @@ class DataConfig:
     fit: Literal["crop", "stretch"] = "crop"
     """In evaluation, crop uses the central square of the poster, and stretch resizes the whole poster to a square."""
     sampling: Literal["uniform", "genre"] = "uniform"
-    """uniform uses each sample once per epoch. genre repeats samples of rare genres (not with loss weighted)."""
+    """uniform: use each sample once per epoch. genre: repeat samples of rare genres (not with the loss "weighted")."""
     repeat_below: OverZeroToOne = 0.1
     """Prevalence t. With sampling genre, a sample whose rarest genre has prevalence f < t is used sqrt(t / f) times."""
     workers: Annotated[int, between(0, 1024, "0 (automatic) or at most 1024")] = 0
@@ -94,9 +94,9 @@ class ModelConfig:
 class LossConfig:
     """The loss, which is computed in float32, summed over genres and averaged over samples.
 
-    The losses weighted and balanced use the genre counts of the training split, without the repeats of data.sampling
-    genre. Do not combine loss weighted with this sampling, because both raise the weight of rare genres. Loss balanced
-    is made for this sampling: its weights correct for common genres that are repeated together with a rare genre.
+    The losses "weighted" and "balanced" use the genre counts of the training split, without repeats of samples. Do not
+    combine "weighted" with data.sampling genre, because both raise the weight of rare genres. "balanced" is made for
+    this sampling. Its weights correct for common genres that are repeated together with a rare genre.
     """
 
     name: str = "bce"
@@ -156,7 +156,7 @@ class TrainConfig:
     monitor: Literal["loss", "mAP", "macro_f1"] = "loss"
     """Validation metric that selects the best epoch. loss is plain BCE. macro_f1 uses cross-fitted thresholds."""
     patience: Annotated[int, or_more("never")] = 5
-    """Number of epochs without a better validation metric after which training stops. 0 means never."""
+    """Stop training after this number of epochs without a better validation metric. 0 means never."""
     ema: UnderOne = 0.0
     """Decay of the moving average of the weights. The average is validated and saved. 0 means no average."""
     auto_batch: bool = False

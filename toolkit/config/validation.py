@@ -138,7 +138,7 @@ def _check_fsdp(config: Config) -> None:
         ("train.feature_views", train.feature_views > 0, "a head on cached features is too small to shard",
          "set --train.feature_views 0"),
         (f"optim.name {name}", name not in SHARDABLE,
-         "its updates of sharded weights have not been compared with those of unsharded weights",
+         "its updates with sharded and unsharded weights have not been compared",
          f"use {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
     ):  # fmt: skip
         if asked:

@@ -44,7 +44,7 @@ class ForwardOutputs:
 
 
 class TorchNetwork(nn.Module):
-    """A timm model as a Network. Its head (classifier) is one of this toolkit or of timm."""
+    """A timm model as a Network. The head (classifier) comes from this toolkit or from timm."""
 
     def __init__(self, model: nn.Module, embeddings: bool) -> None:
         super().__init__()

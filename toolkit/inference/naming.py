@@ -14,13 +14,13 @@ from toolkit.metrics.multilabel import BoolArray, FloatArray
 
 @dataclass(frozen=True, kw_only=True)
 class NamingOptions(Checked):
-    """Options that decide which genres a prediction names. A new option needs a field here and a rule in ``named``."""
+    """Options that decide which genres a prediction names. A new option needs a field and a rule in ``named()``."""
 
     threshold: FromZeroToOne | None = option(None, "-t")
     """Name genres with at least this calibrated probability (default: the model's own threshold per genre)."""
 
     def thresholds(self, own: FloatArray) -> FloatArray:
-        """Return (G,) thresholds: the option ``threshold`` for all genres if it is given, else the model's ``own``."""
+        """Return (G,) thresholds: ``threshold`` for all genres if this option is given, else the model's thresholds."""
         return own if self.threshold is None else np.full(len(own), self.threshold)
 
     def named(self, probabilities: FloatArray, thresholds: FloatArray) -> BoolArray:
@@ -28,7 +28,7 @@ class NamingOptions(Checked):
         return probabilities >= thresholds  # False for NaN
 
     def facts(self) -> dict[str, Any]:
-        """Return the options, without ``threshold``, that differ from their defaults. Prediction files contain them."""
+        """Return the options that differ from their defaults, except ``threshold``. Prediction files contain them."""
         pairs = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
         return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
 

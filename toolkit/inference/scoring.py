@@ -107,8 +107,8 @@ def infer_all(
     """Return (n, G) float32 logits of all samples, and (n,) bool: whether each sample was decoded.
 
     Both arrays are equal on every rank and at any world size. The model of ``forward`` must not be wrapped for
-    distributed training. ``on_batch`` gets the number of samples of each batch. Samples not decoded have logits 0.
-    Raises LostData, on every rank, if one rank cannot read its samples.
+    distributed training. ``on_batch`` gets the number of samples of each batch. If a sample was not decoded, its logits
+    are 0. Raises LostData, on every rank, if one rank cannot read its samples.
     """
     report = on_batch or (lambda done: None)
     count, world = len(loader.source), accelerator.num_processes

@@ -28,7 +28,7 @@ class Pairs:
     first: np.ndarray
     """(m,) int64: the first row of each pair. The row after it is the second row of the pair."""
     kept: np.ndarray
-    """(m,) float64: lambda, the share of its own target that each sample of the pair keeps."""
+    """(m,) float64: lambda, the weight of a sample's own target in its mixed target."""
     cut: np.ndarray
     """(m,) bool: True for cutmix, False for mixup."""
     boxes: np.ndarray

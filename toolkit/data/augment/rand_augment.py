@@ -26,7 +26,7 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Apply ``config.randaugment`` operations to each image. Only seed, epoch and the image's key decide which."""
+    """Apply ``config.randaugment`` operations to each image. They depend only on seed, epoch and image key."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
@@ -79,7 +79,7 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 
 
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Sample the images bilinearly. Coordinates are sums of products: a matrix product can be less exact on a GPU."""
+    """Sample the images bilinearly. Matrix products are not used, because a GPU may compute them less exactly."""
     side = images.shape[3]
     a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0

@@ -2,7 +2,7 @@
 
 Areas, aspect ratios and positions have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
 from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. The hash is equal
-on any device, on any rank and in any row of a batch. The numbers of a random generator are not.
+on any device, on any rank and in any row of a batch. The numbers of a random generator depend on the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASPECTS = (0.3, 1.0 / 0.3)
 
 
 def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Fill a rectangle with noise in each (n, 3, S, S) image that a draw selects, with probability ``config.erase``."""
+    """Fill a rectangle with noise in each of the (n, 3, S, S) images, with probability ``config.erase``."""
     boxes = erased_boxes(images.shape[3], config.erase, seed, epoch, keys)
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:

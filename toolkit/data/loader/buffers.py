@@ -18,7 +18,7 @@ GROWTH = 1.25  # batches differ in size, and some extra memory avoids most later
 class PinnedBuffer:
     """Memory for one batch on the host and, for a GPU, on the device.
 
-    The main thread calls ``reserve``. Threads write, and the last of them calls ``start_copy``. The main thread calls
+    The main thread calls ``reserve``. Threads write, and the last thread calls ``start_copy``. The main thread calls
     ``on_device``, queues all work that reads the buffer, and then calls ``release``.
     """
 

@@ -69,7 +69,7 @@ class Faults:
 
 
 def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) -> None:
-    """Raise UserError, with a list of samples, if ``found`` has more damaged samples than ``policy`` allows."""
+    """Raise UserError, with a list of samples, if more samples are damaged than ``policy`` allows."""
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]

@@ -77,11 +77,11 @@ class Batch:
     micro_batch: MicroBatch
     """The samples of ``images``. If an image is damaged, its row has another sample (a substitute) or valid=False."""
     errors: dict[int, str]
-    """Row without a decoded image → the reason. Rows with a substitute are not in it."""
+    """Row without a decoded image → the reason. Rows with a substitute are not included."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode up to ``prefetch`` micro-batches in advance, in threads. Only one ``batches`` may run at a time."""
+    """Decode up to ``prefetch`` micro-batches in advance, in threads. Only one ``batches()`` may run at a time."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ class Times:
     decode: float = 0.0
     """Wall time in which threads read and decode. It includes crop and resize if these run on the CPU."""
     decode_cpu: float = 0.0
-    """CPU time of ``decode``. In the rest of ``decode``, threads waited for the disk or for a core."""
+    """CPU time that threads use to read and decode. Waiting for the disk or for a core is not included."""
     copied: float = 0.0
     """Time of copies to the device."""
     samples: int = 0
@@ -46,9 +46,9 @@ class LoaderTimer:
 
 
 def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> str:
-    """Return one line that names the bottleneck of ``seconds`` of training, and a remedy if data is the bottleneck.
+    """Return one line that names the bottleneck of training. It gives a remedy if data is the bottleneck.
 
-    threads: decoding threads of this process. cores: number of cores for this process. accelerator: "GPU" or "CPU".
+    seconds: training time. threads, cores: decoding threads and cores of this process. accelerator: GPU or CPU.
     """
     share = times.waited / seconds if seconds > 0 else 0.0
     if share < FINE:

@@ -43,7 +43,7 @@ class MicroBatch:
     valid: np.ndarray
     """(n,) bool. A row with False has no weight: it is padding, or its image could not be decoded."""
     repeat: np.ndarray = None  # type: ignore[assignment] # None means zeros
-    """(n,) int64: how often the epoch contains the sample before this use. It is 0 at the first use."""
+    """(n,) int64: number of earlier uses of the sample in this epoch, 0 at the first use."""
 
     def __post_init__(self) -> None:
         if self.repeat is None:
@@ -85,7 +85,7 @@ class TrainPlan:
 
     @property
     def largest_step(self) -> int:
-        """Step of the largest update. If several updates are equally large, the first of them."""
+        """Step of the first update that has the largest number of samples."""
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:

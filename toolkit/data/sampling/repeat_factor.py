@@ -9,9 +9,9 @@ its epochs differ in length. This module uses systematic sampling (Madow 1949) w
 - A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
 - The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
-Each sample has an interval on a line of length M, as long as its scaled factor. There are M pointers with distance 1.
-Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden ratio. One
-table with 8 bytes per sample holds the line, in units of 2^-32. The samples of n pointers cost n * log N operations.
+Each sample has an interval on a line of length M. The interval's length is the scaled factor. There are M pointers with
+distance 1. Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden
+ratio. A table with 8 bytes per sample holds the line, in units of 2^-32. Finding n samples takes n * log N operations.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Stream(IntEnum):
 def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:
     """Return (n, count) float64 in [0, 1), hashed from (seed, epoch, stream, key, column). Keys are (n,) integers.
 
-    The hash is splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") of a
-    counter. There is no state, so the order of calls has no effect. A larger ``count`` only adds columns at the end.
+    splitmix64's finaliser hashes a counter (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+    There is no state, so the order of calls has no effect. A larger ``count`` only adds columns at the end.
     """
     with np.errstate(over="ignore"):
         key = mix64(mix64(np.uint64(seed) + _GOLDEN) ^ np.uint64(epoch)) + mix64(np.uint64(stream))

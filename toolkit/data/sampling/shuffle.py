@@ -42,7 +42,7 @@ class Order(Protocol):
         """Return (stop - start,) int64 keys of positions start..stop-1 of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return (m,) int64: the shards in the order of use from ``start``. None if all are used at the same time."""
+        """Return (m,) int64: the shards in the order of use from ``start``. None if all shards are used together."""
 
 
 class GlobalOrder:
@@ -104,7 +104,7 @@ class WindowOrder:
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1, which ``key`` selects."""
+    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. Each ``key`` gives another bijection."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]

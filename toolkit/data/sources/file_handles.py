@@ -25,7 +25,7 @@ class Handles:
     """A cache of open files by number. Many threads can use it. A file is not closed while a thread uses it."""
 
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
-        """``open_file`` opens the file with a number. If over ``capacity`` files are open, unused files are closed."""
+        """``open_file(number)`` opens a file. If more than ``capacity`` files are open, unused files are closed."""
         self._open_file, self.capacity = open_file, capacity
         self._files: OrderedDict[int, Handle] = OrderedDict()
         self._lock = threading.Lock()

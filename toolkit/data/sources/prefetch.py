@@ -122,7 +122,7 @@ def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None,
 
     window: number of shards in a group whose samples are shuffled together. The current and the next group must fit.
     None for data.order global, where all shards must fit, because samples come from all shards at any time.
-    lead: number of samples that the loaders read in advance. With a large number, further groups must fit.
+    lead: number of samples that the loaders read in advance. If this number is large, more groups must fit.
     """
     limit = store.cache.options.limit
     sizes = sorted((shard.bytes for shard in shards), reverse=True)

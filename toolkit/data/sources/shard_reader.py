@@ -148,9 +148,9 @@ class ShardReader:
             self.end()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
-        """Prepare reads from the shards ``numbers`` in this order, then from ``following``. Local shards need nothing.
+        """Prepare to read the shards ``numbers`` in this order, and then ``following``. Has no effect on local shards.
 
-        window: number of shards that are read at the same time. The same number stays open and is prefetched.
+        window: number of shards that are read at the same time. The next ``window`` shards are prefetched.
         prefetch: False if another process of this node prefetches the shards.
         """
         if isinstance(self.store, RemoteShards):

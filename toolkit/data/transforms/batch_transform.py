@@ -169,7 +169,7 @@ class RawTransform:
             raise ValueError(str(bad)) from None
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """Return the (S, S, 3) uint8 square of a decoded RGB image. Its JPEG file can give slightly other pixels."""
+        """Return the (S, S, 3) uint8 square of a decoded RGB image. ``__call__`` can give slightly different pixels."""
         return self._cut(image.size).picture(0, image)
 
     def _cut(self, size: tuple[int, int]) -> DecodedTransform:

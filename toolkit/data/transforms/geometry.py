@@ -4,7 +4,7 @@ On the device, the resize is two batched matrix products, first horizontal and t
 sample. As in Pillow, each product is rounded to whole numbers. The result differs from Pillow's only if a different
 precision changes a rounding. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose half-width is
 max(scale, 1). Weights outside of the box are dropped, and the sum of the others is normalised to 1 (Pillow,
-src/libImaging/Resample.c). Boxes have float coordinates, so they are also exact on an image decoded at half its size.
+src/libImaging/Resample.c). Box coordinates are floats, so boxes stay exact if an image is decoded at half its size.
 
 On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. It is several times faster
 than Pillow, and its result is within one grey level of Pillow's. cv2.resize is not used because it does not antialias.
@@ -118,7 +118,7 @@ class DeviceGeometry:
     def _cut(
         self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return the (n, S, S, 3) samples of some rows of the table, whose boxes are at most ``width`` x ``height``."""
+        """Return the (n, S, S, 3) samples of some rows of the table. Their boxes are at most ``width`` x ``height``."""
         device = pixels.device
         scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
         corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()

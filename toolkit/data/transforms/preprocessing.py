@@ -36,16 +36,16 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: str = "crop"
-    """crop: use the central square, of ``crop_pct`` of the short side. stretch: resize the whole image to a square."""
+    """crop: use the central square with side ``crop_pct`` x short side. stretch: resize the whole image to a square."""
 
     def __post_init__(self) -> None:
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, not {self.fit!r}")
 
     def square(self, image: Image.Image) -> np.ndarray:
-        """Return the (S, S, 3) uint8 square of a decoded RGB image. torchvision gives exactly the same pixels.
+        """Return the (S, S, 3) uint8 square of a decoded RGB image.
 
-        The transforms are Resize(S / crop_pct) and CenterCrop(S) for fit "crop", or Resize((S, S)) for "stretch".
+        torchvision gives the same pixels with Resize(S / crop_pct) and CenterCrop(S), or Resize((S, S)) for "stretch".
         """
         if self.fit == "stretch":
             return stretch(image, self.image_size)
@@ -70,7 +70,7 @@ class Preprocessing:
 
 @functools.lru_cache(maxsize=64)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return (3,) ``values`` x 255 on the device. They are cached: a copy for each batch would wait for the device."""
+    """Return (3,) ``values`` x 255 on the device. The cache avoids a copy per batch, which waits for the device."""
     with torch.inference_mode(False):  # training cannot use an inference tensor
         return torch.tensor(values, device=device) * 255.0
 
@@ -85,7 +85,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    If ``size`` is large, little more than the square is computed, because ``size`` can be 4 billion pixels.
+    ``size`` can be 4 billion pixels. If it is large, only the square and a few pixels around the square are computed.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))
