@@ -1,4 +1,4 @@
-"""Decode uploaded files in processes that can be killed, so that a slow file delays only its own visitor.
+"""Decode uploaded files in processes that can be killed, so that a slow file delays only the visitor who uploaded it.
 
     Decoder(preprocessing).open(paths)      → for each file an Opened, or a Refused with the reason
     Decoder(preprocessing).pixels(path, n)  → the picture, with at most n pixels
@@ -71,7 +71,7 @@ class Decoder:
         return list(self._results([(_open, path, self.preprocessing) for path in paths]))
 
     def pixels(self, path: Path, most: int) -> Image.Image:
-        """Return a picture, RGB and upright, with at most ``most`` pixels. Raises UserError if it cannot be read."""
+        """Return an upright RGB picture, reduced if it has more than ``most`` pixels. Bad files raise UserError."""
         (found,) = self._results([(_pixels, path, most)])
         if isinstance(found, Refused):
             raise UserError("image-unreadable", found.message)

@@ -4,9 +4,9 @@ The weight of a channel is the gradient of the genre's logit, averaged over the 
 the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. If a
 classifier uses two stages (``levels``, ``ensemble``), the map uses only the last stage.
 
-captum observes an identity module in the layout (n, C, h, w). The layouts of Swin, (n, h, w, C), and of a ViT,
-(n, tokens, C), are converted before this module and converted back after it. If a ViT predicts from its class token,
-the patches after its last block do not influence a logit. So the map of a ViT uses the input of the last block.
+captum observes an identity module, whose input must have the layout (n, C, h, w). The layouts of Swin, (n, h, w, C),
+and of a ViT, (n, tokens, C), are converted before and after this module. If a ViT predicts from its class token, the
+patches after its last block do not influence a logit. So the map of a ViT uses the input of the last block.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Checks of the requests to `posters app`, before gradio handles them, and quotas of uploads.
 
-The page has no password, and browsers send requests of any web page to 127.0.0.1. Therefore:
+The page has no password, and any web page can make a browser send requests to 127.0.0.1. Therefore:
 
 - The Host header must be an address or a known name of this server. This prevents DNS rebinding.
-- A request that changes something must have the Origin of the page, or no Origin. A request of curl has none.
+- A request that changes something must have the Origin of the page, or no Origin. curl sends no Origin.
 - Only routes that the page uses are allowed. Other routes of gradio can store or fetch data.
 - An upload must have a Content-Length within the quota of its client and the quota of all clients.
 """
@@ -86,7 +86,7 @@ class Guard:
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Return a ``receive`` that also adds FILE_OVERHEAD bytes per file to the uploads of the client."""
+        """Wrap ``receive``: each received file adds FILE_OVERHEAD bytes to the uploads of the client."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:

@@ -15,7 +15,7 @@ class AppOptions(ModelOption):
     """Options of ``posters app``."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Only this machine can open the page at 127.0.0.1. The page has no password."""
+    """Address to listen on. With 127.0.0.1, only this machine can open the page. The page has no password."""
     port: int = 7860
     """Port to listen on."""
     root_path: str = option("", metavar="ADDRESS")

@@ -134,7 +134,7 @@ def _remove(folder: Path) -> None:
 
 
 def _delete_old_folders() -> None:
-    """Delete upload folders of this user whose process has ended."""
+    """Delete the upload folders of this user if their process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
         owner = folder.name.removeprefix(PREFIX).partition("-")[0]
         facts = folder.lstat()

@@ -81,7 +81,7 @@ class PredictionService:
     removal: TextRemoval | None = None
     """None if text detection is off."""
     no_text: str = ""
-    """Reason for the page why text detection is off. Empty if text detection is on."""
+    """Reason why text detection is off, as shown on the page. Empty if text detection is on."""
     device: torch.device = field(default_factory=best_device)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class PredictionService:
             self.no_heat = f"This architecture has no heat map ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. All files after the first MAX_FILES together have one Refused."""
+        """Return one result per file, in order. One Refused stands for all files after the first MAX_FILES."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))

@@ -2,9 +2,9 @@
 
 Each connected region of the text is moved to a random place, without rotation or scaling. A place must be inside the
 picture, off the text and off the regions that were placed before. The view is the part of the poster that the model
-uses. The move should change the area of the region inside the view by at most 5% of the region. If no place is free,
-the place with the smallest overlap is taken, and the overlap is not painted. So a control never hides text, and its
-area is never larger than the area of the text.
+uses. The region's area in the view should change by at most 5% of its whole area. If no place is free, the place with
+the smallest overlap is taken, and the overlap is not painted. So a control never hides text, and its area is never
+larger than the area of the text.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Places:
         return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
-        """Return the (n, 2) places (y, x) off ``taken`` that change the area inside the view least."""
+        """Return (n, 2) free places (y, x), without places that change the area inside the view too much."""
         for step in sorted({self.step, 1}, reverse=True):
             overlap = _overlap(taken, piece.shape, step)
             places = np.argwhere(overlap < 0.5) * step
@@ -156,9 +156,9 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
-    """Return the overlap of a shape with ``taken`` at each place of the grid, in pixels, or in cells if ``step`` > 1.
+    """Return the overlap of a shape with the ``taken`` mask at each place of the grid, as a number of cells.
 
-    A cell is taken if any of its pixels is taken. So no overlap in cells means no overlap in pixels.
+    A cell has ``step`` x ``step`` pixels, and is taken if any pixel is taken. So no common cell means no common pixel.
     """
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1

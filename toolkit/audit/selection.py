@@ -1,4 +1,4 @@
-"""Choose the posters to audit: posters whose text was painted over, optionally only those of a CSV or a sample."""
+"""Choose the posters to audit: posters whose text was painted over. A CSV file or --limit can reduce this choice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
     if unknown and not any(labels.columns(row.genres) for row in metadata.rows):
         raise UserError(
             "table-column",
-            f"{path} has no genre of the model in column {metadata.genre_column!r}; name another with --genre-column",
+            f"{path} has no genre of the model in column {metadata.genre_column!r}; choose another --genre-column",
         )
     return {row.id: np.array(labels.multi_hot(labels.columns(row.genres)), dtype=bool) for row in metadata.rows}
 
@@ -62,7 +62,7 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """Choose posters whose text was painted over. ``targets`` limits the choice to the CSV, and --limit to a sample.
+    """Choose posters whose text was painted over. ``targets`` keeps only posters of the CSV. --limit keeps a sample.
 
     Raises UserError if no poster remains.
     """

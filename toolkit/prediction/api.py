@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. The autocast ``precision`` is no, bf16 or fp16, else UserError is raised."""
+        """Move the model to ``device``. Autocast ``precision``: "no", "bf16" or "fp16". Raises UserError for others."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -86,10 +86,10 @@ class Predictor:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
         The column ``image`` has the path of each image, or the number of an image without a path. ``genres`` lists the
-        genres that reach their thresholds, or ``threshold`` if given. Each genre has a column of calibrated
-        probabilities. ``error`` is None or the reason why the image cannot be decoded. The option ``embeddings`` adds
-        the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages over each image and
-        its mirror image. Raises UserError for invalid options, and if an output is not finite.
+        genres that reach ``threshold``, or their own thresholds if ``threshold`` is None. Each genre has a column of
+        calibrated probabilities. ``error`` is None or the reason why the image cannot be decoded. The option
+        ``embeddings`` adds the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages
+        over each image and its mirror image. Raises UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
         chosen = _listed(images)
@@ -170,7 +170,7 @@ class _Images:
         return len(self.images)
 
     def read(self, index: int) -> memoryview:
-        """Return no bytes: the transform reads the image itself."""
+        """Return no bytes, since the transform reads the image."""
         return memoryview(bytearray())
 
     def where(self, index: int) -> str:

@@ -5,8 +5,8 @@ cannot be decoded. These are the steps for the chunks that have no finished file
 
     WorkQueue gives the next chunk to a free process → Loader reads images → Forward → a thread writes the file
 
-After a kill, the same command with any number of processes predicts the chunks without a finished file. Memory contains
-the images of a few batches and the rows of two chunks.
+After a kill, start the same command again, with any number of processes. Finished files are kept. Memory contains the
+images of a few batches and the rows of two chunks.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
 
 
 def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
-    """Predict the chunks that this process takes. Return (samples, samples that cannot be decoded)."""
+    """Predict the chunks that this process takes. Return the numbers of all samples and of undecodable samples."""
     source = ChunkSource(job.chunks, job.folder.preprocessing, accelerator.device)
     total = sum(job.chunks[number].count for number in todo)
     samples = failed = 0

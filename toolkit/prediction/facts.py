@@ -1,4 +1,4 @@
-"""Facts of a prediction file: the model, the data and the options that its rows depend on.
+"""Facts of a prediction file: the model, the data and the options that determine its rows.
 
 The metadata of a Parquet file contains its facts (key ``poster_toolkit``). For other formats, a second file
 ``NAME.facts.json`` contains the facts and is written last. A prediction file is finished if its facts exist.
@@ -47,7 +47,7 @@ def facts_of(
 
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write a prediction file and its facts atomically, in the format of its ending."""
+    """Write a prediction file and its facts atomically. The ending of the file selects the format."""
     format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
@@ -71,7 +71,7 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
 def refuse_others(out: Path, expected: Collection[str]) -> None:
     """Raise UserError if a folder contains prediction files that are not among the ``expected`` names.
 
-    A program that reads the folder takes all of its files as one prediction.
+    Programs read all files of such a folder as one prediction.
     """
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))

@@ -69,7 +69,7 @@ class Format:
     """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """Escapes of control characters: always (printable), only on a terminal (exact). Empty if not for the screen."""
+    """Escape control characters always (printable) or only on a terminal (exact). Empty if not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""
@@ -85,7 +85,7 @@ class Format:
         raise NotImplementedError
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """Return whether a file starts like this format with these columns of genres. The file may be truncated."""
+        """Return whether the start of a file has this format and these genre columns. The file may be truncated."""
         raise NotImplementedError
 
 

@@ -22,7 +22,7 @@ MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G): the share of posters with the row's genre that have the column's genre. NaN without posters."""
+    """Return (G, G): among posters with the row's genre, the share that has the column's genre. NaN without posters."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -33,8 +33,8 @@ def cooccurrence(targets: BoolArray) -> FloatArray:
 def pairs(targets: BoolArray, named: BoolArray, genres: Sequence[str]) -> list[dict[str, Any]]:
     """Return one row for each of the most common pairs of genres. ``targets`` and ``named`` are (N, G) bool.
 
-    A row counts the posters where both genres are true, where both are named, and where both are true and named. Lift
-    is the number of posters with both genres, divided by the number expected for independent genres.
+    A row has three counts of posters: both genres are true, both are named, and both are true and named. Lift is the
+    number of posters with both genres, divided by the number expected for independent genres.
     """
     truth, predicted = targets.astype(np.float64), named.astype(np.float64)
     counts, support = truth.T @ truth, truth.sum(axis=0)
@@ -76,9 +76,9 @@ class Substitutions:
 
     @property
     def times_usual(self) -> FloatArray:
-        """``share`` divided by ``usual``. NaN on the diagonal and where the result would be chance.
+        """``share`` divided by ``usual``. NaN on the diagonal and where there are too few posters.
 
-        It would be chance if ``could`` is below `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
+        There are too few if ``could`` is below `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual
@@ -87,7 +87,7 @@ class Substitutions:
         return times
 
     def rows(self, genres: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the pairs whose ``count`` is above ``could`` times ``usual``, the largest difference first."""
+        """Return the pairs with ``count > could * usual``, the largest difference first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:MAX_ROWS]

@@ -108,7 +108,7 @@ def logit_difference(probabilities: FloatArray, prevalence: FloatArray) -> Float
 
 
 def _extremes(inputs: ReportInputs, values: FloatArray) -> list[ChosenSample]:
-    """Return the samples with the highest finite maximum of (N, G) ``values``, each with the genre of the maximum."""
+    """Return the samples with the highest finite entries of (N, G) ``values``, each with the genre of this entry."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
     order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
@@ -120,7 +120,7 @@ def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterabl
 
 
 def example_of(inputs: ReportInputs, sample: int, reasons: set[str]) -> Example:
-    """Return a poster with lines for its true and predicted genres and for ``reasons``, most probable first."""
+    """Return a poster with one line per genre that is true, predicted or in ``reasons``, most probable first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):

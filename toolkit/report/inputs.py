@@ -72,12 +72,12 @@ class ReportInputs:
     """(G,) shares of the genres among the training samples. The baselines use these shares."""
     model: ModelOutputs
     other: ModelOutputs | None
-    """Outputs of the model that --compare names, or None without --compare."""
+    """Outputs of the model that is given with --compare. None without --compare."""
     shard_set: dict[str, str]
-    """What the page shows of the shard set, by name: its address and its fingerprints. One name is `FINGERPRINT`."""
+    """Address and fingerprints of the shard set, each under its name on the page. One of the names is `FINGERPRINT`."""
     command: str
     units: IntArray | None = None
-    """(N,) number of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
+    """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
         """Return whether the model was trained on another shard set, whose training split may contain these samples."""

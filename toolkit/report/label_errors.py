@@ -1,8 +1,8 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
 Confident learning compares a poster with the posters that have the opposite label. A label is suspected if the model
-predicts the opposite label with more than the mean confidence on those posters. The model must not have been trained on
-the samples, so use a test or validation split.
+gives the opposite label a probability above the mean on those posters. The model must not have been trained on the
+samples, so use a test or validation split.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
     """Return the samples with labels that are probably wrong, the most probable errors first.
 
     ``truth`` is (N, G) bool. ``scores`` is (N, G): probabilities of a model that was not trained on these samples.
-    A genre that all samples or no sample have is left out. Raises UserError if cleanlab is not installed.
+    Genres that are true for all samples, or for no sample, are left out. Raises UserError if cleanlab is not installed.
     """
     require_extra("report", "finding label errors", "cleanlab", load=False)
     known = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))

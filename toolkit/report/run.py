@@ -61,7 +61,7 @@ class ReportRun:
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
-        """Return, on every rank, the logits of the model of --compare on the same split. None without --compare."""
+        """Run the --compare model on the same split, and return its logits on every rank. None without --compare."""
         if self.other is None:
             return None
         warn_of_another_set(self.other, self.manifest, self.shards, split)
@@ -106,6 +106,6 @@ def run_names(model: Path, other: Path | None) -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """Return the command line as `posters evaluate ...`, without passwords, also if launch/evaluate.py was started."""
+    """Return the command line without passwords. It starts with `posters evaluate`, for launch/evaluate.py as well."""
     words = [without_secrets(word) for word in sys.argv[1:]]  # a password in a URL must not be on the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

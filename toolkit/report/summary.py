@@ -28,7 +28,7 @@ MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single thres
 
 
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
-    """Measure the model and everything that it is compared with on the same bootstrap resamples."""
+    """Measure the model and its references (baselines, one threshold, --compare) on the same bootstrap resamples."""
     model, truth = inputs.model, inputs.targets
     outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
@@ -118,7 +118,7 @@ def verdict(inputs: ReportInputs, rows: Iterable[dict[str, Any]], compared: list
 
 
 def _decided(beside: dict[str, dict[str, Any]]) -> str:
-    """Return ``micro-F1 (0.61 against 0.59) is better and macro-F1 (0.10 against 0.08) is not distinguishable``."""
+    """Return text such as ``micro-F1 (0.614 against 0.593) is better and macro-F1 (0.081 against 0.102) is worse``."""
     parts = []
     for metric in ("micro_f1", "macro_f1"):
         row = beside[metric]

@@ -97,7 +97,7 @@ def finish(figure: Figure, name: str, alt: str) -> Plot:
 
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
-    """Set the range of an axis to 0 to 1, with a small margin at both ends."""
+    """Show the range from 0 to 1 on an axis, with a small margin at both ends."""
     axes.set(**{f"{which}lim": (-0.02, 1.02)})
     set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
     set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
