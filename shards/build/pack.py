@@ -71,7 +71,7 @@ class PackTask:
 
 
 def text_rows_path(tar: StoragePath) -> StoragePath:
-    """Return the path of the file beside the tar that has the shard's rows of the cleaning report."""
+    """Return the path of a file beside the tar. The file has the rows of the cleaning report for this shard."""
     return tar.with_name(f"{tar.stem}.cleaning.json")
 
 

@@ -56,8 +56,8 @@ def plan_shards(
     if not is_same_build(options.out, before):
         return tasks, groups
     message = (
-        "an earlier version began %s and did not detect mirrored copies. The splits are kept, so %d posters may have "
-        "a mirrored copy in another split. To keep mirrored copies in one split, build the set in another --out"
+        "an earlier version of this program began %s and did not detect mirrored copies. The splits are kept, so %d "
+        "posters may have a mirrored copy in another split. To keep copies in one split, build the set in another --out"
     )
     log.warning(message, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
@@ -93,7 +93,7 @@ def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequenc
 def duplicate_positions(
     tasks: Sequence[PackTask], planned: Sequence[Row], groups: np.ndarray, packed: Sequence[Row]
 ) -> dict[str, list[list[int]]]:
-    """Return ``Manifest.duplicates`` of the ``packed`` rows. ``groups``: (n,) group numbers of the ``planned`` rows."""
+    """Return ``Manifest.duplicates`` for the rows in ``packed``. ``groups``: (n,) group of each row in ``planned``."""
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}
     found = {}

@@ -19,7 +19,7 @@ OWN_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 
 
 class OtherShards(UserError):
-    """Raised if the output folder contains other tars than this build writes, and --overwrite was not given."""
+    """Raised if the output folder contains tars that this build does not write, and --overwrite was not given."""
 
     def __init__(self, out: StoragePath, tar: str, why: str) -> None:
         remedy = "choose another --out, or pass --overwrite to replace them"

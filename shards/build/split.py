@@ -67,7 +67,7 @@ def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) ->
 
 
 def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Count the samples per group and used label, (groups, labels + 1). The last column is the size of the group."""
+    """Return (groups, used labels + 1) counts of samples per group and label. The last column has the group sizes."""
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)
@@ -130,7 +130,7 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 
 
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits found.
+    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits.
 
     The cost is a weighted sum of the squared distances from the targets. Each step is the move or swap that lowers the
     cost most. In a local minimum, counts outside their tolerance get a larger weight. Groups with equal counts form a

@@ -1,4 +1,4 @@
-"""Verify a shard set: compare its files with the manifest, and table, index and tar of each shard with each other."""
+"""Verify a shard set. Compare its files with the manifest. Compare the table, index and tar of each shard."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: di
 
 
 def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:
-    """Return the pictures before, mask and after of one poster, each HEIGHT pixels high."""
+    """Return three pictures of a poster, each HEIGHT pixels high: before cleaning, with the mask, after cleaning."""
     found = []
     for folder in (options.images, options.out):
         try:
@@ -105,7 +105,7 @@ def summary_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("text found", f"{summary['text_before_mean']:.1%} of the picture on average"),
         (
             "text left",
-            f"{summary['text_after_of_before']:.2%} of the text found, by the same detector, "
+            f"{summary['text_after_of_before']:.2%} of the text is still found by the same detector, "
             f"on {summary['posters_with_text_after']} posters",
         ),
         ("painted over", f"{summary['altered_median']:.1%} of the picture (median of posters with text)"),

@@ -108,7 +108,7 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 
 
 def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
-    """Check ``sample`` posters of ``clean``, or all posters if ``sample`` is 0. Return the results."""
+    """Check ``sample`` posters in the folder ``clean``, or all posters if ``sample`` is 0. Return the results."""
     if not raw.is_dir():
         raise UserError("path-missing", f"image folder not found: {raw}")
     report = read_report(clean)

@@ -73,7 +73,7 @@ def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> t
 
 
 def check_worker(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
-    """Return why this worker does not meet ``terms`` (or ""), and whether it still runs tasks of an earlier run."""
+    """Return why ``terms`` are not met ("" if met), and whether this worker still runs tasks of an earlier run."""
     return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
 
 
@@ -187,7 +187,7 @@ class DaskExecutor:
                 yield str(folder), str(path), path.stat().st_size
         for folder in self._writes:
             for name in names_in(folder):
-                if name.startswith(WITNESS_PREFIX):  # left by a killed run: no other run can have locked the folder
+                if name.startswith(WITNESS_PREFIX):  # a file of a killed run: only this run has locked the folder
                     (folder / name).unlink(missing_ok=True)
             path = folder.resolve() / f"{WITNESS_PREFIX}{secrets.token_hex(8)}"
             path.write_text(self._run_key)

@@ -74,8 +74,8 @@ def open_executor(
 ) -> Iterator[Executor]:
     """Open a DaskExecutor if ``scheduler`` is given, or else a LocalExecutor with ``workers`` processes.
 
-    Dask workers must have access to the local folders of ``reads`` and ``writes``. Their versions of ``libraries`` and
-    of shards.versions.LIBRARIES must be those of this machine. Raises the same errors as DaskExecutor.
+    Dask workers must have access to the local folders of ``reads`` and ``writes``. For ``libraries`` and
+    shards.versions.LIBRARIES, they must have the same versions as this machine. Raises the same errors as DaskExecutor.
     """
     if scheduler is None:
         yield LocalExecutor(workers)

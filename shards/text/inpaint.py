@@ -30,7 +30,7 @@ STRIP = 2_000_000
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fill the mask with a smooth interpolation of the surrounding colours, and add grain like that around the mask.
+    """Fill the mask by smooth interpolation of the colours around it. Add grain as strong as the grain around the mask.
 
     The interpolation solves Laplace's equation on a pyramid, from coarse to fine. The colours around the mask are the
     boundary values (Perez, Gangnet, Blake 2003, "Poisson image editing", with a guidance field of zero). The grain is
@@ -46,7 +46,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for rows, seen in _strips(hole.shape, BORDER):
         colour = _colour(part[seen], hole[seen])
         grain = np.abs(part[seen] - colour).mean(axis=2)
-        # Grain is a mean of |x|, because edges near the mask change a mean of squares more.
+        # The strength of grain is a mean of |x|, because edges near the mask change a mean of squares more.
         of_seen = np.concatenate([colour, np.minimum(grain, MAX_GRAIN)[..., None]], axis=2)
         field[rows] = of_seen[rows.start - seen.start :][: rows.stop - rows.start]
     field = membrane(field, hole)
@@ -104,7 +104,7 @@ def _relax(field: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows of each strip of about STRIP pixels, without and with a ``border`` above and below."""
+    """Yield two row ranges for each strip of about STRIP pixels. The second has ``border`` more rows on both sides."""
     height = max(2 * border, STRIP // max(1, shape[1]))
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])

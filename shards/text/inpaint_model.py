@@ -1,8 +1,8 @@
 """Paint over a mask with a user's in-painting network from an ONNX file.
 
 The network takes an image (n, 3, h, w) and a mask (n, 1, h, w), both float32, and returns an image of the same size. If
-h and w are fixed in the file, the picture is resized to h and w and back. Values range from 0 to 1 or from 0 to 255. A
-trial with a grey picture shows which range the network uses.
+h and w are fixed in the file, the picture is resized to this size, and the result is resized back. Values range from 0
+to 1 or from 0 to 255. A trial with a grey picture shows which range the network uses.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class FillModel:
             raise UserError("model-unfit", f"fill model {self.path} {problem}") from None
         if out.shape != planes.shape:
             problem = f"gives {tuple(out.shape)} for an image of {tuple(planes.shape)}"
-            wanted = "an in-painting network gives the shape that it takes"
+            wanted = "the output of an in-painting network has the shape of its input"
             raise UserError("model-unfit", f"fill model {self.path} {problem}; {wanted}")
         if not np.isfinite(out).all():
             raise UserError("not-finite", f"fill model {self.path} gives values that are not finite numbers")
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:
-        """Return the white levels (1 or 255) of input and output at which the network paints a grey picture grey."""
+        """Return white levels (1 or 255) of input and output. With them, the network fills a grey picture with grey."""
         width, height = self._size or (PROBE, PROBE)
         hole = np.zeros((height, width), np.float32)
         hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1

@@ -1,4 +1,4 @@
-"""Make the mask that is painted over from regions of text. Leave out regions that are probably not text."""
+"""Convert regions of text to the mask that is painted over. Leave out regions that are probably not text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shards.text.opencv import cv2
 from shards.values import Checked, OverZeroToOne, between
 
 MIN_SCORES = ((0.1, 0.85), (0.02, 0.6))
-"""(area as a share of the picture, score): a region larger than the area is accepted only from this score. On
-300 real posters, titles of these areas had higher scores, and most figures and patterns had lower scores."""
+"""Pairs (area as a share of the picture, score). A region larger than the area is accepted if it has at least this
+score. On 300 real posters, titles of these areas had higher scores, and most figures and patterns had lower scores."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Removal:
     text_after: float = 0.0  # share of the picture inside the regions that ``after`` counts
     passes: int = 0  # number of times that the poster was painted over
     skipped: list[Skipped] = field(default_factory=list)
-    """Regions that the last search of each detection pass found, but that were not painted over, with reasons."""
+    """Regions that were not painted over, with reasons. The last search of each detection pass found them."""
 
 
 def remove_text(
@@ -168,7 +168,7 @@ def removal_fingerprint(options: TextRemoval) -> str:
 
 @lru_cache(maxsize=2)
 def require_same_removal(options: TextRemoval, facts: str) -> None:
-    """Raise UserError if the fingerprint in this process differs from ``facts``, the one in the main process."""
+    """Raise UserError if the fingerprint in this process differs from ``facts``, the main process's fingerprint."""
     if removal_fingerprint(options) != facts:
         problem = "differs from the main process (another detector, or a model file with other content)"
         remedy = "give all workers the same files and run the same command again"

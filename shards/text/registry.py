@@ -36,7 +36,7 @@ DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOpt
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
-    """Create the detector that ``options`` name. Raises UserError if it is missing or cannot be loaded."""
+    """Create the detector chosen in ``options``. Raises UserError if it is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
     if entry := DETECTORS.get(name):
         return load_object(entry.made_by)(_options(entry.options, options, own))
@@ -46,7 +46,7 @@ def make_detector(options: DetectorOptions) -> TextDetector:
 
 
 def _options(kind: type, options: DetectorOptions, own: str) -> Any:
-    """Convert the detector's own options, ``a=1,b=2``, to the dataclass ``kind``. Raises UserError if one is wrong."""
+    """Convert the detector's own options ``a=1,b=2`` to dataclass ``kind``. Raises UserError if an option is wrong."""
     given = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in own.split(",") if p)}
     names = [] if kind is DetectorOptions else [field.name for field in fields(kind)]
     if unknown := [name for name in given if name not in names]:
@@ -72,7 +72,7 @@ def _custom(name: str) -> TextDetector:
         raise UserError("option-value", message) from None
     title, passes, detect = getattr(made, "name", None), passes_of(made), getattr(made, "detect", None)
     if not (isinstance(title, str) and isinstance(passes, int) and passes >= 1 and callable(detect)):
-        problem = f"returns a {type(made).__name__}; detect(), a text name and an integer passes >= 1 are needed"
+        problem = f"returns a {type(made).__name__}; a detector has detect(), a name (text) and passes (integer >= 1)"
         raise UserError("option-value", f"--detector {name} {problem}")
     return made
 
@@ -89,7 +89,7 @@ def passes_of(detector: Any) -> Any:
 @cache
 def _warn_of_looks(name: str) -> None:
     if multiprocessing.parent_process() is None:  # the main process warns for all its workers
-        log.warning("text detector %s has the attribute looks, which is now called passes; rename it", name)
+        log.warning("text detector %s has the attribute `looks`; rename the attribute to `passes`", name)
 
 
 def make_fill(name: str, model: Path | None = None) -> Fill:

@@ -45,7 +45,7 @@ def write_report(path: StoragePath, rows: Sequence[dict[str, Any]], facts: dict[
 
 
 def read_report(folder: StoragePath) -> pd.DataFrame:
-    """Return the report of a folder with the settings in ``attrs["text_removal"]``. Raises UserError if not valid."""
+    """Return a folder's report. Its ``attrs["text_removal"]`` has the settings. Raises UserError if it is unusable."""
     path, again = folder / NAME, "run `posters clean` again"
     try:
         with as_user_error("read the report", path):

@@ -111,9 +111,9 @@ BAD = {
     "bytes": (lambda p: copied(p, FREE, "UINT8"), "tensor(float)"),
     "another shape": (
         lambda p: save_network(p, FREE, [("Transpose", ["image"], "out")], {}),
-        "gives the shape that it takes",
+        "has the shape of its input",
     ),
-    "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "gives the shape that it takes"),
+    "the mask": (lambda p: save_network(p, FREE, [("Identity", ["mask"], "out")], {}), "has the shape of its input"),
     "not finite numbers": (
         lambda p: save_network(p, FREE, [("Mul", ["image", "nan"], "out")], {"nan": np.float32("nan")}),
         "not finite numbers",
