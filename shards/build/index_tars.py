@@ -117,7 +117,7 @@ def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manife
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         what = f"{folder} is damaged, and its manifest is not changed: {problems[0]}{more}"
-        remedy = "list all problems with `posters shards verify`, delete the tars with problems and run the build again"
+        remedy = "run `posters shards verify` to see all problems, delete tars with problems and run the build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     complete = replace(manifest, shards=manifest.with_index_digests(indexes))
     if complete != manifest:

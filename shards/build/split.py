@@ -131,7 +131,7 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 
 
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits found.
+    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits.
 
     The cost is a weighted sum of the squared distances from the targets. Each step is the move or swap that lowers the
     cost most. In a local minimum, counts outside their tolerance get a larger weight. Groups with equal counts form a

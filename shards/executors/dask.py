@@ -69,7 +69,7 @@ def on_worker(function: Callable[[Task], Result], task: Task, terms: Terms) -> t
 
 
 def check_worker(terms: Terms, run_key: str, dask_worker: Worker) -> tuple[str, bool]:
-    """Return why this worker does not meet ``terms`` (or ""), and whether it still runs tasks of an earlier run."""
+    """Return why ``terms`` are not met ("" if met), and whether this worker still runs tasks of an earlier run."""
     return _misfit(terms), any(str(task.key).startswith(run_key) for task in dask_worker.state.executing)
 
 

@@ -68,7 +68,7 @@ async def _download_link(
         await asyncio.get_running_loop().run_in_executor(threads, store.save, link, data)
         return None
     except Unfetched as failure:
-        # A private address is not final: another run may use --allow-private or resolve the name differently.
+        # "private address" is not a final reason: another run may use --allow-private or find a public address.
         settled = not failure.passing and failure.reason != "private address"
         rejection = failure.rejection(link.id)
     except BadImage as bad:
@@ -81,7 +81,7 @@ async def _download_link(
 
 
 class HostQueue:
-    """Queue of links. Hosts take turns and have at most ``per_host`` active links, so a slow host delays no other."""
+    """Queue of links. Hosts take turns, with at most ``per_host`` active links each. Slow hosts do not block others."""
 
     def __init__(self, links: Iterable[Link], per_host: int) -> None:
         self._per_host = per_host

@@ -1,4 +1,4 @@
-"""Journal of a download: a file with the result of each link in a line. It can be used even after a run was killed.
+"""Journal of a download: a file in which each line is the result of a link. It stays usable if a run is killed.
 
 A run in one process appends to the journal. A run with tasks (tasks.py) writes a separate part of the journal for each
 task, because several machines cannot append to one file, and a store cannot append to an object. The parts are files in
@@ -64,8 +64,8 @@ class Journal:
 class RemoteJournal:
     """Part of a journal at a URL. Each write replaces the whole part, because a store cannot append to an object.
 
-    ``expected``: an entry for each link without a poster so far, as if its download had succeeded. One request at the
-    start writes these entries. If the poster of an entry does not exist at the next run, its link is tried again.
+    ``expected`` has an entry of a successful download for each link that has no poster yet. One request at the start
+    writes these entries. If the poster of an entry does not exist at the next run, its link is tried again.
     """
 
     def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:
@@ -137,8 +137,8 @@ def recall(
 ) -> tuple[set[str], dict[str, Rejection]]:
     """Read the results of earlier runs. ``urls`` maps the ``key`` (files.place_key) of each id to its current link.
 
-    Returns the keys of ids whose poster came from a different link. Also returns the rejections that still hold: the
-    link and the limits have not changed.
+    Returns the keys of ids whose poster came from a different link. Also returns the rejections that are still
+    valid, because the link and the limits have not changed.
     """
     moved: set[str] = set()
     rejected: dict[str, Rejection] = {}

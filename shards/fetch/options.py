@@ -27,7 +27,7 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     concurrency: Count = 64
     """Number of links that each machine or worker downloads at the same time, over all hosts."""
     per_host: Count = 8
-    """Number of requests to one host at the same time. The workers of a cluster share it, with at least 1 for each."""
+    """Number of requests to one host at the same time. Cluster workers share this number, and each gets at least 1."""
     timeout: Positive = 30.0
     """Time limit of a request in seconds, from the connection to the last byte."""
     connect_timeout: Positive = 10.0

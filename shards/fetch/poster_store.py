@@ -20,7 +20,7 @@ from shards.storage.paths import StoragePath
 if TYPE_CHECKING:  # links.py needs an extra
     from shards.fetch.links import Link
 
-#: Folder of half-written posters. They have short names, because an id may already be as long as a file name can be.
+#: Folder of half-written posters. Their names do not contain the id, because a name with a long id can be too long.
 INCOMING = ".incoming"
 JOURNAL, REJECTED = ".fetch.jsonl", "rejected.csv"
 #: Names that cannot be the first folder in the path of an id.
@@ -52,7 +52,7 @@ class PosterStore(ABC):
         """
         parts = PurePosixPath(link.id).parts
         if len(parts) > 1 and parts[0] in OUR_NAMES:
-            raise BadImage("bad id", "its path is used by files of posters fetch")
+            raise BadImage("bad id", "its path is used by files of `posters fetch`")
         extension, data = checked(data, self._options)
         self._put(link, self._folder / f"{link.id}{extension}", data)
 
@@ -61,7 +61,7 @@ class PosterStore(ABC):
 
     @abstractmethod
     def remove(self, link: Link) -> None:
-        """Delete the poster that an earlier link of the same id left."""
+        """Delete the poster that was downloaded from an earlier link of the same id."""
 
 
 class FolderStore(PosterStore):

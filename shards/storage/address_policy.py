@@ -76,7 +76,7 @@ def _reached(address: IPAddress) -> IPAddress:
 
 
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
-    """Return the kinds of addresses to which a server with addresses of these ``kinds`` may redirect.
+    """Return the kinds of addresses to which a server may redirect. ``kinds``: the kinds of the server's addresses.
 
     A redirect must not lead closer to this machine.
 

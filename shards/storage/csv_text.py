@@ -39,7 +39,7 @@ def unescaped(cell: str) -> str:
 
 
 def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows of a CSV that people open in a spreadsheet. Each cell is ``escaped``."""
+    """Write rows of a CSV that people open in a spreadsheet. ``escaped`` is applied to each cell."""
     write_exact(stream, ([escaped(cell) for cell in row] for row in rows), end)
 
 

@@ -49,7 +49,7 @@ class TooSlow(OSError):
 
 
 async def open_client(**options: Any) -> HttpClient:
-    """Return a client for fsspec. ``options`` are those of aiohttp.ClientSession."""
+    """Return a client for fsspec. ``options`` are options of aiohttp.ClientSession."""
     return HttpClient(**options)
 
 
@@ -129,7 +129,7 @@ class HttpClient:
             raise
 
     def _session(self, allowed: frozenset[str]) -> aiohttp.ClientSession:
-        """Return the session that may connect to ``allowed`` kinds of addresses. Sessions do not share connections."""
+        """Return the session for the kinds of addresses in ``allowed``. Two sessions do not share connections."""
         if allowed not in self._sessions:
             options = dict(self._options)
             # If the user has set a proxy, the proxy connects to the servers, and its own address is not checked.
@@ -235,7 +235,7 @@ class _PendingResponse:
 
 
 def _target(url: URL, location: str) -> URL:
-    """Return the target of a redirect. Raises Refused for other protocols, and from https to http."""
+    """Return the target of a redirect. Raises Refused if the target is not http(s), or leads from https to http."""
     try:
         target = url.join(URL(location)).with_fragment(None)
         target = target.with_user(None) if target.raw_host else target

@@ -64,7 +64,7 @@ def folder_lock(folder: StoragePath, break_lock: bool = False) -> Iterator[None]
 
 
 def this_machine() -> str:
-    """Return a text that identifies this machine and container. File locks work between processes with equal texts."""
+    """Return a text for this machine and container. File locks work between two processes if their texts are equal."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/mnt"):
         with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 
 def unique_name(name: str, suffix: str) -> str:
-    """Return a file name of at most 255 bytes, made from ``name``, that no process on any machine has used before."""
+    """Make a unique file name from ``name``. It has at most 255 bytes, and no process on any machine has used it."""
     if len(name.encode()) >= 200:  # file systems allow 255 bytes
         name = hashlib.sha256(name.encode()).hexdigest()
     host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname()[:20])

@@ -30,7 +30,7 @@ SLOWEST = 64 << 10
 #: Assumed rate in bytes per second, for clients whose progress cannot be observed. The time limit of a request is
 #: extended by the size of the request divided by this rate.
 USUAL = 1 << 20
-#: The total time for one file is RETRY_BUDGETS time limits, plus the time that the file takes at the rate SLOWEST.
+#: The total time for a file is RETRY_BUDGETS times the time limit, plus the time for its bytes at the rate SLOWEST.
 RETRY_BUDGETS = 10
 #: Errors that are never retried.
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)

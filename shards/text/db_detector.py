@@ -45,7 +45,7 @@ class DBDetector:
     """TextDetector with a DB network (differentiable binarization). The detector is not thread-safe."""
 
     def __init__(self, options: DetectorOptions) -> None:
-        """Load the network that ``options`` name. Raises UserError if the network is not a text detector."""
+        """Load the network chosen in ``options``. Raises UserError if the network is not a text detector."""
         path = packaged_model() if options.detector == "rapidocr" else Path(options.detector)
         self.options = options
         self.passes = len(options.scales)

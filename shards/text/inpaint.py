@@ -46,7 +46,7 @@ def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for rows, seen in _strips(hole.shape, BORDER):
         colour = _colour(part[seen], hole[seen])
         grain = np.abs(part[seen] - colour).mean(axis=2)
-        # Grain is a mean of |x|, because edges near the mask change a mean of squares more.
+        # The strength of grain is a mean of |x|, because edges near the mask change a mean of squares more.
         of_seen = np.concatenate([colour, np.minimum(grain, MAX_GRAIN)[..., None]], axis=2)
         field[rows] = of_seen[rows.start - seen.start :][: rows.stop - rows.start]
     field = membrane(field, hole)

@@ -77,7 +77,7 @@ class FillModel:
         return out[0].astype(np.float32).transpose(1, 2, 0)
 
     def _ranges(self) -> tuple[float, float]:
-        """Return the white levels (1 or 255) of input and output at which the network paints a grey picture grey."""
+        """Return white levels (1 or 255) of input and output. With them, the network fills a grey picture with grey."""
         width, height = self._size or (PROBE, PROBE)
         hole = np.zeros((height, width), np.float32)
         hole[height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None] = 1

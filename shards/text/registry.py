@@ -89,7 +89,7 @@ def passes_of(detector: Any) -> Any:
 @cache
 def _warn_of_looks(name: str) -> None:
     if multiprocessing.parent_process() is None:  # the main process warns for all its workers
-        log.warning("text detector %s has the attribute looks, which is now called passes; rename it", name)
+        log.warning("text detector %s has the attribute `looks`; rename the attribute to `passes`", name)
 
 
 def make_fill(name: str, model: Path | None = None) -> Fill:

@@ -285,7 +285,7 @@ def test_a_detector_with_the_old_name_of_passes(caplog: pytest.LogCaptureFixture
     detector = make_detector(DetectorOptions("text_tools:OldName"))
     result = remove_text(np.zeros((50, 50, 3), np.uint8), detector, lambda image, mask: image + 1, MaskOptions())
     assert (result.before, result.after, result.passes) == (1, 0, 1), "both passes"
-    assert "OldName has the attribute looks" in "".join(caplog.messages) and len(caplog.messages) == 1
+    assert "OldName has the attribute `looks`" in "".join(caplog.messages) and len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(
