@@ -31,7 +31,7 @@ def test_only_the_manifest_is_written_and_the_fingerprint_stays(
     before = tree(earlier)
     status, out, err = command("shards", "index", earlier, "--workers", 1)
     assert status == 0 and Manifest.read(few_shards).fingerprint in out
-    assert "digests of their indexes" in err and "an earlier version wrote" not in err
+    assert "the SHA-256 of their indexes" in err and "an earlier version wrote" not in err
     assert {name for name, digest in tree(earlier).items() if digest != before[name]} == {"manifest.json"}
     assert tree(earlier) == tree(few_shards)
     times = (earlier / "manifest.json").stat().st_mtime_ns
