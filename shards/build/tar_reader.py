@@ -111,7 +111,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
             yield entry
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
     if begun:
-        raise UserError("tar-damaged", f"{tar} is damaged: no member follows the header before byte {at}")
+        raise UserError("tar-damaged", f"{tar} is damaged: the last header, which ends at byte {at}, has no member")
     while rest := stream.read(1 << 16):
         if any(rest):
             what = f"data follow the end-of-archive mark at byte {at}, after {count} members (perhaps a second archive)"

@@ -66,9 +66,9 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 
 
 def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], list[str]]:
-    """Return two lists of paths: of the folders (with a slash at the end) and of the files directly in a subfolder.
+    """Return the paths of the folders in ``subfolder``, with a slash at their end, and the paths of the files in it.
 
-    All paths are relative to ``folder``. ``walk`` counts visible files that are not images, and stores an error.
+    All paths are relative to ``folder``. Other files than images are counted in ``walk``, and errors are added to it.
     """
     folders, files = [], []
     try:

@@ -37,8 +37,8 @@ def require_writable(folder: StoragePath) -> None:
     if protocol in READ_ONLY:
         raise UserError("url-refused", f"{folder} can only be read: choose a folder, or a URL of a store such as s3://")
     if glob.has_magic(str(folder)):
-        why = "choose a URL without them"
-        raise UserError("url-refused", f"{folder} contains * ? or [, which are wildcards: {why}")
+        why = "choose another URL"
+        raise UserError("url-refused", f"{folder} contains a wildcard (*, ? or [): {why}")
 
 
 def writes_atomically(place: Any) -> bool:

@@ -30,7 +30,7 @@ class Aim:
 
     kind: Literal["f", "precision", "recall"]
     value: float
-    """Beta of F-beta for kind "f". The precision or recall to reach for the other kinds."""
+    """For kind "f", the beta of F-beta. For the other kinds, the precision or recall that must be reached."""
 
     def __str__(self) -> str:
         return f"f{self.value:g}" if self.kind == "f" else f"{self.kind}>={self.value:g}"

@@ -117,7 +117,7 @@ def command_facts(command: str, options: Any) -> Facts:
     for name, value in _named(options):
         place = str(value.absolute()) if (command, name) == ("predict", OUTPUT_OPTION) and value else ""
         if name in PATH_OPTIONS:
-            value = None if value is None else "given"
+            value = None if value is None else "a path"
         facts[f"--{name.replace('_', '-')}"] = _text(value), place
     return facts
 
@@ -137,7 +137,7 @@ def config_facts(config: Config) -> Facts:
     if (weights := config.model.weights) is not None:
         facts["model.weights"] = file_fact(Path(weights))
     if config.train.feature_cache is not None:
-        facts["train.feature_cache"] = ("given", "")
+        facts["train.feature_cache"] = ("a path", "")
     return {key: fact for key, fact in facts.items() if key not in RANK_LOCAL_OPTIONS}
 
 

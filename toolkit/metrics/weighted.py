@@ -147,8 +147,8 @@ class _Ranking:
     """Average precision and ROC-AUC of one label under weights.
 
     Both metrics are sums over the positives. The term of a positive needs the total weight of all samples with an equal
-    or higher score. The samples in falling order of scores are therefore divided into segments. A segment contains the
-    samples with the score of a positive, or the samples between two such scores. A sparse matrix sums each segment.
+    or higher score. The samples in falling order of scores are therefore divided into segments. Each score
+    that a positive has is a segment, and the samples between two such segments are another. A sparse matrix sums them.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:

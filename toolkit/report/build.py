@@ -42,9 +42,9 @@ class Report:
     plots: dict[str, Plot]
     """Plots of all genres together, by the name of the plot, in the order of the page."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """Precision-recall curves of single genres, each with the row of this genre in ``numbers["per_genre"]``."""
+    """Pairs: the precision-recall curve of a genre, and the row of this genre in ``numbers["per_genre"]``."""
     diagrams: list[tuple[Plot, dict[str, Any]]]
-    """Reliability diagrams of single genres, each with the row of this genre in ``numbers["per_genre"]``."""
+    """Pairs: the reliability diagram of a genre, and the row of this genre in ``numbers["per_genre"]``."""
     training_plots: list[Plot]
     groups: list[Group]
     errors: Group | None

@@ -39,7 +39,7 @@ MAX_UNCHECKED_UPDATES = 1000
 #: MOST_OVERFLOWS overflows in a row. The scale starts at 2^16 and halves each time, so it is under LEAST_SCALE after 17
 #: overflows. A scale that has grown may need more overflows, for example when a backbone is unfrozen.
 LEAST_SCALE, MOST_OVERFLOWS = 1.0, 40
-REMEDY = "lower --optim.lr, set --optim.clip_norm 1 or use --train.precision bf16 or no"
+REMEDY = "lower --optim.lr, set --optim.clip_norm to 1, or set --train.precision to bf16 or no"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Guard:
         if findings is not None:
             raise UserError(
                 "not-finite",
-                f"{self._describe(findings)}: {REMEDY}, or skip such updates with --train.on_nonfinite skip; the last "
+                f"{self._describe(findings)}: {REMEDY}; --train.on_nonfinite skip skips such updates; the last "
                 f"checkpoint is kept",
             )
 

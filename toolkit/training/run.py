@@ -161,7 +161,7 @@ def _lock_run_folder(locks: contextlib.ExitStack, out: Path, *, allow_existing: 
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            "path-exists", f"{folder} is not a folder, but checkpoints need it: move it, or choose another --out"
+            "path-exists", f"{folder} is a file, so checkpoints cannot be saved: move it, or choose another --out"
         )
     if not allow_existing and (checkpoints(folder) or (out / "model").exists()):
         raise UserError(

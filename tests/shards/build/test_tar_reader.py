@@ -112,7 +112,7 @@ HOSTILE = {
     "pax, digits": (block(b"p", b"9" * 4000, b"x") + IMAGE + END, "pax records before byte 512 cannot be parsed"),
     "pax of 2 GB": (block(b"p", kind=b"x", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),
     "a name of 2 GB": (block(b"L", kind=b"L", size=1 << 31) + END, "has 2147483648 bytes; the limit is 1048576"),
-    "no member": (block(b"p", pax_body([b"path=y.jpg"]), b"x") + END, "no member follows the header before byte 1024"),
+    "no member": (block(b"p", pax_body([b"path=y.jpg"]), b"x") + END, "which ends at byte 1024, has no member"),
     "two names": (block(b"p", pax_body([b"path=y"]), b"x") + block(b"L", b"z.jpg", b"L") + IMAGE + END, "path twice"),
     "one name for all": (block(b"g", pax_body([b"path=y.jpg"]), b"g") + IMAGE + END, "gives all members the same path"),
     "pax sparse": (block(b"p", pax_body([b"GNU.sparse.realsize=9"]), b"x") + IMAGE + END, "x.jpg is sparse"),

@@ -179,7 +179,7 @@ def test_options_that_name_places_count_as_given():
     two = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s")))
     assert one == two
     without = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s")))
-    assert "has --out nothing, but the first process has given" in disagreement([Record(one)], Record(without))
+    assert "has --out nothing, but the first process has a path" in disagreement([Record(one)], Record(without))
 
 
 def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -189,7 +189,7 @@ def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkey
     )
     assert disagreement([one], same) == ""
     assert disagreement([one], other).startswith(
-        f"rank 1 has --out given ({tmp_path}/y), but the first process has given ({tmp_path}/x): start all processes"
+        f"rank 1 has --out a path ({tmp_path}/y), but the first process has a path ({tmp_path}/x): start all processes"
     )
     assert disagreement([one], dataclasses_replace(other, host="b")) == ""  # where paths may lead elsewhere
 

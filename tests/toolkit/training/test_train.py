@@ -333,7 +333,7 @@ def file_for_checkpoints(run: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(foreign_log, "cannot be continued"), (file_for_checkpoints, "is not a folder, but checkpoints")],
+    [(foreign_log, "cannot be continued"), (file_for_checkpoints, "is a file, so checkpoints cannot be saved")],
 )
 def test_what_is_not_ours_in_a_run_folder_is_left_alone(
     whole: Path, shard_set: Path, tmp_path: Path, change: Callable[[Path], Path], words: str

@@ -279,9 +279,9 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
     if checkpoint.progress.step and checkpoint.progress.sizes == "even" and mixed != mixes:
         raise UserError(
             "run-differs",
-            f"{checkpoint.path} was saved within an epoch, where augment.{' and augment.'.join(MIXING)} cannot "
-            f"{'start' if mixes else 'stop'} mixing, because this changes the samples of each update: resume with the "
-            f"earlier values, and change them after the end of the epoch",
+            f"{checkpoint.path} was saved within an epoch, and mixing (augment.{', augment.'.join(MIXING)}) cannot be "
+            f"switched {'on' if mixes else 'off'} within an epoch: resume with the earlier values, and change them "
+            f"after the end of the epoch",
         )
     return changes
 
