@@ -24,9 +24,9 @@ from shards.errors import UserError
 from shards.values import rules_of
 from toolkit import Predictor, load_model
 from toolkit.cli.commands import COMMANDS
-from toolkit.config.losses import LOSSES
+from toolkit.config.loss_registry import LOSSES
 from toolkit.config.schema import Config
-from toolkit.config.trackers import TRACKERS
+from toolkit.config.tracker_registry import TRACKERS
 
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
 #: The command that also reads the keys of a configuration.

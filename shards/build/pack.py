@@ -1,4 +1,4 @@
-"""Write one shard: a tar of posters and labels, and its index file. Each task of a build writes one shard."""
+"""Write one shard: a tar of posters and labels, and its index file. shards/inputs/images.py encodes the posters."""
 
 from __future__ import annotations
 

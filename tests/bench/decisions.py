@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.config.schema import DecideConfig  # noqa: E402
-from toolkit.decisions.choose import Decisions, choose_decisions  # noqa: E402
 from toolkit.decisions.cross_fit import CrossFit  # noqa: E402
+from toolkit.decisions.decisions import Decisions, choose_decisions  # noqa: E402
 from toolkit.metrics.calibration_error import reliability  # noqa: E402
-from toolkit.metrics.multilabel import check_arrays  # noqa: E402
-from toolkit.metrics.table import values  # noqa: E402
+from toolkit.metrics.helpers import check_arrays  # noqa: E402
+from toolkit.metrics.registry import values  # noqa: E402
 from toolkit.metrics.weighted import Outcome  # noqa: E402
 
 WAYS = {

@@ -32,7 +32,7 @@ from shards.executors.local import available_cores
 from shards.storage.files import write_json
 from shards.storage.lock import folder_lock
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.device.defaults import rows_for
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.factory import build_model

@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit.metrics.bootstrap import Draws, confidence_intervals, paired_difference
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.table import METRICS as ALL
+from toolkit.metrics.registry import METRICS as ALL
 from toolkit.metrics.weighted import Outcome
 
 METRICS = {key: ALL[key].label for key in ("mAP", "macro_f1", "micro_f1", "micro_f0.5", "macro_f0.5")}

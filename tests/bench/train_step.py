@@ -33,7 +33,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from shards.inputs.images import decode
 from shards.storage.files import write_json
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 from toolkit.data.loader.loader import targets_of
 from toolkit.data.sources.shard_reader import ShardReader

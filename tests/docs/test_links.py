@@ -46,7 +46,7 @@ def test_a_broken_link_is_found(link: str, wrong: str | None, tmp_path: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_module_that_a_page_names_exists(page: Path):
-    """Names of the repository's own files, such as `toolkit/metrics/table.py`."""
+    """Names of the repository's own files, such as `toolkit/metrics/registry.py`."""
     named = re.findall(
         r"`((?:toolkit|shards|launch|tests|configs|docs)/[\w/.]*\.(?:py|yaml|md|xz|json))", page.read_text()
     )

@@ -15,7 +15,7 @@ from commands import COMMANDS, HERE, results, unpack
 from toolkit.config.files import as_today
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 
 #: How far numbers may be from one another: another processor rounds in another way.
 CLOSE = {"rel_tol": 2e-3, "abs_tol": 2e-4}

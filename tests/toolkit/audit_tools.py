@@ -24,7 +24,7 @@ from toolkit.audit.results import build_report
 from toolkit.audit.run import Audited, audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import ModelFolder
 

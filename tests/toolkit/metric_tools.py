@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.table import values
+from toolkit.metrics.registry import values
 from toolkit.metrics.weighted import Outcome
 
 

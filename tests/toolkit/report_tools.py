@@ -13,7 +13,7 @@ from torch import nn
 
 from shards.dataset.labels import LabelSet
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 from toolkit.report.build import Report
 from toolkit.report.inputs import ModelOutputs, ReportInputs

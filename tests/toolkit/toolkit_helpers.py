@@ -34,7 +34,7 @@ from toolkit.cli.train import TrainOptions
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.model_folder.folder import save_model_folder
 from toolkit.models.factory import build_model, clean_state
 from toolkit.models.heads import HeadSpec

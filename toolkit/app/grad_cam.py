@@ -1,4 +1,4 @@
-"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on the last stage of a model.
+"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on the last stage of a model. overlays.py draws them.
 
 The weight of a channel is the gradient of the genre's logit, averaged over the channel. The map is the weighted sum of
 the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. If a
@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.extras import require_extra
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 
 #: Layout of the output of a stage: (n, C, h, w), (n, h, w, C) or (n, T, C).
 Layout = Literal["maps", "maps_last", "tokens"]

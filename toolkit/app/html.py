@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shards.visuals.templates import render
 from toolkit.app.overlays import REJECTED, TEXT, heat_picture, outlined, scale_colours
 from toolkit.app.service import Line, Painted, Poster, PredictionService
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 
 #: Number of the most probable genres in a table. Predicted genres are in the table even if they are less probable.
 MAX_GENRES = 40

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 
 #: Colours of the heat map. Their lightness increases, so colour-blind readers can distinguish them.
 MAP = colormaps["inferno"]

@@ -24,7 +24,7 @@ from toolkit.app.grad_cam import GradCam, NoHeatMap
 from toolkit.device.defaults import best_device, rows_for
 from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.rows import Line, ranked
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
 #: Maximum number of files of one upload.

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from toolkit.metrics.multilabel import BoolArray, sigmoid
-from toolkit.metrics.table import PLACES, values
+from toolkit.metrics.helpers import BoolArray, sigmoid
+from toolkit.metrics.registry import PLACES, values
 from toolkit.metrics.weighted import Outcome
 
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3

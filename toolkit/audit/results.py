@@ -39,8 +39,8 @@ from toolkit.audit.options import AuditOptions
 from toolkit.audit.run import Audited, Chosen, FillMaker
 from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_NAMES
 from toolkit.evaluation.tables import json_types, write_table
-from toolkit.metrics.multilabel import sigmoid
-from toolkit.metrics.table import PLACES
+from toolkit.metrics.helpers import sigmoid
+from toolkit.metrics.registry import PLACES
 from toolkit.model_folder.folder import ModelFolder
 
 #: Maximum numbers of posters with pictures: on the page, and in audit.png.

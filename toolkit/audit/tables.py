@@ -9,7 +9,7 @@ from rich.text import Text
 
 from toolkit.audit.effects import posters
 from toolkit.evaluation.tables import number_table, report_console
-from toolkit.metrics.table import PLACES, format_number
+from toolkit.metrics.registry import PLACES, format_number
 
 EFFECT_COLUMNS = {
     "probability": "mean change",

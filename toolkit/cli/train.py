@@ -15,9 +15,9 @@ from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
 from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, RENAMED, as_today, check_file, check_text
-from toolkit.config.losses import LOSSES
+from toolkit.config.loss_registry import LOSSES
 from toolkit.config.schema import Config
-from toolkit.config.trackers import TRACKERS
+from toolkit.config.tracker_registry import TRACKERS
 from toolkit.config.validation import check_config
 
 log = logging.getLogger(__name__)

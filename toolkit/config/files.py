@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from shards.errors import UserError, one_line
-from toolkit.config.losses import LOSSES
+from toolkit.config.loss_registry import LOSSES
 
 #: Limits of a file, far above the needs of any real file. Values are counted after aliases are expanded.
 MAX_BYTES, MAX_DEPTH, MAX_VALUES = 2**20, 20, 10_000

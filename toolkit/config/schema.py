@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from shards.options import option
 from shards.values import Count, NotNegative, OverZeroToOne, Positive, UnderOne, at_least, between, or_more
 from toolkit.config import values
-from toolkit.config.augmentations import AugmentConfig
-from toolkit.config.losses import LOSSES
+from toolkit.config.augmentation_registry import AugmentConfig
+from toolkit.config.loss_registry import LOSSES
 
 #: Where crop and resize run.
 Geometry = Literal["auto", "device", "cpu"]

@@ -13,8 +13,8 @@ import msgspec
 
 from shards.errors import UserError, did_you_mean, one_line
 from shards.values import check_rules, rules_of
-from toolkit.config.losses import LOSSES
-from toolkit.config.trackers import TRACKERS
+from toolkit.config.loss_registry import LOSSES
+from toolkit.config.tracker_registry import TRACKERS
 from toolkit.config.values import MAX_RESIZED
 
 if TYPE_CHECKING:

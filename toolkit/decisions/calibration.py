@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from toolkit.config.model_files import Method
 from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, enough, standard_error
 from toolkit.metrics.calibration_error import calibration_influence
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, cross_entropy, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, cross_entropy, sigmoid
 
 #: Precision (1 / variance) of the priors on each label's log(scale) and bias. Values from 0.3 to 100 were tried on 400
 #: real, simulated and shifted posters. These two values had nearly the lowest held-out loss.

@@ -24,7 +24,7 @@ from toolkit.decisions.calibration import Calibration, choose_calibration, fit_c
 from toolkit.decisions.folds import CLEAR_STANDARD_ERRORS, assign_folds, enough, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold, thresholds_per_label
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, f_beta, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, f_beta, sigmoid
 
 #: The folds that a fit excludes.
 Out = frozenset[int]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray
 
 #: A split has FOLDS folds. With MANY units or more it has FOLDS_OF_MANY folds, which are enough and save time.
 FOLDS, FOLDS_OF_MANY, MANY = 5, 3, 3000

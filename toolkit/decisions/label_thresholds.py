@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.decisions.sweep import Sweep, log_odds
-from toolkit.metrics.multilabel import FloatArray, IntArray, f_beta, sigmoid
+from toolkit.metrics.helpers import FloatArray, IntArray, f_beta, sigmoid
 
 #: Weights of macro-F in the order in which they are tried. The weight of micro-F is 1.
 MACRO_WEIGHTS = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)

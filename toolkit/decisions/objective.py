@@ -16,7 +16,7 @@ import numpy as np
 from shards.errors import UserError
 from toolkit.decisions.label_thresholds import balanced_thresholds
 from toolkit.decisions.sweep import DEFAULT_THRESHOLD, Sweep, make_sweep, smoothed_targets
-from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
+from toolkit.metrics.helpers import BoolArray, FloatArray, f_beta, ratio
 
 _LEVEL = re.compile(r"(precision|recall)>=(0?\.\d+|0|1|1\.0+)")  # config/values.py has this pattern, too
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, sigmoid
 
 DEFAULT_THRESHOLD = 0.5
 #: Number of positives at which observed targets and calibrated probabilities have equal weight. The value was chosen on

@@ -18,7 +18,7 @@ from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardsAt
 from toolkit.evaluation.results import FIXED_THRESHOLDS, Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import SplitLogits, infer_split
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.dataset.manifest import Manifest
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.multilabel import BoolArray, FloatArray, cross_entropy, sigmoid
-from toolkit.metrics.table import PLACES, format_number, per_label_table, values
+from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, sigmoid
+from toolkit.metrics.registry import PLACES, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome
 
 TOP_K = (1, 2, 3)
@@ -35,7 +35,7 @@ GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """Metrics of group "decisions" (toolkit/metrics/table.py) at one threshold, or at one threshold per genre."""
+    """Metrics of group "decisions" (toolkit/metrics/registry.py) at one threshold, or at one threshold per genre."""
 
     label: str
     threshold: float | list[float]
@@ -56,7 +56,7 @@ class Evaluation:
     loss: float
     """Mean binary cross-entropy of the uncalibrated logits, in nats."""
     ranking: dict[str, Any]
-    """Metrics of group "ranking" (toolkit/metrics/table.py)."""
+    """Metrics of group "ranking" (toolkit/metrics/registry.py)."""
     calibration: dict[str, Any]
     """The ``method``, and the dictionaries ``before`` and ``after`` with ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]

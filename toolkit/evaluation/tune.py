@@ -15,7 +15,7 @@ import logging
 from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
-from toolkit.decisions.choose import choose_decisions
+from toolkit.decisions.decisions import choose_decisions
 from toolkit.decisions.objective import parse_aim
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator

@@ -24,9 +24,9 @@ from shards.storage.files import sha256_file
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.config.values import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.export.options import ImportOptions
-from toolkit.metrics.multilabel import FloatArray, sigmoid
+from toolkit.metrics.helpers import FloatArray, sigmoid
 from toolkit.model_folder.folder import save_model_folder
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec

@@ -9,7 +9,7 @@ import numpy as np
 
 from shards.options import option
 from shards.values import Checked, FromZeroToOne
-from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.metrics.helpers import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from shards.dataset.labels import LabelSet
 from shards.errors import printable_line
 from toolkit.inference.naming import PLAIN, NamingOptions
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 
 if TYPE_CHECKING:
     from toolkit.inference.scoring import Scored

@@ -24,7 +24,7 @@ from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.device.defaults import autocast_dtype
 from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.scoring import infer_all, inference_loader
-from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.metrics.helpers import BoolArray, FloatArray
 from toolkit.model_folder.folder import ModelFolder
 
 

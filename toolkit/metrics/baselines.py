@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, clipped_cross_entropy
-from toolkit.metrics.table import values
+from toolkit.metrics.helpers import BoolArray, FloatArray, clipped_cross_entropy
+from toolkit.metrics.registry import values
 from toolkit.metrics.weighted import Outcome
 
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """Metrics of one baseline. The groups are those of `toolkit.metrics.table`."""
+    """Metrics of one baseline. The groups are those of `toolkit.metrics.registry`."""
 
     label: str
     kind: Literal["prevalence", "top_k"]

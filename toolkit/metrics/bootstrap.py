@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from toolkit.metrics.multilabel import FloatArray, IntArray
-from toolkit.metrics.table import METRICS, label_calibration, label_rates
+from toolkit.metrics.helpers import FloatArray, IntArray
+from toolkit.metrics.registry import METRICS, label_calibration, label_rates
 from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95

@@ -1,6 +1,6 @@
 """Calibration error (ECE) and reliability curves.
 
-The shapes are those of multilabel.py. An element is a pair of sample and label. Each element belongs to one of 15 bins
+The shapes are those of helpers.py. An element is a pair of sample and label. Each element belongs to one of 15 bins
 of equal width by its probability. In each bin, the mean probability is compared with the share of positives. Guo et al.
 (2017) use only the predicted class of a sample. Here every element is a binary prediction.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray
 
 BINS = 15
 

@@ -1,4 +1,4 @@
-"""Sums of targets and predictions under weights of the samples. Every metric of table.py is computed from these sums.
+"""Sums of targets and predictions under weights of the samples. All metrics of registry.py are computed from them.
 
 A bootstrap resample is a weighting of the N samples: each weight is how often a sample was drawn. Sorting and binning
 are done only once for all weightings. Each weighting then needs a few matrix products. The values equal those of
@@ -19,7 +19,7 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from toolkit.metrics.calibration_error import BINS, bins_of
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, clipped_cross_entropy, ratio
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, clipped_cross_entropy, ratio
 
 NOTHING_NAMED, NO_SCORES = np.empty((0, 0), dtype=np.bool_), np.empty((0, 0))
 

@@ -16,7 +16,7 @@ import msgspec
 from shards.errors import UserError, printable_line
 from shards.storage.files import atomic_write
 from toolkit.config.model_files import MetricsFile, read_as, read_config, read_labels
-from toolkit.metrics.table import PLACES, format_number
+from toolkit.metrics.registry import PLACES, format_number
 
 log = logging.getLogger(__name__)
 

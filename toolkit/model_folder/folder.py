@@ -29,8 +29,8 @@ from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_
 from shards.storage.remote_files import unique_name
 from toolkit.config.model_files import AGAIN, CONFIG, LABELS, ToolkitFile, check_agreement, read_config, read_labels
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.decisions.decisions import Decisions
+from toolkit.metrics.helpers import FloatArray
 from toolkit.models.factory import build_model, clean_state, size_argument
 from toolkit.models.heads import HeadSpec
 from toolkit.models.tensor_files import load_tensors, read_header, require_finite, require_fit

@@ -13,7 +13,7 @@ from shards.versions import library_versions
 from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.multilabel import clipped_cross_entropy, cross_entropy
+from toolkit.metrics.helpers import clipped_cross_entropy, cross_entropy
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import Group, choose_groups, error_group
 from toolkit.report.inputs import ModelOutputs, ReportInputs

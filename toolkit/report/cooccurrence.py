@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, ratio
+from toolkit.metrics.helpers import BoolArray, FloatArray, ratio
 
 #: Minimum number of posters for a rate.
 MIN_POSTERS = 5

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.images import ANY, BadImage, decode, jpeg
-from toolkit.metrics.multilabel import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
+from toolkit.metrics.helpers import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.label_errors import LabelError
 

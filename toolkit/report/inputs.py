@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.decisions.choose import Decisions
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
+from toolkit.decisions.decisions import Decisions
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 #: Key of the fingerprint in `ReportInputs.shard_set`.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.extras import absent, install, require_extra
-from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.metrics.helpers import BoolArray, FloatArray
 
 INSTALL = install("report")
 

@@ -16,7 +16,7 @@ from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, atomic_write, write_json
 from shards.visuals.templates import render
 from toolkit.evaluation.tables import write_table
-from toolkit.metrics.table import METRICS, PLACES
+from toolkit.metrics.registry import METRICS, PLACES
 from toolkit.report.build import MAX_CURVES, Report
 from toolkit.report.label_errors import INSTALL
 from toolkit.report.per_label import FEW_POSITIVES

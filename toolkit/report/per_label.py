@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.metrics.bootstrap import Draws, label_differences, label_intervals
 from toolkit.metrics.calibration_error import label_calibration_errors
-from toolkit.metrics.table import per_label_table
+from toolkit.metrics.registry import per_label_table
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words

@@ -15,7 +15,7 @@ from shards.visuals.templates import signed
 from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
-from toolkit.metrics.table import METRICS, PLACES, Better
+from toolkit.metrics.registry import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 

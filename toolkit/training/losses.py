@@ -1,4 +1,4 @@
-"""Multi-label losses. The loss of a sample is the sum over its labels.
+"""Multi-label losses, listed in toolkit/config/loss_registry.py. The loss of a sample is the sum over its labels.
 
 An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
 negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 these are the losses of
@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.extras import load_object
-from toolkit.config.losses import LOSSES, WeightedOptions
+from toolkit.config.loss_registry import LOSSES, WeightedOptions
 from toolkit.config.schema import LossConfig
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 
 # Constants of the distribution-balanced loss: the authors' values for VOC-LT, whose 20 classes are most similar to a
 # set of genres (github.com/wutong16/DistributionBalancedLoss, configs/voc/LT_resnet50_pfc_DB.py). For COCO-LT, with 80
@@ -71,7 +71,7 @@ class MultiLabelLoss(nn.Module):
     """
 
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
-        """``counts`` (G,): number of positives in training. ``options``: settings of this loss (config/losses.py)."""
+        """``counts`` (G,): number of positives in training. ``options``: options of this loss (loss_registry.py)."""
         super().__init__()
         self.num_labels, self.smoothing, self.options = len(counts), smoothing, options
 

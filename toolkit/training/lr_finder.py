@@ -23,7 +23,7 @@ from shards.progress import progress
 from shards.storage.files import atomic_write
 from toolkit.distributed.collectives import by_main, sum_over_ranks
 from toolkit.distributed.votes import Vote
-from toolkit.metrics.multilabel import FloatArray
+from toolkit.metrics.helpers import FloatArray
 from toolkit.training.setup import TrainingSetup
 from toolkit.training.train_step import TrainStep
 

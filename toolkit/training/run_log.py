@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from shards.errors import UserError, one_line
 from shards.storage.files import atomic_write
 from toolkit.distributed.collectives import by_main
-from toolkit.metrics.table import PLACES
+from toolkit.metrics.registry import PLACES
 
 STEP_FIELDS = (
     "update", "epoch", "step", "loss", "lr", "images_per_s", "data_wait", "decode_cores", "copy",

@@ -1,4 +1,4 @@
-"""Start the trackers of train.trackers. RunLog (run_log.py) sends its rows to the trackers."""
+"""Start the trackers of toolkit/config/tracker_registry.py. RunLog (run_log.py) sends its rows to the trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker
 
 from shards.extras import load_object
-from toolkit.config.trackers import TRACKERS, TensorBoardOptions
+from toolkit.config.tracker_registry import TRACKERS, TensorBoardOptions
 from toolkit.training.run_log import naming
 
 

@@ -14,13 +14,13 @@ from shards.errors import UserError
 from shards.storage.files import fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
-from toolkit.decisions.choose import Decisions, decisions_of
 from toolkit.decisions.cross_fit import CrossFit
+from toolkit.decisions.decisions import Decisions, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.multilabel import check_arrays
-from toolkit.metrics.table import METRICS, PLACES, format_number, values
+from toolkit.metrics.helpers import check_arrays
+from toolkit.metrics.registry import METRICS, PLACES, format_number, values
 from toolkit.metrics.weighted import Outcome
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec

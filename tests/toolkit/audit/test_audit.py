@@ -41,7 +41,7 @@ from toolkit.audit.results import build_report, page
 from toolkit.audit.run import audit_posters, fill_maker
 from toolkit.audit.selection import choose_posters, read_posters
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from toolkit.audit.run import fill_maker
 from toolkit.audit.selection import read_posters, read_targets
 from toolkit.cli.commands import read
 from toolkit.cli.run_audit import run_audit
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 

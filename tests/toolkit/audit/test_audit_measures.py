@@ -21,7 +21,7 @@ from toolkit.audit.effects import (
     sentence,
     times,
 )
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 
 HALF = np.full(3, 0.5)
 

@@ -26,7 +26,7 @@ from shards.errors import UserError
 from shards.storage.files import sha256_file, write_json
 from toolkit.cli.main import main
 from toolkit.config.model_files import check_agreement, read_config
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_labels, load_model_folder
 from toolkit.models.heads import HeadSpec

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.calibration import BIAS_PRIOR, SCALE_PRIOR, SHARED_PRIOR, fit_calibration
 from toolkit.decisions.cross_fit import CrossFit
-from toolkit.metrics.multilabel import cross_entropy, sigmoid
+from toolkit.metrics.helpers import cross_entropy, sigmoid
 
 PREVALENCE = np.array([0.6, 0.3, 0.15, 0.08, 0.04, 0.015])
 

@@ -12,13 +12,13 @@ from metric_tools import calibration_summary, prediction_metrics
 from sklearn.metrics import f1_score
 
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit, HeldOut
+from toolkit.decisions.decisions import choose_decisions
 from toolkit.decisions.folds import FOLDS, FOLDS_OF_MANY, MANY, assign_folds, in_order, standard_error
 from toolkit.decisions.objective import parse_aim, single_threshold
 from toolkit.metrics.bootstrap import bootstrap
 from toolkit.metrics.calibration_error import calibration_influence
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.metrics.weighted import Outcome
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02])

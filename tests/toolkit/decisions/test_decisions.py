@@ -16,8 +16,8 @@ from toolkit_helpers import with_threshold
 
 from shards.errors import UserError
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import Decisions, choose_decisions
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.decisions.decisions import Decisions, choose_decisions
+from toolkit.metrics.helpers import sigmoid
 
 PREVALENCE = np.array([0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.0])
 

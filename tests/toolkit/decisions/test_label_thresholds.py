@@ -11,7 +11,7 @@ from metric_tools import threshold_metrics
 
 from toolkit.decisions.label_thresholds import COMMON_EVIDENCE, MACRO_WEIGHTS, ascend, balanced_thresholds
 from toolkit.decisions.sweep import log_odds, make_sweep, smoothed_targets
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 
 
 def make_sweeps(truth, probabilities, expected=None):

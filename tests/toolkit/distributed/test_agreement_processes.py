@@ -17,7 +17,7 @@ from toolkit_helpers import TINY, free_port, launch_2
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from shards.storage.files import sha256_file
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.model_folder.folder import write_labels
 
 PROBE = Path(__file__).resolve().parents[1] / "probe_agree.py"

@@ -29,7 +29,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import eval_transforms
 from toolkit.evaluation.options import parse_thresholds
 from toolkit.metrics.calibration_error import label_calibration_errors
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import OWN_KEY, load_model_folder
 from toolkit.models.heads import HeadSpec

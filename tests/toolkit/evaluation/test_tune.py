@@ -17,7 +17,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import Decisions, choose_decisions
+from toolkit.decisions.decisions import Decisions, choose_decisions
 from toolkit.model_folder.folder import load_labels, load_model_folder, write_labels
 from toolkit.models.heads import HeadSpec
 

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from shards.errors import Code, UserError
 from toolkit.cli.main import main
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from metric_tools import threshold_metrics
 
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.results import evaluate_arrays
 from toolkit.evaluation.tables import json_types, report_console
 from toolkit.metrics.baselines import baselines, commonest_labels, threshold_label
-from toolkit.metrics.multilabel import cross_entropy, sigmoid
+from toolkit.metrics.helpers import cross_entropy, sigmoid
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -29,8 +29,8 @@ from toolkit.metrics.bootstrap import (
     paired_difference,
     resample_weights,
 )
-from toolkit.metrics.multilabel import clipped_cross_entropy
-from toolkit.metrics.table import METRICS, values
+from toolkit.metrics.helpers import clipped_cross_entropy
+from toolkit.metrics.registry import METRICS, values
 from toolkit.metrics.weighted import Outcome
 
 pytestmark = pytest.mark.filterwarnings("error")

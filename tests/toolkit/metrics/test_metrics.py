@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from metric_tools import outcome_of, threshold_metrics
 from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from toolkit.metrics.multilabel import check_arrays, clipped_cross_entropy, cross_entropy, sigmoid
-from toolkit.metrics.table import per_label_table, values
+from toolkit.metrics.helpers import check_arrays, clipped_cross_entropy, cross_entropy, sigmoid
+from toolkit.metrics.registry import per_label_table, values
 
 # A metric that warns on a genre without positives would flood a training log.
 pytestmark = pytest.mark.filterwarnings("error")

@@ -28,7 +28,7 @@ from shards.storage.remote_files import unique_name
 from toolkit.cli.main import main
 from toolkit.config.values import HeadKind
 from toolkit.evaluation.results import evaluate_arrays
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_model_folder, recover_model_folder, write_labels
 from toolkit.models.heads import HeadSpec

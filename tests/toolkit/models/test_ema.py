@@ -12,7 +12,7 @@ from toolkit_helpers import TINY
 from train_tools import make_parts, make_updater, make_updates, state_of, tiny_config
 
 from toolkit.cli.main import main
-from toolkit.metrics.multilabel import cross_entropy
+from toolkit.metrics.helpers import cross_entropy
 from toolkit.models.ema import build_ema
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec

@@ -11,7 +11,7 @@ import torch
 from shards.dataset.labels import LabelSet
 from toolkit.config.values import HeadKind
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.ensemble import Ensemble, linears, mlp, networks
 from toolkit.models.factory import build_model

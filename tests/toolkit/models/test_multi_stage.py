@@ -13,7 +13,7 @@ from failing import fails
 
 from shards.dataset.labels import LabelSet
 from toolkit.data.transforms.preprocessing import Preprocessing
-from toolkit.decisions.choose import Decisions
+from toolkit.decisions.decisions import Decisions
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.factory import build_model
 from toolkit.models.freezing import Freezing

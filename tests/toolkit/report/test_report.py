@@ -21,8 +21,8 @@ from sklearn.metrics import (
 )
 
 from toolkit.metrics.bootstrap import Difference
-from toolkit.metrics.multilabel import sigmoid
-from toolkit.metrics.table import METRICS
+from toolkit.metrics.helpers import sigmoid
+from toolkit.metrics.registry import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, logit_difference

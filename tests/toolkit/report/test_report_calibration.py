@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_tools import GENRES, SAMPLES, decisions, inputs, said, simulate
 
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.report.build import Report, build_report, genre_calibration
 from toolkit.report.output import render_page
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins

@@ -18,7 +18,7 @@ from report_tools import GENRES, NASTY, all_plots, decisions, inputs, picture, s
 from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MAX_PICTURE_BYTES, small_picture
 from toolkit.report.output import render_page

@@ -20,7 +20,7 @@ from shards.storage.files import write_json
 from toolkit.cli.commands import read
 from toolkit.cli.main import main
 from toolkit.evaluation.options import EvaluateOptions
-from toolkit.metrics.multilabel import sigmoid
+from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.folder import OWN_KEY
 from toolkit.models.heads import HeadSpec
 from toolkit.report.label_errors import have_cleanlab

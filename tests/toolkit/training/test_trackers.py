@@ -13,7 +13,7 @@ from accelerate.tracking import GeneralTracker
 from failing import fails
 from train_tools import tiny_config
 
-from toolkit.config.trackers import TRACKERS, Tracker
+from toolkit.config.tracker_registry import TRACKERS, Tracker
 from toolkit.training.run import train
 from toolkit.training.trackers import start_trackers
 

@@ -15,9 +15,9 @@ from toolkit_helpers import TINY
 from shards.dataset.manifest import Manifest
 from toolkit.cli.main import main
 from toolkit.config.schema import DecideConfig
-from toolkit.decisions.choose import choose_decisions
 from toolkit.decisions.cross_fit import CrossFit
-from toolkit.metrics.multilabel import cross_entropy
+from toolkit.decisions.decisions import choose_decisions
+from toolkit.metrics.helpers import cross_entropy
 from toolkit.training.validation import monitored, validate
 
 

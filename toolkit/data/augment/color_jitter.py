@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 

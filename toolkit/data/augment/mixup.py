@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.special import betaincinv
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.color_jitter import on_device_of
 from toolkit.data.augment.random_erasing import box_masks
 from toolkit.data.sampling.plan import MicroBatch

@@ -1,6 +1,6 @@
 """Augment training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-First, the operations of AUGMENTATIONS (config/augmentations.py) are applied in their order. Then samples are mixed.
+First, the operations of AUGMENTATIONS (config/augmentation_registry.py) are applied. Then samples are mixed.
 Every random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore
 gets the same pixels on any rank, for any world size and accumulation, and in any row of a batch. Each operation has its
 own random numbers. No operation sums over a batch, so pixels are bit-identical on two devices of the same model.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from shards.extras import load_object
-from toolkit.config.augmentations import AUGMENTATIONS, AugmentConfig
+from toolkit.config.augmentation_registry import AUGMENTATIONS, AugmentConfig
 from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import MicroBatch
 

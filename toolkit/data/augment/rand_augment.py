@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.color_jitter import WHITE, brightness, contrast, on_device_of, saturation, sharpness
 from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device

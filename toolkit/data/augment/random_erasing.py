@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
 from toolkit.device.transfer import to_device
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.ticker import PercentFormatter
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.metrics.helpers import BoolArray, FloatArray
 from toolkit.report.plots.common import BLUE, GREY, INK, ORANGE, Plot, finish, new_figure, styled
 
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#8fc1e0", BLUE, "#00334f"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray
+from toolkit.metrics.helpers import BoolArray, FloatArray
 from toolkit.report.plots.common import BLUE, GREY, ORANGE, SMALL, WIDE, Plot, finish, new_figure, styled, unit_axis
 
 #: Minimum number of positives for the diagram of a genre, and number of positives per dot on average.

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 from sklearn.metrics import precision_recall_curve
 
-from toolkit.decisions.choose import Decisions
-from toolkit.metrics.multilabel import BoolArray, FloatArray, sigmoid
-from toolkit.metrics.table import PLACES, values
+from toolkit.decisions.decisions import Decisions
+from toolkit.metrics.helpers import BoolArray, FloatArray, sigmoid
+from toolkit.metrics.registry import PLACES, values
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.plots.common import (
     BLUE,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from shards.errors import one_line
-from toolkit.metrics.table import PLACES
+from toolkit.metrics.registry import PLACES
 from toolkit.report.plots.common import BLUE, GREEN, GREY, ORANGE, Plot, finish, new_figure, styled
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ import torch
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as
 from shards.storage.files import PARTIAL, atomic_write, read_json, sha256_file, write_json
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.config.files import CONSTANTS, as_today
 from toolkit.config.io import config_dict
 from toolkit.config.model_files import Number

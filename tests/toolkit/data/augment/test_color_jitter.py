@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms.v2 import functional as TF
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.color_jitter import brightness, contrast, jitter, saturation, sharpness
 from toolkit.data.sampling.rng import Stream, uniforms
 

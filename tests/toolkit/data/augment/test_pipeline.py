@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.augment.random_erasing import erased_boxes
 from toolkit.data.sampling.plan import MicroBatch, TrainPlan

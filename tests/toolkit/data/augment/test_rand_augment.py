@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.rand_augment import OPERATIONS, apply_operations, rand_augment
 from toolkit.data.sampling.rng import Stream, uniforms
 

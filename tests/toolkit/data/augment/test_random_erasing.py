@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import RandomErasing
 
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.augment.random_erasing import AREA, ASPECTS, box_masks, erase, erased_boxes, noise
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shards.dataset.manifest import Manifest
 from shards.inputs.images import ANY, decode
-from toolkit.config.augmentations import AugmentConfig
+from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.config.schema import Config, DataConfig, TrainConfig
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.preprocessing import Preprocessing

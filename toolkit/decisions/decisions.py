@@ -22,7 +22,7 @@ from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisi
 from toolkit.config.schema import DecideConfig
 from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, choice_name
 from toolkit.decisions.objective import Aim
-from toolkit.metrics.multilabel import BoolArray, FloatArray, IntArray, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
 
 
 @dataclass(frozen=True, eq=False)

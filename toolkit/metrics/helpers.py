@@ -1,6 +1,6 @@
 """Functions that all metrics use: check of arrays, logistic function, cross-entropy, ratio of counts, and F-beta.
 
-The list of all metrics and most of their formulas are in table.py. weighted.py computes AP, ROC-AUC and the counts.
+The list of all metrics and most of their formulas are in registry.py. weighted.py computes AP, ROC-AUC and the counts.
 calibration_error.py has the ECE, baselines.py the baselines, and bootstrap.py the confidence intervals.
 
 Shapes: N samples, G labels. ``truth`` is (N, G) bool. ``scores`` is (N, G) float64: logits, or probabilities in

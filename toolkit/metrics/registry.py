@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.multilabel import BoolArray, FloatArray, f_beta, ratio
+from toolkit.metrics.helpers import BoolArray, FloatArray, f_beta, ratio
 from toolkit.metrics.weighted import Counts, Outcome, Weighed
 
 Rate = Callable[[Counts], FloatArray]
