@@ -1,4 +1,4 @@
-"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on the last stage of a model. overlays.py draws them.
+"""Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on a model's last stage. overlays.py draws them.
 
 The weight of a channel is the gradient of the genre's logit, averaged over the channel. The map is the weighted sum of
 the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. If a
