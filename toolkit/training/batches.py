@@ -175,11 +175,10 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the stopwatch's creation. ``images``: images of this epoch that are already
-        done.
+        """Return speed and timing since the stopwatch's creation.
 
-        data_wait and copy are the shares (0 to 1) of this rank's time for waiting and copying. decode_cores is the
-        mean number of CPU cores that decode.
+        ``images``: images of this epoch that are already done. data_wait and copy are the shares (0 to 1) of this
+        rank's time for waiting and copying. decode_cores is the mean number of CPU cores that decode.
         """
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {
