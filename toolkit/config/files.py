@@ -31,10 +31,10 @@ CONSTANTS: dict[str, Any] = {
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
 
-    Remove the keys in CONSTANTS. Return key → value for each removed key whose value differs from its constant. Options
-    of losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
+    Remove the keys in CONSTANTS. Return key → value of the removed keys that differ from their constants. Options of
+    losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
 
-    typed: keys given on the command line. If ``config`` also has such a key by its old name, the old name is ignored.
+    typed: keys given on the command line. The old name of a typed key in ``config`` is ignored.
     """
     other = {}
     for old, new in RENAMED.items():
@@ -119,7 +119,7 @@ def check_text(text: str, what: str) -> Any:
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values of a node, with aliases expanded. A node that contains itself has more than MAX_VALUES."""
+    """Count the values of a node, with aliases expanded. A node that contains itself counts as more than MAX_VALUES."""
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1  # the recursion finds this value only if the node contains itself
         children: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []

@@ -96,7 +96,7 @@ class LabelsFile(DecisionsFile, kw_only=True):
 
 
 class HeadFile(msgspec.Struct):
-    """The options of the head, the new classifier of the model. The names are those of models.heads.HeadSpec."""
+    """Options of the head (the new classifier of the model), with the same names as in models.heads.HeadSpec."""
 
     kind: HeadKind
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]

@@ -90,7 +90,7 @@ def _check_combinations(config: Config) -> None:
 
 
 def _check_cached(config: Config) -> None:
-    """Raise UserError for options without effect if the head (new classifier) is trained on cached features."""
+    """Raise UserError for options that cannot be used with cached features."""
     frozen = config.model.freeze
     if "backbone" not in frozen:
         raise UserError(

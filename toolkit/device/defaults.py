@@ -35,9 +35,9 @@ def ahead_for(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-#: Largest default number of decoding threads for a GPU. They compete with the thread that starts GPU kernels for
-#: Python's global lock. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16.
-#: The posters had 182x268 pixels, and 6 threads decoded about 11,000 per second (tests/bench/train_step.py --threads).
+#: Largest default number of decoding threads for a GPU. They share Python's global lock with the thread that starts GPU
+#: kernels. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16. The posters
+#: had 182x268 pixels, and 6 threads decoded about 11,000 per second (tests/bench/train_step.py --threads).
 GPU_THREADS = 6
 
 

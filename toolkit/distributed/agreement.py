@@ -1,9 +1,9 @@
 """Compare the processes of a launch before they start to work.
 
-The processes of a launch exchange gradients, logits and counters. If one process had another model, option,
-configuration or shard set, the result would be a mixture, and no error would appear. So each process makes a record of
-facts: the values that its results depend on. The first process compares the records (launch.py exchanges them).
-Threads, paths and GPU models may differ. Files are compared by content. Different library versions cause a warning.
+The processes of a launch exchange gradients, logits and counters. If one process uses another model, option,
+configuration or shard set, the result is wrong without an error. So each process makes a record of facts: the values
+that its results depend on. The first process compares the records (launch.py exchanges them). Threads, paths and GPU
+models may differ. Files are compared by content. Different library versions cause a warning.
 
 This module uses neither torch nor the network.
 """
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from shards.dataset.manifest import Manifest
     from toolkit.model_folder.folder import ModelFolder
 
-#: Name of a fact → (its value as text, the path from which it was read). Messages show the path. It is not compared.
+#: Name of a fact → (its value as text, the path from which it was read). Paths are only for messages.
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
-#: Options whose values are local paths. Only whether they are given is compared. Other facts compare the files.
+#: Options whose values are local paths. The record says only whether a path is given. Other facts compare the files.
 PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
 #: Options and configuration keys that do not change results. They are not compared.
 RANK_LOCAL_OPTIONS = ("threads", "cache", "data.workers", "data.prefetch")
-#: Environment variables that change results → their default values. environment.py checks those of accelerate.
+#: Environment variables that change results → their default values. environment.py checks accelerate's variables.
 VARIABLES = {
     "NVIDIA_TF32_OVERRIDE": "",
     "ONEDNN_DEFAULT_FPMATH_MODE": "strict",
@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """Return the record of this process: ``facts`` and values of its environment. They must be equal in all processes.
+    """Return the record of this process, with ``facts`` and with the environment variables that change results.
 
     precision: value of --train.precision or --precision. If None, use the precision in the launcher's variables.
     device: unique identifier of the process's GPU. Empty on a CPU.

@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Timeout of WorkQueue. It is long, because a process may work for days, and the launcher ends all if one dies.
+#: Timeout of WorkQueue. It is long, because a process may work for days. If one dies, the launcher ends all.
 LONGEST_WORK = timedelta(days=30)
 
 
 class LostData(UserError):
-    """One rank cannot read its samples. Every rank raises this error at the same step, with that rank's message."""
+    """One rank cannot read its samples. Every rank raises this error at the same step, with the same message."""
 
     def __init__(self, code: Code, message: str, status: int = UserError.status) -> None:
         super().__init__(code, message)
@@ -45,8 +45,8 @@ def make_accelerator(precision: str | None = None, facts: Facts | None = None, *
     """Return an Accelerator for this process of a launch.
 
     facts: values that must be equal in all processes (agreement.py). The first call in a process compares them.
-    Raises UserError if the processes cannot connect, if their facts differ, if requested GPUs are missing, or if a
-    variable of accelerate requests something that the toolkit does not support (environment.py).
+    Raises UserError if the processes cannot connect, if their facts differ, or if requested GPUs are missing. Also
+    raises UserError for variables of accelerate that the toolkit does not support (environment.py).
     """
     require_plain(os.environ)
     wanted = processes_of(os.environ)
@@ -129,7 +129,7 @@ def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, v
     """Collect the values of all samples from all ranks. Return them (count, ...) in sample order on every rank.
 
     indices: (n,) positions of this rank's samples, without padding. values: (n, ...) the values of these samples.
-    Raises RuntimeError if a sample is missing or comes twice. A duplicate would change the metrics without an error.
+    Raises RuntimeError if a sample is missing or comes twice.
     """
     pairs = [(indices, values)]
     if accelerator.num_processes > 1:
@@ -175,9 +175,9 @@ def by_main(accelerator: Accelerator, do: Callable[[], T]) -> T:
 def require_read(
     accelerator: Accelerator, failure: UserError | None, owed: int = 0, call: Callable[[], object] = lambda: None
 ) -> None:
-    """Raise LostData on every rank if at least one rank has a ``failure`` (None if there is none). A collective call.
+    """Raise LostData on every rank if ``failure`` is not None on at least one rank. A collective call.
 
-    A failed rank has missed some collective calls (their number is ``owed``). It first runs ``call`` once for each one.
+    A failed rank has missed ``owed`` collective calls. It first runs ``call`` once for each missed call.
     """
     if failure is not None:
         for _ in range(owed):

@@ -30,7 +30,7 @@ from toolkit.config.schema import Config
 log = logging.getLogger(__name__)
 
 #: A block of the model is a unit if it has at least this share of the model's weights. So there are at most 100 units.
-#: During a pass, the whole weights in memory are mainly those of one unit and of the modules outside of all units.
+#: During a pass, memory contains whole weights of about one unit, and of the modules outside of all units.
 MIN_UNIT_SHARE = 0.01
 
 
@@ -82,9 +82,9 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
 def units(model: nn.Module) -> list[nn.Module]:
     """Return the units of ``model``: modules whose weights are gathered together. Inner modules come first.
 
-    The model itself is not in the list. It gathers all other weights. A unit is a large child of a series of modules
-    (`_is_series`), or a large module of the same class as such a child. In timm's models, these are blocks and stages.
-    ModuleList and Sequential are never units, because timm may call their children and not the container.
+    The model itself is not in the list. It gathers all other weights. A unit is a large module in a series of modules
+    (`_is_series`), or another large module of the same class. In timm's models, units are blocks and stages. ModuleList
+    and Sequential are never units, because timm may call their children and not the container.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
@@ -125,8 +125,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def full_state(tree: Any, keep: bool) -> Any:
     """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded ones.
 
-    Called by every rank with the same tree. If ``keep`` is false, the copy has None in place of each tensor, so this
-    process has at most one whole tensor in memory at a time.
+    Called by every rank with the same tree. If ``keep`` is false, the copy has None in place of each tensor. This
+    process then has at most one whole tensor in memory.
     """
     if isinstance(tree, torch.Tensor):
         whole = tree.full_tensor() if isinstance(tree, DTensor) else tree

@@ -5,7 +5,7 @@
       ─→ if all records agree, the processes form the process group for collective calls
 
 The store needs no collective calls. So processes with different options end with an error and do not hang. A process
-that fails before all have connected can still report its error to the others.
+that fails before all have connected can still report its error to the other processes.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class StopSignal:
     """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
     The first signal requests a stop. A second signal interrupts at once if it is SIGINT. One process stops after its
-    current step. Several processes vote after each step and read the result one step later, so that none of them waits.
+    current step. Several processes vote after each step and read the result one step later, so that no process waits.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:

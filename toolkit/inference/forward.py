@@ -70,7 +70,7 @@ class Forward:
 
         With ``options.compile``, batches are padded to ``full_batch`` rows, because each shape is compiled separately.
         """
-        # FSDP gathers sharded weights. If it does so in inference mode, they cannot be trained afterwards.
+        # If FSDP gathers sharded weights in inference mode, the weights cannot be trained afterwards.
         self.grad_mode = torch.no_grad if is_sharded(network) else torch.inference_mode
         module = TorchNetwork(network, options.embeddings) if isinstance(network, nn.Module) else network
         self.network: Network = torch.compile(module) if options.compile else module
@@ -119,7 +119,7 @@ class Forward:
 def require_finite_outputs(
     outputs: Sequence[np.ndarray | None], names: Callable[[int], str], reduced: bool = False
 ) -> None:
-    """Raise UserError, which names images, if rows of the (n, k) ``outputs`` contain NaN or infinity.
+    """Raise UserError, with the names of images, if ``outputs`` (n, k) contain NaN or infinity.
 
     names: row → name of the image. reduced: whether the pass used fp16 or bf16, whose range may be too small.
     """

@@ -45,7 +45,7 @@ class Scored:
 
     @property
     def count(self) -> int:
-        """Return the number of all samples in this batch, whether or not they could be decoded."""
+        """Return the number of all samples in this batch, including damaged samples."""
         return len(self.indices) + len(self.errors)
 
 

@@ -1,4 +1,4 @@
-"""Automatic batch size: divide an update into enough micro-batches that each of them fits in memory.
+"""Automatic batch size: divide an update into so many micro-batches that each micro-batch fits in memory.
 
 The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
 and a backward pass of its largest micro-batch, with random images and the run's precision. For this try, all weights
@@ -88,7 +88,7 @@ def _try(setup: TrainingSetup) -> None:
     side = setup.config.data.image_size
     model.zero_grad()
     reserve = torch.empty(_later_bytes(setup, micro_batch), dtype=torch.uint8, device=device)
-    for _ in range(2):  # the second pass also needs memory for the first one's gradients, as with accumulation
+    for _ in range(2):  # the second pass also needs memory for the gradients of the first pass
         images = torch.randint(0, 256, (len(micro_batch.indices), side, side, 3), dtype=torch.uint8, device=device)
         losses, valid = train_step.losses(model, Batch(images, micro_batch, {}), 0)
         accelerator.backward((losses * valid).sum())
@@ -96,10 +96,10 @@ def _try(setup: TrainingSetup) -> None:
 
 
 def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
-    """Return the number of bytes that the run allocates later, in addition to its forward and backward passes.
+    """Return the number of bytes that the run allocates later, in addition to the forward and backward passes.
 
-    They are for the optimiser's state (if it does not exist yet), DDP's buckets if weights are unfrozen later, and the
-    loader's buffers on a GPU. The buckets are counted as if they were for all weights.
+    This memory holds the optimiser's state (if it does not exist yet), the loader's buffers on a GPU, and DDP's buckets
+    if weights are unfrozen later. The number includes buckets for all weights.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])

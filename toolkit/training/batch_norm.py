@@ -1,11 +1,11 @@
-"""BatchNorm over few rows: keep its statistics fixed in small updates, and warn at the start of a run.
+"""BatchNorm with few rows: keep statistics fixed in small updates, and warn at the start of a run.
 
-In training, BatchNorm normalises by the mean and the deviation of the rows (samples) of a forward pass, and moves its
-running statistics towards the two values. The rows are those of one process's micro-batch. SyncBatchNorm uses the rows
-of all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect
-on a trained network). So if an update has a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
-running statistics in this update and does not change them. Frozen BatchNorm modules always do this. The sizes of all
-micro-batches are known in advance (plan.py), so the decision is the same on all ranks and after a resume.
+In training, BatchNorm normalises by the mean and the deviation of the rows (samples) of a forward pass. BatchNorm also
+moves its running statistics towards these two values. It uses the rows of one process. SyncBatchNorm uses the rows of
+all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect on
+a trained network). So in an update with a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
+running statistics and does not change them. Frozen BatchNorm modules always do this. The sizes of all micro-batches are
+known in advance (plan.py), so the decision is the same on all ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, a
     Few rows are fewer than LEAST_ROWS. ``model`` is in training mode and may be wrapped.
     """
     fixed = []
-    if plan.sizes == "even":  # "tail": a run that an earlier version began, which never fixed statistics
+    if plan.sizes == "even":  # "tail" is for runs of earlier versions, which never fixed statistics
         rows = plan.rows(step, world, accumulation)
         if rows.min() < LEAST_ROWS:
             fixed = [module for module in _updating(model) if _least(rows, module) < LEAST_ROWS]
@@ -50,8 +50,8 @@ def fixed_batch_norm(model: nn.Module, plan: TrainPlan, step: int, world: int, a
 def check_rows(model: nn.Module, plan: TrainPlan, world_size: int, accumulation: int, *, trained: bool) -> str | None:
     """Return a warning if BatchNorm of ``model`` computes statistics from fewer than FEW_ROWS rows. Else return None.
 
-    ``model`` is in training mode. ``trained`` says whether the weights, and so the statistics, are already trained.
-    Raises UserError if untrained statistics stay fixed in every update, because BatchNorm then normalises nothing.
+    ``model`` is in training mode. ``trained``: whether weights and statistics are already trained. Raises UserError if
+    untrained statistics stay fixed in every update, because BatchNorm then normalises nothing.
     """
     norms = _updating(model)
     if not norms:

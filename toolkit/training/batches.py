@@ -75,7 +75,7 @@ class Pixels:
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images (n, 3, S, S) and targets (n, G) with which ``trained`` is trained on a loaded ``batch``.
+        """Return the images (n, 3, S, S) and targets (n, G) of a loaded ``batch`` for the training of ``trained``.
 
         The images are augmented and then normalised. The augmentations mixup and cutmix also change the targets.
         """
@@ -106,7 +106,7 @@ class Feed:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
         data, device = setup.config.data, setup.accelerator.device
         self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
-        # A substitute would count twice in a metric, so validation leaves a damaged sample out.
+        # Validation leaves out damaged samples, because a substitute would count twice in a metric.
         self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
         self.val_cutter: Transforms = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
         self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
@@ -121,7 +121,7 @@ class Feed:
         rank, world = accelerator.process_index, accelerator.num_processes
         micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
         transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards are fetched in the order of use, and the next epoch's first shards before this epoch ends.
+        # Remote shards are fetched in the order of use, including the first shards of the next epoch.
         order, count = self.plan.order, len(self.setup.train.shards)
         now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
         window = config.data.window if config.data.order == "window" else count
@@ -164,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Measures speed and waiting time since its creation. ``images``: number of the epoch's images done by then."""
+    """Measures speed and waiting time since its creation. ``images``: images of this epoch that are already done."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -175,10 +175,10 @@ class Stopwatch:
         return max(time.perf_counter() - self.started, 1e-9)
 
     def account(self, images: int) -> dict[str, float]:
-        """Return speed and timing since the stopwatch's creation. ``images``: number of the epoch's images done so far.
+        """Return speed and timing since the stopwatch's creation.
 
-        data_wait and copy are the shares (0 to 1) of this rank's time for waiting and copying. decode_cores is the
-        mean number of CPU cores that decode.
+        ``images``: images of this epoch that are already done. data_wait and copy are the shares (0 to 1) of this
+        rank's time for waiting and copying. decode_cores is the mean number of CPU cores that decode.
         """
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds
         return {

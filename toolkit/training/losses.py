@@ -1,9 +1,9 @@
 """Multi-label losses, listed in toolkit/config/loss_registry.py. The loss of a sample is the sum over its labels.
 
 An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
-negative(x)). The kinds of loss differ in the two costs and in the weight w. For targets 0 and 1 these are the losses of
-the papers. Mixup and label smoothing make targets between 0 and 1, whose loss is the weighted mean of both costs. timm
-and torchvision put soft targets into the focusing factor too, so their losses differ from these for soft targets.
+negative(x)). Each loss has its own two costs and its own weight w. For targets 0 and 1 these are the losses of the
+papers. With soft targets (between 0 and 1, from mixup or label smoothing), the loss is the weighted mean of both costs.
+timm and torchvision also use soft targets in the focusing factor, so their losses differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BALANCED_LAMBDA = 5.0  # the gradient of a negative vanishes faster by this fact
 
 
 def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> nn.Module:
-    """Return the loss module ``config.name``. Its arguments and results are those of `MultiLabelLoss`.
+    """Return the loss module ``config.name``. It is called like `MultiLabelLoss`.
 
     positives: (G,) number of training samples with each label. num_samples: number of training samples. The losses
     ``weighted`` and ``balanced`` compute weights from these counts. The other losses only use the number of labels G.
@@ -64,10 +64,10 @@ def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatA
 
 
 class MultiLabelLoss(nn.Module):
-    """Binary cross-entropy of each sample, and base class of the other losses, which override `costs` or `weights`.
+    """Binary cross-entropy of each sample. The other losses are subclasses that override `costs` or `weights`.
 
-    smoothing: every target moves towards 0.5 by this fraction of its distance. Buffers (such as label weights) are not
-    in the state dict, because they are computed from the config and the training set.
+    smoothing: label smoothing s changes a target y to y + s * (0.5 - y). Buffers (such as label weights) are not in the
+    state dict, because they are computed from the config and the training set.
     """
 
     def __init__(self, counts: FloatArray, num_samples: int, smoothing: float, options: Any = None) -> None:
@@ -93,7 +93,7 @@ class MultiLabelLoss(nn.Module):
             return (losses * self.weights(targets)).sum(dim=1)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two (n, G) tensors: the cost of each element if its target is 1, and its cost if the target is 0."""
+        """Return two (n, G) tensors: the costs of the elements for target 1, and the costs for target 0."""
         return -F.logsigmoid(logits), -F.logsigmoid(-logits)
 
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
@@ -152,10 +152,9 @@ class AsymmetricLoss(MultiLabelLoss):
 class DistributionBalancedLoss(MultiLabelLoss):
     """Distribution-balanced loss without a focal factor: equation 9 of the paper, summed over labels.
 
-    Re-balanced weighting: r = (1 / n_k) / (sum of 1 / n_i over the sample's labels i), where n_i is the number of
-    training samples with label i. This is label k's share of the rate at which label-balanced sampling draws the
-    sample. The weight of label k is alpha + sigmoid(beta * (r - mu)), so a common label beside a rare one has a low
-    weight. A soft target multiplies its term of the sum.
+    Re-balanced weighting: n_i is the number of training samples with label i. For a sample and a label k, r is 1 / n_k
+    divided by the sum of 1 / n_i over the sample's labels i. The weight of label k is alpha + sigmoid(beta * (r - mu)).
+    A common label beside a rare label therefore has a low weight. A soft target multiplies its term of the sum.
 
     Negative-tolerant regularisation: nu = kappa * log(1 / prior - 1) is large for rare labels. A positive costs log(1 +
     exp(-(x - nu))). A negative costs log(1 + exp(lambda * (x - nu))) / lambda, whose gradient vanishes faster.

@@ -2,7 +2,7 @@
 
 The learning rate rises exponentially from LOW to HIGH, by one step per update. The training loss falls at useful rates,
 becomes flat, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The
-updates are as in a training. Layers and head have their usual factors on the rate. There is no warm-up or schedule.
+updates are the same as in training. Layers and head keep their factors on the rate. There is no warm-up or schedule.
 The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features are kept for a later training.
 """
 
@@ -30,7 +30,7 @@ from toolkit.training.train_step import TrainStep
 log = logging.getLogger(__name__)
 
 LOW, HIGH = 1e-6, 10.0
-#: Number of updates of a test: those of one epoch, but at least 40 to resolve seven decades, and at most 100.
+#: Number of updates of a test: one epoch, but at least 40 (to resolve seven decades) and at most 100.
 MIN_UPDATES, MAX_UPDATES = 40, 100
 #: The test ends when the loss, smoothed with DECAY, is more than DIVERGED times its lowest value. fastai uses a factor
 #: of 4. But a loss over many labels starts near its minimum and hardly halves in 100 updates.

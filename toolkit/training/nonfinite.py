@@ -176,7 +176,7 @@ class Guard:
         if not samples:
             return f"the gradient is not finite {where}, but the loss of every sample is finite"
         more = f" and {len(samples) - MAX_NAMED_SAMPLES} more" if len(samples) > MAX_NAMED_SAMPLES else ""
-        # Only a few ids, because each may read the index of its shard.
+        # Only a few ids, because finding an id may read the index of a shard.
         ids = ", ".join(map(self.sample_id, samples[:MAX_NAMED_SAMPLES])) + more
         if not good_rows and len(samples) > 1:
             return (
@@ -187,9 +187,9 @@ class Guard:
 
 
 def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None, epoch: int, step: int) -> None:
-    """Raise UserError if the gradient scaler finds no usable scale. Called after an update that it skipped.
+    """Raise UserError if the gradient scaler finds no usable scale. Called after a skipped update.
 
-    ``in_a_row`` is the number of such updates in a row. Gradients are equal on all ranks, so all ranks raise the error.
+    ``in_a_row``: number of skipped updates in a row. Gradients are equal on all ranks, so all ranks raise the error.
     """
     scale = scaler.get_scale()
     if scale < LEAST_SCALE or in_a_row >= MOST_OVERFLOWS:
@@ -213,7 +213,7 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
 
 
 def _norm(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean norm of all elements, or 0 without elements. If the norm is finite, all elements are.
+    """Return the Euclidean norm of all elements (0 if there are none). It is finite only if all elements are finite.
 
     The norm takes 1% of the time of an update. Finding the largest element takes 20% on a CPU.
     """

@@ -40,10 +40,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return parameter groups with the keys params, weight_decay and lr_scale.
 
-    lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above (by timm's
-    ``group_matcher``), times ``head_lr`` for the classifier. Vectors (biases, normalisation) and parameters in the
-    model's ``no_weight_decay`` have no weight decay. The value of weight decay does not change which
-    parameters are in a group, so a resumed run may change this value.
+    lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above. timm's
+    ``group_matcher`` counts the layers. For the classifier, lr_scale is also multiplied by ``head_lr``. Vectors
+    (biases, normalisation) and parameters in the model's ``no_weight_decay`` have no weight decay. The value of weight
+    decay does not change which parameters are in a group, so a resumed run may change this value.
     """
     no_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
@@ -73,7 +73,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 
 
 
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Return a function that maps the number of an update (counted from 0) to its factor on the peak learning rate."""
+    """Return a function from the number of an update (from 0) to the update's factor on the peak learning rate."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:

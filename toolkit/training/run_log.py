@@ -28,8 +28,8 @@ EPOCH_FIELDS = (
 class RunLog:
     """Writes the logs on the main process. All ranks make the same calls, and all raise an error if writing fails.
 
-    A resumed run writes some rows again, and first removes the old ones. In log.csv these are the rows after update
-    ``updates``, and in epochs.csv the rows from ``epoch`` on.
+    A resumed run first removes the rows that it will write again: in log.csv the rows after update ``updates``, in
+    epochs.csv the rows from ``epoch`` on.
     """
 
     def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
@@ -72,7 +72,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
-    """Keep the rows whose column ``counter`` is at most ``last``. Raises UserError if the file is not such a log."""
+    """Keep the rows whose column ``counter`` is at most ``last``. Raises UserError if the file is not a log."""
     kept: list[dict[str, str]] = []
     if path.exists():
         try:
@@ -80,7 +80,7 @@ def _cut(path: Path, fields: tuple[str, ...], counter: str, last: int) -> None:
                 reader = csv.DictReader(stream)
                 if foreign := set(reader.fieldnames or ()) - set(fields):
                     raise ValueError(f"it has columns that a log does not have: {', '.join(sorted(foreign))}")
-                # without the last row of a killed run, if it is incomplete
+                # the last row of a killed run may be incomplete and is then dropped
                 kept = [r for r in reader if None not in r.values() and int(r[counter]) <= last]
         except (ValueError, KeyError, csv.Error) as error:
             raise UserError(

@@ -33,7 +33,8 @@ class TrainStep:
     def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
         """``guard`` checks losses and gradients. Without ``guard``, all updates are made, even if they are not finite.
 
-        ``lost`` is a vote that stops all ranks if one rank cannot read its samples. Without it, only that rank stops.
+        ``lost`` is a vote that stops all ranks if one rank cannot read its samples. Without a vote, only this rank
+        stops.
         """
         self.accelerator, self.setup = setup.accelerator, setup
         self.plan, self.accumulation = setup.plan, setup.accumulation
@@ -117,7 +118,7 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch, and the error if this rank cannot read its samples, else None.
+        """Return the next micro-batch, and an error if this rank cannot read its samples, else None.
 
         With an error the images are black and no row is valid. Other ranks wait for this rank's part of the update.
         """

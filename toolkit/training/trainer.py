@@ -98,7 +98,7 @@ class Trainer:
         return self.state.epoch >= self.config.train.epochs or 0 < patience <= self.state.bad_epochs
 
     def _epoch(self) -> bool:
-        """Run the rest of the current epoch and its validation. Return False if a signal stopped one of them."""
+        """Run the rest of the current epoch and its validation. Return False if a signal stopped the epoch."""
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros(2, device=accelerator.device)  # sums of this rank since the last call of _add_loss
@@ -148,7 +148,7 @@ class Trainer:
         }
         try:
             self._validate(row)
-        except Stopped:  # the saved state is that of the last update, so a resumed run validates again
+        except Stopped:  # the checkpoint is from before the validation, so a resumed run validates again
             return False
         return True
 
@@ -206,7 +206,7 @@ class Trainer:
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
-        """Write a row of log.csv. Return the stopwatch for the next row, whose time includes writing this row.
+        """Write a row of log.csv. Return the stopwatch for the next row, started before this row is written.
 
         ``sums`` (2,) are the sum of losses and the number of rows over all ranks, both 0 for a skipped update.
         """

@@ -64,8 +64,8 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): equal for near-duplicates, or None if there are none.
-    The loss is computed without calibration. Raises UserError if a logit is not finite.
+    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None: no groups. The
+    loss is computed without calibration. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -156,8 +156,8 @@ def export_model(
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
     ``trained`` is the unwrapped trained module, or its moving average. ``epoch`` counts from 1. ``score`` is the value
-    of train.monitor. A resumed run compares it with the checkpoint. ``state`` is the whole state dict if ``trained``
-    contains only a part of each tensor, else None.
+    of train.monitor. A resumed run compares ``score`` with the checkpoint. ``state`` is the whole state dict if
+    ``trained`` contains only a part of each tensor, else None.
     """
     config, manifest = setup.config, setup.manifest
     model, head, metrics = setup.inputs.whole(trained), HeadSpec.of(config.model), result.evaluation.to_dict()

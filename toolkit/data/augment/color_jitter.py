@@ -1,8 +1,8 @@
 """Change brightness, contrast, saturation and sharpness of a batch, with one factor per sample.
 
-The formulas are those of torchvision (transforms.v2.functional, float images). Images are (n, 3, S, S) float32 from 0
-to 255, and factors are (n,). Factor 1 changes nothing. The result of a sample does not depend on the other samples of
-the batch, because sums have a fixed order or use integers.
+The formulas are from torchvision (transforms.v2.functional, float images). Images are (n, 3, S, S) float32 from 0 to
+255, and factors are (n,). Factor 1 changes nothing. The result of a sample does not depend on the other samples of the
+batch, because sums have a fixed order or use integers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, k
     """Apply torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
     Each factor is drawn uniformly from 1 - x to 1 + x, where x is an option such as ``config.brightness``. torchvision
-    also draws the order of the steps. With a fixed order, all samples take a step together, and the result is similar.
+    also draws the order of the steps. Here the order is fixed, so that all samples take a step together.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
     changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))

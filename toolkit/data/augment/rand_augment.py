@@ -1,6 +1,6 @@
 """RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
 
-There are fourteen operations, all equally likely. ``config.randaugment`` of them are applied to each sample, one after
+There are fourteen operations, all equally likely. Each sample gets ``config.randaugment`` operations, one after
 another. A hash of the sample's key selects each operation and its sign. Samples with the same operation are processed
 together, without a loop over samples. The geometric operations share one bilinear sampling with a matrix per sample.
 Pixels outside of the image are black, which is torchvision's default.

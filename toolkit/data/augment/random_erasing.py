@@ -1,8 +1,8 @@
 """Random erasing (Zhong, Zheng, Kang, Li, Yang 2020) on batches: noise replaces a rectangle of some samples.
 
 Areas, aspect ratios and positions have the distributions of torchvision's and timm's RandomErasing. Pixels are uniform
-from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. The hash is equal
-on any device, on any rank and in any row of a batch. The numbers of a random generator depend on the device.
+from 0 to 255, as in the paper. The noise is an integer hash of key and pixel, computed on the device. The noise is
+therefore equal on any device, on any rank and in any row of a batch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Compute which samples each rank gets in each update, without files and without communication between ranks.
 
-Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It depends
-only on seed and epoch, and any slice of it can be computed. An epoch of N positions has k = ceil(N / B) updates for a
-global batch of B. Update t starts at position floor(t * N / k). The positions of an update are assigned in turn to its
-world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with samples of the same
-update, which have valid=False and no weight. docs/concepts/exact-epochs.md has the reasons.
+Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). The
+permutation depends only on seed and epoch, and any slice can be computed. An epoch of N positions has k = ceil(N / B)
+updates for a global batch of B. Update t starts at position floor(t * N / k). The positions of an update are assigned
+in turn to its world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with
+samples of the same update, which have valid=False and no weight. docs/concepts/exact-epochs.md has the reasons.
 
 Groups. ``group_size`` neighbouring positions of an update go to the same micro-batch, for any world size and
 accumulation. Mixing of pairs (mixup.py) needs groups of two: then positions 2k and 2k+1 of an update are neighbouring
-rows of one MicroBatch. Only the last group of an update can be shorter. It is the last group of its micro-batch.
+rows of one MicroBatch. Only the last group of an update can be shorter, and it is at the end of a micro-batch.
 
 Evaluation. Samples in the order of the index form fixed batches, and batch j goes to rank j mod world_size. The batches
 are the same for any number of processes, and so are the logits. A rank without a batch gets one row with valid=False.
@@ -25,8 +25,8 @@ import numpy as np
 
 from toolkit.data.sampling.shuffle import DRAW_STRIDE, Order
 
-#: even: all updates of an epoch have about the same size. tail: all updates except the last are full. Only runs that an
-#: earlier version began use tail.
+#: even: all updates of an epoch have about the same size. tail: all updates except the last are full. Only runs of
+#: earlier versions use tail.
 Sizes = Literal["even", "tail"]
 #: Smallest micro-batch. In training, BatchNorm cannot normalise one row whose feature map is 1 x 1.
 MIN_ROWS = 2

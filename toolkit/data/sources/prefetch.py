@@ -35,7 +35,7 @@ class Prefetcher:
 
     def __init__(self, store: RemoteShards, shards: Sequence[Shard], threads: int = THREADS) -> None:
         self._store, self._shards = store, shards
-        # The numbers of the shards of the current pass, and then those of the first shards of the next pass.
+        # Numbers of shards: first all shards of the current pass, then the first shards of the next pass.
         self._visits: list[int] = []
         self._positions: dict[int, int] = {}  # number of a shard of the current pass → its index in _visits
         self._ahead = self._taken = 0
@@ -121,7 +121,7 @@ def check_room(store: RemoteShards, shards: Sequence[Shard], window: int | None,
     """Raise UserError if the cache is too small for the shards that training needs at the same time.
 
     window: number of shards in a group whose samples are shuffled together. The current and the next group must fit.
-    None for data.order global, where all shards must fit, because samples come from all shards at any time.
+    With data.order global, ``window`` is None, and all shards must fit.
     lead: number of samples that the loaders read in advance. If this number is large, more groups must fit.
     """
     limit = store.cache.options.limit

@@ -9,7 +9,7 @@ import numpy as np
 _local = threading.local()
 
 
-#: Memory of more bytes is not kept for the next image, so that the memory for one huge image is freed at once.
+#: Larger memory is not kept for the next image, so that the memory for one huge image is freed at once.
 MAX_KEPT_BYTES = 64 * 2**20
 
 

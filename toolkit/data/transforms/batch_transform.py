@@ -133,7 +133,7 @@ class DeviceTransform:
 
 
 class FileTransform:
-    """Make the (S, S, 3) sample of each row with ``transform``, a function of the row and the bytes of its file."""
+    """Make the (S, S, 3) sample of each row with ``transform``, a function of the row and the file's bytes."""
 
     def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
         self.count, self.side, self.transform = count, side, transform

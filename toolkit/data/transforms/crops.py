@@ -16,14 +16,14 @@ from toolkit.config.schema import DataConfig
 from toolkit.data.sampling.rng import random_crops
 from toolkit.data.transforms.jpeg import rows_to_decode
 
-#: After libjpeg's scaled DCT, the resize must still reduce the image by this factor or more. Of real posters at
-#: 224 pixels, the worst then differs by 0.6 grey levels from a full decode. Factor 1.5 gave 0.9, and factor 1 gave 2.2.
+#: After libjpeg's scaled DCT, the resize must still reduce the image by this factor or more. On real posters at 224
+#: pixels, the largest error is then 0.6 grey levels. Factor 1.5 gave 0.9, and factor 1 gave 2.2.
 MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class Views:
-    """How n stored images become samples: the box, its size after the resize, and the window in it, for each image."""
+    """The crops of n stored images: for each image the box, the size of the resized box, and the window."""
 
     side: int
     """S, the side of a sample in pixels."""
@@ -52,7 +52,7 @@ class Views:
         return np.select([reduction >= 8, reduction >= 4, reduction >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """Return (n,) int64: the number of rows, from the top of each stored image, that its sample needs."""
+        """Return (n,) int64: the number of top rows of each stored image that its sample needs."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)

@@ -1,13 +1,13 @@
 """Crop, antialiased resize and flip with Pillow's filter, for one sample on the CPU or for a batch on the device.
 
 On the device, the resize is two batched matrix products, first horizontal and then vertical, with one weight matrix per
-sample. As in Pillow, each product is rounded to whole numbers. The result differs from Pillow's only if a different
+sample. As in Pillow, each product is rounded to whole numbers. The result differs from Pillow's only where another
 precision changes a rounding. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose half-width is
 max(scale, 1). Weights outside of the box are dropped, and the sum of the others is normalised to 1 (Pillow,
 src/libImaging/Resample.c). Box coordinates are floats, so boxes stay exact if an image is decoded at half its size.
 
-On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. It is several times faster
-than Pillow, and its result is within one grey level of Pillow's. cv2.resize is not used because it does not antialias.
+On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. The kernel is several
+times faster than Pillow, and differs from Pillow by at most one grey level. cv2.resize does not antialias.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _resize(pixels: np.ndarray, out: np.ndarray, flip: bool) -> None:
     if pixels.shape == out.shape:
         _copy(pixels, out, flip)
         return
-    # numpy copies the pixels to contiguous memory, because torch would start threads for it. The memory is reused: to
-    # allocate memory for every image takes as much time as the resize.
+    # numpy copies the pixels to contiguous memory, because torch would start threads for this copy. The memory is
+    # reused, because an allocation takes as much time as the resize.
     source = scratch("crop", pixels.size).reshape(pixels.shape)
     _copy(pixels, source, flip)
     upsample_into(_nchw(source), out.shape[:2], False, None, None, out=_nchw(out))

@@ -85,7 +85,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
     """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
 
-    ``size`` can be 4 billion pixels. If it is large, only the square and a few pixels around the square are computed.
+    If ``size`` is large (up to 4 billion pixels), only the square and a few pixels around the square are computed.
     """
     if size[0] * size[1] <= MOST_RESIZED:
         return image.resize(size, BILINEAR, box=box).crop((*corner, corner[0] + side, corner[1] + side))

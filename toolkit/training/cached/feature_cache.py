@@ -4,8 +4,8 @@
 
 A frozen backbone returns the same features for the same pixels in every epoch. So features are computed only for a few
 augmented views of each sample. View v has the augmentation of epoch v, and epoch e trains on view e mod the number of
-views. A file's name is a hash of everything that its content depends on, so runs with equal content share files. During
-the computation, memory contains the features of a few thousand samples. Later all processes of a node map one file.
+views. A file's name is a hash of all inputs of the computation, so runs with equal inputs share files. During the
+computation, memory contains the features of a few thousand samples. Later all processes of a node map one file.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class FeatureBank:
             stop.restore()
 
     def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
-        """Compute the features of a view in sample order, and pass blocks of them to ``add`` on every rank."""
+        """Compute the features of a view in sample order, and pass blocks of features to ``add`` on every rank."""
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)
@@ -198,7 +198,7 @@ class FeatureBank:
     def _own_rows(
         self, view: View, micro_batches: Iterable[MicroBatch]
     ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
-        """Yield two arrays per batch of this rank: sample indices (k,), and rows (k, F + 1) as in a feature file."""
+        """Yield two arrays per batch of this rank: sample indices (k,), and rows (k, F + 1) of a feature file."""
         accelerator = self.accelerator
         self.model.eval()
         with (

@@ -3,7 +3,7 @@
     SPLIT-KEY.npy   (n, F + 1) float32: per sample its features and a 1, or only zeros if it could not be decoded
     SPLIT-KEY.npz   written by earlier versions: "values" (n, F) float16 and "decoded" (n,) bool, not compressed
 
-All processes of a node map the same file, so memory contains it once. The numbers are float32, because float16 loses
+All processes of a node map one file, so memory contains the file once. The numbers are float32, because float16 loses
 values over 65504 or near 0. A file is complete or absent. It is never changed in place, so mapped pages stay valid.
 """
 
@@ -138,7 +138,7 @@ def share_file(accelerator: Accelerator, path: Path) -> None:
 
     Raises LostData, on every rank, if one rank cannot write its copy.
     """
-    for wait in (VISIBLE_SECONDS, 0.0):  # in round 1 one process per node writes, in round 2 each without the file
+    for wait in (VISIBLE_SECONDS, 0.0):  # one process per node writes first, then each process without the file
         lacking = not _visible(path, wait)
         if not any(gather_object([lacking]) if accelerator.num_processes > 1 else [lacking]):
             return

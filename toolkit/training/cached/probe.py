@@ -66,8 +66,8 @@ def build_head(
     """Return a Head for the features in ``views``, with a copy of the classifier of ``model``.
 
     standardize: scale features to mean 0 and deviation 1 over the training samples.
-    trained: whether the classifier is already trained. If both options are true, its weights are adapted to the
-    scaled features, so that the logits stay the same.
+    trained: whether the classifier is already trained. If both options are true, the classifier is adapted to the
+    scaled features, and logits do not change.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -123,7 +123,7 @@ class Probe:
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute or map all features, and build a head for them. ``learnt``: whether the model's head is trained."""
+        """Compute or map all features, and build a head. ``learnt``: whether the model's head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
@@ -140,7 +140,7 @@ class Probe:
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """Return the model to save: the whole model with the trained head ``trained``, not with its initial head."""
+        """Return the model to save: the whole model with the trained head ``trained``."""
         assert isinstance(trained, Head)
         return merge(self.model, trained)
 

@@ -79,7 +79,7 @@ class Progress:
 
     @property
     def made(self) -> int:
-        """Number of updates of the whole run that were not skipped. Learning rate and moving average depend on it.
+        """Number of updates of the run that were not skipped. Learning rate and moving average depend on this number.
 
         In checkpoints of earlier versions left_out is 0, so their runs continue with the same learning rates.
         """
@@ -136,7 +136,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None if there are no checkpoints. Skip damaged ones with a warning.
+    """Return the newest valid checkpoint, or None if there are no checkpoints. Warn of damaged ones.
 
     Raises UserError if all are damaged, because a start from the beginning overwrites the run's other files.
     """
@@ -254,7 +254,7 @@ def _may_change(config: dict[str, Any]) -> frozenset[str]:
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
     """Return one line for each option that has changed since the checkpoint.
 
-    Raises UserError if an option has changed that must not change, or if the shard set differs. An option that is
+    Raises UserError if the shard set differs, or if an option differs that must stay the same. An option that is
     missing in the checkpoint counts as its default value.
     """
     free = _may_change(config)

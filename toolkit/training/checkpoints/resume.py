@@ -1,8 +1,8 @@
 """Choose the checkpoint from which a run resumes, and check the run's best model.
 
 The main process chooses the checkpoint, and sends its name and sha256 to the other ranks. All ranks start from this
-checkpoint, or all from the beginning. If ranks chose for themselves, a rank with another folder would continue from
-other weights, without an error, because ranks only exchange gradients.
+checkpoint, or all from the beginning. Ranks exchange only gradients, so different weights on one rank would cause no
+error.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, manifest: Manifest) -> Checkpoint | None:
     """Return the newest valid checkpoint of ``out``, or None if there is none. Called by every rank.
 
-    Raises UserError, on every rank, if one rank cannot read the main process's checkpoint, or if the run cannot
-    continue from it with this config and shard set.
+    Raises UserError, on every rank, if one rank cannot read this checkpoint, or if the checkpoint does not fit the
+    config or the shard set.
     """
     own: list[Checkpoint] = []
 
@@ -79,7 +79,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
     """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if the two epochs differed.
 
-    RUN/model is written before its checkpoint. The two differ if the run ended between the two writes, if an older
+    RUN/model is written before its checkpoint. Their epochs differ if the run ended between the two writes, if an older
     checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
     later epoch replaces it only if it is better. If the epoch of RUN/model is repeated, an equal score is enough.
     """
@@ -111,7 +111,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read checkpoint ``chosen`` (name, sha256) into ``own``. Raises UserError on all ranks if one rank cannot."""
+    """Read checkpoint ``chosen`` (name, sha256) into ``own``. Raises UserError on all ranks if one fails."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -135,8 +135,8 @@ def _require_everywhere(
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """Return a list with the ``chosen`` checkpoint, or [] for None. NFS may list an old state of the
-    folder, so the file is opened by name. Raises UserError if it differs, or if ``chosen`` is None and one exists.
+    """Return [the ``chosen`` checkpoint], or [] for None. Raises UserError if this rank's folder has something else.
+    The file is opened by its name, because NFS may list an old state of the folder.
     """
     if chosen is None:
         if there := checkpoints(folder):

@@ -47,9 +47,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
     """Load a local weights file into ``model``. Return a line about the result, and whether a head was loaded.
 
-    A head of another size is dropped. A head with other genres than ``labels``, or in another order, is dropped as
-    well, because its outputs would have wrong names. Raises UserError if a tensor outside the head is missing, unknown
-    or of another shape, or if a value is not finite.
+    A head of another size is dropped. A head is also dropped if its genres, or their order, differ from ``labels``.
+    Raises UserError if a tensor outside the head is missing, unknown or of another shape, or if a value is not finite.
     """
     state = read_weights(path)
     require_finite(state, path)
@@ -84,10 +83,10 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
 
 
 def _other_genres(path: Path, labels: LabelSet) -> str | None:
-    """Return how the genres of a weights file differ from ``labels``: "" if they agree, None if they are unknown.
+    """Return how the genres of a weights file differ from ``labels``. "" means no difference, and None means unknown.
 
     The genres are in labels.json of a model folder, or in state.json of a checkpoint. Raises UserError if this file
-    cannot be read, because the meaning of the head's outputs is then unknown.
+    exists but cannot be read.
     """
     try:
         if (path.parent / LABELS).is_file():
