@@ -1,12 +1,12 @@
 """Heat maps of genres: Grad-CAM (Selvaraju et al. 2017) with captum, on a model's last stage. overlays.py draws them.
 
 The weight of a channel is the gradient of the genre's logit, averaged over the channel. The map is the weighted sum of
-the channels, without negative values. It has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels. If a
-classifier uses two stages (``levels``, ``ensemble``), the map uses only the last stage.
+the channels, without negative values. The map has the resolution of the stage, such as 7x7 for a ResNet at 224 pixels.
+If a classifier uses two stages (``levels``, ``ensemble``), the map uses only the last stage.
 
-captum observes an identity module, whose input must have the layout (n, C, h, w). The layouts of Swin, (n, h, w, C),
-and of a ViT, (n, tokens, C), are converted before and after this module. If a ViT predicts from its class token, the
-patches after its last block do not influence a logit. So the map of a ViT uses the input of the last block.
+captum observes an identity module. The input of this module must have the layout (n, C, h, w). The layouts (n, h, w, C)
+of Swin and (n, tokens, C) of a ViT are converted before and after the module. If a ViT predicts from its class token,
+the patches after its last block do not influence a logit. So the map of a ViT uses the input of the last block.
 """
 
 from __future__ import annotations

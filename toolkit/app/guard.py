@@ -26,7 +26,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: Maximum bytes of uploads in QUOTA_SECONDS, by one client and by all clients. Older uploads are deleted.
 PER_CLIENT, IN_ALL, QUOTA_SECONDS = 500 << 20, 2 << 30, 3600.0
-#: Bytes that an uploaded file takes in addition to its content, and a text that an upload has once per file.
+#: Bytes that an uploaded file takes in addition to its content, and a text that occurs once per file in an upload.
 FILE_OVERHEAD, _FILE_MARK = 8192, b"filename"
 #: Maximum bytes of a request that is not an upload.
 MAX_REQUEST = 1 << 20

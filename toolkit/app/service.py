@@ -1,4 +1,4 @@
-"""Predictions of `posters app` for uploaded files: genres, heat maps, and the result without text.
+"""Predictions of `posters app` for uploaded files: genres, heat maps, and predictions without the text.
 
 The results are numbers and pictures. html.py and page.py make the page from these results.
 """

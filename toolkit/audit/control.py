@@ -2,9 +2,9 @@
 
 Each connected region of the text is moved to a random place, without rotation or scaling. A place must be inside the
 picture, off the text and off the regions that were placed before. The view is the part of the poster that the model
-uses. The region's area in the view should change by at most 5% of its whole area. If no place is free, the place with
-the smallest overlap is taken, and the overlap is not painted. So a control never hides text, and its area is never
-larger than the area of the text.
+uses. The area of a region inside the view should change by at most 5% of the whole area of the region. If no place is
+free, the place with the smallest overlap is taken, and the overlap is not painted. So a control never hides text, and
+its area is never larger than the area of the text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GRID = 512
 VIEW_TOLERANCE = 0.05
 #: Number of random places to try before all free places are computed.
 ATTEMPTS = 16
-#: Maximum number of attempts to place all regions. The first attempt with the same areas as the text is taken.
+#: Maximum number of attempts to place all regions.
 MAX_ARRANGEMENTS = 8
 
 
@@ -158,7 +158,7 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
     """Return the overlap of a shape with the ``taken`` mask at each place of the grid, as a number of cells.
 
-    A cell has ``step`` x ``step`` pixels, and is taken if any pixel is taken. So no common cell means no common pixel.
+    A cell has ``step`` x ``step`` pixels, and is taken if any pixel is taken. Without common cells, no pixel is common.
     """
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1

@@ -205,7 +205,7 @@ def label_metrics(targets: BoolArray, logits: np.ndarray, thresholds: np.ndarray
         "reencoded": reencoded,
         "cleaned": cleaned,
         "control": {
-            # A metric is None for all controls or for none, since the support does not depend on the picture.
+            # A metric is None for one control only if it is None for all controls, since all have the same support.
             key: None if value is None else type(value)(np.mean([draw[key] for draw in draws]))
             for key, value in draws[0].items()
         },

@@ -223,7 +223,7 @@ def _areas(audited: Audited) -> dict[str, Any]:
 
 
 def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Count both effects in bins up to the higher of their 99th percentiles. The last bin has all larger values."""
+    """Count both effects in bins up to the higher of the two 99th percentiles. The last bin has all larger values."""
     if not len(text):
         return {"edges": [], "text": [], "control": []}
     top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)

@@ -34,7 +34,7 @@ from toolkit.device.defaults import autocast_dtype, decode_threads
 from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import ModelFolder
 
-#: Function from the name of a fill (a method of `posters clean` to paint over text) to the function that paints.
+#: Function that takes the name of a fill (a method of `posters clean`) and returns the function that paints.
 FillMaker = Callable[[str], Fill]
 
 

@@ -62,9 +62,10 @@ def read_targets(path: Path, labels: LabelSet, columns: GenreOptions) -> dict[st
 def choose_posters(
     posters: Sequence[Poster], options: AuditOptions, targets: dict[str, np.ndarray] | None = None
 ) -> Chosen:
-    """Choose posters whose text was painted over. ``targets`` keeps only posters of the CSV. --limit keeps a sample.
+    """Choose posters whose text was painted over.
 
-    Raises UserError if no poster remains.
+    With ``targets``, only posters of the CSV are chosen. With --limit, a random sample is chosen. Raises UserError if
+    no poster remains.
     """
     listed, left_out = posters, []
     if targets is not None:

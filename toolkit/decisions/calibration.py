@@ -7,8 +7,8 @@ positive, so calibration does not change the ranking of the samples. Cross-valid
 method helps.
 
 A rare label has too few positives to fit two parameters. Each label therefore has a normal prior on log(scale) and
-bias. The priors' means are equal for all labels and fitted together with the parameters (mode of a hierarchical
-model). The priors keep the parameters of a label without positives finite, so Platt's smoothed targets are not needed.
+bias. All labels share the means of the priors. The means are fitted together with the parameters (mode of a
+hierarchical model). Because of the priors, the parameters are finite even for a label without positives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCALE_PRIOR, BIAS_PRIOR = 10.0, 1.0
 #: separate the classes without error. It then keeps the scale finite.
 SHARED_PRIOR = 0.1
 _ITERATIONS, _CONVERGED = 100, 1e-10
-_LONGEST_STEP = 2.0  # of log(scale) and bias, so that exp does not overflow
+_LONGEST_STEP = 2.0  # largest change of log(scale) and bias per iteration, so that exp does not overflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ def _fit_lines(
 ) -> tuple[FloatArray, FloatArray]:
     """Fit sigmoid(slope * scores + offset + shift) under the priors. Return the (G,) slopes and the (G,) shifts.
 
-    The method is Newton's with the Fisher information, so each step is a descent direction. A step that raises the cost
-    is halved. The shared means connect the labels. A Schur complement first solves for these means.
+    Newton's method uses the Fisher information, so each step is a descent direction. A step that raises the cost is
+    halved. A Schur complement gives the step of the shared means.
     """
     num_labels = truth.shape[1]
     size = 2 if with_bias else 1

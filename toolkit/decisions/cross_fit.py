@@ -5,8 +5,8 @@ label have more parameters, which can overfit a small split. They are therefore 
 that fold. They are used only if the gain on held-out samples is clear. Thresholds per label may cost a limited share of
 micro-F, the slack.
 
-An outer cross-validation measures the whole choice on new samples: everything is chosen without a fold and then applied
-to the samples of that fold. Inner and outer cross-validation share fits that exclude the same folds.
+An outer cross-validation measures the whole choice on new samples: calibration and thresholds are chosen without one
+fold, then applied to this fold. A fit that excludes given folds is computed once for both cross-validations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Out = frozenset[int]
 EVERYONE: Out = frozenset()
 #: Micro-F may fall by the slack (a share of micro-F) plus this number of standard errors.
 HARMLESS_STANDARD_ERRORS = 2.0
-#: Key of one threshold for all labels in `Choice.compared`. `choice_name` returns the keys of thresholds per label.
+#: Key in `Choice.compared` for one threshold for all labels. `choice_name` returns the keys for thresholds per label.
 SINGLE = "single"
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Choice:
     calibrations: dict[str, Any]
     """Method → its held-out loss and ECE. Empty if no methods were compared."""
     compared: dict[str, Any]
-    """SINGLE or a `choice_name` → the held-out F-measures of these thresholds. Empty if nothing was compared."""
+    """Key (SINGLE or from `choice_name`) → held-out F-measures. Empty if no thresholds were compared."""
 
     def named(self, logits: FloatArray) -> BoolArray:
         """Return the (n, G) predicted labels of (n, G) logits."""
@@ -93,7 +93,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """Return whether these predictions are better than ``single`` by the rule of `CrossFit._choose_slack`."""
+        """Return whether these predictions are better than ``single`` by the rules of `CrossFit._choose_slack`."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """Return the key of thresholds per label in `Choice.compared`. ``slack``: share of micro-F that they may cost."""
+    """Return the key in `Choice.compared` for thresholds per label that may cost the share ``slack`` of micro-F."""
     return f"per genre, slack {slack:g}"
 
 
@@ -127,7 +127,7 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return (N, G) predicted labels in the original order. Each fold is predicted by a choice without the fold."""
+        """Return (N, G) predicted labels in the original order. The choice for a fold is made without this fold."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) predictions: for fold k by ``namer(k)``, and False for samples in excluded folds ``out``."""
+        """Return (N, G) predictions. ``namer(k)`` predicts fold k. Samples of the excluded folds ``out`` are False."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

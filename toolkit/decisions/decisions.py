@@ -59,7 +59,7 @@ class Decisions:
         return sigmoid(self.logits(logits))
 
     def named(self, logits: ArrayLike) -> BoolArray:
-        """Return (..., G) bool: calibrated probability >= threshold."""
+        """Return (..., G) bool: whether the calibrated probability reaches the threshold."""
         return self.probabilities(logits) >= self.thresholds
 
     @property

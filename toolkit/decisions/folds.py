@@ -23,7 +23,7 @@ def enough(units: IntArray) -> bool:
 
 
 def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
-    """Return the (N,) fold numbers of the samples, from 0, for (N, G) targets and (N,) units from 0 to U - 1.
+    """Return (N,) fold numbers, from 0. ``truth``: (N, G) targets. ``units``: (N,) numbers from 0 to U - 1.
 
     The units are sorted by their rarest label and assigned to the folds in turn. So every fold gets rare positives.
     """
@@ -38,7 +38,7 @@ def assign_folds(truth: BoolArray, units: IntArray) -> IntArray:
 
 
 def standard_error(influence: FloatArray, units: IntArray) -> float:
-    """Return the standard error of a metric. ``influence``: (N,) derivatives by the samples' weights, with the sum 0.
+    """Return the standard error of a metric. ``influence``: (N,) derivatives by the samples' weights. Their sum is 0.
 
     This is the sandwich estimator over units (the "infinitesimal jackknife" of Efron & Tibshirani 1993, chapter 21).
     For the mean of N independent samples, it is the standard deviation / sqrt(N). For a single unit, it is infinite.

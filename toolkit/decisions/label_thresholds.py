@@ -1,10 +1,10 @@
 """Thresholds per label for the aims f1 and f0.5: maximise micro-F + weight * macro-F.
 
 Thresholds for micro-F alone never predict a rare label. Thresholds for macro-F alone predict a rare label for half of
-all samples. The weight is therefore the largest weight up to 1 that keeps a limit (Lagrange's method): micro-F may be
-lower than with the best single threshold, but at most by a given share, the slack. For a given weight, coordinate
-ascent starts at the single threshold. The labels' thresholds move to their best values one after the other, until no
-threshold moves. A move always raises the objective, so the ascent ends. docs/concepts/decisions.md has measurements.
+all samples. A limit therefore determines the weight: compared with the best single threshold, micro-F may fall by at
+most a given share, the slack. The largest weight up to 1 that keeps this limit is used (Lagrange's method). For a given
+weight, coordinate ascent starts at the single threshold. The labels' thresholds move to their best values one after the
+other, until no threshold moves. docs/concepts/decisions.md has measurements.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def balanced_thresholds(
         thresholds = wanted(weight)
         if good(thresholds):
             return thresholds, weight
-    # No weight keeps the limit. Now the labels move one by one, the commonest first, if the limit allows the move.
+    # No weight keeps the limit. Now the labels move one by one, the commonest first. Each move must keep the limit.
     thresholds, chosen = np.full(len(sweeps), single), wanted(_FALLBACK_WEIGHT)
     for label in np.argsort([-sweep.support for sweep in sweeps], kind="stable"):
         moved = np.where(np.arange(len(sweeps)) == label, chosen, thresholds)
@@ -73,7 +73,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
     bottom = square * sum(float(sweep.smooth[-1]) for sweep in sweeps)
     hits = sum(float(sweep.smooth[p]) for sweep, p in zip(sweeps, positions, strict=True))
     named = sum(float(sweep.named[p]) for sweep, p in zip(sweeps, positions, strict=True))
-    # The formula is that of metrics.multilabel.f_beta. Labels with positives have a denominator above 0.
+    # The formula is explained in metrics.multilabel.f_beta. Labels with positives have a denominator above 0.
     tops = {g: (1.0 + square) * sweeps[g].smooth for g in active}
     own = {g: weight / len(active) * tops[g] / (square * sweeps[g].smooth[-1] + sweeps[g].named) for g in active}
     moved = True

@@ -1,8 +1,8 @@
-"""Counts for every possible threshold of a label, from one sort of its probabilities.
+"""Count predictions and positives at every possible threshold of a label. One sort of the probabilities is enough.
 
-There are two counts of positives. ``hits`` counts the observed positives. ``smooth`` is a mean of the observed targets
-and the calibrated probabilities. For n positives, the observed targets have the weight n / (n + OWN_EVIDENCE). A few
-positives are not enough to find the best threshold, and the probabilities of all samples add information.
+There are two counts of positives. ``hits`` counts the observed positives. ``smooth`` adds up smoothed targets: means of
+the observed targets and the calibrated probabilities. For n positives, the observed targets have the weight n / (n +
+OWN_EVIDENCE). A few positives alone are not enough to find the best threshold.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Sweep:
     named: FloatArray
     """(m + 1,) number of samples for which the label is predicted."""
     hits: FloatArray
-    """(m + 1,) number of observed positives among these samples. The last value is the support."""
+    """(m + 1,) number of observed positives among the predicted samples. The last value is the support."""
     smooth: FloatArray
-    """(m + 1,) sum of the smoothed targets of these samples."""
+    """(m + 1,) sum of the smoothed targets of the predicted samples."""
 
     @property
     def support(self) -> float:
@@ -48,9 +48,9 @@ class Sweep:
     def threshold(self, position: int, near: float | None = None) -> float:
         """Return a threshold in [0, 1] with this position. ``near`` is returned if it has this position.
 
-        Else the threshold is halfway, in log-odds, between the scores above and below it. This is far from both scores,
-        so rounding differences between devices change no prediction. For position 0, the threshold is halfway
-        between the highest score and 1.
+        Else the threshold is halfway, in log-odds, between the next higher and the next lower score. Both scores are
+        far from this threshold, so rounding differences between devices change no prediction. For position 0, the
+        threshold is halfway between the highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near

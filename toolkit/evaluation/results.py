@@ -155,7 +155,7 @@ def evaluate_arrays(
 
     train_prevalence (G,): share of positives in the training set. ``thresholds``: fixed thresholds. The rows of the
     result are the fixed thresholds, the best single threshold of validation, and last the thresholds of ``decisions``.
-    The row of the single threshold is left out if all genres use it, and always for the prevalence baseline.
+    If all genres use the single threshold, its row is left out. The prevalence baseline never has this row.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
@@ -181,8 +181,7 @@ def evaluate_arrays(
 
 
 def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayLike]], tuple[str, ArrayLike]]:
-    """Return (label, value) of the best single threshold, in a list (empty if chosen), and of the chosen thresholds."""
-    if not decisions.per_label:
+    if not decisions.per_label:  # the single threshold is the chosen threshold, so it has no row of its own
         value = float(decisions.thresholds[0])
         return [], (f"chosen {threshold_label(value)}", value)
     # The label has the name of the split, because another threshold may be best on the evaluated split.

@@ -40,7 +40,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Prefixes in the names of weights, from wrappers and from the script's attribute ``model``.
 PREFIXES = re.compile(r"^((module|_orig_mod|model)\.)+")
 
-#: Exceptions of the conversion of an untrusted value to numbers.
+#: Exceptions that can occur when an untrusted value is converted to numbers.
 NOT_NUMBERS = (ValueError, TypeError, OverflowError)
 #: Longest name of a genre, in characters.
 MAX_LETTERS = 4096

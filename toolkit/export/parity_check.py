@@ -58,7 +58,7 @@ class Differences:
     mean_levels: float = 0.0
     """Mean difference over the pixels (0 to 255) of an image."""
     same_pixels: float = 0.0
-    """Difference of logits if PyTorch gets the preprocessed pixels of the file."""
+    """Difference of logits if the model gets the pixels that the file has preprocessed."""
 
     def __str__(self) -> str:
         text = (
@@ -110,8 +110,8 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 def measure(run: Run, folder: ModelFolder, pictures: Sequence[np.ndarray], preprocess: bool) -> Differences:
     """Run an exported file (``run``) and its model on the same images.
 
-    With ``preprocess``, the file gets the unchanged images. Images of equal size form batches. The preprocessed
-    pixels are compared, too, if ``run`` returns them.
+    With ``preprocess``, the file gets the unchanged images. Images of equal size form batches. If ``run`` returns
+    preprocessed pixels, the pixels are compared, too.
     """
     from PIL import Image
 
@@ -165,7 +165,7 @@ def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def require_parity(found: Differences, preprocess: bool, tolerance: float | None) -> None:
-    """Raise UserError if the outputs of an exported file differ from its model by more than the tolerance."""
+    """Raise UserError if a difference is larger than the tolerance."""
     limit = (TOLERANCE_PREPROCESS if preprocess else TOLERANCE) if tolerance is None else tolerance
     if not preprocess:
         same = {"logits": found.logits, "probabilities": found.probabilities, "embedding": found.embedding}

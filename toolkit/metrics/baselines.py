@@ -20,7 +20,7 @@ from toolkit.metrics.weighted import Outcome
 
 @dataclass(frozen=True)
 class BaselineRow:
-    """Metrics of one baseline. The groups are those of `toolkit.metrics.registry`."""
+    """Metrics of one baseline. `toolkit.metrics.registry` defines the groups of metrics."""
 
     label: str
     kind: Literal["prevalence", "top_k"]

@@ -3,7 +3,7 @@
 A resample consists of N samples that are drawn with replacement. Each metric is computed on every resample. The
 interval contains the middle 95% of these values (the percentile interval of Efron & Tibshirani 1993, chapter 13).
 Near-duplicates are drawn together as one unit (the cluster bootstrap, Davison & Hinkley 1997, section 3.8). Two models,
-or a model and a baseline, are compared on the same resamples, so that all resamples are equally difficult for both.
+or a model and a baseline, are compared on the same resamples.
 
 Repeated samples raise mAP and calibration errors. The resampled values of a metric over all labels are therefore
 shifted: their mean becomes the observed value (bias correction, Efron & Tibshirani, chapter 10). Metrics of single
@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of two metrics, the bounds of its interval, and the two-sided p-value of no difference."""
+    """A difference of two metrics, its interval, and its two-sided p-value (null hypothesis: no difference)."""
 
     value: float | None
     low: float | None

@@ -1,8 +1,8 @@
 """Calibration error (ECE) and reliability curves.
 
-The shapes are those of helpers.py. An element is a pair of sample and label. Each element belongs to one of 15 bins
-of equal width by its probability. In each bin, the mean probability is compared with the share of positives. Guo et al.
-(2017) use only the predicted class of a sample. Here every element is a binary prediction.
+helpers.py describes the shapes. An element is a pair of sample and label. The probability of an element determines
+its bin. There are 15 bins of equal width. In each bin, the mean probability is compared with the share of positives.
+Guo et al. (2017) use only the predicted class of a sample. Here every element is a binary prediction.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
     """Return a dictionary with ``ece``, ``ece_macro`` and the reliability ``curve``.
 
     ece: the sum over bins of (share of elements) * |mean probability - share of positives|, over all N x G elements.
-    Common labels and the many elements near 0 contribute most to it. ece_macro: the mean of the calibration errors of
-    single labels, so that rare labels have the same weight as common labels.
+    Common labels and the many elements near 0 contribute most to ``ece``. ece_macro: the mean of the calibration errors
+    of single labels, so that rare labels have the same weight as common labels.
 
     curve: one dictionary per bin, from 0 to 1, over all elements. ``centre``: the middle of the bin. ``count``: the
     number of elements. ``predicted``: the mean probability. ``observed``: the share of positives. The last two values

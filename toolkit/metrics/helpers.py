@@ -52,7 +52,7 @@ def cross_entropy(logits: FloatArray, truth: BoolArray) -> FloatArray:
 
 
 def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """Return the (N, G) binary cross-entropy in nats of probabilities, which are clipped to [1e-7, 1 - 1e-7].
+    """Clip probabilities to [1e-7, 1 - 1e-7]. Return their (N, G) binary cross-entropy in nats.
 
     Clipping limits a loss to 16.1 nats. Use `cross_entropy` if the logits are available.
     """

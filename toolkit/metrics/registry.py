@@ -42,7 +42,7 @@ class Metric:
     top: float = 1.0
     """Upper end of the range of values. The range begins at 0."""
     count: bool = False
-    """Whether the metric is the number of labels in the mean of another metric. Such a metric has no interval."""
+    """Whether the metric counts the labels in the mean of another metric. Such a metric has no interval."""
 
     @property
     def column(self) -> str:
@@ -77,7 +77,7 @@ def micro(rate: Rate) -> Callable[[Weighed], FloatArray]:
 
 
 def macro(rate: Rate) -> Callable[[Weighed], FloatArray]:
-    """Return a function that computes the mean rate of the labels with positives. The mean is 0 if there are none."""
+    """Return a function that computes the mean rate of the labels with positives, or 0 if there are no such labels."""
     return lambda weighed: mean_over(rate(weighed.each), weighed.each.support > 0, 0.0)
 
 

@@ -1,8 +1,8 @@
-"""Sums of targets and predictions under weights of the samples. All metrics of registry.py are computed from them.
+"""Weighted sums of targets and predictions. Every metric of registry.py is computed from these sums.
 
-A bootstrap resample is a weighting of the N samples: each weight is how often a sample was drawn. Sorting and binning
-are done only once for all weightings. Each weighting then needs a few matrix products. The values equal those of
-scikit-learn with ``sample_weight``.
+A bootstrap resample is a weighting of the N samples: the weight of a sample is how often it was drawn. Sorting and
+binning are done only once for all weightings. Each weighting then needs a few matrix products. scikit-learn returns the
+same values with ``sample_weight``.
 
 Shapes: N samples, G labels, B weightings.
 """
@@ -147,8 +147,8 @@ class _Ranking:
     """Average precision and ROC-AUC of one label under weights.
 
     Both metrics are sums over the positives. The term of a positive needs the total weight of all samples with an equal
-    or higher score. The samples in falling order of scores are therefore divided into segments. Each score
-    that a positive has is a segment, and the samples between two such segments are another. A sparse matrix sums them.
+    or higher score. The samples in falling order of scores are therefore divided into segments. If a positive has a
+    score, all samples with this score form a segment. All samples between two such segments form one segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:

@@ -60,7 +60,7 @@ def plain(value: object) -> str:
 def write_card(folder: Path) -> None:
     """Write the model card from config.json, labels.json and the metrics-*.json files.
 
-    If metrics belong to older thresholds or an older calibration, they are left out and logged.
+    Metrics of older thresholds or of an older calibration are left out and logged.
     """
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])

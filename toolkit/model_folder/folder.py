@@ -146,7 +146,7 @@ def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
 
 
 def recover_model_folder(folder: Path) -> None:
-    """Repair the model folder of a killed run: restore the older folder if there is no new one. Delete leftovers."""
+    """Repair the model folder of a killed run: restore the older folder if there is no new folder. Delete leftovers."""
     old = _older_path(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)

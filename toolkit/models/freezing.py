@@ -53,7 +53,7 @@ class Freezing:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
-        """Freeze the parts whose ``holds(epoch)`` is true, unfreeze the others. Return whether a parameter changed."""
+        """Freeze the parts whose ``holds(epoch)`` is true, unfreeze the others. Return whether anything changed."""
         frozen = self._frozen(epoch)
         changed = False
         for parameter in self.parameters:
@@ -126,7 +126,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return all modules with tensors, and all parameters, except those of the classifier."""
+    """Return all modules with tensors and all parameters, without the classifier."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -2,8 +2,8 @@
 
 A pickle is a program that can call every function that can be imported. torch's restricted unpickler (``weights_only``)
 calls only the functions in a list. Functions of scikit-learn and numpy do not check their arguments. The classes below
-therefore replace them and only store the arguments. `to_array` checks and converts the arguments later. The files may
-come from any version of numpy and scikit-learn.
+therefore replace these functions and only store the arguments. `to_array` checks and converts the arguments later. The
+files may come from any version of numpy and scikit-learn.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PickledBinarizer(PickledObject):
 
 
 class PickledArray(PickledObject):
-    """A numpy array. ``state`` is (version, shape, dtype, whether in Fortran order, items as a list or as bytes)."""
+    """A numpy array. ``state``: version, shape, dtype, whether the order is Fortran's, items (list or bytes)."""
 
 
 class PickledDtype(PickledObject):
@@ -203,7 +203,7 @@ class TooMuch(Exception):
 def _collect_imports(stream: IO[bytes], names: set[str]) -> None:
     """Add the imports of one pickle to ``names``. Raises TooMuch if the pickle is over a limit.
 
-    In protocol 4, the module and the name of an import are the last two strings, possibly from the memo.
+    In protocol 4, the last two strings before an import are its module and its name. A string may come from the memo.
     """
     strings: list[str] = []
     memo: dict[int, str] = {}
@@ -246,7 +246,7 @@ def _not_torch(path: Path) -> str:
 
 
 def to_array(value: Any) -> np.ndarray:
-    """Convert a `PickledArray`, a tensor, or a list of numbers or strings to a numpy array. Raises ValueError.
+    """Convert a `PickledArray`, a tensor, or a list of numbers or strings to a numpy array. Else raise ValueError.
 
     The items of arrays of objects are not checked: the caller must check them.
     """
@@ -274,7 +274,7 @@ def to_array(value: Any) -> np.ndarray:
 
 
 def to_number(value: Any) -> Any:
-    """Convert a number, string, numpy scalar or one-element tensor to a Python number or string. Raises ValueError."""
+    """Return a number, string, numpy scalar or one-element tensor as a Python value. Else raise ValueError."""
     if isinstance(value, PickledScalar):
         return np.frombuffer(_bytes(value.data), _number_type(value.dtype)).reshape(1)[0].item()
     if isinstance(value, (str, int, float)):

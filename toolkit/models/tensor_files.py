@@ -22,7 +22,7 @@ WHAT = "safetensors file"
 #: Name endings of tensors with weights or statistics. Other tensors may be counters, for example num_batches_tracked.
 LEARNT_ENDINGS = ("weight", "bias", "running_mean", "running_var")
 REMEDY = "copy it again"
-#: Prefixes in the names of a state dict. DDP adds one at the start, torch.compile one for every compiled module.
+#: Prefixes in names of a state dict. DDP adds a prefix at the start, torch.compile one for every compiled module.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 Shape = tuple[int, ...]
@@ -107,7 +107,7 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Raise UserError for a tensor with NaN or infinite values, negative variances, a wrong type, or no plain layout.
 
     Torch files may contain tensors without data (device "meta"), sparse tensors, and views that repeat one number a
-    billion times. All of these are refused.
+    billion times. All such tensors are refused.
     """
     for name, tensor in state.items():
         shown = repr(name[:200])

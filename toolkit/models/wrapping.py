@@ -36,9 +36,9 @@ def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.M
             device_ids=[accelerator.device] if accelerator.device.type != "cpu" else None,
             # Gradients are views of DDP's buckets, so they are in memory only once.
             gradient_as_bucket_view=True,
-            # The graph is static, because an unfreezing wraps the model again, and ensemble members without samples get
-            # gradients of zero. torch requires that the first backward pass of a static graph reduces gradients. With
-            # several micro-batches, the first pass does not. torch.compile does not support a static graph.
+            # All backward passes have the same graph: an unfreezing wraps the model again, and ensemble members without
+            # samples get zero gradients. The first backward pass of a static graph must reduce gradients. This excludes
+            # several micro-batches. torch.compile does not support a static graph.
             static_graph=train.accumulation == 1 and not (train.auto_batch or train.compile),
         )
     return model

@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. Autocast ``precision``: "no", "bf16" or "fp16". Raises UserError for others."""
+        """Move the model to ``device``. ``precision`` of autocast: "no", "bf16" or "fp16". Else raises UserError."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -246,8 +246,8 @@ def _is_file(image: Any) -> bool:
 def _read(image: Any) -> Any:
     """Return an image, or the bytes of an open file from its current position.
 
-    A JPEG that Pillow has opened but not decoded is read as a file, since Pillow does not detect a truncated JPEG or
-    a JPEG with too many scans.
+    If Pillow has opened a JPEG but not decoded it, return the bytes of the file. Pillow does not detect a truncated
+    JPEG or a JPEG with too many scans.
     """
     if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
         image.fp.seek(0)
@@ -262,7 +262,7 @@ def _read(image: Any) -> Any:
 
 
 def _name(image: ImageLike, number: int) -> str:
-    """Return the path of an image as in prediction files, or its number if it has no path."""
+    """Return the path of an image, written as in prediction files. Return the number of an image without a path."""
     try:
         return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
     except Exception:  # a path class of the user may raise anything, and the error is in the row

@@ -120,7 +120,7 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
 
 
 def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
-    """Return (chunks to predict, chunks of other splits, facts that must be equal in all processes).
+    """Return the chunks to predict, the chunks of other splits, and facts that must be equal in all processes.
 
     Raises UserError if the labels of the data differ from the labels of the model.
     """

@@ -40,11 +40,11 @@ from toolkit.inference.scoring import Scored, joined
 
 log = logging.getLogger(__name__)
 
-#: Images per chunk of a folder. A CPU needs about a minute per chunk. 4,096 images are one chunk for each of 8 GPUs.
+#: Images per chunk of a folder. A CPU needs about a minute per chunk. 4,096 images give one chunk to each of 8 GPUs.
 FILES_PER_CHUNK = 512
 _SHIFT = 32
 
-#: Name → digest of data that the predictions of a chunk depend on. A digest is None if it is unknown.
+#: Name → digest of data that determine the predictions of a chunk. An unknown digest is None.
 Content: TypeAlias = dict[str, str | None]
 
 

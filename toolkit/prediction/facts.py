@@ -107,7 +107,7 @@ def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
 #: Facts that earlier versions did not write. A missing fact counts as equal.
 ADDED = ("preprocessing", "index")
 
-#: Description of a different fact in messages, the most important first.
+#: Fact → description for messages if the fact differs. The most important fact is first.
 WORDS = {
     "version": "another version of this toolkit",
     "labels": "a model with other genres",

@@ -78,7 +78,7 @@ class Substitutions:
     def times_usual(self) -> FloatArray:
         """``share`` divided by ``usual``. NaN on the diagonal and where there are too few posters.
 
-        There are too few if ``could`` is below `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
+        There are too few posters if ``could`` < `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual

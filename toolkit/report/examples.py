@@ -16,9 +16,9 @@ from toolkit.report.label_errors import LabelError
 
 #: Maximum number of posters per group.
 POSTERS_PER_GROUP = 12
-#: Maximum width and height of a picture in pixels, and maximum bytes of its JPEG. The page shows it at half this size.
+#: Maximum width and height of a picture in pixels, and maximum bytes as JPEG. The page shows them at half this size.
 MAX_PICTURE_SIZE, MAX_PICTURE_BYTES = (320, 480), 25_000
-#: A smaller share of a genre in training is replaced by this share, since the logit of 0 is not finite.
+#: Smaller shares of a genre in training are raised to this share, since the logit of 0 is not finite.
 MIN_PREVALENCE = 1e-4
 
 #: (genre is predicted, genre is true) → verdict on the genre. ``neither`` occurs only for likely label errors.

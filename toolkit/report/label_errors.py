@@ -1,8 +1,7 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
-Confident learning compares a poster with the posters that have the opposite label. A label is suspected if the model
-gives the opposite label a probability above the mean on those posters. The model must not have been trained on the
-samples, so use a test or validation split.
+A label is suspected if the model gives the opposite label a high probability: above the mean on the posters that have
+the opposite label. The model must not have been trained on the samples, so use a test or validation split.
 """
 
 from __future__ import annotations

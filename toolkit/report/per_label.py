@@ -15,7 +15,7 @@ from toolkit.report.summary import MODEL, OTHER, in_words
 
 #: With fewer positive samples than this, the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
-#: Result for a genre below `FEW_POSITIVES`. With one positive, half of the 95% intervals miss the true value.
+#: Result for genres below `FEW_POSITIVES` positives. With one positive, half of the 95% intervals miss the true value.
 TOO_FEW = "too few posters"
 #: Maximum number of genres that a note lists.
 MAX_LISTED = 8

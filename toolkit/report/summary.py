@@ -33,7 +33,7 @@ def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
     if inputs.other is not None:
         outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
-    # Only probabilities of the prevalence baseline are used. Its decisions would be those of always-top-k.
+    # Only probabilities of the prevalence baseline are used. Its decisions would equal the decisions of always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
     outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
     for k in TOP_K:

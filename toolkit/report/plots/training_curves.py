@@ -30,7 +30,7 @@ TrainingCurves = dict[str, list[float | None]]
 def read_training_curves(model: Path) -> TrainingCurves | None:
     """Return the columns of epochs.csv in the run folder of the model, with one value per epoch.
 
-    Return None if there is no such file or no epoch. Log a warning if the file cannot be read.
+    Return None if the file is missing or has no epoch. Log a warning if the file cannot be read.
     """
     path = model.resolve().parent / EPOCHS
     if not path.is_file():
