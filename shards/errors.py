@@ -28,8 +28,8 @@ Code = Literal[
     "device",
 ]  # fmt: skip
 
-#: The four groups of a URL are the scheme, the user with a password up to the last @ before the path, the host with the
-#: path, and the query up to a space. One slash after the scheme is enough, because ``pathlib`` removes the other.
+#: A URL in four groups: scheme, user and password (up to the last @ before the path), host and path, query (up to a
+#: space). One slash after the scheme is enough, because ``pathlib`` removes the second slash.
 _URL = re.compile(r"([A-Za-z][\w+.-]{0,30}:/+)([^\s/?#]*@)?([^\s?]*)(\?\S*)?", re.ASCII)
 
 

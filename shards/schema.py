@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 #: SHA-256 of a file, as 64 hex digits.
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-#: A number of items, bytes or pixels. No disk has as many bytes as the bound, and sums of such numbers fit in 64 bits.
+#: A number of items, bytes or pixels. The bound is larger than any disk, and sums of such numbers fit in 64 bits.
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run one task of an srun step as one process of a training, with torch's variables set from Slurm's. The task ends with
-# the exit status of the process. An empty file in $POSTERS_STATUSES has this status as the suffix of its name.
+# the exit status of the process. An empty file RANK.STATUS in $POSTERS_STATUSES records this status.
 #   srun ... launch/slurm/task.sh python launch/train.py ...      (MASTER_ADDR and MASTER_PORT are set by the job)
 set -euo pipefail
 export RANK="$SLURM_PROCID" WORLD_SIZE="$SLURM_STEP_NUM_TASKS"
@@ -9,7 +9,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as in torchrun; without a value
 
 # Depending on the cluster, Slurm signals only this shell, or all processes of the step. So the shell forwards each
 # signal to the training. It forwards SIGINT as SIGTERM, because a second SIGINT ends the training at once, but a second
-# SIGTERM has no effect. It first waits a second, in which Slurm's own SIGINT arrives if Slurm signals all processes.
+# SIGTERM has no effect. It first waits a second for a SIGINT that Slurm itself may send.
 child='' signalled=''
 # shellcheck disable=SC2317 # the traps call it
 hand_on() {

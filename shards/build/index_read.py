@@ -82,7 +82,7 @@ class Contents:
         self.table = self.table.set_column(SCHEMA.get_field_index("labels"), field, columns)
 
     def facts(self) -> dict[str, Any]:
-        """Return the size and the SHA-256 of the tar, for the metadata of its index file."""
+        """Return the size and the SHA-256 of the tar, for the metadata of the index file."""
         return {"plan": "indexed", "bytes": self.bytes, "sha256": self.sha256}
 
 
@@ -165,7 +165,7 @@ def id_of(record: dict[str, Any], key: str) -> str:
 
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """Return the genres in ``field`` of a JSON, or () if it has no such field. Raises Unusable if they are invalid."""
+    """Return the genres in ``field`` of a JSON, or () without the field. Raises Unusable if the genres are invalid."""
     if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):

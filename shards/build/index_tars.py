@@ -58,7 +58,7 @@ class IndexOptions(GenreOptions, WorkersOption):
     split: str = "train"
     """Split of the tars whose names do not start with train-, val- or test-."""
     genre_field: str = "genres"
-    """Name of the JSON field that has the genres of a sample, as a list or as text in the form of a CSV cell."""
+    """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a genre cell of a CSV."""
     metadata: Path | None = None
     """CSV with the genres, used instead of the JSONs. Its ids are the samples' JSON ids, keys or file names."""
 
@@ -78,8 +78,8 @@ def index_folder(options: IndexOptions) -> Manifest:
     """Write an index file beside each tar of a folder. Then write rejected.csv and the manifest. No tar is changed.
 
     Genres are optional. A set without genres can be used for prediction only. If some samples have genres, samples
-    without genres are rejected. Raises UserError if the folder has no tars, a tar is damaged, two samples have the same
-    key or id, or no sample is usable.
+    without genres are rejected. Raises UserError if there is no tar or no usable sample, if a tar is
+    damaged, or if two samples have the same key or id.
     """
     if not options.folder.is_dir():
         raise UserError("path-missing", f"no such folder: {options.folder}")

@@ -139,7 +139,7 @@ def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any]
 
 
 def describe(name: str, split: str, table: Any, facts: dict[str, Any], genres: int) -> Shard:
-    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of its index file."""
+    """Return the manifest entry of the tar ``name``. ``facts`` is the metadata of the index file."""
     counts = Counter(column for labels in table["labels"].to_pylist() for column in labels)
     height, width = (int(np.max(table[side].to_numpy(), initial=0)) for side in ("height", "width"))
     per_genre = [counts[column] for column in range(genres)]

@@ -36,7 +36,7 @@ T = TypeVar("T")
 def plan_shards(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
-    """Return a task for each shard, and the number of each row's duplicate group, (n,)."""
+    """Return a task for each shard, and (n,) numbers: the duplicate group of each row."""
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
 

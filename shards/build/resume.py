@@ -82,7 +82,7 @@ def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shar
 
 
 def _left_by_killed_build(task: PackTask) -> bool:
-    """Return whether a tar without index has this task's samples, because an earlier run was killed."""
+    """Return whether a tar without an index has the samples of this task. If so, an earlier run was killed."""
     try:
         with local_copy(task.tar) as tar:
             keys = [member.key for member in read_members(tar)]

@@ -69,7 +69,7 @@ class BuildOptions(PostersOptions):
     images: StoragePath | None = option(None, parse=storage_path)
     """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """Use the genres of this labels.json or manifest.json, in its order. Other genres in the CSV are left out."""
+    """Take the genres and their order from this labels.json or manifest.json. Other genres in the CSV are left out."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of the posters in train, val and test."""
     seed: int = 0
@@ -80,8 +80,8 @@ class BuildOptions(PostersOptions):
     text: TextRemoval | None = option(None, switch="--text-removal")
     """Remove the text from the posters before they are packed, as `posters clean` does."""
     split_like: StoragePath | None = option(None, parse=storage_path)
-    """Give each poster its split in this other shard set, so that models of both sets can be compared. A poster that is
-    not in the other set goes to the split of its duplicate there. If it has no duplicate there, it goes to train."""
+    """Give each poster its split in this other shard set, so that models of both sets can be compared. A new
+    poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""
 

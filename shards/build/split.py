@@ -187,10 +187,10 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
 def _best_step(
     x: NDArray[np.float64], stock: NDArray[np.int64], excess: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[int, int, int, int | None] | None:
-    """Return the best step: (source split, target split, kind to move, kind to move back). None if no step helps.
+    """Return the best step: source split, target split, kind to move, kind to move back. None if no step helps.
 
-    Groups of a kind have equal counts. Only a swap has a kind to move back. ``x`` has the counts of a group of each
-    kind, (kinds, columns). ``stock`` has the numbers of groups, (kinds, splits). Other arrays are (splits, columns).
+    Groups of a kind have equal counts. Only a swap has a kind to move back. ``x`` is (kinds, columns): the counts
+    of one group. ``stock`` is (kinds, splits): the numbers of groups. ``excess`` and ``weight`` are (splits, columns).
     """
     splits = len(excess)
     square = x**2
@@ -216,7 +216,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Move as few groups as possible, so that the (kinds, splits) numbers of groups ``before`` become ``after``."""
+    """Move as few groups as possible. ``before`` and ``after`` are the (kinds, splits) numbers of groups."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

@@ -39,8 +39,8 @@ def read_members(tar: Path) -> list[Member]:
 def read_tar(tar: Path) -> TarContents:
     """Return the samples and the other members of a tar.
 
-    Raises UserError if the tar is truncated, damaged, compressed or sparse, if data follow its end mark, or if two
-    images or two JSONs have the same name.
+    Raises UserError if the tar is truncated, damaged, compressed or sparse, or has data after its end mark. Two images
+    or two JSONs with the same name are also an error.
     """
     contents = TarContents()
     samples: dict[str, tuple[list[Entry], list[Entry]]] = {}  # key → (images, JSONs)

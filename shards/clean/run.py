@@ -192,7 +192,7 @@ def _write_ours(out: StoragePath, ids: Sequence[str]) -> None:
 
 
 def _refuse_foreign(out: StoragePath) -> None:
-    """Raise UserError if the folder has other pictures. Call this first, so that a refused folder stays unchanged."""
+    """Raise UserError if the folder has pictures that this command did not make. Call this before any change."""
     with as_user_error("list posters", out):
         foreign = out.is_dir() and _ours(out) is None and holds_images(out)
     if foreign:

@@ -1,7 +1,7 @@
 """Check cleaned posters with RapidOCR, on enlarged copies and with lower thresholds than cleaning uses.
 
-This check is called the referee. Its network is the same as in cleaning, but RapidOCR's own code prepares the picture
-and computes the boxes. Boxes of every size count. As in cleaning, a line of known text is added below the picture.
+This check is called the referee. It uses the same network as cleaning, but RapidOCR's own code prepares the picture and
+computes the boxes. Boxes of every size count. As in cleaning, a line of known text is added below the picture.
 Without this line, the network marks objects as text in pictures without text (see reference_strip.py).
 """
 
@@ -92,7 +92,7 @@ def text_area(image: np.ndarray, options: RefereeOptions) -> np.ndarray:
 
 
 def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
-    """Return (id, share of text in the raw poster, share of text in the cleaned poster) of each poster."""
+    """Return (id, share of text before cleaning, share of text after cleaning) for each poster."""
     answer = []
     for sample_id in task.ids:
         shares = []
@@ -131,7 +131,7 @@ def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 
 
 
 def summary(found: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
-    """Summarize tuples (id, share of text before cleaning, share of text after cleaning)."""
+    """Summarize the tuples that ``measure_chunk`` returns."""
     before, after = (np.array([row[column] for row in found]) for column in (1, 2))
     worst = sorted(found, key=lambda row: (-row[2], row[0]))[:20]
     return {

@@ -1,1 +1,1 @@
-"""The functions that run those commands that do not need torch."""
+"""The commands that do not need torch."""

@@ -1,4 +1,4 @@
-"""The commands ``posters clean``, which removes text, and ``posters referee``, which measures the text that is left."""
+"""The commands ``posters clean`` (remove text) and ``posters referee`` (measure the remaining text)."""
 
 from __future__ import annotations
 

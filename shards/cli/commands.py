@@ -37,7 +37,7 @@ def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) ->
     """Return (name of the command, words after the name). Raises UserError if no command has this name.
 
     For ``posters --help`` or the --help of a group, print the help and exit.
-    commands: full name of a command, such as "shards build", → Command. about: the help text of ``posters`` itself.
+    ``commands`` maps full names such as "shards build" to commands. ``about`` is the help text of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:

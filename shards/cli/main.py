@@ -24,7 +24,7 @@ class InfoOptions:
     """Options of ``posters shards info``."""
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
-    """Folder with manifest.json, or the URL of such a folder."""
+    """Folder or URL that contains manifest.json."""
 
 
 @dataclass(frozen=True)

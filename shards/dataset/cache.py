@@ -49,7 +49,7 @@ POLL_SECONDS = 0.05
 USE_NOTE_SECONDS = 1.0
 #: Largest number of downloads of a file if the digest differs from the digest in the manifest.
 WHOLE_TRIES = 3
-#: For this number of seconds after a failed download, other threads of the process raise its error and do not retry.
+#: Seconds after a failed download. In this time, other threads of the process raise the same error without a download.
 FAILURE_SECONDS = 30.0
 #: Largest number of tries to open a file. Other processes may delete the file between its download and its opening.
 OPEN_TRIES = 100
@@ -222,7 +222,7 @@ class Cache:
                     os.utime(file, ns=(time.time_ns(), facts.st_mtime_ns))
 
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
-        """Raise the error of a download that failed in another thread or process, so that the download is not repeated.
+        """Raise the error if a download of the file has just failed in another thread or process.
 
         before: version of the .failed file at the start of the call. Only a later version is a new failure.
         """

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FAILED = ".failed"
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-#: Numbers of the errors when a symbolic link, socket, pipe, folder or file of another user is opened with _OPEN.
+#: Error numbers of opening a symbolic link, a socket, a pipe, a folder or another user's file with _OPEN.
 _FOREIGN = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR, errno.EACCES)
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 

@@ -1,7 +1,7 @@
 """Run tasks on the workers of a Dask scheduler. Functions, tasks and results are the same as on this machine.
 
 Only tasks and their results are sent. Workers read and write posters and shards directly in the store or the shared
-file system. Each worker is checked before its first task. It must have access to the same folders, and the same
+file system. Each worker is checked before its first task. The worker must have access to the same folders, and the same
 versions of the libraries that determine the output bytes. So results do not depend on the cluster.
 
 If a worker dies, Dask runs its tasks on another worker. If more than

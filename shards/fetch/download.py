@@ -44,7 +44,7 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             resolver=PolicyResolver(allowed),
-            limit=0,  # the number of tasks and ``per_host`` are the limits
+            limit=0,  # no limit here: the number of tasks and ``per_host`` limit the connections
             keepalive_timeout=5,  # idle connections to many hosts would use up the file descriptors
         ),
         timeout=aiohttp.ClientTimeout(total=options.timeout, sock_connect=options.connect_timeout),
@@ -132,7 +132,7 @@ class Downloader:
             return
         passing = status >= 500 or status in PASSING
         seconds = _seconds(response.headers.get("Retry-After", ""))
-        # The server would refuse an earlier try. If Retry-After is over max_wait, only a later run tries again.
+        # A try before Retry-After would fail. If Retry-After is over max_wait, only a later run tries again.
         retry = seconds is None or seconds <= self._options.max_wait
         if passing and retry and seconds is not None:
             self._not_before[host] = max(self._not_before.get(host, 0.0), time.monotonic() + seconds)

@@ -29,7 +29,7 @@ def download_links(
     rejected: dict[int, Rejection] = {}
 
     async def fetch_all() -> None:
-        """Download all links with a fixed number of workers: one asyncio task per link would need too much memory."""
+        """Download all links with a fixed number of workers. One asyncio task per link needs too much memory."""
         # Host names are resolved in one thread pool, and images are checked in another. So neither waits for the other.
         lookups = ThreadPoolExecutor(min(32, options.concurrency), "lookup")
         asyncio.get_running_loop().set_default_executor(lookups)

@@ -1,7 +1,7 @@
 """Journal of a download: a file in which each line is the result of a link. It stays usable if a run is killed.
 
 A run in one process appends to the journal. A run with tasks (tasks.py) writes a separate part of the journal for each
-task, because several machines cannot append to one file, and a store cannot append to an object. The parts are files in
+task. The reason is that several machines cannot append to one file, or to an object in a store. The parts are files in
 the folder ``PARTS``. They are merged into the journal at the end of the run, or at the start of the next run.
 """
 

@@ -7,8 +7,8 @@ Two posters are duplicates if their files are equal (SHA-256), or if both of the
 * Their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
 Each poster is also compared with the mirror images of the others, because training flips pictures. A group is a
-connected component of the graph of duplicate pairs. Pairs of similar hashes are found as in Norouzi, Punjani, Fleet,
-"Fast search in Hamming space with multi-index hashing" (2012). docs/results/duplicates.md lists the error rates.
+connected component of the graph of duplicate pairs. Similar hashes are found with multi-index hashing (Norouzi,
+Punjani, Fleet, "Fast search in Hamming space with multi-index hashing", 2012). See docs/results/duplicates.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ BLANK_STD = 3.0  # a picture with less luma contrast counts as blank, real poste
 BLANK_RMS = 2.5  # blank pictures with a larger difference are not duplicates
 
 _HASH_SIDE = 32
-_FLAT = 4.0  # a picture is flat if all its DCT coefficients except the mean are smaller; others reach hundreds
+_FLAT = 4.0  # a picture is flat if all its DCT coefficients (without the mean) are smaller
 _ROUNDING = 1e-3  # added to the median, so that the rounding error of a coefficient of 0 sets no bit
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 _PAIRS_AT_ONCE = 1 << 21
@@ -158,7 +158,7 @@ class _Groups:
             part = signatures[begin : begin + _CHECKS_AT_ONCE].reshape(-1, SIGNATURE_SIDE**2, 3)
             luma[begin : begin + len(part)] = part.astype(np.float32) @ _LUMA
         self.light = luma.mean(1)
-        # Largest difference of mean luma between signatures that agree. For blank ones, |_LUMA| * sqrt(3) * 2.5 = 2.9.
+        # Signatures that agree differ less in mean luma. Blank ones differ by at most |_LUMA| * sqrt(3) * 2.5 = 2.9.
         self.reach = np.where(luma.std(1) < BLANK_STD * 0.99, BLANK_RMS * 1.2, MAX_LUMA_RMS) + 0.1
 
     def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
@@ -214,8 +214,8 @@ def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
     """Yield index pairs of hashes that differ in at most `distance` bits, also the pairs (i, i). Pairs may repeat.
 
-    A table holds one quarter of each hash (16 bits). If two hashes differ in at most r bits, they differ in at most
-    r // 4 bits in one of the first r % 4 + 1 tables, or in at most r // 4 - 1 bits in one of the other tables.
+    A table holds one quarter of each hash (16 bits). Let two hashes differ in at most r bits. Then in one of the first
+    r % 4 + 1 tables they differ in at most r // 4 bits, or in one of the other tables in at most r // 4 - 1 bits.
     """
     everyone = np.arange(len(unique))
     yield everyone, everyone
@@ -228,7 +228,7 @@ def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
         for bits in range(radius + 1):
             for chosen in combinations(range(_BITS), bits):
                 other = keys ^ sum(1 << bit for bit in chosen)
-                # To find a pair once per table, pair a hash with later hashes of its key or hashes of greater keys.
+                # Each pair is found only once per table: with a later hash of the same key, or a hash of a greater key.
                 low = everyone + 1 if bits == 0 else bucket[other]
                 high = np.where(other >= keys, bucket[other + 1], low)
                 for i, j in _ranges(low, high):

@@ -53,7 +53,7 @@ def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
 
 
 def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
-    """Yield (path, paths of its files) of ``folder`` and of each folder below ``folder``.
+    """Yield the path and the files of ``folder`` and of each folder below ``folder``.
 
     All paths are relative to ``folder``. The path of a subfolder ends with a slash. The path of ``folder`` is empty.
     """
@@ -66,9 +66,9 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 
 
 def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], list[str]]:
-    """Return the paths of the folders in ``subfolder``, with a slash at their end, and the paths of the files in it.
+    """Return the paths of the folders and of the files in ``subfolder``. Paths of folders end with a slash.
 
-    All paths are relative to ``folder``. Other files than images are counted in ``walk``, and errors are added to it.
+    All paths are relative to ``folder``. Errors and the number of files that are not images are added to ``walk``.
     """
     folders, files = [], []
     try:

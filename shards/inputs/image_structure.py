@@ -1,7 +1,7 @@
 """Reject pictures whose decoding can take minutes, and find pictures with several frames. images.py decodes pictures.
 
-Pillow limits the number of pixels, but not the metadata. Three files that can occupy a core for minutes are: a JPEG of
-500 scans, a GIF with 80,000 comment blocks, and a TIFF with 65,535 directory entries that each point at the whole file.
+Pillow limits the number of pixels, but not the metadata. For example, these files can occupy a core for minutes: a JPEG
+of 500 scans, a GIF with 80,000 comment blocks, a TIFF with 65,535 directory entries that each point at the whole file.
 Sources: T.81 (JPEG), PNG 3rd edition, GIF 89a, TIFF 6.0, RFC 9649 (WebP), ISO/IEC 23008-12 (AVIF).
 """
 
@@ -129,7 +129,7 @@ def _blocks_end(data: bytes, at: int) -> int:
 
 
 def _check_directory(data: bytes, depth: int, start: int | None = None, certain: bool = True) -> None:
-    """Raise TooMuchWork if a TIFF directory has too many entries, or if its values need over twice the file's bytes.
+    """Raise TooMuchWork if a TIFF directory has too many entries, or if its values exceed twice the file's size.
 
     certain: whether the bytes are certainly TIFF. If not, only the number of entries is checked.
     """

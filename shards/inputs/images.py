@@ -33,7 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 CUT_SHORT = re.compile("premature end of data segment|found marker 0xd9 instead of RST")
 #: Pixels of the largest JPEG that is decoded with simplejpeg. Larger JPEGs are decoded with Pillow in half the memory.
 FAST_PIXELS = 16_000_000
-#: Bytes of memory per pixel that decoding needs at most: for usual formats, and for two heavy formats.
+#: Largest memory for decoding in bytes per pixel: for usual formats, and for two heavy formats.
 _USUAL, _HEAVY = 10, {"WEBP": 20, "AVIF": 16}
 
 

@@ -148,7 +148,7 @@ def _exif_orientation(exif: bytes) -> int | None:
 def check_scans(data: bytes, header: JpegHeader | None) -> None:
     """Raise TooMuchWork if a JPEG has too many scans for its size."""
     limit = most_scans(header.width * header.height) if header else MAX_SCANS
-    # Pixel data never contains these two bytes, so there are at most as many scans as this fast count finds.
+    # Each scan begins with these two bytes. So this fast count is never smaller than the number of scans.
     if data.count(b"\xff\xda") <= limit:
         return
     found = sum(1 for _ in scans(data))  # this count skips previews, profiles and data after the picture

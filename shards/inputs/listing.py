@@ -100,7 +100,7 @@ class NoFolder(UserError):
 
 
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """Yield (keys, files) for groups of the keys. ``begins`` maps each key to the prefix of the names of its files.
+    """Yield (keys, files) for groups of the keys. ``begins`` maps each key to the prefix of its file names.
 
     files: relative path → file information from the store. It contains all files that begin with these prefixes.
     """

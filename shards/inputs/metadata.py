@@ -22,7 +22,7 @@ from shards.storage.paths import StoragePath
 log = logging.getLogger(__name__)
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
-#: Rejections with these reasons are rows whose genres cannot be read.
+#: Reasons for the rejection of a row whose genres cannot be read.
 UNREADABLE = ("unparsable genres", "bad row")
 
 

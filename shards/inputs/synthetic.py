@@ -237,7 +237,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
-    """Return the picture and (title, year, genre) of one poster. The size of the set has no influence on them."""
+    """Return the picture and (title, year, genre) of one poster. The result does not depend on the size of the set."""
     rng = random.Random(f"{seed}/{index}")
     # Each of the first posters has another main genre, so that a small set has all genres.
     names = list(GENRES)

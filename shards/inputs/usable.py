@@ -54,7 +54,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     """Options of build and clean: the CSV, the posters and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
-    """Largest share of rows with unreadable genres among rows with an image. A build also counts unreadable images."""
+    """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""
     near_duplicates: Annotated[int, between(0, 15, "from 0 to 15 bits")] = MAX_DISTANCE
     """Largest Hamming distance (0 to 15 bits) between the 64-bit perceptual hashes of near-duplicates."""
 

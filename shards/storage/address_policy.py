@@ -23,8 +23,8 @@ MACHINE, LINK, NETWORK, PUBLIC = KINDS = ("machine", "link", "network", "public"
 #: A function that returns whether connections to an address are allowed.
 Policy = Callable[[IPAddress], bool]
 
-#: Networks that are not public. Some versions of Python report them as global. They belong to gateways, to protocols
-#: such as Teredo, and to documentation.
+#: Networks that some versions of Python report as global, but that are not public. They belong to gateways,
+#: protocols such as Teredo, and documentation.
 _SERVICES = [ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")]
 #: Addresses of "this host on this network". A connection to one of them reaches this machine.
 _IPV4_THIS = IPv4Network("0.0.0.0/8")

@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-#: Text is escaped if it begins with one of these characters: those that can begin a formula (OWASP, "CSV injection"),
+#: Text is escaped if it begins with one of these characters: the ones that begin formulas (OWASP, "CSV injection"),
 #: their full-width forms, and MARK.
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
 MARK = "'"

@@ -1,8 +1,8 @@
 """Locks on open files, on local disks and network file systems. The system releases a lock when its process ends.
 
-flock is used if the file system supports it. An NFS client turns flock into byte-range locks. For these, the file of an
-exclusive lock must be open for writing, and the file of a shared lock must be open for reading. If flock is not
-supported, Linux's open file description locks (F_OFD_SETLK in fcntl(2)) are used, which work the same way.
+flock is used if the file system supports it. An NFS client turns flock into byte-range locks. An
+exclusive byte-range lock needs a file that is open for writing. A shared one needs a file that is open for reading.
+If flock is not supported, Linux's open file description locks (F_OFD_SETLK in fcntl(2)) are used in the same way.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 fsspec's HTTP file system uses this client instead of an aiohttp session (option ``get_client``). No server is trusted:
 
-- At most MAX_REDIRECTS redirects are followed. They must lead to http or https, and must not lead from https to http.
+- At most MAX_REDIRECTS redirects are followed. A redirect must lead to http or https, but not from https to http.
 - A redirect must not lead closer to this machine (address_policy.py). The addresses of the connections are checked.
 - The user's password, query, cookies and most headers are sent only to the server that the user named.
 - A response body has a largest size, a lowest rate and a longest total time.

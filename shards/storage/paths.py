@@ -32,7 +32,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HTTP_TIMEOUT = (30.0, 60.0)
 #: Name of the extra (optional dependencies) that installs the client of each protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "http": "http", "https": "http"}
-#: Exceptions that store clients raise and that are not OSErrors, each by its module and name.
+#: Module and name of each exception of a store client that is not an OSError.
 CLIENT_ERRORS = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),

@@ -86,7 +86,7 @@ def read_whole(path: Any, most: int = 0) -> bytes:
 
 
 def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the existing files among ``names`` in a remote folder. 500 are read at a time."""
+    """Yield (name, bytes) of the existing files among ``names`` in a remote folder. Each request asks for 500 files."""
     for start in range(0, len(names), 500):
         some = names[start : start + 500]
         # fs.cat is not used, because it treats ``Up [2009].jpg`` as a pattern.

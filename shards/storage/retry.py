@@ -70,7 +70,7 @@ def of_one_file(error: OSError) -> bool:
 
 
 def unreadable(what: str, error: OSError, seconds: float = 0.0) -> Unreadable:
-    """Return the error for a file ``what`` that cannot be read on this machine after ``seconds`` of retries."""
+    """Return the error for the file ``what``, which this machine cannot read after ``seconds`` of retries."""
     tried = f" (tried for {seconds:.0f} s)" if seconds else ""
     reason = f"[Errno {error.errno}] {error.strerror}" if error.errno and error.strerror else one_line(error)
     where = f"{what} cannot be read on {socket.gethostname()}"

@@ -1,9 +1,8 @@
 """Text detection with DB networks (differentiable binarization), run by onnxruntime on copies of several sizes.
 
 The network outputs, for each pixel, the probability that the pixel is in the core of a piece of text. Connected pixels
-above a threshold form a core. Cores are then grown to the size of the letters, because the labels for training were
-shrunk by area times ratio over perimeter (Liao et al. 2020, "Real-time scene text detection with differentiable
-binarization").
+above a threshold form a core. Cores are then grown to the size of the letters. The reason is that the network was
+trained with shrunk labels (Liao et al. 2020, "Real-time scene text detection with differentiable binarization").
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from shards.text.opencv import cv2
 from shards.text.reference_strip import reference_strip, strip_height
 
 STRIDE = 32  # sides of the network's input are multiples of this
-UNCLIP = 1.6  # a core grows by UNCLIP times area over perimeter (default of RapidOCR)
+UNCLIP = 1.6  # a core grows by UNCLIP * area / perimeter (default of RapidOCR)
 MIN_SIDE = 3  # a core with a shorter side, in pixels of the copy, is ignored as noise
 #: A region that fills at least this share of its smallest rectangle becomes the rectangle. Others keep their shape.
 STRAIGHT = 0.7
@@ -122,7 +121,7 @@ class DBDetector:
 
 
 def _grown(core: np.ndarray, contour: Any, corner: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Grow a curved core by area times UNCLIP over perimeter. Return the outline and the letter height."""
+    """Grow a curved core by UNCLIP * area / perimeter. Return the outline and the letter height."""
     cv = cv2()
     area, perimeter = cv.countNonZero(core), max(1.0, cv.arcLength(contour, True))
     grow = max(1, round(area * UNCLIP / perimeter))

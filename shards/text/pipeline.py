@@ -168,7 +168,7 @@ def removal_fingerprint(options: TextRemoval) -> str:
 
 @lru_cache(maxsize=2)
 def require_same_removal(options: TextRemoval, facts: str) -> None:
-    """Raise UserError if a worker's text removal differs from ``facts``, its fingerprint in the main process."""
+    """Raise UserError if this worker's fingerprint differs from ``facts``, the fingerprint of the main process."""
     if removal_fingerprint(options) != facts:
         problem = "differs from the main process (another detector, or a model file with other content)"
         remedy = "give all workers the same files and run the same command again"

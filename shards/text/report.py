@@ -71,7 +71,7 @@ def read_report(folder: StoragePath) -> pd.DataFrame:
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Summarize the report. ``altered_median`` and ``passes_mean`` ignore posters without text. Other means do not."""
+    """Summarize the report. ``altered_median`` and ``passes_mean`` ignore posters without text."""
     frame = pd.DataFrame(rows, columns=SCHEMA.names)
     text = frame[frame["text_before"] > 0]
     before, after = float(text["text_before"].sum()), float(text["text_after"].sum())
