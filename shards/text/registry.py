@@ -36,7 +36,7 @@ DETECTORS = {"rapidocr": Entry("shards.text.db_detector:DBDetector", DetectorOpt
 
 
 def make_detector(options: DetectorOptions) -> TextDetector:
-    """Create the detector that ``options`` name. Raises UserError if the detector is missing or cannot be loaded."""
+    """Create the detector of the given options. Raises UserError if the detector is missing or cannot be loaded."""
     name, _, own = options.detector.partition(":")
     if entry := DETECTORS.get(name):
         return load_object(entry.made_by)(_options(entry.options, options, own))

@@ -42,7 +42,7 @@ class Effect:
     largest: np.ndarray
     """(n,) largest absolute change of probability over the genres."""
     genre: np.ndarray
-    """(n,) column of the genre with the largest change. For controls, the column of the first control."""
+    """(n,) index of the genre with the largest change. For controls, this genre under the first control."""
     flips: np.ndarray
     """(n,) share of genres whose decision changed, at the thresholds of the model."""
     any_flip: np.ndarray

@@ -1,4 +1,4 @@
-"""Predictions of images and their named genres, for prediction files, the Python API and the app."""
+"""Rows of predictions: an image, its probabilities and its named genres. Files, the Python API and the app use them."""
 
 from __future__ import annotations
 
