@@ -90,7 +90,7 @@ def index_folder(options: IndexOptions) -> Manifest:
             before = Manifest.read(options.folder)
             if not before.source.get("indexed"):
                 if options.metadata is not None:
-                    why = f"`posters shards build` wrote the genres of {options.folder}"
+                    why = f"{options.folder} already has the genres of `posters shards build`"
                     raise UserError("option-conflict", f"{why}; leave --metadata out, or build a new set with that CSV")
                 return _add_index_digests(options.folder, before, options.workers)
         for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # left by a killed run of this command

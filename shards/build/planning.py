@@ -143,7 +143,7 @@ def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndar
         if sample_id in known:
             of_group.setdefault(group, known[sample_id])
     if new := [sample_id for sample_id in ids if sample_id not in known]:
-        message = "%d posters are not in %s (the first is %s): they go to the split of a duplicate there, or to train"
+        message = "%d posters are not in %s (the first is %s): each goes to the split of a duplicate, or to train"
         log.info(message, len(new), folder, new[0])
     train = SPLITS.index("train")
     return np.array([known.get(i, of_group.get(group, train)) for i, group in pairs], dtype=np.int8)

@@ -148,8 +148,8 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
     """Return the fields path, linkpath, size and sparse of an extended header. Fields may be missing."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
-        remedy = f"the limit is {MAX_EXTENDED}; pack the tar again without extended attributes"
-        raise UserError("tar-unsupported", f"{tar}: the header before byte {at} has {info.size} bytes; {remedy}")
+        what = f"the header before byte {at} has {info.size} bytes, over the limit of {MAX_EXTENDED}"
+        raise UserError("tar-unsupported", f"{tar}: {what}; pack the tar again without extended attributes")
     body = stream.read(-(-info.size // BLOCK) * BLOCK)[: info.size]
     if len(body) < info.size:
         raise UserError("tar-damaged", f"{tar} is truncated in the header before byte {at}")

@@ -140,18 +140,18 @@ def check_shard(task: _Check) -> Checked:
             records = map_sample_table(stream, path, task.table, task.samples, len(labels))
         own = records[task.first : task.first + shard.samples]
         if records_of(table, len(labels)).tobytes() != own.tobytes():
-            problems.append(f"{tar.name}: its samples in {task.table.name} differ from those in its index")
+            problems.append(f"{tar.name}: its samples differ between {task.table.name} and the index")
     rows = table.to_pylist()
     counts = Counter(column for row in rows for column in row["labels"])
     if [counts[column] for column in range(len(labels))] != shard.genre_counts:
-        problems.append(f"{tar.name}: the manifest's counts of genres differ from those of the index")
+        problems.append(f"{tar.name}: the manifest and the index differ in the counts of genres")
     largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
     if largest != (shard.max_height, shard.max_width):
-        problems.append(f"{tar.name}: the manifest's largest image differs from that of the index")
+        problems.append(f"{tar.name}: the manifest and the index differ in the largest image")
     indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
     try:
         if not has_members(tar, indexed):
-            problems.append(f"{tar.name}: its members differ from those of the index")
+            problems.append(f"{tar.name}: the tar and the index have different members")
     except UserError as error:
         problems.append(str(error))
     with open(tar, "rb") as stream:
@@ -202,7 +202,7 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
     stated = row["key"] if record.get("id") is None else str(record["id"])
     try:
         if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
-            return "its id differs from that of the index"
+            return "its id differs from the id in the index"
         if not indexed:
             same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
         else:  # the JSONs may have several spellings of a genre, and the genres may come from a CSV
@@ -210,4 +210,4 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
     except Unusable as bad:
         return f"{bad.reason} ({bad.detail})"
-    return "" if same else "its labels differ from those of the index"
+    return "" if same else "its labels differ from the labels in the index"

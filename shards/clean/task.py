@@ -102,7 +102,7 @@ def clean_chunk(task: CleanTask) -> list[dict[str, Any]]:
 def encode(image: Image.Image, quality: int) -> bytes:
     """Return JPEG bytes without chroma subsampling, for sharp edges. Raises BadImage if the image is too large."""
     if max(image.size) > JPEG_SIDE:
-        raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels: a side of a JPEG has at most {JPEG_SIDE}")
+        raise BadImage(NOT_CLEANED, f"{image.width}x{image.height} pixels, but a JPEG has at most {JPEG_SIDE} per side")
     with blamed_on_the_picture(NOT_CLEANED):
         return jpeg(image, quality, subsampling=0, optimize=True)
 

@@ -231,7 +231,7 @@ class Parser(jsonargparse.ArgumentParser):
             return f"unknown key {key!r}{hint or '; see --help'}"
         others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
         if name in others:
-            hint = ": other commands have it, this command does not"
+            hint = ": only other commands have this argument"
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"

@@ -136,7 +136,7 @@ class Cache:
         parse: must raise UserError for wrong bytes. If the cached file is damaged, it is fetched again.
         """
         if not _SMALL.fullmatch(name):
-            raise UserError("path-name", f"{source} cannot be cached as {name[:200]!r}: that is not a file name")
+            raise UserError("path-name", f"{source} cannot be cached: {name[:200]!r} is not a file name")
         kept = self.folder / name
         with self._own_errors():
             if (data := self._files.read(kept, MAX_SMALL_BYTES)) is not None:

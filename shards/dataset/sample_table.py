@@ -110,7 +110,7 @@ def map_sample_table(
     Raises UserError if the layout of the file is not as expected. ``check_sample_table`` checks the contents.
     """
     if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
-        raise _damaged(path, f"{size} bytes, the manifest says {table.bytes}")
+        raise _damaged(path, f"{size} bytes, but the manifest says {table.bytes}")
     kind = record_type(genres)
     try:
         version = np.lib.format.read_magic(stream)

@@ -200,7 +200,7 @@ def check_files(path: Path, shard: Shard) -> os.stat_result:
         raise UserError("set-missing", f"shard {path} is missing; copy it again, or build the set again") from None
     if (size := facts.st_size) != shard.bytes:
         state = "truncated" if size < shard.bytes else "changed"
-        what = f"shard {path} is {state}: {size} bytes, the manifest says {shard.bytes}"
+        what = f"shard {path} is {state}: {size} bytes, but the manifest says {shard.bytes}"
         remedy = "copy it again, or delete it and its index and run `posters shards build` again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     require_index(path)

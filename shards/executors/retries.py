@@ -147,9 +147,9 @@ class _Retries(Generic[Task]):
         self._aside[number] = f"{name} ({failure.line})"
         self.in_a_row += 1
         if MAX_FAILURES_IN_A_ROW <= self.in_a_row < len(self._tasks):
-            what = f"{self.in_a_row} tasks failed one after the other, so the other tasks were not tried"
-            kept = "finished work is kept: repair the cause and run the same command again"
-            raise UserError("tasks-failed", f"{what}; the last failed task was {self._aside[number]}; {kept}")
+            what = f"{self.in_a_row} tasks failed in a row, so the remaining tasks were not tried"
+            kept = "Finished work is kept: repair the cause and run the same command again"
+            raise UserError("tasks-failed", f"{what}. The last failure: {self._aside[number]}. {kept}")
         return False
 
     def finish(self) -> None:

@@ -73,7 +73,7 @@ class Table:
         if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
             what = "has no name and contains numbers, like the row numbers that pandas writes"
             remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
-            message = f"column {self.name(position)} {what}; {remedy}; the columns are {self.listing()}"
+            message = f"column {self.name(position)} {what}; {remedy}. The columns are {self.listing()}"
             raise UserError("table-column", f"{self.path}: {message}")
 
 

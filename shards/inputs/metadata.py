@@ -137,7 +137,7 @@ def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
         genres_at = table.column(options.genre_column, "--genre-column")
     if genres_at == id_at:
         problem = f"{table.path}: column {table.name(id_at)} cannot contain both ids and genres"
-        remedy = f"choose two columns with --id-column and --genre-column; the columns are {table.listing()}"
+        remedy = f"choose two columns with --id-column and --genre-column. The columns are {table.listing()}"
         raise UserError("table-column", f"{problem}; {remedy}")
     return id_at, genres_at
 

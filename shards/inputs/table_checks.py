@@ -51,7 +51,7 @@ def find_genres(table: Table, id_at: int) -> int:
         refuse_missing_header(table, None, ())
         if is_named(table, id_at):
             problem = f"column {table.name(id_at)} has a name for genres, but it is the column of ids"
-            remedy = f"choose the column of ids with --id-column; the columns are {table.listing()}"
+            remedy = f"choose the column of ids with --id-column. The columns are {table.listing()}"
             raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
         raise _no_column(table)
     return FALLBACK
@@ -91,7 +91,7 @@ def refuse_unless_lists(
 def _no_column(table: Table, why: str = "", rows: Sequence[Sequence[str]] = ()) -> UserError:
     flags = _flag_columns(table, rows)
     hint = f"; {_multi_hot(table, flags)}" if len(flags) > 1 else ""
-    remedy = f"the columns are {table.listing()}; choose one with --genre-column"
+    remedy = f"choose a column with --genre-column. The columns are {table.listing()}"
     return UserError("table-column", f"{table.path} has no column named genre, label or tag{why}{hint}; {remedy}")
 
 
@@ -137,7 +137,7 @@ def doubt_about(
         return ""
     remedy = f"choose another column with --genre-column, or accept this column with --genre-column {at}"
     doubt = doubt_about_classes(column, labels, samples)
-    return f"{doubt}; {remedy}; the columns are {table.listing()}" if doubt else ""
+    return f"{doubt}; {remedy}. The columns are {table.listing()}" if doubt else ""
 
 
 def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequence[str]]) -> str:
@@ -176,7 +176,7 @@ def _several_in_one(where: str, labels: Counter[str], samples: int, known: Seque
         if many and len(joined) > (0 if sure else 1):
             return (
                 f"{where} seems to contain several genres in one label: {some([repr(name) for name in joined], 3)}; "
-                f"if {mark!r} separates genres, pass --genre-separator {mark!r}; in a list, write one item for each "
+                f"if {mark!r} separates genres, pass --genre-separator {mark!r}. In a list, write one item for each "
                 f"genre"
             )
     return ""

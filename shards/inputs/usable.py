@@ -103,10 +103,10 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
         names = sorted(islice(walk_images(images, Walk()), NAMES))
     ids = ids or [r.id for r in metadata.rejected]
     near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
-    hints = [f"the nearest file is {near[0]!r}"] if near else []
+    hints = [f"The nearest file is {near[0]!r}"] if near else []
     if ids and all(re.fullmatch(r"\d+\.0+", sample_id) for sample_id in ids):
         hints.append(
-            "these ids are whole numbers written as decimals, which pandas does if an id is missing: read the ids as "
+            "These ids are whole numbers written as decimals, which pandas does if an id is missing: read the ids as "
             "text (in pandas with dtype=str)"
         )
     stems = {*names, *(name.removesuffix(PurePosixPath(name).suffix) for name in names)}
@@ -115,12 +115,12 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
         for _, row in islice(table.rows, PEEK):
             hits.update(at for at, cell in enumerate(row[: len(table.header)]) if cell.strip() in stems)
         if hits:
-            hints.append(f"column {table.name(hits.most_common(1)[0][0])} contains file names")
+            hints.append(f"Column {table.name(hits.most_common(1)[0][0])} contains file names")
         listing = table.listing()
     shown = some([repr(sample_id) for sample_id in ids], 3)
     return (
-        f"no id of {csv} names a file in {images}: the ids are in column {metadata.id_column!r} ({shown}); "
-        f"{''.join(hint + '; ' for hint in hints)}choose the column of ids with --id-column; the columns are {listing}"
+        f"no id of {csv} names a file in {images}: the ids in column {metadata.id_column!r} are {shown}. "
+        f"{''.join(hint + '. ' for hint in hints)}Choose the column of ids with --id-column. The columns are {listing}"
     )
 
 

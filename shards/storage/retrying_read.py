@@ -141,9 +141,9 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
                 raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}; {remedy}") from None
             if budget.over:
                 longer = f" (a larger {budget.option} waits longer)" if budget.option else ""
-                tried = f"retried for {budget.seconds:.0f} s"
+                tried = f"(retried for {budget.seconds:.0f} s)"
                 remedy = f"check the network and the store, then start again{longer}"
-                raise UserError("network", f"{path} cannot be read: {_reason(error)}; {tried}: {remedy}") from None
+                raise UserError("network", f"{path} cannot be read: {_reason(error)} {tried}; {remedy}") from None
             log.info("reading %s from byte %d failed: %s; retrying", path, start, _reason(error))
             budget.wait()
 
@@ -171,7 +171,7 @@ def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
         path.fs.invalidate_cache()
         there = path.fs.info(path.path, **limits).get("size")
     if there not in (None, size):
-        raise UserError("set-damaged", f"{path} has {there} bytes, the manifest says {size}: upload it again")
+        raise UserError("set-damaged", f"{path} has {there} bytes, but the manifest says {size}: upload it again")
 
 
 def _http_status(error: BaseException) -> int:

@@ -46,7 +46,7 @@ LACKS = "rank 1 does not have the checkpoint that the first process resumes from
     [
         (1, lambda run: shutil.rmtree(run / NEWEST), [LACKS, "checkpoint's state not found: ", "state.json"]),
         (1, lambda run: shutil.rmtree(run), [LACKS, "checkpoint's state not found: ", "state.json"]),
-        (1, _damage, [LACKS, "the sha256 of ", "is not the one that was saved"]),
+        (1, _damage, [LACKS, "the sha256 of ", "differs from the saved sha256"]),
         (1, _another, [LACKS, "the sha256 of ", " instead of "]),
         (
             0,

@@ -104,7 +104,7 @@ def audit_posters(
         first = result.left_out[-1]
         raise UserError(
             "images-none",
-            f"none of {len(chosen.posters)} posters with text could be audited; for example {one_line(first.id)}: "
+            f"none of {len(chosen.posters)} posters with text could be audited, for example {one_line(first.id)}: "
             f"{first.reason} ({first.detail}); check --images and --cleaned",
         )
     result.logits = logits[: len(result.posters)]

@@ -76,7 +76,7 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.is_main_process:
         here = sum(local(parameter).numel() for parameter in model.parameters())
         counts = (accelerator.num_processes, len(blocks) + 1, here / 1e6, whole / 1e6)
-        log.info("weights are sharded over %d processes in %d units: this process has %.2f of %.2f M", *counts)
+        log.info("weights are sharded over %d processes in %d units: this process has %.2f of %.2f M weights", *counts)
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -258,7 +258,7 @@ def _image_size(value: Any, path: Path) -> int:
     good = all(type(side) is int and 8 <= side <= MAX_SIDE for side in sides)
     if not good or not 1 <= len(sides) <= 2 or len(set(sides)) != 1:
         shown = "x".join(map(_shown, sides[:2]))
-        raise Unlike(path, f"its image_size {shown} is not a square of 8 to {MAX_SIDE} pixels")
+        raise Unlike(path, f"its image_size is {shown}, but must be one number from 8 to {MAX_SIDE}")
     return int(sides[0])
 
 

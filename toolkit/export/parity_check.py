@@ -175,7 +175,7 @@ def require_parity(found: Differences, preprocess: bool, tolerance: float | None
     ):
         raise UserError(
             "export-differs",
-            f"nothing was exported: pixels of the file differ from Pillow's by {found.levels:.3g} of 255 (limit "
+            f"nothing was exported: pixels of the file and of Pillow differ by up to {found.levels:.3g} of 255 (limit "
             f"{MAX_LEVELS:g}), on average by {found.mean_levels:.2g} (limit {MEAN_LEVELS:g}). On equal pixels, logits "
             f"differ from PyTorch's by {found.same_pixels:.2g} (limit {TOLERANCE:g}). Export without --preprocess",
         )

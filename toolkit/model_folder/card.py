@@ -103,7 +103,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
         f"# {plain(config['architecture'])} for {config['num_classes']} genres",
         "",
         f"A multi-label classifier: {plain(config['architecture'])} with {_head(config)}, {made} poster-toolkit; "
-        f"the weights are those of epoch {ours['epoch']}{average}.",
+        f"the weights are from epoch {ours['epoch']}{average}.",
         "",
         f"- **Genres** ({plain(labels['fingerprint'])}): {', '.join(map(plain, labels['genres']))}",
         f"- **Thresholds**: {span}, {plain(labels['threshold_source'])}",

@@ -80,7 +80,7 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     moved = logit_difference(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
-    bold = "In bold: a genre whose probability is far {} its share in training. The largest logit difference is first."
+    bold = "Genres in bold have a probability far {} their share in training. The largest logit difference is first."
     lowest = "The posters with the lowest F1. Among posters with equal F1, the highest loss is first."
     return [
         _group(inputs, "best", "Best", "All genres are correct. The lowest loss is first.", best),

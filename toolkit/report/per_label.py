@@ -94,7 +94,7 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
 def _duplicates(inputs: ReportInputs) -> list[str]:
     if inputs.units is None:
         return [
-            "The shard set does not record near-duplicates, since an old version or `posters index` made the set. "
+            "The shard set does not record near-duplicates, because `posters shards index` or an old version made it. "
             "Each poster counts separately, and the intervals are too narrow if there are many near-duplicates."
         ]
     sizes = np.bincount(inputs.units)

@@ -87,8 +87,8 @@ def find_lr(setup: TrainingSetup) -> None:
 
 def _suggest(curve: LrCurve, setup: TrainingSetup) -> None:
     save_curve(curve, setup.out)
-    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate with the lowest loss; "
-    log.info(text + "see %s", curve.steepest, curve.lowest / 10, setup.out / "find-lr.png")
+    text = "suggested: --optim.lr %.2g, where the loss fell fastest; %.2g is a tenth of the rate with the lowest loss "
+    log.info(text + "(see %s)", curve.steepest, curve.lowest / 10, setup.out / "find-lr.png")
 
 
 def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:

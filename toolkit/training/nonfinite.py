@@ -124,8 +124,8 @@ class Guard:
         if findings is not None:
             raise UserError(
                 "not-finite",
-                f"{self._describe(findings)}: {REMEDY}; --train.on_nonfinite skip skips such updates; the last "
-                f"checkpoint is kept",
+                f"{self._describe(findings)}: {REMEDY}. To skip such updates, set --train.on_nonfinite skip; "
+                f"the last checkpoint is kept",
             )
 
     def check_weights(self, model: nn.Module) -> None:
@@ -197,8 +197,8 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
             guard.check()  # its error is more precise, because it names the samples whose loss is not finite
         raise UserError(
             "not-finite",
-            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1} at any scale: "
-            f"{in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}: use "
+            f"the gradients are not finite in fp16 at epoch {epoch + 1}, step {step + 1} at any scale "
+            f"({in_a_row} updates in a row were skipped, and the gradient scaler is down to {scale:.3g}): use "
             f"--train.precision bf16 or no, lower --optim.lr or set --optim.clip_norm 1; the last checkpoint is kept",
         )
 

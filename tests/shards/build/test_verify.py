@@ -143,7 +143,7 @@ def test_missing_files(copy: Path, command: Command) -> None:
 
 def test_a_swapped_index(copy: Path, command: Command) -> None:
     shutil.copy(index_path(copy / "train-00000.tar"), index_path(copy / SHARD))
-    assert any(line == f"{SHARD}: its members differ from those of the index" for line in problems(command, copy))
+    assert any(line == f"{SHARD}: the tar and the index have different members" for line in problems(command, copy))
 
 
 def test_a_swapped_tar(copy: Path, command: Command) -> None:
@@ -153,7 +153,7 @@ def test_a_swapped_tar(copy: Path, command: Command) -> None:
 
 def test_an_index_with_other_labels_or_sizes(copy: Path, command: Command) -> None:
     for column, value, message in (
-        ("labels", [0, 1, 2], "its labels differ from those of the index"),
+        ("labels", [0, 1, 2], "its labels differ from the labels in the index"),
         ("height", 17, "the index says 60x17"),
         ("crc32", 5, "its bytes changed since it was packed"),
     ):
@@ -243,11 +243,11 @@ def test_a_table_of_samples_that_is_not_the_indexes(copy: Path, command: Command
     assert problems(command, copy) == [
         f"{table} is damaged (its sha256 differs from the manifest's); copy it again, or delete it and run the build "
         f"again",
-        f"{last}: its samples in {table.name} differ from those in its index",
+        f"{last}: its samples differ between {table.name} and the index",
     ]
     table.write_bytes(whole[:-1])
     (line,) = problems(command, copy)
-    assert str(table) in line and f"{len(whole) - 1} bytes, the manifest says {len(whole)}" in line
+    assert str(table) in line and f"{len(whole) - 1} bytes, but the manifest says {len(whole)}" in line
     table.unlink()
     (line,) = problems(command, copy)
     assert str(table) in line and "missing" in line
@@ -266,7 +266,7 @@ def as_a_stranger_would(folder: Path, shard: str, column: str, values: Callable[
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [("id", "its id differs from that of the index"), ("labels", "its labels differ from those of the index")],
+    [("id", "its id differs from the id in the index"), ("labels", "its labels differ from the labels in the index")],
 )
 def test_what_table_and_index_agree_on_is_compared_with_the_tar(
     copy: Path, command: Command, column: str, message: str
@@ -290,7 +290,7 @@ def indexed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [("id", "its id differs from that of the index"), ("labels", "its labels differ from those of the index")],
+    [("id", "its id differs from the id in the index"), ("labels", "its labels differ from the labels in the index")],
 )
 def test_an_indexed_set_is_compared_with_its_jsons_too(
     indexed: Path, command: Command, column: str, message: str

@@ -106,7 +106,7 @@ def test_a_poster_longer_than_a_jpeg_can_be(tmp_path: Path, detector: Moody) -> 
     source = Source(made.images, write_meta(tmp_path, {**made.good, "long": ("Drama",)}), made.good, {})
     run_clean(source, tmp_path / "out")
     assert rejected(tmp_path / "out") == {
-        "long": ("cannot be cleaned", "70000x40 pixels: a side of a JPEG has at most 65500")
+        "long": ("cannot be cleaned", "70000x40 pixels, but a JPEG has at most 65500 per side")
     }
     # A shard's copy of it is small.
     manifest = build(source, tmp_path / "shards", text=TextRemoval())

@@ -120,7 +120,7 @@ MISTAKES: dict[Code, list[tuple[str, str]]] = {
     "option-unknown": [
         ("one F -m M --modle x", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
         ("one F -m M --sied=3", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
-        ("one F -m M --elsewhere 3", "unknown argument --elsewhere: other commands have it, this command does not"),
+        ("one F -m M --elsewhere 3", "unknown argument --elsewhere: only other commands have this argument"),
         ("one F -m M --secret 3", "unknown argument --secret"),
         ("one F -m M stray", "unknown argument stray"),
         ("oen F", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),

@@ -33,7 +33,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown encoding": ("{build} --encoding klingon", ["unknown text encoding 'klingon'"]),
     "misspelt option": ("{build} --sample-per-shards 5", ["argument --sample-per-shards", "--samples-per-shard?"]),
     "misspelt with value": ("{build} --qualty=80", ["unknown argument --qualty=80", "did you mean --quality?"]),
-    "of another command": ("{build} --threshold 0.5", ["unknown argument --threshold: other commands have it"]),
+    "of another command": ("{build} --threshold 0.5", ["unknown argument --threshold: only other commands"]),
     "word for number": ("{build} --workers many", ["--workers", "many"]),
     "negative workers": ("{build} --workers -1", ["--workers must be 0"]),
     "no posters a shard": ("{build} --samples-per-shard 0", ["--samples-per-shard must be at least 1"]),

@@ -138,7 +138,7 @@ def test_the_card_says_whose_weights_they_are(copy: Path):
     config["poster_toolkit"]["weights"] = "ema"
     write_json(copy / "config.json", config)
     write_card(copy)
-    assert "those of epoch 0 (moving average)" in (copy / "README.md").read_text()
+    assert "the weights are from epoch 0 (moving average)" in (copy / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

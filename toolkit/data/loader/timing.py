@@ -63,12 +63,12 @@ def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator:
     if working < 0.5 * busy and working < 0.5 * cores:
         rate = times.bytes_read / seconds / 1e6
         return (
-            f"{start}reading is the limit: {threads} threads read only {rate:.0f} MB/s; copy the shards to a local "
+            f"{start}reading is the limit ({threads} threads read only {rate:.0f} MB/s); copy the shards to a local "
             f"disk, or set --data.order window"
         )
     if busy < 0.7 * threads:
         return f"{start}batches are late although threads are idle; set a higher --data.prefetch"
     return (
-        f"{start}decoding is the limit: {working:.1f} of {cores} cores are busy; build the shards with a smaller "
+        f"{start}decoding is the limit ({working:.1f} of {cores} cores are busy); build the shards with a smaller "
         f"--short-side, or {f'set --data.workers {cores}' if threads < cores else 'give the job more cores'}"
     )

@@ -107,7 +107,7 @@ def read_features(path: Path, count: int) -> Features:
         problem = one_line(error)[:200]
     raise UserError(
         "path-unreadable",
-        f"{path} does not contain the features of {count} samples ({problem}): remove it to compute them again",
+        f"{path} does not contain the features of {count} samples ({problem}): remove the file to compute them again",
     )
 
 

@@ -159,7 +159,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         facts = read_state(path)
         if sha256_file(path / TENSORS) != facts.sha256:
-            raise UserError("checkpoint-damaged", f"the sha256 of {path / TENSORS} is not the one that was saved")
+            raise UserError("checkpoint-damaged", f"the sha256 of {path / TENSORS} differs from the saved sha256")
     except OSError as error:
         raise UserError("path-unreadable", one_line(error)) from error
     tensors = safe_load(path / TENSORS, "checkpoint")
@@ -266,13 +266,13 @@ def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: s
         )
     changes = []
     if "loss" not in checkpoint.config:  # earlier versions had only one loss
-        changes.append("a loss that is the sum over genres and no longer the mean: the first updates are larger")
+        changes.append("a loss that is the sum over genres instead of the mean (the first updates are larger)")
     for key, before, value in _changes(checkpoint.config, config):
         if key not in free and key not in CONSTANTS:
             raise UserError(
                 "run-differs",
                 f"cannot resume {checkpoint.path} with {key} {value!r}: it was trained with {before!r}; "
-                f"use that, or start a new run in another --out",
+                f"use {before!r}, or start a new run in another --out",
             )
         changes.append(f"{key} {before!r} -> {value!r}")
     mixed, mixes = (any(c.get("augment", {}).get(name) for name in MIXING) for c in (checkpoint.config, config))

@@ -89,7 +89,7 @@ def test_a_damaged_table_is_found_at_open(copy: Path):
     table = copy / Manifest.read(copy).tables["train"].name
     data = table.read_bytes()
     table.write_bytes(data[:-1])
-    check_refused(copy, table.name, "damaged", f"{len(data) - 1} bytes, the manifest says {len(data)}")
+    check_refused(copy, table.name, "damaged", f"{len(data) - 1} bytes, but the manifest says {len(data)}")
     table.unlink()
     check_refused(copy, table.name, "missing")
 
