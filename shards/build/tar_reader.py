@@ -148,11 +148,11 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
     """Return the fields path, linkpath, size and sparse of an extended header. Fields may be missing."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
-        what = f"the header before byte {at} has {info.size} bytes, over the limit of {MAX_EXTENDED}"
+        what = f"the header that ends at byte {at} has {info.size} bytes, over the limit of {MAX_EXTENDED}"
         raise UserError("tar-unsupported", f"{tar}: {what}; pack the tar again without extended attributes")
     body = stream.read(-(-info.size // BLOCK) * BLOCK)[: info.size]
     if len(body) < info.size:
-        raise UserError("tar-damaged", f"{tar} is truncated in the header before byte {at}")
+        raise UserError("tar-damaged", f"{tar} is truncated after the header that ends at byte {at}")
     if info.type in LONG_NAMES:
         return {LONG_NAMES[info.type]: body.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     fields: dict[str, str] = {}
@@ -163,7 +163,7 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = body[len(digits) + 1 : length].partition(b"=")
         if length > len(body) or not equals or not value.endswith(b"\n"):
-            raise UserError("tar-damaged", f"{tar} is damaged: the pax records before byte {at} cannot be parsed")
+            raise UserError("tar-damaged", f"{tar} is damaged: the pax records at byte {at} cannot be parsed")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
         if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty value resets a global field
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")

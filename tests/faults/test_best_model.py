@@ -48,7 +48,7 @@ def test_killed_between_model_and_checkpoint(
     assert resumed.statuses == [0] and resumed.errors == []
     score = f"loss {model(killed_between)[1]['score']:.6g}"
     assert (
-        f"has the model of epoch 1 with {score}, but the checkpoint has no best epoch: later epochs must be better"
+        f"has the model of epoch 1 with {score}, but the checkpoint has no best epoch; a later epoch replaces"
         in resumed.said[0]
     )
     assert_same_run(tmp_path / "run", unharmed[1])

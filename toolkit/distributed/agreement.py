@@ -51,7 +51,7 @@ PACKAGES = ("poster-toolkit", "torch", "timm", "accelerate", "numpy", "pillow", 
 
 #: Maximum number of characters of a value in a message.
 WIDTH = 60
-NOTHING = "nothing"
+NOTHING = "no value"
 _PLAIN = re.compile(r"[\w.,:;+/@%()\[\]{}=<>*'-]([\w.,:;+/@%()\[\]{}=<>*'\" -]*[\w.,:;+/@%()\[\]{}=<>*'\"-])?")
 
 
@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = NOTHING
+            found[package] = "not installed"
     return found
 
 
@@ -233,6 +233,8 @@ def _describe(keys: Sequence[str], first: Facts, other: Facts) -> str:
     """Describe how the first of ``keys`` differs, and name up to three of the other keys."""
     (own, source), (firsts, other_source) = (facts.get(keys[0], (None, "")) for facts in (other, first))
     here, there = shortened_pair(own, firsts)
+    if own == firsts:  # the same option with different paths
+        here, there, source, other_source = printable(one_line(source)), printable(one_line(other_source)), "", ""
     others = f" (other differences: {some([_name(key) for key in keys[1:]], 3)})" if keys[1:] else ""
     return f"{_name(keys[0])} {here}{_at(source)}, but the first process has {there}{_at(other_source)}{others}"
 
@@ -241,7 +243,7 @@ def shortened_pair(one: str | None, other: str | None) -> tuple[str, str]:
     """Return short, printable texts of two different values. Long values are cut around their first difference.
 
     >>> shortened_pair("0.1", None)
-    ('0.1', 'nothing')
+    ('0.1', 'no value')
     """
     start = 0
     if max(len(one or ""), len(other or "")) > WIDTH:

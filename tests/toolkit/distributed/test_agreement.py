@@ -54,8 +54,8 @@ def test_two_values_are_told_apart_in_a_few_printable_characters(one: str | None
     ("one", "other", "shown"),
     [
         ("0.1", "0.001", ("0.1", "0.001")),
-        ("flip", None, ("flip", "nothing")),
-        ("nothing", None, ('"nothing"', "nothing")),
+        ("flip", None, ("flip", "no value")),
+        ("no value", None, ('"no value"', "no value")),
         ('["stem"]', '["backbone"]', ('["stem"]', '["backbone"]')),
         ("a\nb", "a\x1b[2J", ('"a\\nb"', '"a\\u001b[2J"')),
         ("x" * 100 + "y", "x" * 100, ("…" + "x" * 30 + "y", "…" + "x" * 30)),
@@ -179,7 +179,7 @@ def test_options_that_name_places_count_as_given():
     two = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=Path("y"), threads=2, shards=Path("s")))
     assert one == two
     without = command_facts("evaluate", EvaluateOptions(model=Path("b"), out=None, threads=2, shards=Path("s")))
-    assert "has --out nothing, but the first process has a path" in disagreement([Record(one)], Record(without))
+    assert "has --out no value, but the first process has a path" in disagreement([Record(one)], Record(without))
 
 
 def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -189,7 +189,7 @@ def test_the_processes_of_one_machine_write_to_one_folder(tmp_path: Path, monkey
     )
     assert disagreement([one], same) == ""
     assert disagreement([one], other).startswith(
-        f"rank 1 has --out a path ({tmp_path}/y), but the first process has a path ({tmp_path}/x): start all processes"
+        f"rank 1 has --out {tmp_path}/y, but the first process has {tmp_path}/x: start all processes"
     )
     assert disagreement([one], dataclasses_replace(other, host="b")) == ""  # where paths may lead elsewhere
 

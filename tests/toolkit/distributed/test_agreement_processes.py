@@ -146,7 +146,7 @@ def test_two_processes_that_differ(
             ["--model.weights", tmp_path / "weights-0.safetensors"],
             ["--model.weights", tmp_path / "weights-1.safetensors"],
         ),
-        pair(train, own("train.feature_cache", "a path", "nothing"), [], ["--train.feature_cache=cache"]),
+        pair(train, own("train.feature_cache", "a path", "no value"), [], ["--train.feature_cache=cache"]),
         # Data.
         pair(
             train,
@@ -174,16 +174,16 @@ def test_two_processes_that_differ(
             for option, value, usual in (("--split", "val", "test"), ("--batch-size", "3", "0"))
         ),
         one_of(evaluate, "--thresholds=0.2", "--thresholds", "[0.2]", "[0.3, 0.5, 0.7]"),
-        one_of(evaluate, "--precision=bf16", "--precision", "bf16", "nothing"),
-        pair(evaluate, own("--report", "a path", "nothing"), [], ["--report", tmp_path / "page"]),
+        one_of(evaluate, "--precision=bf16", "--precision", "bf16", "no value"),
+        pair(evaluate, own("--report", "a path", "no value"), [], ["--report", tmp_path / "page"]),
         *(
             one_of(on_set, option, option.partition("=")[0], option.partition("=")[2] or "true", usual)
             for option, usual in (
                 ("--tta=flip", "none"),
-                ("--threshold=0.75", "nothing"),
-                ("--format=csv", "nothing"),
+                ("--threshold=0.75", "no value"),
+                ("--format=csv", "no value"),
                 ("--embeddings", "false"),
-                ("--split=val", "nothing"),
+                ("--split=val", "no value"),
                 ("--ignore-labels", "false"),
             )
         ),

@@ -105,7 +105,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
     theirs = replace(progress, best_score=model.score, best_epoch=epoch, best_sha256=model.weights_sha256, scored="")
     if epoch >= progress.epoch:
         theirs.bad_epochs = 0
-    return theirs, f"{what}, {known}: later epochs must be better than this model"
+    return theirs, f"{what}, {known}; a later epoch replaces this model only if it is better"
 
 
 def _require_everywhere(

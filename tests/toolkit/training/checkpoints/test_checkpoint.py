@@ -89,7 +89,7 @@ def test_a_checkpoint_from_when_only_the_loss_was_monitored(tmp_path: Path):
     assert found is not None and found.progress.best_score == 0.1 + 0.2
     config = Config()
     (change,) = check_resumable(found, config_dict(config), "set")  # what it did not know had its default
-    assert "summed over genres" in change
+    assert "sum over genres" in change
     config.train.ema = 0.99
     with fails("run-differs", "train.ema 0.99", "0.0"):
         check_resumable(found, config_dict(config), "set")

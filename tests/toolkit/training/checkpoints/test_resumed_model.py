@@ -73,7 +73,7 @@ def test_the_model_that_is_there_counts(run_model: Path, epoch: int, score: floa
     before = replace(KNOWN, bad_epochs=2)
     after, line = reconcile_best(run_model, before, CONFIG, "set")
     assert after == replace(before, best_epoch=epoch - 1, best_score=score, best_sha256=digest, bad_epochs=bad_epochs)
-    assert f"has the model of epoch {epoch} with loss {score:g}, but the checkpoint's best epoch is 2: " in line
+    assert f"has the model of epoch {epoch} with loss {score:g}, but the checkpoint's best epoch is 2; " in line
     assert before == replace(KNOWN, bad_epochs=2) and "\n" not in line
 
 
