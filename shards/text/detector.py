@@ -69,7 +69,7 @@ class DetectorOptions(Checked):
         super().__post_init__()
         if not self.scales or not all(sides and all(32 <= side <= 2048 for side in sides) for sides in self.scales):
             raise UserError(
-                "option-value", "--scales takes short sides from 32 to 2048 pixels such as 256,608/416,1024"
+                "option-value", "--scales must be short sides from 32 to 2048 pixels, for example 256,608/416,1024"
             )
         if self.device not in ("cpu", "cuda"):
             raise UserError("option-value", f"--device must be cpu or cuda, not {self.device!r}")

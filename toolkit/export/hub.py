@@ -179,7 +179,7 @@ def _check_onnx(folder: ModelFolder) -> None:
         if stated.get("decisions") != folder.decisions.fingerprint:
             raise UserError(
                 "model-other",
-                f"{path} has another calibration or other thresholds than {folder.path}: run `posters export --model "
+                f"the calibration or thresholds of {path} differ from those of {folder.path}: run `posters export --model "
                 f"{folder.path}` again, or remove the file",
             )
 
