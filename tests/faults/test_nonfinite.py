@@ -135,7 +135,7 @@ def test_too_many_stop_the_run_with_the_list(
     assert run.statuses == [2]
     (line,) = run.errors
     assert (
-        f"{count} of the epoch's 7" + " updates were skipped, because they were not finite (limit " + f"{most}): "
+        f"{count} of the epoch's 7" + " updates were skipped as not finite (limit " + f"{most}): "
         in line
     )
     assert line.count("at epoch 1, step ") == count and (sample == "all" or spoilt in line)

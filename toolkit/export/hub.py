@@ -179,8 +179,8 @@ def _check_onnx(folder: ModelFolder) -> None:
         if stated.get("decisions") != folder.decisions.fingerprint:
             raise UserError(
                 "model-other",
-                f"the calibration or thresholds of {path} differ from those of {folder.path}: run `posters export --model "
-                f"{folder.path}` again, or remove the file",
+                f"the calibration or thresholds of {path} differ from those of {folder.path}: run "
+                f"`posters export --model {folder.path}` again, or remove the file",
             )
 
 

@@ -146,7 +146,7 @@ class Guard:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
             raise UserError(
                 "not-finite",
-                f"{count} of the epoch's {updates} updates were skipped, because they were not finite (limit {MAX_SKIPPED}): "
+                f"{count} of the epoch's {updates} updates were skipped as not finite (limit {MAX_SKIPPED}): "
                 f"{REMEDY}; the last checkpoint is kept. The skipped updates: {listed}",
             )
 
