@@ -134,10 +134,7 @@ def test_too_many_stop_the_run_with_the_list(
     run = ended(options, tmp_path, 1, f"nan {spoilt if sample == 'one' else 'all'};most-skipped {most}")
     assert run.statuses == [2]
     (line,) = run.errors
-    assert (
-        f"{count} of the epoch's 7" + " updates were skipped as not finite (limit " + f"{most}): "
-        in line
-    )
+    assert f"{count} of the epoch's 7" + " updates were skipped as not finite (limit " + f"{most}): " in line
     assert line.count("at epoch 1, step ") == count and (sample == "all" or spoilt in line)
     assert not list((tmp_path / "run").glob("checkpoints/*")) and not (tmp_path / "run" / "model").exists()
 
