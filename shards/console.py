@@ -1,6 +1,6 @@
 """Output of commands that is safe for a terminal. A write error on stdout does not stop a command.
 
-Names, ids and genres come from a user's files and may contain control characters. So the entry point of the command
+Names, ids and genres come from a user's files and can contain control characters. So the entry point of the command
 line replaces stdout and stderr while a command runs:
 
 - Control characters are escaped on stdout and in log records, but not in data for programs (see ``exact_stdout``).

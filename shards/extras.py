@@ -21,7 +21,7 @@ def install(extra: str) -> str:
 
 
 def absent(*modules: str) -> list[str]:
-    """Return the modules that are not installed. No module is imported, because an import may take seconds."""
+    """Return the modules that are not installed. No module is imported, because an import can take seconds."""
     return [module for module in modules if find_spec(module) is None]
 
 

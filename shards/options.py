@@ -24,7 +24,7 @@ class Option:
     choices: tuple[str, ...] = ()
     """Allowed values of a text option whose type is not a Literal."""
     parse: Callable[[str], Any] | None = None
-    """Function that converts the text from the command line to the value. It may raise UserError."""
+    """Function that converts the text from the command line to the value. The function can raise UserError."""
     text: str | None = None
     """The default as a user writes it. ``parse`` converts this text to the value."""
     const: str | None = None

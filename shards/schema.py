@@ -1,7 +1,7 @@
 """Check JSON files against schemas: types and bounds are checked once, when a file is read.
 
 A schema is a ``msgspec.Struct`` whose fields have bounds (``msgspec.Meta``). Unknown keys are ignored, because later
-versions may add keys. msgspec is used because its import takes 0.05 s. The import of pydantic takes 0.2 s.
+versions can add keys. msgspec is used because its import takes 0.05 s. The import of pydantic takes 0.2 s.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def parse_as(
 def check_as(
     value: object, schema: type[T], where: object, what: str, remedy: str, code: Code = "path-unreadable"
 ) -> T:
-    """Convert a parsed value, such as a checkpoint's contents, to ``schema``. Other arguments: see ``parse_as``."""
+    """Convert a parsed value, such as a checkpoint's contents, to ``schema``. See ``parse_as`` for the arguments."""
     with _message(where, what, remedy, code):
         return msgspec.convert(value, schema)
 

@@ -1,4 +1,4 @@
-"""Describe the commands, and choose one by its name. The help lists commands without an import of their modules."""
+"""Describe the commands, and choose one by its name. The help lists commands, but does not import their modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Command:
     options: str = ""
     """The options as ``module:Class``, the name of a dataclass whose fields are the options."""
     run: str = ""
-    """The function as ``module:function``. It takes an instance of that dataclass and returns the exit status."""
+    """The function as ``module:function``. It takes an instance of the options class and returns the exit status."""
     description: str = ""
     """First paragraph of the command's --help. If it is empty, --help shows ``help``."""
 

@@ -40,7 +40,7 @@ class Argument:
 
     @property
     def flags(self) -> list[str]:
-        """Option strings such as ``--out``. Messages show the last one. A positional argument has its field's name."""
+        """Option strings like ``--out``. Messages show the last string. A positional argument has its field's name."""
         if self.declared.positional:
             return [self.name]
         flags = [*self.declared.flags]
@@ -84,7 +84,7 @@ class Argument:
 
 @cache
 def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
-    """Return the fields of a dataclass as arguments. Required fields come first, own fields before inherited fields."""
+    """Return the fields of a dataclass as arguments. Required fields come first."""
     found = []
     hints = get_type_hints(options)
     fields = {field.name: field for field in dataclasses.fields(options) if not only or field.name in only}
@@ -166,7 +166,7 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """Replace an option name of an earlier version by the current name, and log this. Names may be shortened."""
+        """Replace an option name of an earlier version, even if shortened, by the current name. Log the replacement."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word

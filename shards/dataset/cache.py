@@ -58,7 +58,7 @@ _SMALL = re.compile(r"\w[\w.-]{0,200}", re.ASCII)
 
 
 class Cache:
-    """Cache of remote files in one folder. Many threads and processes may use the folder at the same time.
+    """Cache of remote files in one folder. Many threads and processes can use the folder at the same time.
 
     Errors of the folder become a UserError that names the folder. Temporary failures are retried (retry.py).
     """
@@ -131,7 +131,7 @@ class Cache:
             return False
 
     def checked(self, source: StoragePath, name: str, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """Return the parsed contents of a small file without a digest in the manifest. Cache the file as ``name``.
+        """Cache a small file as ``name`` and return its parsed contents. The manifest has no digest of this file.
 
         parse: must raise UserError for wrong bytes. If the cached file is damaged, it is fetched again.
         """
@@ -193,7 +193,7 @@ class Cache:
         self._checked.add(_key(os.fstat(descriptor)))
 
     def _keep_private(self) -> None:
-        """Remove other users' write permission from the default folder. Warn instead if the user named the folder."""
+        """Remove other users' write permission from the default folder. For any other folder, only log a warning."""
         facts = self.folder.stat()
         if not facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and facts.st_uid in (self._files.uid, 0):
             return
@@ -224,7 +224,7 @@ class Cache:
     def _share_failure(self, path: Path, before: tuple[int, ...] | None) -> None:
         """Raise the error if a download of the file has just failed in another thread or process.
 
-        before: version of the .failed file at the start of the call. Only a later version is a new failure.
+        before: `_version` of the .failed file at the start of the call. If this value has changed, the failure is new.
         """
         at, code, message = self._failures.get(path.name, (-FAILURE_SECONDS, "network", ""))
         if time.monotonic() - at < FAILURE_SECONDS:

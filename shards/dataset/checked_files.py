@@ -1,4 +1,4 @@
-"""Check files only once on each node. An empty file (the mark) records that a check has passed.
+"""Check files only once on each node. An empty file, called the mark, records that a check has passed.
 
     TMPDIR/posters-checked-UID/KEY       the mark: the files with this key have passed their check
     TMPDIR/posters-checked-UID/XX.lock   lock file of the process that does the check while other processes wait
@@ -28,7 +28,7 @@ _version = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns
 
 
 def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: str, check: Callable[[], None]) -> None:
-    """Call ``check``. Do nothing if the same files have passed the check before, on this node and for this user.
+    """Call ``check`` if the files have not passed this check before, on this node and for this user.
 
     files: path and os.stat result of each file. digest: text that identifies the expected contents.
     """
@@ -49,7 +49,7 @@ def once_per_node(files: Iterable[tuple[StoragePath, os.stat_result]], digest: s
 
 
 def _own_folder() -> Path:
-    """Return the folder of the marks. Raises OSError if it cannot be made, or if other users can write to it."""
+    """Return the folder of the marks. Raises OSError if the folder cannot be made, or other users can write to it."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir()) / f"posters-checked-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -67,7 +67,7 @@ def _fresh(mark: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete expired marks. Keep lock files, because another process may wait for one of them."""
+    """Delete the records of old checks. Keep lock files, because other processes may wait for these files."""
     for entry in list(folder.iterdir()):
         if len(entry.name) == 64 and not _fresh(entry):
             entry.unlink(missing_ok=True)

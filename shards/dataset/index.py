@@ -1,4 +1,4 @@
-"""Parquet index beside each tar: byte ranges, image sizes and labels of its samples. An index marks a complete tar.
+"""Parquet index beside each tar: byte ranges, image sizes and labels of its samples. Only complete tars have an index.
 
 - ``key`` and ``id`` of the sample are text.
 - ``image_offset``, ``image_size``, ``json_offset`` and ``json_size`` are in bytes. Without a JSON, json_* are -1.
@@ -113,7 +113,7 @@ def build_table(
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Write the index atomically. Store ``facts`` as JSON in the schema's metadata."""
+    """Write the index atomically. Store ``facts`` as JSON in the metadata of the Parquet schema."""
     text = json.dumps(facts, sort_keys=True)
     with atomic_write(index_path(tar)) as stream:
         pq.write_table(table.replace_schema_metadata({"poster_toolkit": text}), stream, compression="zstd")

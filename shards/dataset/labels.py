@@ -70,7 +70,7 @@ class LabelSet:
         return len(self.genres)
 
     def columns(self, genres: Iterable[str]) -> list[int]:
-        """Return the sorted columns of the genres. Genres outside of this set are ignored."""
+        """Return the sorted columns of the genres. Genres that are not in this label set are ignored."""
         return sorted(self.index[genre] for genre in genres if genre in self.index)
 
     def multi_hot(self, columns: Iterable[int]) -> list[int]:

@@ -4,7 +4,7 @@
 
 A build writes the table at its end, from the Parquet indexes. 20 bytes of a record are the byte range, height and width
 of the image. The other bytes have one bit per genre. Readers start fast, because only the used pages of the file are
-read. All processes of a node share these pages. The fingerprint in the file name depends on the shards of the split, so
+read. All processes of a node share these pages. The fingerprint in the file name depends on the shards of the split. So
 a table of another build is not used by mistake.
 """
 
@@ -65,7 +65,7 @@ def multi_hot_of(records: np.ndarray, genres: int) -> np.ndarray:
 
 
 def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str:
-    """Return the name of a split's table, which depends on the shards, their order and the genres."""
+    """Return the file name of a split's table. The name depends on the shards, their order and the genres."""
     return f"{split}-{fingerprint([list(genres), list(sha256s)])[:12]}{SUFFIX}"
 
 

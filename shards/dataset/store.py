@@ -71,7 +71,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
-        """Return the index of a shard. Raises UserError if the index is missing, damaged or of another build."""
+        """Return the index of a shard. Raises UserError if the index is missing, damaged or from another build."""
 
     @abstractmethod
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
@@ -90,7 +90,7 @@ class LocalShards(ShardStore):
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Compare the sizes of the tars. With ``indexes``, also compare the digests of the indexes."""
+        """Raise UserError if a tar is missing or changed. With ``indexes``, also check the digests of the indexes."""
         for shard in shards:
             path = self.root / shard.name
             self._require_unchanged(path, check_files(path, shard))
@@ -106,7 +106,7 @@ class LocalShards(ShardStore):
             require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """See ShardStore. Also raises UserError if the tar was replaced after its first check."""
+        """Like ShardStore.open_tar. Also raises UserError if the tar was replaced after its first check."""
         path = self.root / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -145,13 +145,13 @@ class RemoteShards(ShardStore):
         self.cache = cache
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
-        """See ShardStore. Do nothing, because requests take time. Each file is checked after its download."""
+        """Do nothing, because each remote file is checked after its download."""
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         return self.cache.open(self._file(shard), stop)
 
     def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
-        """Download a shard to the cache. Return whether this call downloaded it. Raises errors like Cache.fetch."""
+        """Download a shard to the cache. Return whether this call downloaded it. Raises the errors of Cache.fetch."""
         return self.cache.fetch(self._file(shard), stop=stop)
 
     def index(self, shard: Shard) -> pa.Table:
@@ -223,7 +223,7 @@ _warned: set[str] = set()
 
 
 def warn_of_unknown_indexes(root: StoragePath, manifest: Manifest) -> None:
-    """Warn once, in rank 0, if an earlier version wrote the set and its manifest has no digests of the indexes."""
+    """Warn if the manifest has no digests of the indexes. Only rank 0 warns, and only once for each set."""
     if str(root) in _warned or os.environ.get("RANK", "0") != "0":
         return
     if any(shard.index_sha256 is None for shard in manifest.shards):

@@ -148,7 +148,7 @@ def group_duplicates(
 
 
 class _Groups:
-    """Components of a graph. `labels[i]` is the component of node i. The first nodes are pairs (hash, signature)."""
+    """Components of a graph. Its nodes are all pictures, then all files. `labels[i]` is the component of node i."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
@@ -190,7 +190,7 @@ def _join_contents(groups: _Groups, hashes: NDArray[np.uint64], distance: int) -
 
 
 def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int64], count: NDArray[np.int64]) -> None:
-    """Join near-duplicates of each pair of hashes. Hash h has the nodes start[h] to start[h] + count[h] - 1."""
+    """Join near-duplicate nodes of each pair of hashes. Hash h has the nodes start[h] to start[h] + count[h] - 1."""
     if not pairs:
         return
     u, v = (np.concatenate(side) for side in zip(*pairs, strict=True))

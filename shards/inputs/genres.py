@@ -87,7 +87,7 @@ def _parse_list(text: str) -> list[str]:
 def _parse_python(text: str) -> list[str]:
     """Parse a list in the notation of Python or NumPy.
 
-    Python joins adjacent strings: it reads ``['Action' 'Drama']`` as one genre. So adjacent strings are handled first.
+    Python reads ``['Action' 'Drama']`` as one string. So adjacent strings are handled before Python parses the text.
     """
     tokens = []
     for match in TOKEN.finditer(text[1:-1]):

@@ -131,7 +131,7 @@ def _blocks_end(data: bytes, at: int) -> int:
 def _check_directory(data: bytes, depth: int, start: int | None = None, certain: bool = True) -> None:
     """Raise TooMuchWork if a TIFF directory has too many entries, or if its values exceed twice the file's size.
 
-    certain: whether the bytes are certainly TIFF. If not, only the number of entries is checked.
+    certain: whether the file is certainly a TIFF. If false, only the number of entries is checked.
     """
     if data[2:4] in (b"+\0", b"\0+"):
         raise TooMuchWork("BigTIFF, the format for files over 4 GB, is not supported")

@@ -117,7 +117,7 @@ class Packed:
 def decode(data: bytes, options: ImageOptions, target: tuple[int, int] | None = None) -> Image.Image:
     """Return the upright RGB pixels of a picture. If the picture has several frames, the first frame is used.
 
-    target: (width, height). To save time, a JPEG may be decoded at a smaller scale, but not below this size. With a
+    target: (width, height). To save time, a JPEG can be decoded at a smaller scale, but not below this size. With a
     target, a JPEG is not checked for missing pixel data.
     Raises BadImage with a reason: not an image, decompression bomb, too small, truncated, undecodable, odd shape.
     """
@@ -247,7 +247,7 @@ def shrunk(image: Image.Image, options: ImageOptions) -> Packed:
 
 
 def jpeg(image: Image.Image, quality: int, **how: Any) -> bytes:
-    """Encode an RGB picture as JPEG. ``how`` are other options of Pillow's JPEG writer."""
+    """Encode an RGB picture as JPEG. ``how`` are options of Pillow's JPEG writer."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=quality, **how)
     return out.getvalue()

@@ -158,7 +158,7 @@ def check_scans(data: bytes, header: JpegHeader | None) -> None:
 
 
 def most_scans(pixels: int) -> int:
-    """Return the largest allowed number of scans for a number of pixels."""
+    """Return the largest allowed number of scans in a JPEG with ``pixels`` pixels."""
     return MAX_SCANS if pixels * MAX_SCANS <= MAX_WORK else max(MIN_SCANS, MAX_WORK // pixels)
 
 

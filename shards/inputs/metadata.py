@@ -183,9 +183,9 @@ def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Ce
 def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
     """Write one row per id, and all rejections, to ``out``.
 
-    The rows of an id are joined if each row of the table has a single genre and at least a tenth of the ids have
-    several genres. If not, two posters may have the same id by mistake, so only the first row of an id is used. If one
-    row of an id is unreadable, all rows of this id are rejected, because the genres would be incomplete.
+    Rows with the same id are joined if every row of the CSV has one genre, and at least a tenth of the ids have rows
+    with different genres. If not, only the first row of an id is used, because the same id can be a mistake. If one
+    row of an id is unreadable, all rows of this id are rejected, because its genres are incomplete.
     """
     by_id: dict[str, list[Row]] = {}
     for entry in entries:
@@ -230,7 +230,7 @@ def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows
 
 
 def id_problem(sample_id: str) -> str:
-    """Return why an id cannot be a path in the image folder. Empty if the id is valid."""
+    """Return a message if an id cannot be a path in the image folder. Empty if the id is valid."""
     if not sample_id:
         return "empty id"
     if any(unicodedata.category(character) == "Cc" for character in sample_id):

@@ -97,5 +97,5 @@ def _scale(image: Image.Image) -> bool:
 
 @cache
 def _levels() -> np.ndarray:
-    """Return the 8-bit grey level of each 16-bit grey level, (65536,) uint8."""
+    """Return a (65536,) uint8 array that maps each 16-bit grey level to 8 bits."""
     return (np.arange(65536) * (255.0 / 65535.0)).astype(np.uint8)

@@ -38,7 +38,7 @@ NAMES = 20_000
 
 
 def parse_share(text: str) -> float:
-    """Return a share from 0 to 1, such as 0.05 for ``0.05`` or ``5%``. Raises UserError for other texts."""
+    """Convert a text such as ``0.05`` or ``5%`` to a number from 0 to 1. Raises UserError for other texts."""
     number = text.strip().removesuffix("%")
     try:
         share = float(number) / (1 if number == text.strip() else 100)
@@ -51,7 +51,7 @@ def parse_share(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
-    """Options of build and clean: the CSV, the posters and the workers."""
+    """Options of ``shards build`` and ``clean``: the CSV, the posters and the workers."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
     """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""

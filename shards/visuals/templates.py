@@ -45,7 +45,7 @@ def signed(value: float | None) -> str:
 
 
 def percent(value: float | None, digits: int | None = None) -> str:
-    """Return a text such as ``12%``, or a dash for None. ``digits``: decimals (default 0, or 1 below 10%)."""
+    """Return a text such as ``12%``, or a dash for None. ``digits``: number of decimals (default 0, or 1 below 10%)."""
     if value is None:
         return NONE
     if digits is None:
