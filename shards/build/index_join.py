@@ -38,7 +38,7 @@ def require_unique_names(found: Sequence[Contents]) -> None:
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Copy genres from CSV rows to samples. Reject samples without a row. Raises UserError if two samples fit a row."""
+    """Copy genres from CSV rows to samples. Reject samples without a row. Raises UserError if a row fits two."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -70,7 +70,7 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
 class RowFinder:
     """Find the CSV row of a sample by the sample's id, the sample's key, or the file name at the end of the key.
 
-    The id in a row may contain folders and the extension of an image file. The id and the key of the sample may lack
+    The id in a row can contain folders and the extension of an image file. The id and the key of the sample can lack
     these parts, if no other row has the same shortened id.
 
     >>> find = RowFinder(["p1", "./posters/p2.jpg", "a/p3", "b/p3"])

@@ -60,7 +60,7 @@ class IndexOptions(GenreOptions, WorkersOption):
     genre_field: str = "genres"
     """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a genre cell of a CSV."""
     metadata: Path | None = None
-    """CSV with the genres, used instead of the JSONs. Its ids are the samples' JSON ids, keys or file names."""
+    """CSV with the genres, used instead of the JSONs. An id in the CSV is a sample's JSON id, key or file name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,9 +77,8 @@ class IndexOptions(GenreOptions, WorkersOption):
 def index_folder(options: IndexOptions) -> Manifest:
     """Write an index file beside each tar of a folder. Then write rejected.csv and the manifest. No tar is changed.
 
-    Genres are optional. A set without genres can be used for prediction only. If some samples have genres, samples
-    without genres are rejected. Raises UserError if there is no tar or no usable sample, if a tar is
-    damaged, or if two samples have the same key or id.
+    A set without genres can be used for prediction only. If some samples have genres, samples without genres
+    are rejected. Raises UserError if no sample is usable, a tar is damaged, or two samples share a key or id.
     """
     if not options.folder.is_dir():
         raise UserError("path-missing", f"no such folder: {options.folder}")

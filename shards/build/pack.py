@@ -31,7 +31,7 @@ class Sample:
 
     id: str
     digest: str
-    """SHA-256 of the source file when it was checked. A later difference shows that the file was changed."""
+    """SHA-256 of the source file at the time of its check. If it differs later, the file was changed."""
     genres: tuple[str, ...]
     name: str | None = None
     """Path of the source file relative to the image folder. None if unknown."""

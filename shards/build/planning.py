@@ -93,7 +93,7 @@ def write_duplicates(path: StoragePath, tasks: Sequence[PackTask], rows: Sequenc
 def duplicate_positions(
     tasks: Sequence[PackTask], planned: Sequence[Row], groups: np.ndarray, packed: Sequence[Row]
 ) -> dict[str, list[list[int]]]:
-    """Return the groups of duplicates in each split, as positions in the split, for the manifest.
+    """Return the groups of duplicates in each split, for the manifest. A sample is given by its number in the split.
 
     ``groups`` has the number of the duplicate group of each row in ``planned``, (n,). Only rows in ``packed`` count.
     """

@@ -40,7 +40,7 @@ def split_samples(
 
     If the groups allow it, the count of a label with 30 or more samples is within 20% of its target in every split.
     Sizes of splits are within 1% of n, or within 2 samples. A label with 3 to 29 samples has a sample in every split.
-    In sets of up to 200 samples, a split may lack one such label. Labels with 1 or 2 samples go to the largest split.
+    In sets of up to 200 samples, a split can lack one such label. Labels with 1 or 2 samples go to the largest split.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64) / sum(fractions.values())
     if len(ids) == 0:
@@ -187,10 +187,11 @@ def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDA
 def _best_step(
     x: NDArray[np.float64], stock: NDArray[np.int64], excess: NDArray[np.float64], weight: NDArray[np.float64]
 ) -> tuple[int, int, int, int | None] | None:
-    """Return the best step: source split, target split, kind to move, kind to move back. None if no step helps.
+    """Find the best move of one group to another split, or the best swap of two groups. None if no step helps.
 
-    Groups of a kind have equal counts. Only a swap has a kind to move back. ``x`` is (kinds, columns): the counts
-    of one group. ``stock`` is (kinds, splits): the numbers of groups. ``excess`` and ``weight`` are (splits, columns).
+    Groups with equal counts form a kind. Return the source split, the target split, the kind to move, and the kind to
+    move back (None for a move). ``x``, (kinds, columns), has the counts of one group of each kind. ``stock``,
+    (kinds, splits), has the numbers of groups. ``excess`` and ``weight`` are (splits, columns).
     """
     splits = len(excess)
     square = x**2

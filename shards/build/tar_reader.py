@@ -145,7 +145,7 @@ def _entry(stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block
 
 
 def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, str]:
-    """Return the fields path, linkpath, size and sparse of an extended header. Fields may be missing."""
+    """Return the fields path, linkpath, size and sparse of an extended header. Absent fields are left out."""
     at = stream.tell()
     if not 0 <= info.size <= MAX_EXTENDED:
         what = f"the header that ends at byte {at} has {info.size} bytes, over the limit of {MAX_EXTENDED}"

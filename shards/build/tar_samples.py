@@ -28,7 +28,7 @@ class TarContents:
     rejected: list[Rejection] = field(default_factory=list)
     """Rejected samples with the reasons. ``Rejection.id`` is the key of the sample."""
     others: Counter[str] = field(default_factory=Counter)
-    """Number of members that belong to no sample, by extension or kind, such as ``txt`` or ``hidden``."""
+    """Number of members that belong to no sample, for each file extension (``txt``) or kind (``hidden``)."""
 
 
 def read_members(tar: Path) -> list[Member]:

@@ -33,7 +33,7 @@ class _Check:
     shard: Shard
     labels: LabelSet
     source: Source
-    """Origin of the set. If another tool wrote the tars, a JSON, its id or its genres may be missing."""
+    """Origin of the set. In tars of other tools, samples can lack the JSON, or the JSON can lack the id or genres."""
     decode: bool
     """Whether to decode the images."""
     table: SampleTable | None

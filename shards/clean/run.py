@@ -176,7 +176,7 @@ def _cleaned_sizes(out: StoragePath, ids: Iterable[str]) -> dict[str, int]:
 
 
 def _ours(out: StoragePath) -> set[str] | None:
-    """Return the ids of posters that earlier runs may have written. None if this command did not make the folder."""
+    """Return the ids of posters that earlier runs wrote or planned. None if this command did not make the folder."""
     if not (out / OWN_FILES).exists():
         return None
     kept = read_json(out / OWN_FILES, "list of cleaned posters")
@@ -200,7 +200,7 @@ def _refuse_foreign(out: StoragePath) -> None:
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete posters of earlier runs if ``ids`` does not have them. Refuse to overwrite other pictures."""
+    """Delete the posters of earlier runs whose ids are not in ``ids``. Refuse to overwrite other pictures."""
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)

@@ -1,8 +1,8 @@
 """Run tasks on the workers of a Dask scheduler. Functions, tasks and results are the same as on this machine.
 
 Only tasks and their results are sent. Workers read and write posters and shards directly in the store or the shared
-file system. Each worker is checked before its first task. The worker must have access to the same folders, and the same
-versions of the libraries that determine the output bytes. So results do not depend on the cluster.
+file system. Each worker is checked before its first task. The worker must have access to the same folders. The
+libraries that determine the output bytes must have the same versions. So results do not depend on the cluster.
 
 If a worker dies, Dask runs its tasks on another worker. If more than
 ``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
@@ -54,7 +54,7 @@ CONNECTION_ERRORS = (OSError, asyncio.TimeoutError, concurrent.futures.Cancelled
 
 @dataclass(frozen=True)
 class Terms:
-    """Library versions and files that each worker must have. Hashable, so that the check can be cached."""
+    """Library versions and files that each worker must have. Terms are hashable, so that the check can be cached."""
 
     versions: tuple[tuple[str, str], ...]
     files: tuple[tuple[str, str, int], ...]
@@ -94,7 +94,7 @@ class DaskExecutor:
 
     ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must have access to
     the local folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost, or if a
-    worker cannot read these folders or has other library versions.
+    worker cannot read these folders or has different library versions.
     """
 
     def __init__(

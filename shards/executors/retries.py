@@ -65,12 +65,12 @@ class Backend(Protocol):
     """Whether all tasks run on this machine, so that a full disk affects every task."""
 
     def room(self) -> int:
-        """Return how many submitted tasks may be unfinished at the same time. A low number limits memory."""
+        """Return the largest allowed number of submitted, unfinished tasks. The limit saves memory."""
 
     def submit(self, number: int) -> None: ...
 
     def wait(self) -> Sequence[Outcome]:
-        """Wait for finished tasks and return their outcomes. The wait may end after some seconds without an outcome."""
+        """Wait for finished tasks and return their outcomes. The result can be empty if no task finishes soon."""
 
     def close(self) -> None:
         """Cancel the tasks whose results are no longer needed."""

@@ -64,8 +64,8 @@ class Journal:
 class RemoteJournal:
     """Part of a journal at a URL. Each write replaces the whole part, because a store cannot append to an object.
 
-    ``expected`` has an entry of a successful download for each link that has no poster yet. One request at the start
-    writes these entries. If the poster of an entry does not exist at the next run, its link is tried again.
+    To save requests, the entries ``expected`` are written before the downloads, as if all downloads had succeeded. If
+    the poster of an entry does not exist at the next run, the link is tried again.
     """
 
     def __init__(self, path: StoragePath, expected: Iterable[Entry]) -> None:

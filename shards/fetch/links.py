@@ -69,7 +69,7 @@ def read_links(
 def parse_link(text: str) -> URL:
     """Parse a link. Raises BadLink if it is empty, too long, malformed or not http(s), or if it has a password.
 
-    The HTTP client's own parser is used, because another parser could find another host in a hostile link.
+    The HTTP client's own parser is used, because a different parser could read a different host from a hostile link.
     """
     if not text:
         raise BadLink("empty")

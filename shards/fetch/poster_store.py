@@ -39,7 +39,7 @@ def incoming(folder: StoragePath) -> Iterator[None]:
 
 
 class PosterStore(ABC):
-    """Folder of posters, named by id. This process, or the process that sent its task, must hold the folder's lock."""
+    """Folder of posters, named by id. This process or the main process must hold the folder's lock."""
 
     def __init__(self, folder: StoragePath, journal: EntryLog, options: ImageOptions) -> None:
         self._folder, self.journal, self._options = folder, journal, options
@@ -108,7 +108,7 @@ class RemoteStore(PosterStore):
 
 
 def poster_paths(folder: StoragePath, sample_id: str) -> list[StoragePath]:
-    """Return the paths that an id's poster can have. The poster of the id ``x`` may be ``x.jpg``, but not ``x``."""
+    """Return the paths that an id's poster can have. For the id ``x``, ``x.jpg`` is one of the paths."""
     return [folder / f"{sample_id}{extension}" for extension in USUAL_ENDINGS]
 
 

@@ -1,7 +1,7 @@
 """Rules for the IP addresses of links and redirects. They protect services of this machine and its network.
 
-A link in a CSV is not trusted and must satisfy ``is_public``. A URL that the user typed may have any address. If its
-server redirects, ``reachable_from`` limits the addresses of the target.
+A link in a CSV is not trusted and must satisfy ``is_public``. A URL that the user typed can have any address. If the
+server of this URL redirects, ``reachable_from`` limits the addresses of the target.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _reached(address: IPAddress) -> IPAddress:
 def reachable_from(kinds: Set[str]) -> frozenset[str]:
     """Return the kinds of addresses to which a server may redirect. ``kinds``: the kinds of the server's addresses.
 
-    A redirect must not lead closer to this machine.
+    A target is allowed if it is public or of the server's own kind. A server that is not public can also redirect to
+    the private network. If a server has several kinds, each of them must allow the target.
 
     >>> sorted(reachable_from({"network"})), sorted(reachable_from({"machine", "public"}))
     (['network', 'public'], ['public'])

@@ -1,7 +1,7 @@
 """Locks on open files, on local disks and network file systems. The system releases a lock when its process ends.
 
-flock is used if the file system supports it. An NFS client turns flock into byte-range locks. An
-exclusive byte-range lock needs a file that is open for writing. A shared one needs a file that is open for reading.
+flock is used if the file system supports it. An NFS client turns flock into byte-range locks. For an
+exclusive byte-range lock, the file must be open for writing. For a shared one, the file must be open for reading.
 If flock is not supported, Linux's open file description locks (F_OFD_SETLK in fcntl(2)) are used in the same way.
 """
 

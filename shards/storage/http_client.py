@@ -3,9 +3,9 @@
 fsspec's HTTP file system uses this client instead of an aiohttp session (option ``get_client``). No server is trusted:
 
 - At most MAX_REDIRECTS redirects are followed. A redirect must lead to http or https, but not from https to http.
-- A redirect must not lead closer to this machine (address_policy.py). The addresses of the connections are checked.
+- A public server must not redirect to this machine or its network. The addresses of the connections are checked.
 - The user's password, query, cookies and most headers are sent only to the server that the user named.
-- A response body has a largest size, a lowest rate and a longest total time.
+- The client limits the size and the total time of a response body. It stops a body that arrives too slowly.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class HttpClient:
         """Follow redirects and return the last response.
 
         query: query string of the user's URL. most: largest body in bytes. seconds: time limit until the response
-        begins, and time over which RATE is measured. ends: deadline of the whole body as a time of time.monotonic.
+        begins, and period over which the rate of the body is measured. ends: deadline of the body by time.monotonic.
         """
         given = [options.get("headers") or {} for options in (self._own, request)]
         own: dict[str, Any] = {k: value for k, value in {**self._own, **request}.items() if value is not None}
@@ -146,7 +146,7 @@ class HttpClient:
 
 
 class _Resolver(PolicyResolver):
-    """Name resolver that returns only addresses of allowed kinds and records their kinds for each name."""
+    """Name resolver that returns only addresses of allowed kinds. It records the kinds of addresses of each name."""
 
     def __init__(self, allowed: frozenset[str], kinds: dict[str, set[str]]) -> None:
         super().__init__(lambda address: kind_of(address) in allowed)
@@ -155,7 +155,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the allowed addresses of a host. To prevent DNS rebinding, a public host must stay public."""
+        """Return the allowed addresses of a host. If one was public before, private ones are refused."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
@@ -184,7 +184,7 @@ class _Body:
         return getattr(self._stream, name)
 
     async def read(self, wanted: int = -1) -> bytes:
-        """Read ``wanted`` bytes, or all remaining bytes for -1. The body of an error response is not read."""
+        """Read ``wanted`` bytes, or all remaining bytes if ``wanted`` is -1. Empty for an error response."""
         if self._silent:
             return b""
         blocks: list[bytes] = []
@@ -235,7 +235,7 @@ class _PendingResponse:
 
 
 def _target(url: URL, location: str) -> URL:
-    """Return the target of a redirect. Raises Refused if the target is not http(s), or leads from https to http."""
+    """Return the target of a redirect. Raises Refused if it is not http(s), or if an https URL redirects to http."""
     try:
         target = url.join(URL(location)).with_fragment(None)
         target = target.with_user(None) if target.raw_host else target

@@ -21,7 +21,7 @@ _WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{r
 
 
 def remove_dead_partials(folder: Path, name: str = "*") -> None:
-    """Delete half-written files of ended processes in a local folder. Running processes may write to the folder.
+    """Delete the half-written files of ended processes in a local folder. Other processes can still write there.
 
     name: pattern of the final names. The name of a half-written file contains its machine and process. A file of this
     machine is deleted if its process has ended. A file of another machine is deleted if it is over a day old. A

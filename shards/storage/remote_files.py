@@ -86,7 +86,7 @@ def read_whole(path: Any, most: int = 0) -> bytes:
 
 
 def read_many(folder: Any, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of the existing files among ``names`` in a remote folder. Each request asks for 500 files."""
+    """Yield (name, bytes) of the existing files among ``names`` in a remote folder. Reads 500 files at a time."""
     for start in range(0, len(names), 500):
         some = names[start : start + 500]
         # fs.cat is not used, because it treats ``Up [2009].jpg`` as a pattern.
@@ -124,7 +124,7 @@ def remote_names(folder: Any) -> set[str]:
 def remote_files(folder: Any) -> Iterator[str]:
     """Yield the names of all files below a remote folder, folder by folder.
 
-    Raises UserError if there are over MOST_FOLDERS folders, because an HTTP server may list folders without end.
+    Raises UserError if there are over MOST_FOLDERS folders, because an HTTP server can list folders without end.
     """
     folder.fs.invalidate_cache()
     try:

@@ -112,8 +112,7 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
 def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Return at least one byte of the range from ``start`` to ``end``. If ``end`` is None, return the whole file.
 
-    size: bytes of the file. If ``end`` is None, ``size`` is the largest allowed number of bytes. For a larger file,
-    one byte more may be returned.
+    size: bytes of the file. If ``end`` is None, a file over ``size`` bytes gives ``size`` + 1 bytes or an error.
     """
     while True:
         try:
@@ -149,7 +148,7 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
 
 
 def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Send one request. Our HTTP client checks the progress. Other clients can only limit the time of the request."""
+    """Send one request. Our HTTP client limits its rate and its time. Other clients can limit only its time."""
     store = path.fs
     limits: dict[str, Any] = {}
     if "get_client" in path.storage_options:  # the client of http_client.py
@@ -164,7 +163,7 @@ def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: 
 
 
 def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
-    """Raise UserError if the store reports another size than ``size``, because a retry cannot repair a wrong size."""
+    """Raise UserError if the file's size in the store differs from ``size``. A retry cannot repair a wrong size."""
     limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
     with contextlib.suppress(*remote_errors()):  # this request may fail as well

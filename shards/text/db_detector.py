@@ -121,7 +121,7 @@ class DBDetector:
 
 
 def _grown(core: np.ndarray, contour: Any, corner: tuple[int, int]) -> tuple[np.ndarray, float]:
-    """Grow a curved core by UNCLIP * area / perimeter. Return the outline and the letter height."""
+    """Grow the shape of a curved text by UNCLIP * area / perimeter. Return the outline and the letter height."""
     cv = cv2()
     area, perimeter = cv.countNonZero(core), max(1.0, cv.arcLength(contour, True))
     grow = max(1, round(area * UNCLIP / perimeter))

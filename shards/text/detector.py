@@ -54,7 +54,7 @@ class DetectorOptions(Checked):
     scales: tuple[tuple[int, ...], ...] = option(
         ((256, 608), (416, 1024)), old=("--looks",), parse=parse_scales, text="256,608/416,1024"
     )
-    """Short sides, in pixels, of the copies in which text is searched. A / separates two searches, which take turns.
+    """Short sides, in pixels, of the copies in which text is searched. A / separates two searches. Searches take turns.
     Large letters are found in small copies, small print in large copies. A poster is clean if no search finds text."""
     pixel_threshold: BetweenZeroAndOne = 0.2
     """A pixel counts as text if its probability is above this value."""

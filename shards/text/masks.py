@@ -39,7 +39,7 @@ class Skipped:
 
 
 def text_mask(regions: Sequence[Region], shape: tuple[int, int]) -> np.ndarray:
-    """Return an (h, w) bool mask of the regions without margin. The mean of the mask is the share of text."""
+    """Return an (h, w) bool mask of the regions. No margin is added. The mean of the mask is the share of text."""
     return mask_of([np.rint(region.outline) for region in regions], shape)
 
 
@@ -57,7 +57,7 @@ def doubt(region: Region, shape: tuple[int, int], options: MaskOptions) -> str:
 def accepted(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions
 ) -> tuple[list[Region], list[Skipped]]:
-    """Return the accepted regions, and the other regions with reasons."""
+    """Return the accepted regions, and the rejected regions with reasons."""
     checked = [Skipped(region, doubt(region, shape, options)) for region in regions]
     return [each.region for each in checked if not each.reason], [each for each in checked if each.reason]
 
@@ -65,7 +65,7 @@ def accepted(
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """Add regions to a copy of ``painted``. Return the mask without holes, and regions that exceed ``max_total``."""
+    """Add regions to a copy of ``painted`` and fill holes. Return the mask, and regions that exceed ``max_total``."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
         # Holes, such as in a ring of text, are filled. Polygons can then describe the mask.
