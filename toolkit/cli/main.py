@@ -122,7 +122,7 @@ def _report_to_ranks(argv: Sequence[str], error: Exception) -> None:
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a failed thread, but not of an OSError of TensorBoard, which is raised again later."""
+    """Print the traceback of a failed thread. Skip an OSError of TensorBoard, because it is raised again later."""
     if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
 

@@ -55,7 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 
 def _report_run(options: EvaluateOptions) -> ReportRun | None:
-    """Return the requested report, or None. Checks the options of the report now, before the long evaluation."""
+    """Return the requested report, or None if none is requested. Check its options before the long evaluation."""
     if options.report is None and not options.compare and not options.label_errors:
         return None
     from toolkit.report.run import ReportRun  # imports matplotlib, which takes a second

@@ -29,9 +29,9 @@ CONSTANTS: dict[str, Any] = {
 
 
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
-    """Convert keys of earlier versions in ``config``, a nested mapping, to the current keys, in place.
+    """Convert keys of earlier versions to the current keys in the nested mapping ``config``.
 
-    Remove the keys in CONSTANTS. Return key → value of the removed keys that differ from their constants. Options of
+    Remove the keys in CONSTANTS. Return the removed keys whose values differ from CONSTANTS, as key → value. Options of
     losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
 
     typed: keys given on the command line. The old name of a typed key in ``config`` is ignored.
@@ -66,7 +66,7 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError for a file that is not valid YAML, repeats a key, or has no keys in one of the ``sections``."""
+    """Raise UserError if a file is not valid YAML or repeats a key, or if one of its ``sections`` has no keys."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -129,7 +129,7 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _keys(node: yaml.Node, within: str) -> Iterator[tuple[str, int]]:
-    """Yield the dotted name and the line of each key. ``optim.lr`` at the top equals ``lr`` in section ``optim``."""
+    """Yield the dotted name and the line of each key. Key ``optim.lr`` means ``lr`` in section ``optim``."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:

@@ -57,7 +57,7 @@ def _check_values(where: str, options: Any) -> None:
 
 
 def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
-    """Raise UserError for a ``name`` that is not in ``registry``, or for an option that this loss or tracker lacks."""
+    """Raise UserError for a ``name`` that is not in ``registry``, or for an unknown option of this loss or tracker."""
     if name not in registry:
         raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
     kind = registry[name].options

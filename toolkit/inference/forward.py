@@ -79,7 +79,7 @@ class Forward:
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
 
     def __call__(self, images: torch.Tensor) -> ForwardOutputs:
-        """Return the outputs for (n, S, S, 3) uint8 ``images`` on the device. May overwrite ``images``."""
+        """Return the outputs for (n, S, S, 3) uint8 ``images`` on the device. Can overwrite ``images``."""
         with self.grad_mode():
             rows = len(images)
             pixels = self.preprocessing.normalize(images, self.dtype)
@@ -121,7 +121,7 @@ def require_finite_outputs(
 ) -> None:
     """Raise UserError, with the names of images, if ``outputs`` (n, k) contain NaN or infinity.
 
-    names: row → name of the image. reduced: whether the pass used fp16 or bf16, whose range may be too small.
+    names: row → name of the image. reduced: whether the pass used fp16 or bf16.
     """
     good = [np.isfinite(values).all(axis=1) for values in outputs if values is not None]
     bad = np.flatnonzero(~np.logical_and.reduce(good))

@@ -56,7 +56,7 @@ class Rows:
     errors: list[str | None]
     labels: LabelSet
     thresholds: np.ndarray
-    """(G,) smallest calibrated probabilities at which genres are named."""
+    """(G,). A genre is named if its calibrated probability is at least its threshold."""
     embeddings: np.ndarray | None = None
     """(n, F) float32 inputs of the classifier. Rows with an error contain NaN."""
     naming: NamingOptions = PLAIN
@@ -65,7 +65,7 @@ class Rows:
 
     @classmethod
     def of(cls, ids: list[str], scored: Scored, folder: ModelFolder, naming: NamingOptions, key: str = "id") -> Rows:
-        """Return one row for each of ``ids``. The sample numbers of ``scored`` are positions in ``ids``."""
+        """Return one row for each of ``ids``. Sample i in ``scored.indices`` has the id ``ids[i]``."""
 
         def spread(values: np.ndarray) -> np.ndarray:
             full = np.full((len(ids), values.shape[1]), np.nan, values.dtype)

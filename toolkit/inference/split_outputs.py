@@ -64,7 +64,7 @@ def infer_split(
 ) -> SplitLogits:
     """Return the model's logits on a split, on every rank. Each sample is used once, with any number of processes.
 
-    Raises UserError if the labels of shard set and model differ, the split is missing, or an output is not finite.
+    Raises UserError if shard set and model have different labels, the split is missing, or an output is not finite.
     """
     require_same("the model", folder.labels, "the shard set", manifest.labels)
     reader = ShardReader.of_split(shards, split, manifest)

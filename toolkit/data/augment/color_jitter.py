@@ -52,7 +52,7 @@ def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend each image with its 3 x 3 blur, with weight 5 for the centre and 1 for others. Borders do not change."""
+    """Blend each image with its 3 x 3 blur, which has weight 5 at the centre and 1 elsewhere. Borders do not change."""
     if min(images.shape[2:]) <= 2:
         return images.clone()
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]

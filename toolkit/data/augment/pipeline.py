@@ -3,7 +3,7 @@
 First, the operations of AUGMENTATIONS (config/augmentation_registry.py) are applied. Then samples are mixed.
 Every random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore
 gets the same pixels on any rank, for any world size and accumulation, and in any row of a batch. Each operation has its
-own random numbers. No operation sums over a batch, so pixels are bit-identical on two devices of the same model.
+own random numbers. No operation sums over a batch, so pixels are bit-identical on two GPUs of the same type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches: torchvision's operations and strengths, grouped by operation.
+"""RandAugment (Cubuk, Zoph, Shlens, Le 2020) on batches, with torchvision's operations and strengths.
 
 There are fourteen operations, all equally likely. Each sample gets ``config.randaugment`` operations, one after
 another. A hash of the sample's key selects each operation and its sign. Samples with the same operation are processed
@@ -26,7 +26,7 @@ _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0
 
 
 def rand_augment(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, keys: np.ndarray) -> torch.Tensor:
-    """Apply ``config.randaugment`` operations to each image. They depend only on seed, epoch and image key."""
+    """Apply ``config.randaugment`` operations to each image. The operations depend only on seed, epoch and image key."""
     layers = config.randaugment
     draws = uniforms(seed, epoch, keys, 2 * layers, Stream.RANDAUGMENT)
     for layer in range(layers):
@@ -61,7 +61,7 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
-    """Return (k, 6) float64: 2 x 3 matrices from output to input coordinates, which are pixels from the centre."""
+    """Return 2 x 3 matrices, as (k, 6) float64, that map output to input coordinates in pixels from the centre."""
     half = side / 2.0  # torchvision shears about the upper left corner
     shear, angle = signs * _SHEAR * level, signs * _ROTATE * level
     shift = np.trunc(signs * _TRANSLATE * level * side)  # a shift by whole pixels does not blur the image
@@ -79,7 +79,7 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 
 
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Sample the images bilinearly. Matrix products are not used, because a GPU may compute them less exactly."""
+    """Sample the images bilinearly. Matrix products are not used, because a GPU can compute them less exactly."""
     side = images.shape[3]
     a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0

@@ -56,7 +56,7 @@ class PinnedBuffer:
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """Return the first ``size`` bytes as (size,) uint8 on the device. Use them on the current CUDA stream."""
+        """Return the first ``size`` bytes of the buffer as uint8 on the device. Use them on the current CUDA stream."""
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
         elif self.device.type != "cpu":
@@ -64,7 +64,7 @@ class PinnedBuffer:
         return self.device_memory[:size]
 
     def release(self) -> float:
-        """Record that all work on the buffer has been queued. Return the seconds of the copy, or 0 if not known."""
+        """Record that all work on the buffer has been queued. Return the duration of the copy in seconds, or 0 if unknown."""
         if self._events is None:
             return 0.0
         self._used = torch.cuda.Event()

@@ -26,7 +26,7 @@ class FaultPolicy:
 
     on_error: OnError = "stop"
     limit: float = 0.0
-    """Largest share of all samples that may fail to decode. A larger share raises UserError."""
+    """Largest accepted share of samples that cannot be decoded. A larger share raises UserError."""
     seed: int = 0
     log_each: bool = True
     """Whether to log each image that cannot be decoded. False if the caller reports these images."""
@@ -60,7 +60,7 @@ class Faults:
             self.found.clear()
 
     def substitute(self, epoch: int, sample: int, attempt: int) -> int:
-        """Return a sample to use instead of ``sample``. Each ``attempt`` (0, 1, ...) draws a sample again."""
+        """Return a random sample to use instead of ``sample``. Each ``attempt`` (0, 1, ...) is a new draw."""
         return key_of(self.policy.seed, epoch, sample, attempt) % self.num_samples
 
     def check(self) -> None:

@@ -81,7 +81,7 @@ class Batch:
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode up to ``prefetch`` micro-batches in advance, in threads. Only one ``batches()`` may run at a time."""
+    """Decode up to ``prefetch`` micro-batches in advance, in threads. Run only one ``batches()`` at a time."""
 
     def __init__(
         self,

@@ -1,13 +1,13 @@
 """Compute which samples each rank gets in each update, without files and without communication between ranks.
 
-Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). The
-permutation depends only on seed and epoch, and any slice can be computed. An epoch of N positions has k = ceil(N / B)
-updates for a global batch of B. Update t starts at position floor(t * N / k). The positions of an update are assigned
-in turn to its world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples is padded with
-samples of the same update, which have valid=False and no weight. docs/concepts/exact-epochs.md has the reasons.
+Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It depends
+only on seed and epoch, and any slice can be computed. An epoch has N positions, one for each use of a sample. With the
+global batch B, it has k = ceil(N / B) updates, and update t starts at position floor(t * N / k). The positions of an
+update are assigned in turn to its world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples
+is padded with samples of the same update, without weight (valid=False). docs/concepts/exact-epochs.md has the reasons.
 
 Groups. ``group_size`` neighbouring positions of an update go to the same micro-batch, for any world size and
-accumulation. Mixing of pairs (mixup.py) needs groups of two: then positions 2k and 2k+1 of an update are neighbouring
+accumulation. Mixing of pairs (mixup.py) needs groups of two. Positions 2k and 2k+1 of an update are then neighbouring
 rows of one MicroBatch. Only the last group of an update can be shorter, and it is at the end of a micro-batch.
 
 Evaluation. Samples in the order of the index form fixed batches, and batch j goes to rank j mod world_size. The batches
@@ -57,12 +57,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The order of training samples for any epoch, step (number of an update in its epoch), rank and world size."""
+    """The training samples of any update, for any rank and world size. A step is the number of an update in its epoch."""
 
     order: Order
     global_batch: int
     group_size: int = 1
-    """Number of neighbouring positions that go to the same micro-batch."""
+    """Number of successive samples of an update that go to the same micro-batch."""
     sizes: Sizes = "even"
     """How an epoch is divided into updates: ``even`` or ``tail``."""
 
@@ -75,7 +75,7 @@ class TrainPlan:
 
     @property
     def num_samples(self) -> int:
-        """Number of positions of an epoch. A repeated sample counts several times."""
+        """Number of samples in an epoch. A repeated sample counts several times."""
         return len(self.order)
 
     @property
@@ -89,7 +89,7 @@ class TrainPlan:
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
-        """Return the first position of update ``step``. For ``step`` = steps_per_epoch, return the end of the epoch."""
+        """Return the number of samples in an epoch before update ``step``. ``step`` can be steps_per_epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
         unit = math.gcd(self.group_size, self.global_batch)  # updates start at its multiples

@@ -4,13 +4,13 @@ The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is sqrt(t 
 prevalence of the sample's rarest genre in the split, and t is data.repeat_below. LVIS rounds each factor at random, so
 its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
-- An epoch of N samples has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that their
+- For N samples, an epoch has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that their
   sum is exactly M - N.
 - A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
 - The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
-Each sample has an interval on a line of length M. The interval's length is the scaled factor. There are M pointers with
-distance 1. Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden
+Each sample has an interval on a line of length M. The interval's length is the scaled factor. M pointers lie on the
+line at a distance of 1. Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden
 ratio. A table with 8 bytes per sample holds the line, in units of 2^-32. Finding n samples takes n * log N operations.
 """
 
@@ -28,9 +28,9 @@ _STEP = 0x9E3779B9  # (golden ratio - 1) * _ONE, the step of the Weyl sequence w
 
 
 def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | None = None) -> np.ndarray:
-    """Return (N,) float64 repeat factors of samples with (N, G) ``targets`` of 0 and 1. ``below`` is t.
+    """Return (N,) float64 repeat factors: sqrt(below / prevalence of the sample's rarest genre), but at least 1.
 
-    prevalence: (G,) prevalence of genres in the whole split. None if ``targets`` are the whole split.
+    targets: (N, G) of 0 and 1. prevalence: (G,) in the whole split. If None, it is computed from ``targets``.
     """
     factors = np.ones(len(targets))
     for genre in range(targets.shape[1]):
@@ -42,14 +42,14 @@ def repeat_factors(targets: np.ndarray, below: float, prevalence: np.ndarray | N
 
 
 class RepeatOrder:
-    """Order in which some samples occur several times per epoch. Repeats are shuffled together with all samples."""
+    """Order in which some samples occur several times per epoch. The repeats are shuffled among all samples."""
 
     def __init__(
         self, factors: np.ndarray, seed: int, shard_sizes: Sequence[int] | None = None, window: int = 1
     ) -> None:
         """``factors``: (N,), at least 1. Shuffle like WindowOrder if ``shard_sizes`` is given, else like GlobalOrder.
 
-        A group of shards contains the repeats of its samples. The length of a group therefore varies between epochs.
+        WindowOrder shuffles within groups of shards. A group contains the repeats of its samples.
         """
         if len(factors) == 0 or not factors.min() >= 1.0:
             raise ValueError("repeat factors must be at least 1")
@@ -85,7 +85,7 @@ class RepeatOrder:
         return (key_of(self.seed) + epoch * _STEP) % _ONE
 
     def _order(self, epoch: int) -> Order:
-        """Return the shuffled order of the pointers. Before the shuffle, repeats of a sample are neighbours."""
+        """Return the order that shuffles the uses of all samples. The uses are numbered sample by sample."""
         if self._bounds is None:
             return GlobalOrder(len(self), self.seed)
         sizes = np.diff((self._line[self._bounds] + self._start(epoch)) // _ONE)

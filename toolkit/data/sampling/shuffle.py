@@ -1,6 +1,6 @@
-"""The order of samples in an epoch, computed by a bijection with a key. No list of samples is shuffled or stored.
+"""The order of samples in an epoch, computed by a pseudorandom bijection. No list of samples is shuffled or stored.
 
-A Feistel network (Luby, Rackoff 1988) maps a position of an epoch to one of n samples. Its domain is the smallest
+A Feistel network (Luby, Rackoff 1988) maps each position in the order to one of n samples. Its domain is the smallest
 square grid with at least n cells (Black, Rogaway 2002, "Ciphers with arbitrary finite domains"). The network is applied
 again while the result is outside of 0..n-1. It has eight rounds of a 64-bit mixer.
 tests/toolkit/data/sampling/test_shuffle.py checks the uniformity of the order.
@@ -9,8 +9,8 @@ Order ``global`` is one permutation of all samples, so samples are read from all
 permutes the shards, then the samples within groups of a few shards. A node then reads only a few files at a time, which
 suits sets that do not fit in memory (docs/results/loader.md). repeat_factor.py adds repeats to both orders.
 
-Each position of an epoch has a key: sample + draw * DRAW_STRIDE. ``draw`` is 0 at the first use of the sample in the
-epoch, 1 at the second, and so on. Without repeats, the key is the number of the sample.
+Each use of a sample in an epoch has the key sample + draw * DRAW_STRIDE. ``draw`` is 0 at the first use in the epoch, 1
+at the second, and so on. Without repeats, the key is the number of the sample.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Order(Protocol):
         """Number of positions of an epoch, equal in all epochs."""
 
     def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Return (stop - start,) int64 keys of positions start..stop-1 of the epoch."""
+        """Return the (stop - start,) int64 keys of samples start..stop-1 in the order of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return (m,) int64: the shards in the order of use from ``start``. None if all shards are used together."""
+        """Return the (m,) shards in use from position ``start`` of the epoch, in order. None for order global."""
 
 
 class GlobalOrder:
@@ -91,20 +91,20 @@ class WindowOrder:
         return found
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """Return the shards of the group that contains position ``start``, and of all later groups."""
+        """Return the shards of the group in use at position ``start`` of the epoch, and of all later groups."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shards in the order of this epoch, and the end position of each shard."""
+        """Return the shards in the order of this epoch, and the cumulative sum of their sizes."""
         count = len(self.sizes)
         shards = permute(np.arange(count), count, key_of(self.seed, epoch, -1))
         return shards, np.cumsum(self.sizes[shards])
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. Each ``key`` gives another bijection."""
+    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. Each ``key`` gives a different one."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]

@@ -22,7 +22,7 @@ class Handle:
 
 
 class Handles:
-    """A cache of open files by number. Many threads can use it. A file is not closed while a thread uses it."""
+    """A cache of open files with numbers. Many threads can use it. A file is not closed while a thread uses it."""
 
     def __init__(self, open_file: Callable[[int], int], capacity: int) -> None:
         """``open_file(number)`` opens a file. If more than ``capacity`` files are open, unused files are closed."""
@@ -41,7 +41,7 @@ class Handles:
             self.give_back(handle)
 
     def take(self, number: int) -> Handle:
-        """Return a handle, faster than ``use``. The caller must call ``give_back``, also after an error."""
+        """Return the handle of a file. Call ``give_back`` at the end, also after an error. ``use`` is slower."""
         with self._lock:
             handle = self._files.get(number)
             if handle is not None:

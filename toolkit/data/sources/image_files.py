@@ -62,7 +62,7 @@ def file_id(path: str) -> str:
 def read_file(path: Path) -> bytes:
     """Read a user's file. After a temporary error, try again.
 
-    Raises Undecodable if this file is missing or not readable. Raises UserError for any other error of the system.
+    Raises Undecodable if this file is missing or not readable. Raises UserError for other system errors.
     """
     try:
         return retried(path.read_bytes, str(path))

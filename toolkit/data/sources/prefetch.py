@@ -47,7 +47,7 @@ class Prefetcher:
             thread.start()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], ahead: int) -> None:
-        """Start a pass over the shards with these ``numbers``. The next pass will begin with the shards ``following``.
+        """Prefetch the shards ``numbers`` for one reading of a split. The next reading begins with ``following``.
 
         ahead: number of shards to fetch after the last shard that a reader has opened. Cached shards are skipped.
         """
@@ -109,7 +109,7 @@ class Prefetcher:
 
 
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
-    """Return the numbers of the shards that an epoch needs from ``position`` to its end, in the order of use.
+    """Return the shards that are read from ``position`` to the end of the epoch, in the order of use.
 
     With data.order global, samples come from all shards at any time, and the result is 0 to ``count`` - 1.
     """

@@ -35,7 +35,7 @@ IN_ORDER = 3
 
 
 class ShardReader:
-    """Samples 0..n-1 of some shards, in the order of the shards and of their indexes. Many threads may read.
+    """Samples 0..n-1 of some shards, in the order of the shards and of their indexes. Many threads can read.
 
     The constructor raises UserError for a missing, truncated or changed tar or table. It compares the sizes of tars and
     the digests of tables and indexes with the manifest. Files at a URL are checked at their first use.
@@ -75,7 +75,7 @@ class ShardReader:
         return len(self.records)
 
     def sizes(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (n,) int64 widths and the (n,) int64 heights of samples in pixels."""
+        """Return the widths and the heights of samples in pixels, each as (n,) int64."""
         records = self.records[indices]
         return records["width"].astype(np.int64), records["height"].astype(np.int64)
 
@@ -140,7 +140,7 @@ class ShardReader:
 
     @contextlib.contextmanager
     def in_order(self, prefetch: bool = True) -> Iterator[None]:
-        """Prefetch remote shards in a ``with`` block, which should read the samples from the first to the last."""
+        """Prefetch remote shards for the code in a ``with`` block, which should read all samples in order."""
         self.begin(range(len(self.shards)), (), IN_ORDER, prefetch)
         try:
             yield

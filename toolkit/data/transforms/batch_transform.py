@@ -41,7 +41,7 @@ class BatchTransform(Protocol):
         """
 
     def square(self, row: int, data: memoryview) -> np.ndarray:
-        """Decode the image of ``row`` and return its (S, S, 3) uint8 sample in new memory, not in the buffer."""
+        """Return the (S, S, 3) uint8 sample of ``row`` in new memory. The buffer does not change."""
 
     def images(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return (n, S, S, 3) whole numbers from 0 to 255, as uint8 or float, on the device of the buffer."""

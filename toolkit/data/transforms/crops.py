@@ -1,8 +1,8 @@
 """Compute which part of each stored image becomes a sample, and which rows must be decoded. No pixels are used here.
 
-A box of the image is resized with Pillow's antialiased bilinear filter, which uses no pixels outside of the box. The
-sample is a square window of side S in the resized box. The window may then be mirrored. For a random crop, the window
-is the whole resized box. For evaluation, the box is the whole image.
+First, a rectangle of the image (its box) is resized with Pillow's antialiased bilinear filter. Pixels outside of the
+box have no effect. The sample is a square window of side S in the resized box, and is sometimes mirrored. For a random
+crop, the window is the whole resized box. For evaluation, the box is the whole image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MARGIN = 2.0
 
 @dataclass(frozen=True)
 class Views:
-    """The crops of n stored images: for each image the box, the size of the resized box, and the window."""
+    """The crops of n stored images. A rectangle (box) of each image is resized, and a square of the result is used."""
 
     side: int
     """S, the side of a sample in pixels."""
@@ -31,7 +31,7 @@ class Views:
     """(n,) int64 widths of the stored images. ``heights`` are their heights."""
     heights: np.ndarray
     boxes: np.ndarray
-    """(n, 4) int64: left, top, right, bottom in pixels of the stored image."""
+    """(n, 4) int64: left, top, right, bottom of the resized rectangle, in pixels of the stored image."""
     resized: np.ndarray
     """(n, 2) int64: width and height of the resized box."""
     corners: np.ndarray
@@ -47,12 +47,12 @@ class Views:
         return (self.boxes[:, 2:] - self.boxes[:, :2]) / self.resized
 
     def denominators(self) -> np.ndarray:
-        """Return (n,) int64 denominators of 1, 2, 4 or 8. Each image can be decoded at 1/denominator of its size."""
+        """Return (n,) int64 denominators: 1, 2, 4 or 8. An image can be decoded at 1/denominator of its size."""
         reduction = self.scales().min(axis=1) / MARGIN
         return np.select([reduction >= 8, reduction >= 4, reduction >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """Return (n,) int64: the number of top rows of each stored image that its sample needs."""
+        """Return (n,) int64: how many rows of each stored image its sample needs, counted from the top."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)

@@ -1,10 +1,10 @@
 """Crop, antialiased resize and flip with Pillow's filter, for one sample on the CPU or for a batch on the device.
 
 On the device, the resize is two batched matrix products, first horizontal and then vertical, with one weight matrix per
-sample. As in Pillow, each product is rounded to whole numbers. The result differs from Pillow's only where another
-precision changes a rounding. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose half-width is
-max(scale, 1). Weights outside of the box are dropped, and the sum of the others is normalised to 1 (Pillow,
-src/libImaging/Resample.c). Box coordinates are floats, so boxes stay exact if an image is decoded at half its size.
+sample. As in Pillow, each product is rounded to whole numbers. Some values are rounded differently, because Pillow
+computes with fixed-point numbers. The weights are the triangle filter of Pillow's antialiased BILINEAR, whose
+half-width is max(scale, 1). Weights outside of the crop are dropped, and the other weights are normalised to sum 1
+(Pillow, src/libImaging/Resample.c). Crop coordinates are floats, and remain exact for images decoded at a reduced size.
 
 On the CPU, torch's uint8 kernel resizes one sample at a time, in the thread that decoded it. The kernel is several
 times faster than Pillow, and differs from Pillow by at most one grey level. cv2.resize does not antialias.
@@ -29,8 +29,8 @@ CHUNK_PIXELS = 8_000_000
 def cut_on_cpu(image: np.ndarray, views: Views, row: int, denominator: int, out: np.ndarray) -> None:
     """Write the sample of ``row`` to ``out``, (S, S, 4) uint8. The fourth channel has no meaning.
 
-    ``image`` is (h, w, 4) uint8, the stored image at 1/``denominator`` of its size. If the sample is the whole resized
-    box, ``image`` may end at the bottom of the box. Pixels of 4 bytes are resized and mirrored faster than pixels of 3.
+    ``image`` is the stored image at 1/``denominator`` of its size, as (h, w, 4) uint8. Rows below the crop can be
+    missing. If the sample is only a window of the resized crop, ``image`` must have all rows.
     """
     left, top, right, bottom = views.boxes[row].tolist()
     width, height = views.resized[row].tolist()
@@ -80,7 +80,7 @@ class DeviceGeometry:
     """Crop and resize the images of one batch on a device. The images are stored one after another in one buffer."""
 
     def __init__(self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray) -> None:
-        """``starts``: (n,) index in the buffer of each image's first pixel. ``pitches``: (n,) width of each image."""
+        """``starts``: (n,) buffer indices of the images' first pixels. ``pitches``: (n,) widths of the decoded images."""
         ratio = denominators[:, None].astype(np.float64)
         boxes = views.boxes / ratio
         # all pixels that the box covers, also those that it covers only in part
@@ -118,7 +118,7 @@ class DeviceGeometry:
     def _cut(
         self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return the (n, S, S, 3) samples of some rows of the table. Their boxes are at most ``width`` x ``height``."""
+        """Return the (n, S, S, 3) samples for the n rows of ``table``. No crop is larger than ``width`` x ``height``."""
         device = pixels.device
         scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
         corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()
@@ -143,7 +143,7 @@ class DeviceGeometry:
 
 
 def _weights(target: torch.Tensor, length: int, *views: torch.Tensor) -> torch.Tensor:
-    """Return (n, S, length) float32: the weights of input pixels for (n, S) output pixels, in one direction."""
+    """Return the (n, S, length) float32 weights of all input pixels for each output pixel, along one axis."""
     scale, origin, corner, extent = (part[:, None, None] for part in views)
     source = torch.arange(length, device=target.device)
     centre = origin + (target[:, :, None] + corner + 0.5) * scale

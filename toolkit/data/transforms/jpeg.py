@@ -1,4 +1,4 @@
-"""Decode the part of a JPEG that a crop needs, directly into memory of the caller. The GIL is released meanwhile.
+"""Decode the part of a JPEG that a crop needs, directly into memory of the caller. Decoding releases the GIL.
 
 Two methods save time (docs/results/loader.md has the measurements):
 
@@ -7,7 +7,7 @@ Two methods save time (docs/results/loader.md has the measurements):
   decoded pixels are exact. Columns beside the crop are decoded. nvidia-nvimgcodec can skip these columns, but was never
   faster in our measurements.
 - A large crop is decoded at 1/2, 1/4 or 1/8 of its size by libjpeg's scaled inverse DCT. The decoded crop is still at
-  least crops.MARGIN times as large as the output, so the error is small. crops.MARGIN has measurements.
+  least crops.MARGIN times as large as the output, so the error is small (measured at crops.MARGIN).
 
 shards.inputs.images.decode decodes JPEG files that libjpeg-turbo refuses, JPEG files with an EXIF rotation, and files
 of all other formats. `posters shards build` uses the same function, so pixels and errors are the same.
@@ -53,8 +53,7 @@ def decode_rows(
 ) -> np.ndarray:
     """Decode the first ``rows`` rows of a ``width`` x ``height`` image at 1/``denominator`` of its size.
 
-    ``data`` must be writable, because its header may be changed. ``out`` is flat uint8 memory, at least as large as the
-    result. Returns the part of ``out`` with the RGB pixels, (scaled(rows), scaled(width), channels) uint8. A fourth
+    Decoding can change the header in ``data``. ``out`` is flat uint8 memory, at least as large as the result. Returns the part of ``out`` with the RGB pixels, (scaled(rows), scaled(width), channels) uint8. A fourth
     channel has no meaning. Raises Undecodable, or SwappedSize if ``width`` and ``height`` are exchanged.
     """
     shape = (scaled(rows, denominator), scaled(width, denominator), channels)
@@ -72,7 +71,7 @@ def decode_rows(
 
 
 def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
-    """Return the header of a JPEG that libjpeg alone can decode (complete, upright, grey or RGB), else None."""
+    """Return the header if ``data`` is a complete, upright, grey or RGB JPEG for libjpeg. Else return None."""
     try:
         header = read_jpeg_header(data)
         if header is None or header.components not in (1, 3) or header.orientation != 1:

@@ -70,7 +70,7 @@ class Preprocessing:
 
 @functools.lru_cache(maxsize=64)
 def _grey_levels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return (3,) ``values`` x 255 on the device. The cache avoids a copy per batch, which waits for the device."""
+    """Return (3,) ``values`` x 255 on the device. The cache avoids one slow copy per batch."""
     with torch.inference_mode(False):  # training cannot use an inference tensor
         return torch.tensor(values, device=device) * 255.0
 
@@ -83,7 +83,7 @@ def center_crop(image: Image.Image, size: int, crop_pct: float) -> np.ndarray:
 
 
 def resized_window(image: Image.Image, box: FloatBox, size: Size, corner: Size, side: int) -> Image.Image:
-    """Resize ``box`` of the image to ``size``, and return its square of ``side`` pixels at ``corner``.
+    """Resize ``box`` of the image to ``size``. Return the square with side ``side`` and upper left ``corner``.
 
     If ``size`` is large (up to 4 billion pixels), only the square and a few pixels around the square are computed.
     """
