@@ -1,6 +1,6 @@
 """Calibration per label, fitted on validation logits: calibrated logit = scale * logit + bias, with scale > 0.
 
-After a weighted loss, mixing or long training, the probabilities of a model do not agree with frequencies. Method
+A weighted loss, mixup or long training makes the probabilities of a model differ from the real frequencies. Method
 "temperature" scales the logits of a label (Guo et al., "On Calibration of Modern Neural Networks", 2017). Method
 "platt" scales them and adds a bias (Platt, "Probabilistic Outputs for Support Vector Machines", 1999). The scale is
 positive, so calibration does not change the ranking of the samples. Cross-validation on the split shows whether a
@@ -66,10 +66,10 @@ def fit_calibration(truth: BoolArray, scores: FloatArray, method: Method) -> Cal
 def _fit_lines(
     truth: BoolArray, scores: FloatArray, offset: FloatArray, spread: float, *, with_bias: bool
 ) -> tuple[FloatArray, FloatArray]:
-    """Fit sigmoid(slope * scores + offset + shift) under the priors. Return the (G,) slopes and the (G,) shifts.
+    """Fit sigmoid(slope * scores + offset + shift) with priors. Return the (G,) slopes and the (G,) shifts.
 
     Newton's method uses the Fisher information, so each step is a descent direction. A step that raises the cost is
-    halved. A Schur complement gives the step of the shared means.
+    halved. All labels share the means of the priors. A Schur complement gives the step of these means.
     """
     num_labels = truth.shape[1]
     size = 2 if with_bias else 1

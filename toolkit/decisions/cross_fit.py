@@ -2,11 +2,11 @@
 
 The simplest decisions are one threshold for all labels on uncalibrated probabilities. Calibration and thresholds per
 label have more parameters, which can overfit a small split. They are therefore fitted without one fold and measured on
-that fold. They are used only if the gain on held-out samples is clear. Thresholds per label may cost a limited share of
-micro-F, the slack.
+that fold. They are used only if the gain on held-out samples is clear. Thresholds per label can lower micro-F, but only
+by a limited share, the slack.
 
 An outer cross-validation measures the whole choice on new samples: calibration and thresholds are chosen without one
-fold, then applied to this fold. A fit that excludes given folds is computed once for both cross-validations.
+fold, then applied to this fold. Each fit without certain folds is computed once and used in both cross-validations.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Thresholds:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The chosen calibration and thresholds. Some folds may be excluded from the choice."""
+    """Calibration and thresholds that were chosen on all samples, or on all samples outside of given folds."""
 
     calibration: Calibration
     thresholds: Thresholds
     slack: float | None
-    """Largest share of micro-F that thresholds per label may cost. None for one threshold for all labels."""
+    """Largest share of micro-F that thresholds per label can lose. None for one threshold for all labels."""
     calibrations: dict[str, Any]
     """Method → its held-out loss and ECE. Empty if no methods were compared."""
     compared: dict[str, Any]
@@ -93,7 +93,7 @@ class HeldOut:
         return cls(micro, macro, by_micro, by_label[:, some].sum(axis=1) / max(some.sum(), 1), units)
 
     def clearly_better(self, single: HeldOut, slack: float) -> bool:
-        """Return whether these predictions are better than ``single`` by the rules of `CrossFit._choose_slack`."""
+        """Return whether these predictions are better than those of ``single``. `_choose_slack` has the rules."""
         gain, change = self.macro - single.macro, self.micro - single.micro
         surely = gain > CLEAR_STANDARD_ERRORS * standard_error(self.by_macro - single.by_macro, self.units)
         harm = HARMLESS_STANDARD_ERRORS * standard_error(self.by_micro - single.by_micro, self.units)
@@ -101,7 +101,7 @@ class HeldOut:
 
 
 def choice_name(slack: float) -> str:
-    """Return the key in `Choice.compared` for thresholds per label that may cost the share ``slack`` of micro-F."""
+    """Return the key in `Choice.compared` for thresholds per label that can lower micro-F by the share ``slack``."""
     return f"per genre, slack {slack:g}"
 
 
@@ -127,7 +127,7 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return (N, G) predicted labels in the original order. The choice for a fold is made without this fold."""
+        """Return (N, G) predicted labels in the original order. A choice without fold k predicts fold k."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
@@ -153,12 +153,12 @@ class CrossFit:
     def _choose_slack(self, out: Out, method: Method) -> tuple[float | None, dict[str, Any]]:
         """Return `Choice.slack` and `Choice.compared`.
 
-        For aim f1 or f0.5 and decide.thresholds "auto", thresholds per label must meet these rules on held-out samples:
+        If decide.thresholds is "auto" and the aim is f1 or f0.5, thresholds per label are compared with a single
+        threshold on held-out samples. Thresholds per label are chosen if all these rules hold:
         - Macro-F rises by more than `CLEAR_STANDARD_ERRORS` standard errors.
         - Macro-F rises by more than micro-F falls.
         - Micro-F falls by at most the slack plus `HARMLESS_STANDARD_ERRORS` standard errors.
-        The slack decide.max_micro_f_loss is tried first, then 0. For the other aims, "auto" always means thresholds per
-        label.
+        The slack decide.max_micro_f_loss is tried first, then 0. For all other aims, "auto" means thresholds per label.
         """
         wanted, beta = self.decide.thresholds, self.aim.value
         if wanted == "global":
@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) predictions. ``namer(k)`` predicts fold k. Samples of the excluded folds ``out`` are False."""
+        """Return (N, G) predictions. ``namer(k)`` returns a function that predicts fold k. Folds ``out`` get False."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

@@ -1,10 +1,10 @@
 """Thresholds per label for the aims f1 and f0.5: maximise micro-F + weight * macro-F.
 
 Thresholds for micro-F alone never predict a rare label. Thresholds for macro-F alone predict a rare label for half of
-all samples. A limit therefore determines the weight: compared with the best single threshold, micro-F may fall by at
-most a given share, the slack. The largest weight up to 1 that keeps this limit is used (Lagrange's method). For a given
-weight, coordinate ascent starts at the single threshold. The labels' thresholds move to their best values one after the
-other, until no threshold moves. docs/concepts/decisions.md has measurements.
+all samples. The loss of micro-F is therefore limited: compared with the best single threshold, micro-F loses at most a
+given share, the slack. The largest weight up to 1 that keeps this limit is used (Lagrange's method). For each
+weight, all labels start at the single threshold. Then one threshold after the other moves to its best value, until no
+threshold moves (coordinate ascent). docs/concepts/decisions.md has measurements.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ROUNDING = 1e-12
 def balanced_thresholds(
     sweeps: Sequence[Sweep], single: float, beta: float, slack: float = 0.0
 ) -> tuple[FloatArray, float]:
-    """Return (G,) thresholds and the weight of macro-F. The weight is 0 if all labels get the ``single`` threshold.
+    """Return (G,) thresholds and the weight of macro-F. The weight is 0 if every change lowers micro-F too much.
 
-    Micro-F is at least (1 - ``slack``) times the micro-F of the single threshold. This holds for the observed counts
-    and for the smoothed counts of sweep.py. A label without positives gets the single threshold.
+    Micro-F is at least (1 - ``slack``) times the micro-F of the ``single`` threshold. This holds for the observed
+    targets and for the smoothed targets of sweep.py. A label without positives gets the single threshold.
     """
     start = np.array([sweep.position(single) for sweep in sweeps])
     floor = [(1.0 - slack) * _micro(sweeps, start, beta, smooth) for smooth in (False, True)]
@@ -62,10 +62,10 @@ def balanced_thresholds(
 
 
 def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float) -> IntArray:
-    """Return (G,) positions (see `Sweep`) at a local maximum of micro-F + ``weight`` * macro-F, for smoothed counts.
+    """Find a local maximum of micro-F + ``weight`` * macro-F for smoothed targets. Return (G,) indices into the sweeps.
 
-    Labels without positives stay at ``start`` and do not count in macro-F. Of equally good positions, the nearest to
-    the current position is used. Of two equally near positions, the one with the higher threshold is used.
+    Labels without positives stay at the index in ``start`` and do not count in macro-F. Of equally good indices, the
+    nearest to the current index is used. Of two equally near indices, the one with the higher threshold is used.
     """
     positions = start.copy()
     active = [g for g, sweep in enumerate(sweeps) if sweep.support > 0]
@@ -94,7 +94,7 @@ def ascend(sweeps: Sequence[Sweep], start: IntArray, beta: float, weight: float)
 
 
 def _shrunk_thresholds(sweeps: Sequence[Sweep], positions: IntArray, single: float) -> FloatArray:
-    """Return (G,) thresholds of the positions, moved toward the single threshold (see COMMON_EVIDENCE)."""
+    """Convert (G,) indices into the sweeps to thresholds. Move them toward ``single``, as COMMON_EVIDENCE describes."""
     own = np.array([s.threshold(int(p), single) for s, p in zip(sweeps, positions, strict=True)])
     support = np.array([sweep.support for sweep in sweeps])
     keep = support / (support + COMMON_EVIDENCE)

@@ -1,8 +1,8 @@
 """Objectives of thresholds (--aim): f1, f0.5, precision>=X and recall>=X, for one threshold or one per label.
 
-Thresholds per label for f1 and f0.5 are in label_thresholds.py. With precision>=X or recall>=X, each label must reach X
-with its observed counts and with the smoothed counts of sweep.py. Without the smoothed counts, a single positive of a
-rare label can determine the threshold.
+label_thresholds.py computes thresholds per label for f1 and f0.5. For precision>=X or recall>=X, each label must reach
+X with the observed targets and with the smoothed targets of sweep.py. With observed targets alone, a single positive of
+a rare label can determine the threshold.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def parse_aim(text: str) -> Aim:
 
 
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
-    """Return one threshold for all labels. It has the highest micro-F, or reaches micro-precision or micro-recall X.
+    """Return the single threshold with the highest micro-F, or at which micro-precision or micro-recall reaches X.
 
-    Many thresholds predict the same labels. The middle of these thresholds is used (`Sweep.threshold`). If several
-    predictions have the highest micro-F, the threshold nearest to 0.5 is used, then the higher one. Without positives,
-    the threshold is 0.5.
+    All thresholds of a range predict the same labels. `Sweep.threshold` selects one threshold of the range. If several
+    ranges have the highest micro-F, the range nearest to 0.5 is used. Of two equally near ranges, the higher one is
+    used. Without positives, the threshold is 0.5.
     """
     if not truth.any():
         return DEFAULT_THRESHOLD
@@ -75,8 +75,8 @@ def thresholds_per_label(
 ) -> tuple[FloatArray, float | None]:
     """Return (G,) thresholds and the weight of macro-F (None for precision>=X and recall>=X).
 
-    The thresholds apply to the (N, G) ``probabilities``. ``expected`` (N, G) are calibrated probabilities, which smooth
-    the targets. ``single`` is the result of `single_threshold`. ``slack``: share of micro-F that thresholds may cost.
+    The thresholds apply to the (N, G) ``probabilities``. ``expected`` (N, G): calibrated probabilities for the smoothed
+    targets. ``single``: result of `single_threshold`. ``slack``: largest share of micro-F that can be lost.
 
     precision>=X: the lowest threshold at which the observed and the smoothed precision of the label reach X. The
     threshold is 1 if X is not reached. recall>=X: the highest threshold at which the observed and the smoothed recall

@@ -1,8 +1,8 @@
 """Count predictions and positives at every possible threshold of a label. One sort of the probabilities is enough.
 
-There are two counts of positives. ``hits`` counts the observed positives. ``smooth`` adds up smoothed targets: means of
-the observed targets and the calibrated probabilities. For n positives, the observed targets have the weight n / (n +
-OWN_EVIDENCE). A few positives alone are not enough to find the best threshold.
+A few positives alone are not enough to find the best threshold. So there are two counts of positives. ``hits`` counts
+the observed positives. ``smooth`` adds up smoothed targets: weighted means of the observed targets and the calibrated
+probabilities. If a label has n positives, its observed targets have the weight n / (n + OWN_EVIDENCE).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ OWN_EVIDENCE = 200.0
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Counts of one label by position. At position j, the label is predicted for the samples with the j highest scores.
+    """Counts of one label at m + 1 thresholds. m is the number of distinct scores.
 
-    m is the number of distinct scores. A position is a number from 0 to m.
+    An index from 0 to m is a position. At position j, the samples with the j highest distinct scores get the label.
     """
 
     scores: FloatArray
@@ -33,24 +33,24 @@ class Sweep:
     named: FloatArray
     """(m + 1,) number of samples for which the label is predicted."""
     hits: FloatArray
-    """(m + 1,) number of observed positives among the predicted samples. The last value is the support."""
+    """(m + 1,) numbers of true positives. The last number is the support: the number of all positives."""
     smooth: FloatArray
-    """(m + 1,) sum of the smoothed targets of the predicted samples."""
+    """(m + 1,) sums of the smoothed targets over all samples for which the label is predicted."""
 
     @property
     def support(self) -> float:
         return float(self.hits[-1])
 
     def position(self, threshold: float) -> int:
-        """Return the position of a threshold: the number of distinct scores that reach the threshold."""
+        """Return the number of distinct scores that are at least ``threshold``."""
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:
-        """Return a threshold in [0, 1] with this position. ``near`` is returned if it has this position.
+        """Return a threshold that ``position`` distinct scores reach. Return ``near`` if it is such a threshold.
 
-        Else the threshold is halfway, in log-odds, between the next higher and the next lower score. Both scores are
-        far from this threshold, so rounding differences between devices change no prediction. For position 0, the
-        threshold is halfway between the highest score and 1.
+        Else the threshold is halfway, in log-odds, between the lowest score that reaches it and the next lower score.
+        Small rounding differences between devices then change no prediction. For position 0, the threshold is halfway
+        between the highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near

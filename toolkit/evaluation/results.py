@@ -58,7 +58,7 @@ class Evaluation:
     ranking: dict[str, Any]
     """Metrics of group "ranking" (toolkit/metrics/registry.py)."""
     calibration: dict[str, Any]
-    """The ``method``, and the dictionaries ``before`` and ``after`` with ``loss`` and the keys of `reliability`."""
+    """The ``method``. ``before`` and ``after`` are dictionaries with the ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
@@ -153,9 +153,9 @@ def evaluate_arrays(
 ) -> Evaluation:
     """Compute the metrics of (N, G) logits ``scores`` for (N, G) targets, and the metrics of the baselines.
 
-    train_prevalence (G,): share of positives in the training set. ``thresholds``: fixed thresholds. The rows of the
-    result are the fixed thresholds, the best single threshold of validation, and last the thresholds of ``decisions``.
-    If all genres use the single threshold, its row is left out. The prevalence baseline never has this row.
+    train_prevalence (G,): share of positives in the training set. The result has a row for each fixed threshold in
+    ``thresholds``, then for the best single threshold of validation, and last for the thresholds of ``decisions``. The
+    row of the single threshold is left out if all genres use it. The prevalence baseline has no such row.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)

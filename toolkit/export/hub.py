@@ -119,7 +119,7 @@ def _checked_responses() -> Iterator[None]:
 
 
 def _check_response(response: Any) -> None:
-    """Raise UserError if a name in a response does not match PLAIN. Such a name could lead out of the cache."""
+    """Raise UserError if a response has an invalid name (see PLAIN). A path with such a name could leave the cache."""
     names: list[Any] = []
     if response.request.method == "HEAD":  # only the headers, with the version of a file
         names += [response.headers.get(name, "").removeprefix("W/").strip('"') for name in HEADERS]
@@ -144,7 +144,7 @@ def _names(value: Any) -> Iterator[Any]:
 
 
 def reachable() -> bool:
-    """Return whether the hub accepts connections. Without this check, the hub's client retries for nearly a minute.
+    """Return whether the hub accepts connections. If it does not, the hub's client retries for nearly a minute.
 
     If a proxy is set, nothing is checked and the result is True.
     """
@@ -167,7 +167,7 @@ def _check_name(repo: str, what: str) -> None:
 
 
 def _check_onnx(folder: ModelFolder) -> None:
-    """Raise UserError if model.onnx has other weights, calibration or thresholds than its folder.
+    """Raise UserError if weights, calibration or thresholds of model.onnx differ from those of its folder.
 
     Without onnxruntime nothing is checked.
     """

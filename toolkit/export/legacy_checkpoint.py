@@ -99,7 +99,7 @@ def run_import(options: ImportOptions) -> int:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the script's file without executing code. Raises UserError if a value is missing or invalid."""
+    """Read the earlier script's file without executing code. Raises UserError if a value is missing or invalid."""
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
@@ -204,7 +204,7 @@ def _decisions(learned: Any, logits: torch.Tensor | None, fixed: float, size: in
 
 
 def _clean_names(raw: dict[Any, Any], path: Path) -> tuple[State, torch.Tensor | None]:
-    """Return the tensors without name prefixes, and the parameter threshold_logits or None."""
+    """Remove the prefixes of names. Return the weights, and separately the parameter threshold_logits or None."""
     state: State = {}
     for name, tensor in raw.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):

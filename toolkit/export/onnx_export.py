@@ -23,7 +23,7 @@ MAX_WEIGHTS = 2**31 - 2**24
 
 
 def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
-    """Return the content of the file. ``opset`` is MIN_OPSET by default.
+    """Return the content of the ONNX file. ``opset`` is MIN_OPSET by default.
 
     The batch size is dynamic. With ``preprocess``, height and width are dynamic, too. Raises UserError if packages are
     missing, if the opset is not supported, or if torch cannot export the network.
@@ -54,7 +54,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
 
 def opened(path: Path, preprocess: bool) -> Run:
-    """Return a function that runs a file on the CPU. With ``preprocess``, it also returns the preprocessed pixels."""
+    """Return a function that runs a file on the CPU. With ``preprocess``, an output has the preprocessed pixels."""
     session = open_exported(path, CPU)
     read_facts(session, path)
     if preprocess:

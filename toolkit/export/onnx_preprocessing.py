@@ -2,10 +2,10 @@
 
 Pillow's antialiased BILINEAR equals ONNX's Resize with antialias and exclude_outside. The horizontal and the vertical
 pass are two nodes. The result of each pass is rounded to whole numbers, as in Pillow. Some pixels still differ from
-Pillow's by 1 of 255, because roundings differ, and because Pillow 13 may do the vertical pass first
-(`test_export_preprocess.py` measures the differences).
+Pillow's pixels by 1 of 255: the roundings are not equal, and Pillow 13 can do the vertical pass first.
+`test_export_preprocess.py` measures the differences.
 
-All sizes are whole numbers: Python's `int(a / b)` is an integer division, and `round` rounds halves to even.
+The nodes compute all sizes as integers. For Python's `int(a / b)`, they use an integer division.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Nodes:
 
 
 def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]]:
-    """Return the nodes and constants from ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
+    """Return nodes and constants that convert ``images`` (n, H, W, 3) uint8 to ``normalised`` (n, 3, S, S) float32."""
     from onnx import TensorProto
 
     build = _Nodes()
@@ -77,7 +77,7 @@ def preprocess_nodes(preprocessing: Preprocessing) -> tuple[list[Any], list[Any]
 
 
 def _crop_start(build: _Nodes, length: str, size: int) -> str:
-    """Add nodes for `round((length - size) / 2.0)`. Halves are rounded to even."""
+    """Add nodes that compute `round((length - size) / 2.0)`. Like Python's `round`, they round halves to even."""
     spare = build("Sub", length, build.constant([size]))
     two = build.constant([2])
     half = build("Div", spare, two)  # ONNX truncates, which equals floor because the number is not negative

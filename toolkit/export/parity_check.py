@@ -58,7 +58,7 @@ class Differences:
     mean_levels: float = 0.0
     """Mean difference over the pixels (0 to 255) of an image."""
     same_pixels: float = 0.0
-    """Difference of logits if the model gets the pixels that the file has preprocessed."""
+    """Difference of logits if the model gets the output of the file's own preprocessing."""
 
     def __str__(self) -> str:
         text = (
@@ -158,7 +158,7 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest difference, at least ``before``. NaN in ``given`` or unequal shapes give infinity."""
+    """Return the larger of ``before`` and the largest difference. NaN in ``given`` or unequal shapes give infinity."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))

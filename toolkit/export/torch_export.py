@@ -21,7 +21,7 @@ FACTS_FILE = f"{FACTS_KEY}.json"
 
 
 def exported(folder: ModelFolder, *_: object) -> bytes:
-    """Return the content of the file, with dynamic batch size. Raises UserError if torch cannot export the network."""
+    """Return the content of a model.pt2 file with dynamic batch size. Raises UserError if torch cannot export it."""
     example = torch.zeros(2, 3, *[folder.preprocessing.image_size] * 2)
     try:
         with quiet(), torch.no_grad():

@@ -45,7 +45,7 @@ def commonest_labels(train_prevalence: FloatArray, k: int) -> list[int]:
 
 
 def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -> BoolArray:
-    """Return (N, G) decisions that predict the k commonest labels for every sample."""
+    """Return (N, G) predicted labels: the k commonest labels for every sample."""
     named = np.zeros(shape, dtype=np.bool_)
     named[:, commonest_labels(train_prevalence, k)] = True
     return named

@@ -131,13 +131,13 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
 
 
 def label_intervals(draws: Draws, metric: str) -> list[Interval]:
-    """Return the interval of a metric of `Measured.per_label` for each label. Undefined values are left out."""
+    """Return one interval for each label. ``metric``: a key of `Measured.per_label`. Undefined values are left out."""
     plain, values = draws.plain.per_label[metric], draws.resampled.per_label[metric]
     return [_interval(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
-    """Return first minus second for each common metric. Both arguments must come from one call of `bootstrap`."""
+    """Return ``first`` minus ``second`` for each metric in both. Both must come from the same call of `bootstrap`."""
     found = {}
     for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
         plain = first.plain.metrics[name] - second.plain.metrics[name]
@@ -147,7 +147,7 @@ def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
 
 
 def label_differences(first: Draws, second: Draws, metric: str) -> list[Difference]:
-    """Return first minus second for one metric of `Measured.per_label`: a difference for each label."""
+    """Return ``first`` minus ``second`` for each label. ``metric``: a key of `Measured.per_label`."""
     plain = first.plain.per_label[metric] - second.plain.per_label[metric]
     values = first.resampled.per_label[metric] - second.resampled.per_label[metric]
     return [_difference(plain[:, label], values[:, label]) for label in range(values.shape[1])]

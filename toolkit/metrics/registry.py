@@ -1,8 +1,8 @@
 """The table of all metrics. All code that computes, writes or shows metrics uses this table.
 
 To add a metric, write a function of `Weighed`, add an entry to `_METRICS`, and add its key to each output of `_PLACES`
-that shows the metric. The group of a metric is the section of metrics-SPLIT.json that contains it. The report computes
-a bootstrap interval for every metric.
+that must show it. The group of a metric is its section in metrics-SPLIT.json. The report computes bootstrap intervals
+for all metrics except counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Metric:
     top: float = 1.0
     """Upper end of the range of values. The range begins at 0."""
     count: bool = False
-    """Whether the metric counts the labels in the mean of another metric. Such a metric has no interval."""
+    """Whether the metric is a count: the number of labels in the mean of another metric. A count has no interval."""
 
     @property
     def column(self) -> str:

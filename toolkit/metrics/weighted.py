@@ -35,7 +35,7 @@ class Outcome:
     """Probabilities. Empty for a baseline without probabilities."""
 
     def at(self, thresholds: ArrayLike) -> Outcome:
-        """Return the outcome with the predicted labels ``scores >= thresholds`` (one number or a (G,) array)."""
+        """Return a copy that predicts the labels with ``scores >= thresholds`` (one number or one per label)."""
         return replace(self, named=self.scores >= np.asarray(thresholds, dtype=np.float64))
 
     @cached_property
@@ -62,7 +62,7 @@ class Outcome:
 
     @cached_property
     def rankings(self) -> list[_Ranking]:
-        """One function for each label, which computes AP and ROC-AUC of the label under weights."""
+        """Functions that compute AP and ROC-AUC under weights, one function for each label."""
         return [_Ranking(self.truth[:, g], self.scores[:, g]) for g in range(self.truth.shape[1])]
 
     @cached_property
@@ -97,7 +97,7 @@ class Weighed:
 
     outcome: Outcome
     weights: FloatArray | None = None
-    """(B, N) weights. They are at least 0, and each weighting has a positive sum."""
+    """(B, N) weights of at least 0. Each row is one weighting and has a positive sum."""
 
     @cached_property
     def total(self) -> FloatArray:
@@ -147,8 +147,8 @@ class _Ranking:
     """Average precision and ROC-AUC of one label under weights.
 
     Both metrics are sums over the positives. The term of a positive needs the total weight of all samples with an equal
-    or higher score. The samples in falling order of scores are therefore divided into segments. If a positive has a
-    score, all samples with this score form a segment. All samples between two such segments form one segment.
+    or higher score. For these totals, the samples are sorted by falling score and divided into segments. All samples
+    with the same score as a positive form one segment. All samples between two such segments form another segment.
     """
 
     def __init__(self, truth: BoolArray, scores: FloatArray) -> None:

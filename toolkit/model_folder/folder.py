@@ -84,8 +84,8 @@ def save_model_folder(
 ) -> str:
     """Write a model folder. When it is complete, it replaces an older folder. Returns the SHA-256 of the weights.
 
-    ``model`` must be unwrapped (no DDP, no compile). ``facts`` are further values under OWN_KEY in config.json.
-    ``metrics``: split → content of metrics-SPLIT.json. ``state``: complete weights on the CPU, if ``model`` is sharded.
+    ``model`` must be unwrapped (no DDP, no compile). ``facts``: more values for OWN_KEY in config.json. ``metrics``:
+    split → content of metrics-SPLIT.json. If ``model`` is sharded, ``state`` has the complete weights on the CPU.
     On return the folder is flushed to the disk. Raises UserError or OSError if the folder cannot be written. An
     incomplete new folder is deleted.
     """

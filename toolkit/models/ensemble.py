@@ -55,7 +55,7 @@ def mlp(width: int, hidden: Sequence[int], num_classes: int, dropout: float) -> 
 
 
 def networks(classifier: nn.Module) -> list[nn.Module]:
-    """Return the members of an ensemble. For any other classifier, return a list of the classifier alone."""
+    """Return the members of an ensemble. Return any other classifier as a list with one element."""
     return list(classifier.members) if isinstance(classifier, Ensemble) else [classifier]
 
 

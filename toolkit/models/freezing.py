@@ -32,7 +32,7 @@ class Part:
     """Number of epochs, from the first, in which the part is frozen. None for all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
-        """Return whether the part is frozen in ``epoch`` (from 0). With None, return whether it is always frozen."""
+        """Return whether the part is frozen in ``epoch`` (from 0), or for None whether it is always frozen."""
         return self.epochs is None or (epoch is not None and epoch < self.epochs)
 
 
@@ -53,7 +53,7 @@ class Freezing:
         return {id(p) for part in self.parts if part.holds(epoch) for p in part.parameters}
 
     def apply(self, epoch: int | None) -> bool:
-        """Freeze the parts whose ``holds(epoch)`` is true, unfreeze the others. Return whether anything changed."""
+        """Freeze the parts that are frozen in ``epoch``, and unfreeze all others. Return whether anything changed."""
         frozen = self._frozen(epoch)
         changed = False
         for parameter in self.parameters:
@@ -65,7 +65,7 @@ class Freezing:
         return changed
 
     def thawing(self, epoch: int) -> list[str]:
-        """Return the names of the parts that are unfrozen at the start of ``epoch``."""
+        """Return the names of the parts whose freezing ends at the start of ``epoch``."""
         return [part.name for part in self.parts if part.epochs == epoch]
 
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
@@ -126,7 +126,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return all modules with tensors and all parameters, without the classifier."""
+    """Return all modules with tensors, and all parameters, except those of the classifier."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -28,7 +28,7 @@ class Head:
     build: Callable[[HeadSpec, int, int], nn.Module] | None = None
     """Function (spec, number of features, number of labels) → classifier. None keeps timm's Linear layer."""
     levels: bool = False
-    """Whether the head's input is the last two stages of the backbone (multi_stage.py)."""
+    """Whether the head uses features of the last two stages of the backbone (multi_stage.py)."""
     networks: Callable[[HeadSpec], int] = lambda spec: 1
     """Function that returns the number of parallel networks in the head."""
 
@@ -88,7 +88,7 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
-    """Replace the classifier of a timm model by the head. A head with ``levels`` gets the features of two stages."""
+    """Replace the classifier of a timm model by a head. The heads "levels" and "ensemble" use two stages."""
     kind = HEADS[head.kind]
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout

@@ -1,7 +1,7 @@
 """The last layer in float32, even under autocast.
 
 bfloat16 has only eight significant bits. In bfloat16, 400 posters have only about 200 different logits, so that
-rankings have ties. With train.standardize, logits are differences of large numbers. Float32 costs almost no time here.
+rankings have ties. With train.standardize, logits are differences of large numbers, so rounding errors are larger.
 """
 
 from __future__ import annotations

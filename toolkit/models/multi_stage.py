@@ -25,7 +25,7 @@ STAGES = 2
 
 
 class _MultiStage:
-    """Methods of a converted timm model. Its features are the concatenated averages of two stages."""
+    """Methods of a converted timm model. The model's features are the concatenated averages of two stages."""
 
     def forward_features(self: Any, x: torch.Tensor) -> torch.Tensor:
         """Return (n, F) features of (n, 3, S, S) images."""
@@ -35,7 +35,7 @@ class _MultiStage:
         return pooled.sign() * (pooled.abs() + 1e-6).sqrt()
 
     def forward_head(self: Any, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Return (n, G) logits of (n, F) features, or with ``pre_logits`` the features after dropout."""
+        """Return (n, G) logits of (n, F) features. With ``pre_logits``, return the features after dropout."""
         x = F.dropout(x, p=float(self.drop_rate), training=self.training)
         return x if pre_logits else self.get_submodule(self.pretrained_cfg["classifier"])(x)
 

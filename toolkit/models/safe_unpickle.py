@@ -53,7 +53,7 @@ class PickledBinarizer(PickledObject):
 
 
 class PickledArray(PickledObject):
-    """A numpy array. ``state``: version, shape, dtype, whether the order is Fortran's, items (list or bytes)."""
+    """A numpy array. ``state``: version, shape, dtype, bool (true for Fortran order), items (list or bytes)."""
 
 
 class PickledDtype(PickledObject):
@@ -203,7 +203,7 @@ class TooMuch(Exception):
 def _collect_imports(stream: IO[bytes], names: set[str]) -> None:
     """Add the imports of one pickle to ``names``. Raises TooMuch if the pickle is over a limit.
 
-    In protocol 4, the last two strings before an import are its module and its name. A string may come from the memo.
+    In protocol 4, the last two strings before an import are its module and its name. Strings can come from the memo.
     """
     strings: list[str] = []
     memo: dict[int, str] = {}
@@ -248,7 +248,7 @@ def _not_torch(path: Path) -> str:
 def to_array(value: Any) -> np.ndarray:
     """Convert a `PickledArray`, a tensor, or a list of numbers or strings to a numpy array. Else raise ValueError.
 
-    The items of arrays of objects are not checked: the caller must check them.
+    The items of an object array are not checked. The caller must check them.
     """
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.device.type != "cpu" or value.numel() > MAX_INSTRUCTIONS:

@@ -106,7 +106,7 @@ def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of:
 def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Raise UserError for a tensor with NaN or infinite values, negative variances, a wrong type, or no plain layout.
 
-    Torch files may contain tensors without data (device "meta"), sparse tensors, and views that repeat one number a
+    Torch files can contain tensors without data (device "meta"), sparse tensors, and views that repeat one number a
     billion times. All such tensors are refused.
     """
     for name, tensor in state.items():
