@@ -55,7 +55,7 @@ class Audited:
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Return a function that finds a painting method by name. ``model`` is the ONNX file of the method named "model"."""
+    """Return a function from a name to a painting method. ``model`` is the ONNX file of the method "model"."""
 
     @cache
     def fill(name: str) -> Fill:
