@@ -20,7 +20,7 @@ TEXT, REJECTED = (255, 92, 32), (64, 156, 255)
 def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:
     """Return the grey poster with the heat map ``heat`` (S, S) in colours, scaled to the maximum of ``heat``.
 
-    ``box`` (left, upper, right, lower) is the area of the map. The poster is pale outside ``box``.
+    ``box`` (left, upper, right, lower) is the area of the heat map. The poster is pale outside ``box``.
     """
     grey = np.asarray(image.convert("L"), np.float64)[..., None].repeat(3, axis=2)
     left, upper, right, lower = box

@@ -30,7 +30,7 @@ FACTS = ".facts.json"
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the facts of a prediction file in JSON types. ``content`` has digests of the data."""
+    """Return the model, data and options of a prediction file in JSON types. ``content`` has digests of the data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
@@ -47,7 +47,7 @@ def facts_of(
 
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write a prediction file and its facts atomically. The ending of the file selects the format."""
+    """Write a prediction file and its facts (model, data, options) atomically. The ending selects the format."""
     format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
