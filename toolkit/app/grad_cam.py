@@ -27,14 +27,14 @@ Layout = Literal["maps", "maps_last", "tokens"]
 
 
 class NoHeatMap(Exception):
-    """The architecture has no stage whose output is a map of the picture. The message says why, in one line."""
+    """No stage of the architecture has an output with rows and columns. The message says why, in one line."""
 
 
 class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """Prepare a timm model in evaluation mode. Raises UserError without captum, NoHeatMap if no map is possible."""
+        """``model``: timm model in evaluation mode. Raises UserError without captum, NoHeatMap if there is no map."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
@@ -59,7 +59,7 @@ class GradCam:
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
-        """Pass the output of the stage, or the input of a ViT's last block, through the observed module."""
+        """In this context, captum observes the output of the last stage, or the input of a ViT's last block."""
 
         def after(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return self._through(output)
@@ -108,7 +108,7 @@ class GradCam:
 
 
 def last_stage(model: nn.Module) -> nn.Module:
-    """Return the module of the last stage. Raises NoHeatMap if timm lists no stages."""
+    """Return the module of the last stage. Raises NoHeatMap if timm lists no stages of this model."""
     info = getattr(model, "feature_info", None)
     stages: list[dict[str, Any]] = list(getattr(info, "info", info) or [])
     modules = dict(model.named_modules())

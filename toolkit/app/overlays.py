@@ -18,9 +18,9 @@ TEXT, REJECTED = (255, 92, 32), (64, 156, 255)
 
 
 def heat_picture(image: Image.Image, heat: FloatArray, box: tuple[int, int, int, int]) -> Image.Image:
-    """Return the grey poster with the colours of ``heat`` (S, S) over ``box``. The area outside ``box`` is pale.
+    """Return the grey poster with the heat map ``heat`` (S, S) in colours, scaled to the maximum of ``heat``.
 
-    The brightest colour is the maximum of ``heat``.
+    ``box`` (left, upper, right, lower) is the area of the heat map. The poster is pale outside ``box``.
     """
     grey = np.asarray(image.convert("L"), np.float64)[..., None].repeat(3, axis=2)
     left, upper, right, lower = box
@@ -48,7 +48,7 @@ def scale_colours() -> list[str]:
 
 
 def outlined(image: Image.Image, polygons: Sequence[np.ndarray], rejected: Sequence[np.ndarray]) -> Image.Image:
-    """Return the poster with outlines of text and of rejected regions. Points are shares of width and height."""
+    """Return the poster with outlines of text and of rejected regions. Points are (x, y), from 0 to 1."""
     scale = 2  # draw at twice the size and reduce, for smooth lines
     picture = image.resize((scale * image.width, scale * image.height), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)

@@ -94,7 +94,7 @@ class _Ended(BaseException):
 def _upload_folder() -> Iterator[Path]:
     """Create a folder for uploads. Delete it at the end, also after errors and after STOP_SIGNALS.
 
-    The first signal ends the program cleanly, even while it starts. A second signal deletes the folder and ends the
+    The first signal ends the program cleanly, also during its start. A second signal deletes the folder and ends the
     process immediately. A folder that remains after ``kill -9`` is deleted at the next start.
     """
     _delete_old_folders()

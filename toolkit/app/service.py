@@ -42,7 +42,7 @@ class Painted:
     jpeg: bytes
     """A small copy of the painted poster. It stays in memory during the session."""
     polygons: list[np.ndarray]
-    """Outlines of painted regions: (k, 2) points x, y as shares of width and height, from 0 to 1."""
+    """Outlines of painted regions, each with (k, 2) points (x, y). Both coordinates go from 0 to 1."""
     rejected: list[np.ndarray]
     """Outlines of detected regions that were not painted, in the form of ``polygons``."""
     reasons: list[str]
@@ -96,7 +96,7 @@ class PredictionService:
             self.no_heat = f"This architecture has no heat map ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. Files after the first MAX_FILES get one common `Refused`."""
+        """Return one result per file, in order. One `Refused` stands for all files after the first MAX_FILES."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))

@@ -36,7 +36,7 @@ class Control:
     mask: np.ndarray
     """(h, w) bool: the pixels to paint. No pixel is text."""
     clear: bool
-    """Whether every region has a place off the text and off the other regions."""
+    """Whether no region overlaps the text or another region."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Piece:
 
 
 def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
-    """Return the random generator for control number ``draw`` of a poster. It depends only on the arguments."""
+    """Return a random generator for control number ``draw`` of a poster. Equal arguments give equal numbers."""
     digest = hashlib.blake2b(f"{seed}/{draw}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
 def visible(mask: np.ndarray, view: Box) -> int:
-    """Return the number of mask pixels inside the view (left, top, right, bottom)."""
+    """Return the number of mask pixels inside ``view`` (left, top, right, bottom), the part that the model uses."""
     left, top, right, bottom = view
     return int(mask[top:bottom, left:right].sum())
 
@@ -89,7 +89,7 @@ class Places:
         self.free = [self._free(piece, text) for piece in self.pieces]
 
     def draw(self, rng: np.random.Generator) -> Control:
-        """Place all regions at random. Regions can block each other, so return the best of several attempts."""
+        """Place all regions at random, several times. Return the best attempt, since regions can block each other."""
         area, wanted = int(self.text.sum()), visible(self.text, self.view)
         best, best_fault = self._try(rng), (0, 0)
         for number in range(MAX_ARRANGEMENTS):
@@ -126,7 +126,7 @@ class Places:
         return _any_of(free, rng) if len(free) else None
 
     def _free(self, piece: Piece, taken: np.ndarray) -> np.ndarray:
-        """Return (n, 2) free places (y, x), without places that change the area inside the view too much."""
+        """Return (n, 2) free places (y, x) where the region's area inside the model's crop changes little."""
         for step in sorted({self.step, 1}, reverse=True):
             overlap = _overlap(taken, piece.shape, step)
             places = np.argwhere(overlap < 0.5) * step
@@ -140,7 +140,7 @@ class Places:
         return places[off <= max(VIEW_TOLERANCE, off.min())]
 
     def _visible(self, piece: Piece, places: np.ndarray) -> np.ndarray:
-        """Return the number of the region's pixels inside the view, for each of n places."""
+        """For each of n places of the region, return the number of its pixels inside the model's crop."""
         height, width = piece.shape.shape
         sums = np.zeros((height + 1, width + 1), np.int64)
         sums[1:, 1:] = piece.shape.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -156,9 +156,9 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
-    """Return the overlap of a shape with the ``taken`` mask at each place of the grid, as a number of cells.
+    """For each place of a shape on a grid, return the number of cells that the shape and ``taken`` share.
 
-    A cell has ``step`` x ``step`` pixels, and is taken if any pixel is taken. Without common cells, no pixel is common.
+    A cell has ``step`` x ``step`` pixels, and is set if any of its pixels is set. So 0 cells means no common pixel.
     """
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1

@@ -42,11 +42,11 @@ class Effect:
     largest: np.ndarray
     """(n,) largest absolute change of probability over the genres."""
     genre: np.ndarray
-    """(n,) index of the genre with the largest change. For controls, this genre under the first control."""
+    """(n,) index of the genre with the largest change. With several controls, only the first control is used."""
     flips: np.ndarray
-    """(n,) share of genres whose decision changed, at the thresholds of the model."""
+    """(n,) share of genres for which the prediction (yes or no) changed, with the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) 1 if any decision changed, else 0. For controls, the mean over all controls."""
+    """(n,) 1 if the prediction (yes or no) of any genre changed, else 0. For controls, the mean of these numbers."""
 
     def take(self, rows: np.ndarray) -> Effect:
         return Effect(**{name: values[rows] for name, values in vars(self).items()})
@@ -90,7 +90,7 @@ class Ratio:
     """The effect of the text divided by the effect of the control."""
 
     value: float | None
-    """None without posters, or if both effects are 0. Infinite if only the effect of the control is 0."""
+    """The ratio. None if there are no posters or both effects are 0. Infinite if only the control has no effect."""
     low: float | None
     """Lower end of the interval. ``low`` and ``high`` are None if ``value`` is None or there is only one poster."""
     high: float | None
@@ -100,7 +100,7 @@ class Ratio:
 
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
-    """Return the ratio of the means of two (n,) arrays of the same posters, with its interval."""
+    """Return the mean of ``text`` divided by the mean of ``control``, with an interval. Both are (n,), per poster."""
     count = len(text)
     if not count:
         return Ratio(None, None, None, None, None, 0)

@@ -25,7 +25,7 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     limit: Count | None = None
     """Audit only this number of posters, chosen at random with --seed."""
     controls: Count = 4
-    """Number of controls per poster. A control has the shapes of the text painted at random places."""
+    """Number of controls per poster. In a control, areas shaped like the text are painted over at random places."""
     seed: int = 0
     """Seed of the random places, the random sample and the bootstrap."""
     fill_model: Path | None = None

@@ -58,7 +58,7 @@ def build_report(
     fills: FillMaker,
     targets: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, Any], list[Example]]:
-    """Return the report in JSON types, and example posters. Only metrics need ``targets`` (id → (G,) bool labels)."""
+    """Return the report in JSON types, and example posters. With ``targets`` (id → (G,) bool labels), add metrics."""
     compared, logits = audited.compared, audited.logits
     fair = logits[compared]
     every = {
@@ -223,7 +223,7 @@ def _areas(audited: Audited) -> dict[str, Any]:
 
 
 def _histogram(text: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Count both effects in bins up to the higher of the two 99th percentiles. The last bin has all larger values."""
+    """Return histograms of the effects of text and control, with equal bins. The last bin has all larger effects."""
     if not len(text):
         return {"edges": [], "text": [], "control": []}
     top = max(float(np.quantile(text, 0.99)), float(np.quantile(control, 0.99)), 1e-6)

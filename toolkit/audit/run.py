@@ -55,7 +55,7 @@ class Audited:
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Return a `FillMaker` that makes each fill only once. ``model`` is the ONNX file of the fill named "model"."""
+    """Return a function from a name to a painting method. ``model`` is the ONNX file of the method "model"."""
 
     @cache
     def fill(name: str) -> Fill:
@@ -70,7 +70,7 @@ def fill_maker(model: Path | None) -> FillMaker:
 def audit_posters(
     folder: ModelFolder, chosen: Chosen, options: AuditOptions, fills: FillMaker, accelerator: Accelerator
 ) -> Audited:
-    """Compute the logits of all pictures. Raises UserError if no poster is readable, or an output is not finite."""
+    """Compute the logits of all pictures. Raises UserError if no poster is readable or an output is not finite."""
     model = folder.model.to(accelerator.device)
     network = Forward(model, folder.preprocessing, autocast_dtype(accelerator))
     kinds = CONTROLS + options.controls

@@ -64,8 +64,8 @@ def choose_posters(
 ) -> Chosen:
     """Choose posters whose text was painted over.
 
-    With ``targets``, only posters of the CSV are chosen. With --limit, a random sample is chosen. Raises UserError if
-    no poster remains.
+    If ``targets`` is given, choose only posters with an id in ``targets``. With --limit, choose a random sample of
+    these posters. Raises UserError if no poster remains.
     """
     listed, left_out = posters, []
     if targets is not None:

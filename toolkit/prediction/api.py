@@ -40,7 +40,7 @@ class Predictor:
     """A loaded model that predicts the genres of images. Not thread-safe."""
 
     def __init__(self, folder: ModelFolder, device: torch.device, precision: str = "no") -> None:
-        """Move the model to ``device``. ``precision`` of autocast: "no", "bf16" or "fp16". Else raises UserError."""
+        """Move the model to ``device``. Raises UserError if ``precision`` (autocast) is not "no", "bf16" or "fp16"."""
         if not isinstance(precision, str) or precision not in DTYPES:
             raise UserError("option-value", f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
         self.folder, self.device, self.dtype = folder, device, DTYPES[precision]
@@ -223,10 +223,7 @@ class _Unread(ValueError):
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many as a list. Read open files now, since only the first read gives the bytes.
-
-    Raises UserError if ``images`` has another type.
-    """
+    """Return one image or many images as a list. Replace open files by their bytes, since a second read gives none."""
     one: Any = images
     if isinstance(images, np.ndarray):
         single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")
@@ -246,8 +243,8 @@ def _is_file(image: Any) -> bool:
 def _read(image: Any) -> Any:
     """Return an image, or the bytes of an open file from its current position.
 
-    If Pillow has opened a JPEG but not decoded it, return the bytes of the file. Pillow does not detect a truncated
-    JPEG or a JPEG with too many scans.
+    Pillow does not detect a truncated JPEG or a JPEG with too many scans. So if Pillow has opened a JPEG but not
+    decoded it, return the bytes of the file.
     """
     if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
         image.fp.seek(0)
@@ -262,7 +259,7 @@ def _read(image: Any) -> Any:
 
 
 def _name(image: ImageLike, number: int) -> str:
-    """Return the path of an image, written as in prediction files. Return the number of an image without a path."""
+    """Return the path of an image as in prediction files, or ``number`` as text if the image has no path."""
     try:
         return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
     except Exception:  # a path class of the user may raise anything, and the error is in the row

@@ -1,7 +1,7 @@
-"""Batch prediction of shard sets and folders of images, on all processes of a launch.
+"""Batch prediction of shard sets and folders of images. All processes of a launch share the work.
 
 A chunk is a shard or up to 512 image files. Each chunk gives one file with one row per sample, even for samples that
-cannot be decoded. These are the steps for the chunks that have no finished file:
+cannot be decoded. Chunks without a finished file are predicted in these steps:
 
     WorkQueue gives the next chunk to a free process → Loader reads images → Forward → a thread writes the file
 
@@ -66,7 +66,7 @@ class Job:
     how: dict[str, Any] = field(default_factory=dict)
     """Options that change the predictions, in JSON types."""
     siblings: Sequence[Chunk] = ()
-    """Chunks of other splits. They are not predicted now, but ``out`` may contain their files."""
+    """Chunks of splits that are not predicted now. ``out`` can contain files of these chunks from earlier runs."""
 
     def path(self, chunk: Chunk) -> Path:
         return self.out / f"{chunk.name}{ENDING_OF[self.format]}"
@@ -76,7 +76,7 @@ class Job:
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError if other inputs or options made the file."""
+        """Return whether the file of a chunk is complete. Raises UserError if its inputs or options differ."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 
@@ -120,7 +120,7 @@ def forward_of(options: PredictOptions, folder: ModelFolder, accelerator: Accele
 
 
 def find_chunks(options: PredictOptions, folder: ModelFolder) -> tuple[list[Chunk], list[Chunk], Facts]:
-    """Return the chunks to predict, the chunks of other splits, and facts that must be equal in all processes.
+    """Return the chunks to predict, the chunks of other splits, and a summary of the data to compare on all ranks.
 
     Raises UserError if the labels of the data differ from the labels of the model.
     """

@@ -79,7 +79,7 @@ class ShardChunk:
         return self.shard.samples
 
     def content(self) -> Content:
-        """Return the digests of the tar file and the index of the shard."""
+        """Return two digests: of the tar file of the shard, and of its index."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
@@ -108,7 +108,7 @@ class FilesChunk:
         return len(self.files)
 
     def content(self) -> Content:
-        """Return a digest of names, sizes and modification times. A digest of all bytes would take too long."""
+        """Return a digest of names, sizes and modification times of the files. To save time, the files are not read."""
         facts = [(file, -1, -1) for file in self.files]
         for number, file in enumerate(self.files):
             with contextlib.suppress(OSError):  # the file was deleted, so its row will have an error
@@ -144,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield ``numbers``. For shards at a URL, start the download of the next shard before each yield."""
+    """Yield the chunk ``numbers``. Shards at a URL are downloaded one shard ahead, in a thread."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:
@@ -180,14 +180,14 @@ class ChunkSource:
         return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
-        """Yield batches of the chunks ``numbers``. Open a chunk before its first batch. No batch mixes chunks."""
+        """Yield batches of the chunks with these ``numbers``. All samples of a batch are from one chunk."""
         for number in fetched_ahead(self.chunks, numbers):
             self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """Join the batches of each chunk, and yield (number, chunk, scores). Indices become row numbers."""
+        """Yield (number, chunk, scores) with the joined batches of each chunk. Indices are row numbers in the chunk."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:
@@ -213,5 +213,5 @@ def _chunk_of(index: int) -> int:
 
 
 def _row_of(index: Any) -> Any:
-    """Return the row of a sample in its chunk. ``index`` is a number or an int64 array."""
+    """Return the row number of a sample in its chunk. ``index`` is a number or an int64 array."""
     return index & ((1 << _SHIFT) - 1)

@@ -30,7 +30,7 @@ FACTS = ".facts.json"
 def facts_of(
     folder: ModelFolder, content: Mapping[str, Any], naming: NamingOptions, how: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the facts of a prediction file in JSON types. ``content`` has digests of the data."""
+    """Return the model, data and options of a prediction file in JSON types. ``content`` has digests of the data."""
     return {
         "version": VERSION,
         "genres": list(folder.labels.genres),
@@ -47,7 +47,7 @@ def facts_of(
 
 
 def write_rows(path: Path, rows: Rows, facts: dict[str, Any]) -> None:
-    """Write a prediction file and its facts atomically. The ending of the file selects the format."""
+    """Write a prediction file and its facts (model, data, options) atomically. The ending selects the format."""
     format = FORMATS[ENDINGS[path.suffix]]
     format.write(path, rows, facts)
     if not format.holds_facts:
@@ -59,7 +59,7 @@ def _facts_path(path: Path) -> Path:
 
 
 def is_finished(path: Path, facts: dict[str, Any]) -> bool:
-    """Return whether the file exists and is complete. Raises UserError if the file has other facts."""
+    """Return whether the file is complete. Raises UserError if it was made with a different model, data or options."""
     found = _read_facts(path, facts)
     if found is None:
         return False
@@ -69,9 +69,9 @@ def is_finished(path: Path, facts: dict[str, Any]) -> bool:
 
 
 def refuse_others(out: Path, expected: Collection[str]) -> None:
-    """Raise UserError if a folder contains prediction files that are not among the ``expected`` names.
+    """Raise UserError if a folder contains prediction files whose names are not in ``expected``.
 
-    Programs read all files of such a folder as one prediction.
+    Programs read all prediction files of a folder as one prediction.
     """
     endings = tuple(ending for ending, format in ENDINGS.items() if format in FOLDER_FORMATS)
     others = sorted(name for name in names_in(out) - set(expected) if name.lower().endswith(endings))
@@ -84,7 +84,7 @@ def refuse_others(out: Path, expected: Collection[str]) -> None:
 
 
 def _read_facts(path: Path, wanted: dict[str, Any]) -> Any:
-    """Return the facts of a file, or None if the file does not exist or is not finished."""
+    """Return the metadata of a prediction file (model, data, options). None if the file is missing or unfinished."""
     if not path.exists():
         return None
     format = FORMATS[ENDINGS[path.suffix]]

@@ -69,7 +69,7 @@ class Format:
     """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """Escape control characters always (printable) or only on a terminal (exact). Empty if not for the screen."""
+    """printable: escape control characters always. exact: escape them only on a terminal. Empty: not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""
@@ -81,11 +81,11 @@ class Format:
             stream.write(self.text(rows, shown))
 
     def facts_in(self, path: Path) -> Any:
-        """Return the facts in a file, or {} if it has no facts. Raises UserError if the file is damaged."""
+        """Return the metadata (model, data, options) of a file, or {}. Raises UserError if the file is damaged."""
         raise NotImplementedError
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """Return whether the start of a file has this format and these genre columns. The file may be truncated."""
+        """Return whether a file starts in this format with these genre columns. The file can be truncated."""
         raise NotImplementedError
 
 
@@ -125,7 +125,7 @@ class Parquet(Format):
 class Csv(Format):
     """A CSV table. Genres are joined by ``|``, and numbers are exact. A row with an error has empty numbers.
 
-    For a few images, genres are sorted by probability, and the column error is before the numbers.
+    For a few images, genres are sorted by probability, and the column ``error`` comes before the numbers.
     """
 
     name, in_folders, embeddings = "csv", True, False
@@ -173,7 +173,7 @@ class JsonLines(Format):
 
 
 class Json(Format):
-    """One JSON object with facts of the model and a list of results."""
+    """One JSON object with a description of the model and a list of results."""
 
     name, screen = "json", "printable"
 
@@ -247,7 +247,7 @@ def _cells(first: list[str], numbers: list[str], error: str, shown: Shown | None
 
 
 def shortest(values: np.ndarray) -> list[Any]:
-    """Return nested lists in the shape of the array. Each float32 number becomes the shortest exact text."""
+    """Return nested lists of texts. Each text is the shortest one that gives exactly the same float32 number."""
     texts: list[Any] = np.asarray(values, np.float32).astype(str).tolist()
     return texts
 

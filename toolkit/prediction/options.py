@@ -33,8 +33,8 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     """Folder for the results, with one file per shard or per 512 images. For a few images, --out can be one file. Its
     ending selects the format: .json, .csv, .jsonl, .parquet, .txt."""
     format: FormatName | None = option(None, "-f")
-    """Format of the results. In a folder: parquet (default), csv or jsonl. In one file: the format of its ending. On
-    the screen: json or csv. The default on the screen is text."""
+    """Format of the results: parquet (default), csv or jsonl in a folder, and json or csv on the screen. Without
+    --format, the screen shows text. A single file has the format of its ending."""
     split: str | None = None
     """Predict only this split of --shards."""
     ignore_labels: bool = False
@@ -58,7 +58,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
 
 
 def wants_a_folder(options: PredictOptions) -> bool:
-    """Return whether the results are a folder of files. Raises UserError if the options are contradictory."""
+    """Return whether the results are a folder of files. Raises UserError if options contradict each other."""
     output, is_folder = options.out, options.out is not None and options.out.is_dir()
     ending = "" if output is None or is_folder else output.suffix.lower()
     if options.shards is not None:

@@ -123,7 +123,7 @@ def genre_calibration(inputs: ReportInputs) -> dict[str, list[dict[str, Any]]]:
 
 
 def facts(inputs: ReportInputs) -> dict[str, Any]:
-    """Return what the page says about the models, the shard set, the command and the library versions."""
+    """Return descriptions of the models, the shard set, the command and the library versions, for the page."""
     return {
         **_facts_of(inputs, inputs.model),
         "shard_set": inputs.shard_set,

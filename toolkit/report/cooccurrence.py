@@ -22,7 +22,7 @@ MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G): among posters with the row's genre, the share that has the column's genre. NaN without posters."""
+    """Return (G, G): of the posters with genre g (row), the share with genre h (column). NaN if none has g."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -71,14 +71,14 @@ class Substitutions:
 
     @property
     def share(self) -> FloatArray:
-        """``count`` divided by ``could``: the rate at which h is wrongly named where g was missed."""
+        """Of the posters where genre g (row) was missed and h (column) is not true, the share where h was named."""
         return ratio(self.count, self.could)
 
     @property
     def times_usual(self) -> FloatArray:
-        """``share`` divided by ``usual``. NaN on the diagonal and where there are too few posters.
+        """``share`` divided by ``usual``, the rate at which genre h is wrongly named on all posters without h.
 
-        There are too few posters if ``could`` < `MIN_POSTERS`, or if ``count`` and ``could * usual`` are both below 2.
+        NaN on the diagonal, if ``could`` < `MIN_POSTERS`, and if ``count`` and ``could * usual`` are both below 2.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual
@@ -87,7 +87,7 @@ class Substitutions:
         return times
 
     def rows(self, genres: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the pairs with ``count > could * usual``, the largest difference first."""
+        """Return the substitutions that are more frequent than usual, the largest difference of counts first."""
         excess = self.count - self.could * self.usual
         np.fill_diagonal(excess, 0.0)
         order = np.argsort(-excess, axis=None, kind="stable")[:MAX_ROWS]

@@ -68,7 +68,7 @@ class Group:
 
 
 def choose_groups(inputs: ReportInputs) -> list[Group]:
-    """Return four groups: best posters, worst posters, confident wrong genres and confident missed genres."""
+    """Return four groups of posters: best, worst, most confident false positives, most confident false negatives."""
     model, truth = inputs.model, inputs.targets
     clipped = np.clip(model.probabilities, PROBABILITY_CLIP, 1.0 - PROBABILITY_CLIP)
     losses = clipped_cross_entropy(truth, model.probabilities).mean(axis=1)
@@ -120,7 +120,7 @@ def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterabl
 
 
 def example_of(inputs: ReportInputs, sample: int, reasons: set[str]) -> Example:
-    """Return a poster with one line per genre that is true, predicted or in ``reasons``, most probable first."""
+    """Return a poster with its true and predicted genres and the genres in ``reasons``, most probable first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):

@@ -1,7 +1,8 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
-A label is suspected if the model gives the opposite label a high probability: above the mean on the posters that have
-the opposite label. The model must not have been trained on the samples, so use a test or validation split.
+For a genre, the label of a poster is yes or no. A label is suspected if the model's probability of the opposite label
+is high: above the mean of this probability on the posters with the opposite label. The model must not have been
+trained on the samples, so use a test or validation split.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Flag:
 
     genre: str
     given: bool
-    """Whether the genre is among the labels of the poster. The model predicts the opposite."""
+    """True if the poster has this label, which is probably wrong. False if this label is probably missing."""
     probability: float
     """The calibrated probability of the genre, from 0 to 1."""
 
@@ -40,7 +41,7 @@ class LabelError:
 
 
 def have_cleanlab() -> bool:
-    """Return whether cleanlab is installed, without importing it. The import takes seconds."""
+    """Return whether cleanlab is installed. Do not import cleanlab, since the import takes seconds."""
     return not absent("cleanlab")
 
 
@@ -65,7 +66,7 @@ def find_label_errors(truth: BoolArray, scores: FloatArray, genres: Sequence[str
 
 
 def _run_cleanlab(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Return (n, g) bool: whether a label is suspected, and (n,) float: the quality of the labels of each sample."""
+    """Return the suspected labels as (n, g) bool, and the quality of each sample's labels as (n,) float."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
     from cleanlab.multilabel_classification.rank import get_label_quality_scores
 

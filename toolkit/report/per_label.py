@@ -40,7 +40,7 @@ def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, 
 
 
 def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Return one row per genre with AP and F1 of the model and of the other run. Return no rows without --compare."""
+    """Return one row per genre with AP and F1 of the model and of the --compare model. No rows without --compare."""
     if inputs.other is None:
         return []
     support = inputs.targets.sum(axis=0)

@@ -61,7 +61,7 @@ class ReportRun:
         return cls(options.report, model, other, shards, shards.manifest(), wanted, command_line())
 
     def infer_other(self, accelerator: Accelerator, split: str, batch_size: int, workers: int) -> SplitLogits | None:
-        """Run the --compare model on the same split, and return its logits on every rank. None without --compare."""
+        """Return the logits of the --compare model for ``split``, on every rank. Return None without --compare."""
         if self.other is None:
             return None
         warn_of_another_set(self.other, self.manifest, self.shards, split)

@@ -53,7 +53,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
 
 
 def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
-    """Compare the model with baselines, with itself at one threshold for all genres, and with another run."""
+    """Compare the model with baselines, with one threshold for all genres, and with the --compare model."""
     strongest = {metric: _strongest(draws, metric) for metric in DECISION_METRICS}
     baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in PROBABILITY_METRICS]
     baseline += [_row(draws, key, metric, f"always {key}") for metric, key in strongest.items()]
@@ -73,7 +73,7 @@ def _strongest(draws: dict[str, Draws], metric: str) -> str:
 
 
 def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[str, Any]:
-    """Return one row of a comparison table. ``beside`` is the name of the baseline, or empty for another reference."""
+    """Return one row of a comparison table. ``beside`` is the name of the baseline. Empty if there is no baseline."""
     difference = paired_difference(draws[MODEL], draws[key])[metric]
     return {
         "metric": metric,

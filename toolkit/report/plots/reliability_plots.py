@@ -48,7 +48,7 @@ def reliability_plot(before: dict[str, Any], after: dict[str, Any] | None) -> Pl
 
 
 def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the ends of the 95% interval of a share (Wilson 1927)."""
+    """Return the lower and upper ends of the 95% interval of each share (Wilson 1927)."""
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -58,7 +58,7 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
     """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
 
-    Bins of equal width would not work for a rare genre, since nearly all samples would be in the first bin.
+    With bins of equal width, nearly all samples of a rare genre are in the first bin.
     Calibration keeps the order of the samples, so a bin has the same samples before and after calibration.
     Keys: ``count``, ``observed`` (share of positives), ``before`` and ``after`` (mean probabilities).
     """

@@ -39,7 +39,7 @@ _LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURP
 
 
 def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
-    """Return the metrics at each threshold of the sweep. All genres have the same threshold."""
+    """Return the metrics for a series of thresholds. Each threshold is used for all genres."""
     low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
     thresholds = sigmoid(np.linspace(low, high, STEPS))
     outcome = Outcome(targets, scores=probabilities)
@@ -52,7 +52,7 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
 
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
-    """Plot the result of `sweep`. Ticks show the thresholds per genre. Dotted lines show F1 with these thresholds."""
+    """Plot the result of `sweep`. Ticks show each genre's threshold. Dotted lines show F1 with these thresholds."""
     thresholds, single, per_label = decisions.thresholds, decisions.global_threshold, decisions.per_label
     figure, axes = new_figure()
     for key, name in SWEPT.items():
@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """Plot one genre. ``point`` is (recall, precision) at the threshold, or None if the genre is never predicted."""
+    """Plot one genre. ``point`` is (recall, precision) at its threshold. None if the genre is never predicted."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")

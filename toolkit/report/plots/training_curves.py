@@ -62,7 +62,7 @@ def training_curve_plots(history: TrainingCurves, saved: int | None) -> list[Plo
 
 @styled
 def _losses(history: TrainingCurves, saved: int | None) -> Plot:
-    """Plot both losses on separate axes, since the loss functions may differ and only training augments posters."""
+    """Plot both losses on separate axes. Loss functions can differ, and only training posters are augmented."""
     figure, both = new_figure((4.8, 4.0), nrows=2, sharex=True)
     curves = (("train_loss", GREY, "training"), ("val_loss", BLUE, "validation"))
     for axes, (key, color, name) in zip(both, curves, strict=True):
