@@ -18,7 +18,7 @@ SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc keep freed memory. Return False if that fails, or if one of SETTINGS is set."""
+    """Make malloc keep freed memory. Return False if that fails, or if a variable of SETTINGS is in the environment."""
     if any(name in os.environ for name in SETTINGS):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -2,7 +2,7 @@
 
 A new version of torch may change a private name. setup.cfg therefore limits the version of torch, and
 tests/toolkit/device/test_compat.py fails if a name is missing. A private name of webdataset is used in
-shards/build/tar_writer.py. It is not listed here, because this module imports torch and ``shards`` must not.
+shards/build/tar_writer.py. It is not listed here, because ``shards`` must not import torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
 
 def in_backward() -> bool:
-    """Return whether this thread runs a backward pass, by the private function that torch.utils.checkpoint uses."""
+    """Return whether this thread runs a backward pass. torch.utils.checkpoint uses the same private function."""
     return torch._C._current_graph_task_id() != -1
 
 

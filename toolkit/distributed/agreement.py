@@ -72,7 +72,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def record_of(facts: Facts, env: Mapping[str, str], *, precision: str | None = None, device: str = "") -> Record:
-    """Return the record of this process, with ``facts`` and with the environment variables that change results.
+    """Return this process's record. It contains ``facts`` and the environment variables that change results.
 
     precision: value of --train.precision or --precision. If None, use the precision in the launcher's variables.
     device: unique identifier of the process's GPU. Empty on a CPU.
@@ -184,7 +184,7 @@ def _text(value: object) -> str | None:
 
 
 def parse_record(data: bytes, rank: int) -> Record:
-    """Parse the record that ``rank`` sent. Raises UserError if it is not valid, e.g. from another toolkit version."""
+    """Parse the record that ``rank`` sent. Raises UserError if the record is not valid."""
     remedy = "install the same version of this toolkit everywhere"
     return parse_as(data, Record, f"the record of rank {rank}", "record", remedy)
 

@@ -128,7 +128,7 @@ def require_same_everywhere(accelerator: Accelerator, key: str, value: str) -> N
 def gather_by_index(accelerator: Accelerator, count: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Collect the values of all samples from all ranks. Return them (count, ...) in sample order on every rank.
 
-    indices: (n,) positions of this rank's samples, without padding. values: (n, ...) the values of these samples.
+    indices: (n,) sample numbers of this rank, without padding. values: (n, ...) the values of these samples.
     Raises RuntimeError if a sample is missing or comes twice.
     """
     pairs = [(indices, values)]
@@ -177,7 +177,7 @@ def require_read(
 ) -> None:
     """Raise LostData on every rank if ``failure`` is not None on at least one rank. A collective call.
 
-    A failed rank has missed ``owed`` collective calls. It first runs ``call`` once for each missed call.
+    ``owed``: number of collective calls that a failed rank has missed. The rank first runs ``call`` ``owed`` times.
     """
     if failure is not None:
         for _ in range(owed):
@@ -228,7 +228,7 @@ class WorkQueue:
                 self._store = opened(port, self.world)
 
     def take(self) -> Iterator[int]:
-        """Yield the numbers of this process, one at a time, until all numbers are distributed."""
+        """Yield numbers for this process, one at a time, until all numbers of the queue are distributed."""
         while (number := self._store.add("next", 1) - 1) < self.count:
             yield number
 
@@ -237,7 +237,7 @@ class WorkQueue:
         return self._store.add("samples", samples)
 
     def end(self, result: Any) -> list[Any]:
-        """Wait until every process has called `end`. Return all results (JSON), in order of rank."""
+        """Wait until every process has called `end`. Return the results of all ranks (JSON values), by rank."""
         self._store.set(f"result/{self.rank}", json.dumps(result))
         keys = [f"result/{rank}" for rank in range(self.world)]
         self._store.wait(keys, LONGEST_WORK)

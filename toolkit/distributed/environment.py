@@ -1,8 +1,8 @@
 """Check the environment variables that accelerate reads: reject some, and warn about others that have no effect.
 
 `accelerate launch` passes its options and its config to the processes in environment variables. A variable that is left
-over from an earlier job has the same effect. Such a variable can change all results of a run (precision, divided
-gradients, compiled model), while the configuration and the command line stay the same.
+over from an earlier job has the same effect. Such a variable can change all results of a run,
+while the configuration and the command line stay the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def matches(name: str, entry: str) -> bool:
 
 
 def require_plain(env: Mapping[str, str]) -> None:
-    """Raise UserError for a variable in REFUSED. Warn about a variable that the toolkit ignores."""
+    """Raise UserError if a variable in REFUSED is set. Log a warning for a variable that has no effect."""
     for name, value in sorted(env.items()):
         for entry, (request, remedy) in REFUSED.items():
             if matches(name, entry) and value.lower() not in OFF:
@@ -60,8 +60,8 @@ def require_plain(env: Mapping[str, str]) -> None:
 def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str:
     """Return ``asked``. If it is None, return the precision that the launcher has set in ``env``: no, bf16 or fp16.
 
-    Raises UserError if the launcher has set any other precision, or fp16 on a CPU, where accelerate cannot scale
-    gradients.
+    Raises UserError if the launcher has set a precision that is not one of these three. Raises UserError for fp16 on
+    a CPU, because accelerate cannot scale gradients there.
     """
     if asked is not None:
         return asked

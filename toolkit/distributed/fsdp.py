@@ -56,7 +56,7 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
     """Replace every parameter of ``model`` by the part that this process stores on its device. Called by every rank.
 
     The main process's weights and buffers are first copied to all ranks. Parameters are split along their first
-    dimension. Raises UserError if the model has weights that are single numbers.
+    dimension. Raises UserError if the model has scalar parameters (without dimensions).
     """
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
@@ -82,9 +82,9 @@ def shard_model(accelerator: Accelerator, model: nn.Module) -> None:
 def units(model: nn.Module) -> list[nn.Module]:
     """Return the units of ``model``: modules whose weights are gathered together. Inner modules come first.
 
-    The model itself is not in the list. It gathers all other weights. A unit is a large module in a series of modules
-    (`_is_series`), or another large module of the same class. In timm's models, units are blocks and stages. ModuleList
-    and Sequential are never units, because timm may call their children and not the container.
+    The model itself is not in the list. It gathers all other weights. A unit is a large module that is part of a series
+    of modules (`_is_series`), or has the class of such a part. In timm's models, units are blocks and stages.
+    ModuleList and Sequential are never units, because timm sometimes calls their children directly.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))
     elements = [element for members in series for element in members]
@@ -103,7 +103,7 @@ def units(model: nn.Module) -> list[nn.Module]:
 
 
 def _is_series(module: nn.Module) -> bool:
-    """Return whether ``module`` is a ModuleList or Sequential, or has several children, all blocks of one class."""
+    """Return whether ``module`` is a ModuleList or Sequential, or has several children that are blocks of one class."""
     children = list(module.children())
     alike = len(children) > 1 and len({type(child) for child in children}) == 1
     return isinstance(module, (nn.ModuleList, nn.Sequential)) or (alike and any(children[0].children()))
@@ -141,7 +141,7 @@ def full_state(tree: Any, keep: bool) -> Any:
 def shard_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Return this rank's part of a whole optimiser state, sharded like ``optimizer``'s weights. Called by every rank.
 
-    A state with another number of parameters is returned unchanged. `restore_optimizer` then raises the error.
+    If the numbers of parameters differ, return ``state`` unchanged. `restore_optimizer` then raises the error.
     """
     parameters = list(_flat(optimizer.param_groups))
     numbers = list(_flat(state["param_groups"]))
@@ -160,7 +160,7 @@ def _flat(groups: Iterable[dict[str, Any]]) -> Iterable[Any]:
 
 
 def _part(value: Any, parameter: torch.Tensor) -> Any:
-    """Return ``value`` sharded like ``parameter``. A value of another shape, e.g. the count of updates, stays whole."""
+    """Return ``value`` sharded like ``parameter``. If the shapes differ (e.g. a count of updates), return it whole."""
     if not isinstance(value, torch.Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

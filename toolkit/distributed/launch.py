@@ -5,7 +5,7 @@
       ─→ if all records agree, the processes form the process group for collective calls
 
 The store needs no collective calls. So processes with different options end with an error and do not hang. A process
-that fails before all have connected can still report its error to the other processes.
+that fails before all processes have connected can still report its error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WAIT_SECONDS = {"gpu": 600, "cpu": 1800}
 
 
 def wait_seconds() -> timedelta:
-    """Return the time limit for waiting for other processes. Raises UserError if POSTERS_TIMEOUT is not valid."""
+    """Return how long to wait for other processes. Raises UserError if POSTERS_TIMEOUT is not valid."""
     usual = WAIT_SECONDS["gpu" if torch.cuda.is_available() else "cpu"]
     text = os.environ.get("POSTERS_TIMEOUT", str(usual))
     if not text.isdecimal() or int(text) == 0:
@@ -75,7 +75,7 @@ def lost_peer(error: RuntimeError) -> LostPeer | None:
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether ``error`` means a lost process. NCCL and the store raise DistError. gloo's error names gloo."""
+    """Return whether ``error`` means a lost process: a DistError of NCCL or the store, or an error of gloo."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -110,7 +110,7 @@ def processes_of(env: Mapping[str, str]) -> int:
 
 
 def join(wanted: int, cpu: bool, record: Record) -> None:
-    """Connect to the other processes, and compare the records (agreement.py) of all ``wanted`` processes.
+    """Connect all ``wanted`` processes of the launch, and compare their records (agreement.py).
 
     Raises Disagreement if the records differ, and LostPeer if a process does not connect in time.
     """
@@ -173,7 +173,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagr
 
 
 def _compared(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
-    """Compare all records on the first process. Return the error or None, and how many processes read this result."""
+    """Compare all records on the first process. Return the error or None, and the number of processes to inform."""
     if record.problem:
         return Disagreement(record.code, f"the first process cannot start: {record.problem}"), wanted
     records, warning = [record], ""
@@ -235,7 +235,7 @@ def restarts_share_a_store(env: Mapping[str, str]) -> bool:
 
 
 def interface_toward(host: str) -> str | None:
-    """Return the name of the network interface that reaches ``host``, which may be this machine.
+    """Return the name of the network interface that reaches ``host``.
 
     Return None if the interface is unknown or is the loopback interface.
     """

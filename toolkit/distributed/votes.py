@@ -57,8 +57,8 @@ class Vote:
 class StopSignal:
     """Stop all ranks after the same step if any rank receives SIGTERM or SIGINT.
 
-    The first signal requests a stop. A second signal interrupts at once if it is SIGINT. One process stops after its
-    current step. Several processes vote after each step and read the result one step later, so that no process waits.
+    The first signal requests a stop. If the second signal is SIGINT, it interrupts at once. A single process stops
+    after its current step. Several processes vote after each step and read the result one step later, without a wait.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -74,7 +74,7 @@ class StopSignal:
     def agreed(self, now: bool = False) -> bool:
         """Return whether any rank had received a stop signal before the previous call. A collective call.
 
-        If ``now`` is true, or in a run of one process, signals before this call count as well.
+        If ``now`` is true, or if the run has one process, signals since the previous call also count.
         """
         stop = self.vote.answer()
         if not stop:

@@ -1,9 +1,9 @@
 """Automatic batch size: divide an update into so many micro-batches that each micro-batch fits in memory.
 
 The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
-and a backward pass of its largest micro-batch, with random images and the run's precision. For this try, all weights
-that the run ever trains are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
-doubles accumulation and tries again. All ranks use the largest result. The global batch stays the same.
+and a backward pass of its largest micro-batch, with random images and the run's precision. During this test, the
+weights of all epochs are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
+doubles accumulation and repeats the test. All ranks use the largest result. The global batch stays the same.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def fit_accumulation(setup: TrainingSetup) -> int:
-    """Return the accumulation with which an update fits in the memory of every rank. It is at least train.accumulation.
+    """Return the accumulation (micro-batches per update) at which every rank has enough memory for an update.
 
-    Called by every rank. Weights, BatchNorm statistics and random generators do not change. Raises UserError, on every
-    rank, if the smallest micro-batch of a rank does not fit.
+    It is at least train.accumulation. Called by every rank. Weights, BatchNorm statistics and random generators do not
+    change. Raises UserError, on every rank, if the smallest micro-batch of a rank does not fit.
     """
     accelerator, configured = setup.accelerator, setup.config.train.accumulation
     # _own_accumulation makes no collective calls, because ranks need different numbers of tries.
@@ -64,7 +64,7 @@ def _largest(setup: TrainingSetup, accumulation: int) -> MicroBatch:
 
 
 def _own_accumulation(setup: TrainingSetup, configured: int) -> int | None:
-    """Return ``configured``, doubled until an update fits in this rank's memory. Return None if no number fits."""
+    """Return ``configured``, doubled until an update fits in memory. None if the smallest micro-batch does not fit."""
     accumulation, rows = configured, len(_largest(setup, configured).indices)
     with _all_unfrozen(setup):
         while True:
@@ -98,8 +98,8 @@ def _try(setup: TrainingSetup) -> None:
 def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
     """Return the number of bytes that the run allocates later, in addition to the forward and backward passes.
 
-    This memory holds the optimiser's state (if it does not exist yet), the loader's buffers on a GPU, and DDP's buckets
-    if weights are unfrozen later. The number includes buckets for all weights.
+    This memory holds the optimiser's state (if it does not exist yet) and the loader's buffers on a GPU. If weights are
+    unfrozen later, it also holds DDP's buckets. They are counted for all weights.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])
@@ -115,7 +115,7 @@ def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
 
 @contextlib.contextmanager
 def _all_unfrozen(setup: TrainingSetup) -> Iterator[None]:
-    """Unfreeze all weights that the run ever trains. On exit restore buffers, requires_grad and random generators."""
+    """Unfreeze all weights that some epoch trains. On exit, restore buffers, requires_grad and random generators."""
     model = plain(setup.model)
     kept = [buffer.clone() for buffer in model.buffers()]
     required = [p.requires_grad for p in model.parameters()]

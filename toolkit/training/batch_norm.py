@@ -1,11 +1,11 @@
 """BatchNorm with few rows: keep statistics fixed in small updates, and warn at the start of a run.
 
 In training, BatchNorm normalises by the mean and the deviation of the rows (samples) of a forward pass. BatchNorm also
-moves its running statistics towards these two values. It uses the rows of one process. SyncBatchNorm uses the rows of
-all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py measures the effect on
-a trained network). So in an update with a micro-batch of fewer than LEAST_ROWS rows, BatchNorm normalises by its
-running statistics and does not change them. Frozen BatchNorm modules always do this. The sizes of all micro-batches are
-known in advance (plan.py), so the decision is the same on all ranks and after a resume.
+moves its running statistics towards these two values. BatchNorm uses only the rows of its own process. SyncBatchNorm
+uses the rows of all processes. The mean and deviation of a few rows are mostly noise (tests/bench/last_update.py
+measures the effect on a trained network). So in an update with a micro-batch of fewer than LEAST_ROWS rows, BatchNorm
+normalises by its running statistics and does not change them. Frozen BatchNorm modules always do this. The sizes of all
+micro-batches are known in advance (plan.py), so the decision is the same on all ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -101,5 +101,5 @@ def _updating(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Return the rows of ``module``'s smallest forward pass. ``rows``: micro-batch sizes (world_size, accumulation)."""
+    """Return the size of the smallest batch of ``module``. ``rows``: micro-batch sizes (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

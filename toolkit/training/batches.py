@@ -92,7 +92,7 @@ class Pixels:
 
 
 def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
-    """Return the loader of a split. ``substitutes``: whether another sample may replace a damaged sample."""
+    """Return the loader of a split. ``substitutes``: whether a damaged sample can be replaced by another sample."""
     data = config.data
     on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
     policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
@@ -134,7 +134,7 @@ class Feed:
         """Return logits (n, G) float32 of the validation split, and (n,) bool: whether each sample could be decoded.
 
         All ranks get the same arrays. ``model`` is unwrapped and in evaluation mode. Every rank calls ``on_batch`` the
-        same number of times, with the number of samples since the last call. ``on_batch`` may raise an error.
+        same number of times, with the number of samples since the last call.
         """
         with self.setup.val.in_order(self.accelerator.is_local_main_process):
             rows = self.setup.config.train.eval_batch_size
@@ -144,7 +144,7 @@ class Feed:
     def errors(self) -> int:
         """Return the number of samples so far that could not be decoded, over all ranks and both splits.
 
-        Called by every rank. Raises UserError, on every rank, if data.max_errors does not allow so many in a split.
+        Called by every rank. Raises UserError, on every rank, if a split exceeds the limit data.max_errors.
         """
         total = 0
         for loader in (self.train_loader, self.val_loader):
@@ -164,7 +164,7 @@ class Feed:
 
 
 class Stopwatch:
-    """Measures speed and waiting time since its creation. ``images``: images of this epoch that are already done."""
+    """Measures speed and waiting time since its creation. ``images``: number of images of this epoch so far."""
 
     def __init__(self, feed: Feed | FeatureFeed, images: int = 0) -> None:
         self.feed, self.images, self.started = feed, images, time.perf_counter()
@@ -177,7 +177,7 @@ class Stopwatch:
     def account(self, images: int) -> dict[str, float]:
         """Return speed and timing since the stopwatch's creation.
 
-        ``images``: images of this epoch that are already done. data_wait and copy are the shares (0 to 1) of this
+        ``images``: number of images of this epoch so far. data_wait and copy are the shares (0 to 1) of this
         rank's time for waiting and copying. decode_cores is the mean number of CPU cores that decode.
         """
         times, seconds = self.feed.timer.snapshot() - self.before, self.seconds

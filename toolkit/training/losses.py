@@ -54,8 +54,8 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
 def positive_weights(counts: np.ndarray, num_samples: int, cap: float) -> FloatArray:
     """Return the weights (G,) of positives: number of negatives / number of positives, limited to [1, cap].
 
-    ``counts`` (G,) are the numbers of positives. A label without positives has the weight ``cap``. No weight is under
-    1, not even the weight of a label that most samples have.
+    ``counts`` (G,) are the numbers of positives. A label without positives has the weight ``cap``. If at least
+    half of the samples have a label, the weight of this label is 1.
     """
     ratios = np.full(counts.shape, np.inf)
     np.divide(num_samples - counts, counts, out=ratios, where=counts > 0)
@@ -78,8 +78,8 @@ class MultiLabelLoss(nn.Module):
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the losses (n,) of logits (n, G) and targets (n, G) in [0, 1], in nats and summed over labels.
 
-        Inputs may have any dtype. Autocast is off, and everything is computed in float32. Raises ValueError for other
-        shapes. The range of targets is not checked, because that requires waiting for the device.
+        Inputs can have any dtype. Losses are computed in float32, without autocast. Raises ValueError if a shape is
+        wrong. The range of targets is not checked, because this check must wait for the device.
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_labels:
             raise ValueError(f"logits must have shape (n, {self.num_labels}), got {tuple(logits.shape)}")

@@ -2,8 +2,8 @@
 
 The learning rate rises exponentially from LOW to HIGH, by one step per update. The training loss falls at useful rates,
 becomes flat, and then diverges (Smith 2017, "Cyclical learning rates for training neural networks", section 3.3). The
-updates are the same as in training. Layers and head keep their factors on the rate. There is no warm-up or schedule.
-The test writes OUT/find-lr.csv and OUT/find-lr.png. Cached features are kept for a later training.
+updates are the same as in training, but without warm-up and schedule. The learning rates of layers and head are scaled
+as in training. The test writes OUT/find-lr.csv and OUT/find-lr.png. A later training can use the cached features.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LrCurve:
 
     @property
     def steepest(self) -> float:
-        """The rate at which the smoothed loss falls fastest per decade."""
+        """The rate at which the smoothed loss falls fastest, as a function of log(rate)."""
         slope = np.gradient(self.smoothed, np.log(self.rates))
         return float(self.rates[np.argmin(slope[: np.argmin(self.smoothed) + 1])])
 
@@ -92,7 +92,7 @@ def _suggest(curve: LrCurve, setup: TrainingSetup) -> None:
 
 
 def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
-    """Make updates until the loss diverges. Return their rates and losses, equal on every rank."""
+    """Make updates until the loss diverges. Return the learning rates and the losses, which are equal on all ranks."""
     accelerator, feed = setup.accelerator, setup.inputs.feed(setup)
     train_step = TrainStep(setup, lost=Vote(accelerator))
     steps = setup.plan.steps_per_epoch

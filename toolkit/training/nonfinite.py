@@ -1,8 +1,8 @@
 """Detect updates whose loss or gradient is not finite, and report their samples.
 
-Flags are computed on the device without waiting. `note` makes a flag for each loss of a micro-batch, and `allow` makes
-a flag for the gradient. With train.on_nonfinite "stop", `check` reads the flags when training waits for the device
-anyway, and ends the run. With "skip", `allow` reads the flags of each update, and a bad update is skipped.
+A flag is a bool on the device: whether a value is not finite. `note` sets a flag for each loss of a micro-batch, and
+`allow` sets a flag for the gradient. With train.on_nonfinite "stop", the flags are read when training waits for the
+device anyway, and `check` ends the run if one is set. With "skip", `allow` reads them and skips a bad update.
 
 Every rank makes the same calls and gets the same result. In fp16, infinite gradients are normal. The gradient
 scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run
@@ -72,7 +72,7 @@ _Findings = tuple[tuple[int, int], list[int], int]
 
 
 class Guard:
-    """Checks every update of a run on one rank (see the module's docstring)."""
+    """Checks on one rank whether the losses and the gradient of every update are finite."""
 
     def __init__(self, accelerator: Accelerator, on_nonfinite: OnNonfinite, sample_id: Callable[[int], str]) -> None:
         """``sample_id`` is a function from the index of a training sample to its id."""
@@ -119,7 +119,7 @@ class Guard:
         return False
 
     def check(self) -> None:
-        """Raise UserError, on every rank, if an update since the last check was not finite. Waits for the device."""
+        """Wait for the device. All ranks raise UserError if a loss or gradient since the last check is not finite."""
         findings = self._gather_findings()
         if findings is not None:
             raise UserError(
@@ -151,7 +151,7 @@ class Guard:
             )
 
     def _any_bad(self) -> bool:
-        """Return whether any rank had a value that is not finite since the last check."""
+        """Return whether a loss or gradient of any rank since the last check is not finite."""
         bad = float(sum_over_ranks(self.accelerator, self._bad))
         self._bad.zero_()
         return bad > 0
@@ -204,7 +204,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Restore the scale of a checkpoint if it is at least LEAST_SCALE. Earlier versions also saved lower scales."""
+    """Load the gradient scaler's state from a checkpoint. If its scale is below LEAST_SCALE, only log a warning."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
@@ -215,7 +215,7 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
 def _norm(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
     """Return the Euclidean norm of all elements (0 if there are none). It is finite only if all elements are finite.
 
-    The norm takes 1% of the time of an update. Finding the largest element takes 20% on a CPU.
+    The norm takes 1% of the time of an update. On a CPU, the maximum of all elements takes 20%.
     """
     # Each rank uses its own part of a sharded tensor.
     own = [local(t) for t in tensors if t is not None and t.numel()]

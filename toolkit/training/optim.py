@@ -40,10 +40,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return parameter groups with the keys params, weight_decay and lr_scale.
 
-    lr_scale is a factor on the learning rate: ``layer_decay`` to the power of the number of layers above. timm's
-    ``group_matcher`` counts the layers. For the classifier, lr_scale is also multiplied by ``head_lr``. Vectors
-    (biases, normalisation) and parameters in the model's ``no_weight_decay`` have no weight decay. The value of weight
-    decay does not change which parameters are in a group, so a resumed run may change this value.
+    lr_scale is a factor on the learning rate of the group. It is ``layer_decay`` to the power n. n is the number of
+    layers between the parameter's layer and the output, by timm's ``group_matcher``. For the classifier, lr_scale is
+    also multiplied by ``head_lr``. Vectors (biases, normalisation) and parameters in the model's ``no_weight_decay``
+    have no weight decay. The groups do not depend on the value of weight decay, so a resumed run can change it.
     """
     no_decay: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     if config.layer_decay < 1:
@@ -73,7 +73,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {"constant": lambda *_: 
 
 
 def lr_factor(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Return a function from the number of an update (from 0) to the update's factor on the peak learning rate."""
+    """Return a function of an update's number (from 0). It returns the factor by which optim.lr is multiplied."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
@@ -93,7 +93,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load the optimiser's state from a checkpoint, but keep weight decay, momentum and lr_scale of the configuration.
 
-    Raises UserError if the state has other parameter groups.
+    Raises UserError if the parameter groups of the state differ from those of the optimiser.
     """
     own = [{name: group[name] for name in OWN if name in group} for group in optimizer.param_groups]
     try:

@@ -111,7 +111,7 @@ def own_size(name: str) -> int:
 
 
 def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
-    """Train to the end of the run. Raises Stopped, on every rank, if a signal requests it."""
+    """Train to the end of the run. If a signal stops the run, every rank raises Stopped."""
     accelerator, out = setup.accelerator, setup.out
     by_main(accelerator, lambda: start_trackers(accelerator, setup.config.train.trackers, out))
     if not Trainer(setup, checkpoint).run():
@@ -155,7 +155,7 @@ def _accelerator(config: Config, facts: Facts) -> Accelerator:
 def _lock_run_folder(locks: contextlib.ExitStack, out: Path, *, allow_existing: bool) -> None:
     """Create the run folder, and lock it until ``locks`` is closed.
 
-    Raises UserError if that fails, or if the folder contains a run and ``allow_existing`` is false.
+    Raises UserError if the folder cannot be created or locked, or if it contains a run and ``allow_existing`` is false.
     """
     locks.enter_context(folder_lock(out))
     folder = out / "checkpoints"

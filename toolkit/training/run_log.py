@@ -62,7 +62,7 @@ class RunLog:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add ``path`` to an OSError that has no file name, such as the error of a full disk."""
+    """Add ``path`` to an OSError that has no file name, e.g. if the disk is full."""
     try:
         yield
     except OSError as error:

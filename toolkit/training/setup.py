@@ -58,7 +58,7 @@ class TrainingSetup:
     accumulation: int
     """Number of micro-batches per process and update: as configured, or as chosen by auto_batch.py."""
     model: nn.Module
-    """The module that is trained, on its device. With several processes it is in DDP, or sharded (fsdp.py)."""
+    """The module that is trained, on its device. With several processes it is wrapped in DDP, or sharded (fsdp.py)."""
     optimizer: Any
     freezing: Freezing
     criterion: nn.Module
@@ -172,7 +172,7 @@ def _model(
     """Return the network, and whether its head is already trained.
 
     ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
-    samples with each label. The biases of a new head may start from ``prevalence`` (model.prior).
+    samples with each label. If model.prior is true, the biases of a new head start from ``prevalence``.
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None

@@ -15,7 +15,7 @@ from toolkit.training.run_log import naming
 
 
 def start_trackers(accelerator: Accelerator, wanted: dict[str, dict[str, Any]], out: Path) -> None:
-    """Start the trackers in ``wanted`` if their packages are installed. Called by the main process, before any row."""
+    """Start the trackers in ``wanted`` if they are installed. Called by the main process before it logs rows."""
     for name, options in wanted.items():
         entry = TRACKERS[name]
         if not entry.package or find_spec(entry.package):

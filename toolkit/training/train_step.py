@@ -28,7 +28,7 @@ from toolkit.training.setup import TrainingSetup
 
 
 class TrainStep:
-    """Makes updates. Apart from the weights and the optimiser, its only state is ``overflows``."""
+    """Makes the updates of a run. An update changes one value of this object, ``overflows``."""
 
     def __init__(self, setup: TrainingSetup, guard: Guard | None = None, lost: Vote | None = None) -> None:
         """``guard`` checks losses and gradients. Without ``guard``, all updates are made, even if they are not finite.
@@ -50,12 +50,12 @@ class TrainStep:
         Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
         rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.
         ``samples``: number of samples of the update over all ranks, or 0 for a skipped update. An update is skipped if
-        the guard does not allow it, or if its gradient overflows in fp16. A skipped update changes no weights, buffers,
-        optimiser state or moving average. optim.clip_norm limits the gradient of the loss, which is summed over genres
-        and averaged over samples.
+        ``guard.allow`` returns False, or if its gradient overflows in fp16. A skipped update changes no weights,
+        buffers, optimiser state or moving average. optim.clip_norm limits the gradient of the loss. This loss is summed
+        over genres and averaged over samples.
 
-        Raises UserError if a micro-batch does not fit in memory, or if the gradients overflow at any scale. Raises
-        LostData, on every rank, if one rank cannot read its samples. The update then changes nothing.
+        Raises UserError if a micro-batch does not fit in memory, or if the gradient scaler finds no usable scale.
+        Raises LostData, on every rank, if one rank cannot read its samples. The update then changes nothing.
         """
         fixed = fixed_batch_norm(self.setup.model, self.plan, step, self.accelerator.num_processes, self.accumulation)
         with explain_out_of_memory(self._memory_line), fixed:
@@ -118,9 +118,9 @@ class TrainStep:
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
     ) -> tuple[Batch, UserError | None]:
-        """Return the next micro-batch, and an error if this rank cannot read its samples, else None.
+        """Return the next micro-batch and an error. The error is None if this rank can read its samples.
 
-        With an error the images are black and no row is valid. Other ranks wait for this rank's part of the update.
+        Other ranks wait for this rank's gradient. So with an error, return black images of which no row is valid.
         """
         try:
             if failure is None:

@@ -206,7 +206,7 @@ class Trainer:
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
-        """Write a row of log.csv. Return the stopwatch for the next row, started before this row is written.
+        """Write a row of log.csv. Return the next row's stopwatch. It starts before this row is written.
 
         ``sums`` (2,) are the sum of losses and the number of rows over all ranks, both 0 for a skipped update.
         """
@@ -264,7 +264,7 @@ class Trainer:
     ) -> tuple[dict[str, Any], float, str]:
         """Return a row of epochs.csv, the metric train.monitor, and the sha256 of RUN/model ("" if it was not written).
 
-        Called on the main process. ``whole`` is the validated model's state if the model is sharded over processes.
+        Called on the main process. ``whole`` is the model's whole state dict if the model is sharded, else None.
         """
         state, setup = self.state, self.setup
         units = setup.manifest.units_of("val")

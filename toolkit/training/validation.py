@@ -40,8 +40,8 @@ class ValidationResult:
     decisions: Decisions
     """Calibration and thresholds, chosen on this split."""
     held_out: dict[str, float]
-    """Metrics by cross-fitting: each fold is measured with thresholds and calibration of the other folds. Metrics
-    of ``decisions`` on this split are too high, because the decisions were chosen on the same samples."""
+    """Metrics by cross-fitting: each fold is measured with thresholds and calibration from the other folds. The
+    metrics of ``decisions`` on this split are too high, because ``decisions`` were chosen on the same samples."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -80,7 +80,7 @@ def validate(
 
 
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
-    """Measure a run's best model again if its score is not comparable with later scores. Called by every rank.
+    """Measure a run's best model again if its score was measured by a different rule. Called by every rank.
 
     If the model cannot be read, the next epoch counts as the best.
     """
@@ -128,7 +128,7 @@ def scoring_rule(config: Config) -> str:
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:
-    """Return the metric ``monitor`` from a row of an epoch. Raises UserError if it is not defined on this split."""
+    """Return metric ``monitor`` from an epoch's row. Raises UserError if the metric is not defined on this split."""
     name = f"val_{monitor}"
     if row[name] is None:
         raise UserError(
@@ -140,7 +140,7 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
 
 
 def better(score: float, best: float | None, monitor: str) -> bool:
-    """Return whether ``score`` is better than the best so far (None if there is none)."""
+    """Return whether ``score`` is better than ``best``, the best score so far, or ``best`` is None."""
     return best is None or (score < best if METRICS[monitor].better == "lower" else score > best)
 
 
@@ -156,7 +156,7 @@ def export_model(
     """Write RUN/model, the model folder of the best epoch so far, and return the sha256 of its weights.
 
     ``trained`` is the unwrapped trained module, or its moving average. ``epoch`` counts from 1. ``score`` is the value
-    of train.monitor. A resumed run compares ``score`` with the checkpoint. ``state`` is the whole state dict if
+    of train.monitor, which is saved for resumed runs. ``state`` is the whole state dict if
     ``trained`` contains only a part of each tensor, else None.
     """
     config, manifest = setup.config, setup.manifest

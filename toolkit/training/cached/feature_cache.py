@@ -137,7 +137,7 @@ class FeatureBank:
         return features
 
     def _fill(self, path: Path, view: View) -> None:
-        """Compute the features of a view. The main process writes them to ``path``."""
+        """Compute the features of ``view``, a split with its transforms. The main process writes them to ``path``."""
         accelerator, rows = self.accelerator, self.config.train.eval_batch_size
         stop = StopSignal(accelerator)
         try:
@@ -156,7 +156,7 @@ class FeatureBank:
             stop.restore()
 
     def _compute(self, view: View, add: Callable[[np.ndarray], object], on_batch: Callable[[], None]) -> None:
-        """Compute the features of a view in sample order, and pass blocks of features to ``add`` on every rank."""
+        """Compute the features of ``view`` in sample order. On every rank, pass blocks of features to ``add``."""
         accelerator, count = self.accelerator, len(view.reader)
         plan = EvalPlan(count, rows_for(self.config.train.eval_batch_size, accelerator.device))
         world, steps = accelerator.num_processes, plan.steps(accelerator.num_processes)

@@ -40,10 +40,10 @@ VISIBLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all samples of a split in one view (augmentation)."""
+    """Features of all samples of a split, computed with one augmentation of the images."""
 
     values: np.ndarray
-    """(n, F) float32 (float16 in earlier versions), mapped from a file. Samples that were not decoded have zeros."""
+    """(n, F) float32 (float16 in earlier versions), mapped from a file. Rows that were not decoded are zero."""
     decoded: np.ndarray
     """(n,) bool: whether each sample could be decoded."""
 
@@ -55,7 +55,7 @@ class Features:
 
 
 class FeatureWriter:
-    """Writes a file of features row by row. The file gets its name when the context ends without an error."""
+    """Writes a file of features row by row. The file gets its final name when the context ends without an error."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count, self.done = path, count, 0
@@ -80,7 +80,7 @@ class FeatureWriter:
 
 
 def file_of(path: Path) -> str | None:
-    """Return the name of the file that exists: ``path`` (.npy), or the .npz file of an earlier version. Else None."""
+    """Return the name of ``path`` (.npy) if it exists, else of an earlier version's .npz file, else None."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 
@@ -169,7 +169,7 @@ def _blocks(accelerator: Accelerator, path: Path) -> Iterator[bytes]:
 
 
 def _visible(path: Path, wait: float) -> bool:
-    """Return whether ``path`` exists within ``wait`` seconds. A network file system may show a new file later."""
+    """Return whether ``path`` exists within ``wait`` seconds. A network file system can show new files late."""
     end = time.monotonic() + wait
     while not path.is_file():
         if time.monotonic() > end:
@@ -182,7 +182,7 @@ def _visible(path: Path, wait: float) -> bool:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that becomes ``path`` on exit. An existing ``path`` is not replaced, because it may be mapped."""
+    """Open a new file, which is renamed to ``path`` on exit. If ``path`` exists, it stays, because it may be mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(unique_name(path.name, PARTIAL))
     try:

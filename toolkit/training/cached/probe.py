@@ -63,11 +63,11 @@ class Head(nn.Module):
 def build_head(
     model: nn.Module, views: Sequence[Features], standardize: bool, dropout: float, trained: bool = False
 ) -> Head:
-    """Return a Head for the features in ``views``, with a copy of the classifier of ``model``.
+    """Return a Head with a copy of the classifier of ``model``. ``views``: training features, one per augmentation.
 
     standardize: scale features to mean 0 and deviation 1 over the training samples.
-    trained: whether the classifier is already trained. If both options are true, the classifier is adapted to the
-    scaled features, and logits do not change.
+    trained: whether the classifier is already trained. If both options are true, the classifier is changed so that
+    the scaling of features does not change its logits.
     """
     width = views[0].values.shape[1]
     mean, deviation = torch.zeros(width), torch.ones(width)
@@ -123,7 +123,7 @@ class Probe:
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute or map all features, and build a head. ``learnt``: whether the model's head is trained."""
+        """Compute the features or map their files. Build a head. ``learnt``: whether the head is trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout

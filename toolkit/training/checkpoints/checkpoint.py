@@ -1,4 +1,4 @@
-"""Checkpoints of a run. Each is complete or absent. A resumed run continues from the newest valid one.
+"""Checkpoints of a run. Each checkpoint is complete or absent. A resumed run continues from the newest valid one.
 
     RUN/checkpoints/step-00000123/state.pt     tensors of model, optimiser, gradient scaler and moving average
                                   state.json   progress of the run, its config, and the sha256 of state.pt
@@ -69,7 +69,7 @@ class Progress:
     skipped: Count = 0
     """Number of skipped updates of the current epoch (train.on_nonfinite skip, or an overflow in fp16)."""
     skipped_samples: Count = 0
-    """Number of samples in skipped updates of the current epoch. Only earlier versions set it."""
+    """Number of samples in skipped updates of the current epoch. Only set in checkpoints of earlier versions."""
     overflowed: Count = 0
     """Number of skipped updates of the current epoch that overflowed in fp16."""
     left_out: Count = 0
@@ -81,7 +81,7 @@ class Progress:
     def made(self) -> int:
         """Number of updates of the run that were not skipped. Learning rate and moving average depend on this number.
 
-        In checkpoints of earlier versions left_out is 0, so their runs continue with the same learning rates.
+        Earlier versions did not save left_out. It is then 0, and `made` counts all updates, as those versions did.
         """
         return self.updates - self.left_out
 
@@ -136,7 +136,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None if there are no checkpoints. Warn of damaged ones.
+    """Return the newest valid checkpoint, or None if there are no checkpoints. Log a warning for damaged ones.
 
     Raises UserError if all are damaged, because a start from the beginning overwrites the run's other files.
     """
@@ -254,7 +254,7 @@ def _may_change(config: dict[str, Any]) -> frozenset[str]:
 def check_resumable(checkpoint: Checkpoint, config: dict[str, Any], shard_set: str) -> list[str]:
     """Return one line for each option that has changed since the checkpoint.
 
-    Raises UserError if the shard set differs, or if an option differs that must stay the same. An option that is
+    Raises UserError if the shard set or an option that must stay the same has changed. An option that is
     missing in the checkpoint counts as its default value.
     """
     free = _may_change(config)

@@ -77,11 +77,11 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message if the two epochs differed.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``). Return a message as well if they differed.
 
-    RUN/model is written before its checkpoint. Their epochs differ if the run ended between the two writes, if an older
-    checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the run, so a
-    later epoch replaces it only if it is better. If the epoch of RUN/model is repeated, an equal score is enough.
+    RUN/model is written before its checkpoint. Their best epochs differ if the run ended between both writes, if an
+    older checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the
+    run, so a later epoch replaces it only if it is better. If its own epoch is repeated, an equal score is enough.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
@@ -111,7 +111,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """Read checkpoint ``chosen`` (name, sha256) into ``own``. Raises UserError on all ranks if one fails."""
+    """On ranks above 0, append checkpoint ``chosen`` (name, sha256) to ``own``. If one fails, all raise UserError."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -135,7 +135,7 @@ def _require_everywhere(
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """Return [the ``chosen`` checkpoint], or [] for None. Raises UserError if this rank's folder has something else.
+    """Return a list with the checkpoint ``chosen``, or [] if it is None. Raises UserError if ``folder`` does not match.
     The file is opened by its name, because NFS may list an old state of the folder.
     """
     if chosen is None:

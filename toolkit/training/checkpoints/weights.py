@@ -1,4 +1,4 @@
-"""Load weights from a local file into a model. A head that does not fit is dropped."""
+"""Load weights from a local file into a model. A classifier that does not fit is not loaded."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, bool]:
     """Load a local weights file into ``model``. Return a line about the result, and whether a head was loaded.
 
-    A head of another size is dropped. A head is also dropped if its genres, or their order, differ from ``labels``.
-    Raises UserError if a tensor outside the head is missing, unknown or of another shape, or if a value is not finite.
+    The head is not loaded if it has the wrong size, or if its genres or their order differ from ``labels``. Raises
+    UserError if a value is not finite, or if a tensor outside the head is missing, unknown or has the wrong shape.
     """
     state = read_weights(path)
     require_finite(state, path)
@@ -102,7 +102,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Resample a ViT's position embeddings to this image size, as timm does. Return whether they had another size."""
+    """Resample a ViT's position embeddings to this image size, as timm does. Return whether they were changed."""
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False
