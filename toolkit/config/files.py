@@ -29,9 +29,9 @@ CONSTANTS: dict[str, Any] = {
 
 
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
-    """Convert keys of earlier versions to the current keys in the nested mapping ``config``.
+    """Replace keys of earlier versions by the current keys in the nested mapping ``config``.
 
-    Remove the keys in CONSTANTS. Return the removed keys whose values differ from CONSTANTS, as key → value. Options of
+    Remove the keys in CONSTANTS. Return those whose values differ from CONSTANTS, as key → value. Options of
     losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
 
     typed: keys given on the command line. The old name of a typed key in ``config`` is ignored.

@@ -118,7 +118,7 @@ class ToolkitFile(msgspec.Struct):
 
 
 class PretrainedFile(msgspec.Struct):
-    """The keys of timm's ``pretrained_cfg`` that are read. URLs in it are ignored, so nothing is downloaded."""
+    """The keys of timm's ``pretrained_cfg`` that are read. Its URLs are ignored, so nothing is downloaded."""
 
     input_size: tuple[Literal[3], Side, Side]
     crop_pct: Annotated[float, msgspec.Meta(ge=LEAST_CROP_PCT, le=1)]

@@ -73,7 +73,7 @@ class ModelConfig:
     weights: str | None = None
     """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
     head: values.HeadKind = "mlp"
-    """linear: one layer. mlp: hidden layers. levels, ensemble: one layer, mlps on the backbone's last two stages."""
+    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages."""
     hidden: values.Widths = (1024, 512)
     """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
     members: Annotated[int, between(1, values.MAX_MEMBERS)] = 8
@@ -85,7 +85,7 @@ class ModelConfig:
     drop_path: UnderOne = 0.0
     """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
-    """Frozen modules: 'stem' (first layers), 'backbone' (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
+    """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
     checkpointing: bool = False
     """Recompute activations in the backward pass. This saves memory and takes about a third more time."""
 
@@ -162,11 +162,11 @@ class TrainConfig:
     auto_batch: bool = False
     """At the start, increase accumulation until an update fits in memory. The global batch does not change."""
     feature_views: Annotated[int, or_more("no cache")] = 0
-    """Number of crops to cache per image, for a frozen backbone. 90,000 images x 3,072 features x 4 crops need 4.4 GB."""
+    """Number of crops to cache per image (frozen backbone). 90,000 images x 3,072 features x 4 crops need 4.4 GB."""
     feature_cache: values.Folder = None
     """Folder of cached features, which runs with the same backbone and shards can share. null means OUT/features."""
     standardize: bool = False
-    """Scale cached features to mean 0 and standard deviation 1. The first layer of the saved head includes the scaling."""
+    """Scale cached features to mean 0 and deviation 1. The first layer of the saved head includes the scaling."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the processes, for a model that does not fit on one GPU."""
     sync_batchnorm: bool = False
@@ -196,7 +196,7 @@ class DecideConfig:
     calibration: Literal["auto", "none", "temperature", "platt"] = "auto"
     """Calibration of the probabilities. auto: the best method that clearly helps on held-out samples, or none."""
     max_micro_f_loss: UnderOne = option(0.01, old=("--slack",))
-    """With aim f1 or f0.5: limit on the relative loss of micro-F by thresholds per genre. 0 allows no loss."""
+    """Largest accepted relative loss of micro-F by thresholds per genre, with aim f1 or f0.5. 0 accepts no loss."""
 
 
 @dataclass

@@ -64,7 +64,7 @@ class PinnedBuffer:
         return self.device_memory[:size]
 
     def release(self) -> float:
-        """Record that all work on the buffer has been queued. Return the duration of the copy in seconds, or 0 if unknown."""
+        """Record that all work on the buffer is queued. Return the copy's duration in seconds, or 0 if unknown."""
         if self._events is None:
             return 0.0
         self._used = torch.cuda.Event()

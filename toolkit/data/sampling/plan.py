@@ -57,7 +57,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The training samples of any update, for any rank and world size. A step is the number of an update in its epoch."""
+    """The training samples of each update, for any rank and world size. A step is an update's number in its epoch."""
 
     order: Order
     global_batch: int

@@ -4,14 +4,14 @@ The repeat factor of a sample (Gupta, Dollár, Girshick 2019, "LVIS") is sqrt(t 
 prevalence of the sample's rarest genre in the split, and t is data.repeat_below. LVIS rounds each factor at random, so
 its epochs differ in length. This module uses systematic sampling (Madow 1949) with integers instead:
 
-- For N samples, an epoch has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that their
-  sum is exactly M - N.
+- For N samples, an epoch has M = N + round(sum of (factor - 1)) positions. The terms factor - 1 are scaled so that
+  their sum is exactly M - N.
 - A sample with the scaled factor r is used floor(r) or ceil(r) times per epoch.
 - The number of uses depends only on seed and epoch. Its mean over several epochs is close to r.
 
 Each sample has an interval on a line of length M. The interval's length is the scaled factor. M pointers lie on the
-line at a distance of 1. Each pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the golden
-ratio. A table with 8 bytes per sample holds the line, in units of 2^-32. Finding n samples takes n * log N operations.
+line at a distance of 1. A pointer selects the sample in whose interval it lies. In each epoch, all pointers move by the
+golden ratio. A table with 8 bytes per sample holds the line, in units of 2^-32. Finding n samples takes O(n log N).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Order(Protocol):
         """Return the (stop - start,) int64 keys of samples start..stop-1 in the order of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return the (m,) shards in use from position ``start`` of the epoch, in order. None for order global."""
+        """Return the (m,) shards from position ``start`` to the end of the epoch, in order. None for order global."""
 
 
 class GlobalOrder:

@@ -140,7 +140,7 @@ class ShardReader:
 
     @contextlib.contextmanager
     def in_order(self, prefetch: bool = True) -> Iterator[None]:
-        """Prefetch remote shards for the code in a ``with`` block, which should read all samples in order."""
+        """Prefetch remote shards in a ``with`` block. The code in the block should read all samples in order."""
         self.begin(range(len(self.shards)), (), IN_ORDER, prefetch)
         try:
             yield

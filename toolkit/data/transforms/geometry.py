@@ -80,7 +80,7 @@ class DeviceGeometry:
     """Crop and resize the images of one batch on a device. The images are stored one after another in one buffer."""
 
     def __init__(self, views: Views, starts: np.ndarray, pitches: np.ndarray, denominators: np.ndarray) -> None:
-        """``starts``: (n,) buffer indices of the images' first pixels. ``pitches``: (n,) widths of the decoded images."""
+        """``starts``: (n,) buffer indices of the images' first pixels. ``pitches``: (n,) widths of decoded images."""
         ratio = denominators[:, None].astype(np.float64)
         boxes = views.boxes / ratio
         # all pixels that the box covers, also those that it covers only in part
@@ -118,7 +118,7 @@ class DeviceGeometry:
     def _cut(
         self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Return the (n, S, S, 3) samples for the n rows of ``table``. No crop is larger than ``width`` x ``height``."""
+        """Return the (n, S, S, 3) samples for the rows of ``table``. Crops are at most ``width`` x ``height``."""
         device = pixels.device
         scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
         corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()

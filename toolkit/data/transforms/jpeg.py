@@ -53,8 +53,9 @@ def decode_rows(
 ) -> np.ndarray:
     """Decode the first ``rows`` rows of a ``width`` x ``height`` image at 1/``denominator`` of its size.
 
-    Decoding can change the header in ``data``. ``out`` is flat uint8 memory, at least as large as the result. Returns the part of ``out`` with the RGB pixels, (scaled(rows), scaled(width), channels) uint8. A fourth
-    channel has no meaning. Raises Undecodable, or SwappedSize if ``width`` and ``height`` are exchanged.
+    ``data`` must be writable, because decoding can change its header. ``out`` is flat uint8 memory, at least as large
+    as the result. Returns the part of ``out`` with the pixels: (scaled(rows), scaled(width), channels) uint8 RGB. A
+    fourth channel has no meaning. Raises Undecodable, or SwappedSize if ``width`` and ``height`` are exchanged.
     """
     shape = (scaled(rows, denominator), scaled(width, denominator), channels)
     target = out[: shape[0] * shape[1] * channels].reshape(shape)
@@ -71,7 +72,7 @@ def decode_rows(
 
 
 def plain_jpeg(data: memoryview | bytes) -> JpegHeader | None:
-    """Return the header if ``data`` is a complete, upright, grey or RGB JPEG for libjpeg. Else return None."""
+    """Return the header of a complete, upright, grey or RGB JPEG that libjpeg can decode. Else return None."""
     try:
         header = read_jpeg_header(data)
         if header is None or header.components not in (1, 3) or header.orientation != 1:
