@@ -251,7 +251,9 @@ def test_print_config_is_yaml_of_every_key(tmp_path: Path):
 
 def _field_sources() -> str:
     """Text of the modules that define the configuration's sections."""
-    return "".join((ROOT / "toolkit" / "config" / f"{name}.py").read_text() for name in ("schema", "augmentation_registry"))
+    return "".join(
+        (ROOT / "toolkit" / "config" / f"{name}.py").read_text() for name in ("schema", "augmentation_registry")
+    )
 
 
 def test_every_field_says_why():
