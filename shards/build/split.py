@@ -67,7 +67,7 @@ def _ordered_groups(ids: Sequence[str], groups: NDArray[np.int64], seed: int) ->
 
 
 def _group_counts(labels: Sequence[Sequence[int]], group: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Count the samples of each group with each used label. The last column is the size of the group."""
+    """Return the number of samples for each pair of group and used label. The last column has the group sizes."""
     sets = [sorted(set(row)) for row in labels]
     lengths = np.array([len(row) for row in sets], dtype=np.int64)
     flat = np.array([label for row in sets for label in row], dtype=np.int64)

@@ -99,7 +99,7 @@ class Forward:
             return ForwardOutputs(host, ready)
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
-        """Return (n, G) float32 logits of (n, S, S, 3) uint8 ``squares`` on the host, ``rows`` images at a time."""
+        """Return the (n, G) float32 logits of (n, S, S, 3) uint8 images. A forward pass gets up to ``rows`` images."""
         parts = [squares[start : start + rows] for start in range(0, len(squares), rows)]
         return np.concatenate([self(torch.from_numpy(part).to(device)).arrays()[0] for part in parts])
 
