@@ -1,4 +1,4 @@
-"""Run ``posters audit``: from the options to tables and a report."""
+"""Run ``posters audit``: audit the posters, print tables and write a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run ``posters evaluate``: from the options to tables, files and a report."""
+"""Run ``posters evaluate``: evaluate a model, print tables, and write files and the requested report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
 
 
 def _report_run(options: EvaluateOptions) -> ReportRun | None:
-    """Return the requested report, or None if none is requested. Check its options before the long evaluation."""
+    """Return the requested report, or None if none is requested. Raises UserError for invalid report options."""
     if options.report is None and not options.compare and not options.label_errors:
         return None
     from toolkit.report.run import ReportRun  # imports matplotlib, which takes a second

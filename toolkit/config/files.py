@@ -31,8 +31,8 @@ CONSTANTS: dict[str, Any] = {
 def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
     """Replace keys of earlier versions by the current keys in the nested mapping ``config``.
 
-    Remove the keys in CONSTANTS. Return those whose values differ from CONSTANTS, as key → value. Options of
-    losses that are not chosen are removed. Missing options of the chosen loss get their defaults.
+    Remove the keys in CONSTANTS. Return the removed keys whose values differ from CONSTANTS, as key → value.
+    Remove options of losses that are not chosen. Give missing options of the chosen loss their defaults.
 
     typed: keys given on the command line. The old name of a typed key in ``config`` is ignored.
     """
@@ -66,7 +66,7 @@ def as_today(config: Any, typed: Collection[str] = ()) -> dict[str, Any]:
 
 
 def check_file(path: Path, sections: set[str]) -> None:
-    """Raise UserError if a file is not valid YAML or repeats a key, or if one of its ``sections`` has no keys."""
+    """Raise UserError if a file is not valid YAML or repeats a key, or if a section in ``sections`` has no keys."""
     what = f"config file {path}"
     try:
         if path.stat().st_size > MAX_BYTES:

@@ -22,7 +22,7 @@ class Tracker(NamedTuple):
     package: str
     """Required package, or "" if there is none. The tracker is disabled if the package is not installed."""
     made_by: str
-    """MODULE:FUNCTION of a function (run folder, options) → accelerate.tracking.GeneralTracker, not yet started."""
+    """MODULE:FUNCTION. The function takes (run folder, options) and returns a GeneralTracker that is not started."""
 
 
 #: Key of train.trackers → the tracker.

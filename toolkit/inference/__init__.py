@@ -1,1 +1,1 @@
-"""Forward passes without gradients, with PyTorch or ONNX, over images or whole splits."""
+"""Compute outputs of models with PyTorch or ONNX, for images or for whole splits."""

@@ -61,7 +61,7 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
-    """Return 2 x 3 matrices, as (k, 6) float64, that map output to input coordinates in pixels from the centre."""
+    """Return 2 x 3 matrices as (k, 6) float64. They map output to input coordinates, in pixels from the centre."""
     half = side / 2.0  # torchvision shears about the upper left corner
     shear, angle = signs * _SHEAR * level, signs * _ROTATE * level
     shift = np.trunc(signs * _TRANSLATE * level * side)  # a shift by whole pixels does not blur the image

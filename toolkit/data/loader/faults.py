@@ -1,4 +1,4 @@
-"""Handle images that cannot be decoded: replace or mask them, log each once, and stop the run if there are too many.
+"""Handle images that cannot be decoded: replace or mask them, log each image once, and stop the run if too many fail.
 
 A masked sample gets no weight. A replaced sample gets the image and labels of another sample, its substitute. The
 substitute depends only on seed, epoch, sample and attempt, so world size and resumes do not change it.
@@ -69,7 +69,7 @@ class Faults:
 
 
 def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) -> None:
-    """Raise UserError, with a list of samples, if more samples are damaged than ``policy`` allows."""
+    """Raise UserError, which lists the damaged samples, if more samples are damaged than ``policy`` allows."""
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]

@@ -103,7 +103,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the batch before.
+        """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the previous batch.
 
         Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
         the source's ``read``, except Undecodable, are passed on.

@@ -89,7 +89,7 @@ class TrainPlan:
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
-        """Return the number of samples in an epoch before update ``step``. ``step`` can be steps_per_epoch."""
+        """Return how many samples of an epoch precede update ``step``. ``step`` can be steps_per_epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
         unit = math.gcd(self.group_size, self.global_batch)  # updates start at its multiples

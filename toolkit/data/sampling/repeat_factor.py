@@ -49,7 +49,7 @@ class RepeatOrder:
     ) -> None:
         """``factors``: (N,), at least 1. Shuffle like WindowOrder if ``shard_sizes`` is given, else like GlobalOrder.
 
-        WindowOrder shuffles within groups of shards. A group contains the repeats of its samples.
+        WindowOrder shuffles within groups of shards. All uses of a sample are in the same group.
         """
         if len(factors) == 0 or not factors.min() >= 1.0:
             raise ValueError("repeat factors must be at least 1")

@@ -91,7 +91,7 @@ class WindowOrder:
         return found
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """Return the shards of the group in use at position ``start`` of the epoch, and of all later groups."""
+        """Return the shards from the group that contains position ``start`` to the last group of the epoch."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]
@@ -104,7 +104,7 @@ class WindowOrder:
 
 
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. Each ``key`` gives a different one."""
+    """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. The ``key`` selects the bijection."""
     if size <= _SMALL:
         numbers = np.arange(size, dtype=np.uint64) * np.uint64(_GOLDEN)
         return np.argsort(mix64(numbers + np.uint64(key)))[positions]

@@ -41,7 +41,7 @@ class Handles:
             self.give_back(handle)
 
     def take(self, number: int) -> Handle:
-        """Return the handle of a file. Call ``give_back`` at the end, also after an error. ``use`` is slower."""
+        """Return the handle of a file. Call ``give_back`` after use, also after an error."""
         with self._lock:
             handle = self._files.get(number)
             if handle is not None:

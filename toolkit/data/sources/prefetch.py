@@ -111,7 +111,7 @@ class Prefetcher:
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
     """Return the shards that are read from ``position`` to the end of the epoch, in the order of use.
 
-    With data.order global, samples come from all shards at any time, and the result is 0 to ``count`` - 1.
+    With data.order global, samples come from all shards at any time. The result is then 0 to ``count`` - 1.
     """
     turn = order.shard_order(epoch, position)
     return list(range(count)) if turn is None else turn.tolist()

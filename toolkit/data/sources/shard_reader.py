@@ -148,7 +148,7 @@ class ShardReader:
             self.end()
 
     def begin(self, numbers: Sequence[int], following: Sequence[int], window: int, prefetch: bool = True) -> None:
-        """Prepare to read the shards ``numbers`` in this order, and then ``following``. Has no effect on local shards.
+        """Prepare to read the shards ``numbers`` in order, then shards ``following``. Has no effect on local shards.
 
         window: number of shards that are read at the same time. The next ``window`` shards are prefetched.
         prefetch: False if another process of this node prefetches the shards.

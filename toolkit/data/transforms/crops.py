@@ -59,7 +59,7 @@ class Views:
         return np.minimum(last.astype(np.int64), self.boxes[:, 3])
 
     def decoded_rows(self, denominators: np.ndarray) -> np.ndarray:
-        """Return the (n,) int64 number of rows to decode (jpeg.rows_to_decode)."""
+        """Return (n,) int64: how many rows of each image to decode (jpeg.rows_to_decode)."""
         return rows_to_decode(self.last_rows(), denominators, self.heights)
 
 

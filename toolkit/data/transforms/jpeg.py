@@ -39,7 +39,7 @@ class SwappedSize(Undecodable):
 
 
 def rows_to_decode(last: Any, denominator: Any, height: Any) -> Any:
-    """Return how many rows to decode, so that the first ``last`` rows are exact. Takes numbers or int64 arrays."""
+    """Return how many rows must be decoded so that the top ``last`` rows are exact. Takes numbers or int64 arrays."""
     return np.minimum(height, -(-(last + 2 * denominator) // BLOCK_ROWS) * BLOCK_ROWS)
 
 
