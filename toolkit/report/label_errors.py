@@ -41,7 +41,7 @@ class LabelError:
 
 
 def have_cleanlab() -> bool:
-    """Return whether cleanlab is installed. Do not import cleanlab, since the import takes seconds."""
+    """Return whether cleanlab is installed, without the slow import of cleanlab."""
     return not absent("cleanlab")
 
 
