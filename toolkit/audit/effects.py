@@ -100,7 +100,7 @@ class Ratio:
 
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
-    """Return the mean of ``text`` divided by the mean of ``control``, with an interval. Both have a value per poster."""
+    """Return mean ``text`` / mean ``control`` with an interval. Both arrays are (n,), with one value per poster."""
     count = len(text)
     if not count:
         return Ratio(None, None, None, None, None, 0)

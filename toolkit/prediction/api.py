@@ -223,7 +223,7 @@ class _Unread(ValueError):
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many images as a list. Replace an open file by its bytes, since it can be read once."""
+    """Return a list of the images. Replace each open file by its bytes, since an open file can be read only once."""
     one: Any = images
     if isinstance(images, np.ndarray):
         single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")
