@@ -79,7 +79,7 @@ class ShardChunk:
         return self.shard.samples
 
     def content(self) -> Content:
-        """Return two digests: of the tar file of the shard, and of its index."""
+        """Return the digests of the shard's tar file and index."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:

@@ -123,7 +123,7 @@ class Parquet(Format):
 
 
 class Csv(Format):
-    """A CSV table. Genres are joined by ``|``, and numbers are exact. A row with an error has empty numbers.
+    """A CSV table. Genres are joined by ``|``, and numbers are exact. In a row with an error, the numbers are empty.
 
     For a few images, genres are sorted by probability, and the column ``error`` comes before the numbers.
     """
