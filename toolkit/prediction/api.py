@@ -62,7 +62,7 @@ class Predictor:
         return dict(zip(self.genres, self.folder.thresholds.tolist(), strict=True))
 
     def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
-        """Return (n, 3, S, S) float32 inputs of ``model``, on the device of the model. Raises UserError for an unreadable image."""
+        """Return (n, 3, S, S) float32 inputs, on the device of the model. Raises UserError for an unreadable image."""
         transform = RawTransform(self.folder.preprocessing)
         squares = []
         for number, image in enumerate(_listed(images)):
