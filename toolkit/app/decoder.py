@@ -78,7 +78,7 @@ class Decoder:
         return Image.fromarray(found)
 
     def _results(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Run jobs (function, path, argument) in a child process. Yield a result per job, or a Refused if slow."""
+        """Run jobs (function, path, argument) in a child process. Yield each result, or a Refused if the job fails."""
         end = time.monotonic() + UPLOAD_SECONDS
         child: _Child | None = None
         try:

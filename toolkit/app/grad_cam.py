@@ -34,7 +34,7 @@ class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """``model``: timm model in evaluation mode. Raises UserError without captum, NoHeatMap if there is no map."""
+        """``model``: timm model in evaluation mode. Raises UserError without captum, and NoHeatMap if no map exists."""
         captum = require_extra("app", "a heat map", "captum")
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
@@ -59,7 +59,7 @@ class GradCam:
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
-        """In this context, captum observes the output of the last stage, or the input of a ViT's last block."""
+        """Inside ``with``, let captum observe the output of the last stage, or the input of a ViT's last block."""
 
         def after(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return self._through(output)

@@ -86,7 +86,7 @@ class Guard:
         return self._size_refusal(scope, headers, route)
 
     def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        """Return ``receive`` with a counter: each file adds FILE_OVERHEAD bytes to the uploads of its client."""
+        """Wrap ``receive``: for each received file, add FILE_OVERHEAD bytes to the uploads of the client."""
         client, end = (scope.get("client") or ("",))[0], b""
 
         async def counted() -> MutableMapping[str, Any]:

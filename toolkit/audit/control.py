@@ -56,7 +56,7 @@ def generator(seed: int, sample_id: str, draw: int) -> np.random.Generator:
 
 
 def visible(mask: np.ndarray, view: Box) -> int:
-    """Return the number of mask pixels inside ``view`` (left, top, right, bottom), the part that the model uses."""
+    """Return the number of mask pixels inside ``view`` (left, top, right, bottom), the crop of the model."""
     left, top, right, bottom = view
     return int(mask[top:bottom, left:right].sum())
 
@@ -140,7 +140,7 @@ class Places:
         return places[off <= max(VIEW_TOLERANCE, off.min())]
 
     def _visible(self, piece: Piece, places: np.ndarray) -> np.ndarray:
-        """For each of n places of the region, return the number of its pixels inside the model's crop."""
+        """Return for each of n places how many pixels of the region are inside the model's crop."""
         height, width = piece.shape.shape
         sums = np.zeros((height + 1, width + 1), np.int64)
         sums[1:, 1:] = piece.shape.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)

@@ -46,7 +46,7 @@ class Effect:
     flips: np.ndarray
     """(n,) share of genres for which the prediction (yes or no) changed, with the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) 1 if the prediction (yes or no) of any genre changed, else 0. For controls, the mean of these numbers."""
+    """(n,) numbers: 1 if the prediction (yes or no) of any genre changed, else 0. For controls, their mean."""
 
     def take(self, rows: np.ndarray) -> Effect:
         return Effect(**{name: values[rows] for name, values in vars(self).items()})
@@ -100,7 +100,7 @@ class Ratio:
 
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
-    """Return the mean of ``text`` divided by the mean of ``control``, with an interval. Both are (n,), per poster."""
+    """Return mean ``text`` / mean ``control`` with an interval. Both arrays are (n,), with one value per poster."""
     count = len(text)
     if not count:
         return Ratio(None, None, None, None, None, 0)

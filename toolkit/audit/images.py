@@ -81,7 +81,7 @@ class Areas:
     text: float
     text_in_view: float
     control: float
-    """Mean over the controls, like ``control_in_view``. The view is the part of the poster that the model uses."""
+    """Mean over the controls. ``control_in_view`` is the mean for the part of the poster that the model uses."""
     control_in_view: float
     crowded: int
     """Number of controls in which at least one moved region overlaps the text or another region."""

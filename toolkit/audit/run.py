@@ -55,7 +55,7 @@ class Audited:
 
 
 def fill_maker(model: Path | None) -> FillMaker:
-    """Return a function from a name to a painting method. ``model`` is the ONNX file of the method "model"."""
+    """Return a function that returns a painting method by its name. The method "model" uses the ONNX file ``model``."""
 
     @cache
     def fill(name: str) -> Fill:

@@ -62,7 +62,7 @@ class Predictor:
         return dict(zip(self.genres, self.folder.thresholds.tolist(), strict=True))
 
     def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
-        """Return (n, 3, S, S) float32 inputs of ``model`` on its device. Raises UserError for an unreadable image."""
+        """Return (n, 3, S, S) float32 inputs, on the device of the model. Raises UserError for an unreadable image."""
         transform = RawTransform(self.folder.preprocessing)
         squares = []
         for number, image in enumerate(_listed(images)):
@@ -223,7 +223,7 @@ class _Unread(ValueError):
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one image or many images as a list. Replace open files by their bytes, since a second read gives none."""
+    """Return a list of the images. Replace each open file by its bytes, since an open file can be read only once."""
     one: Any = images
     if isinstance(images, np.ndarray):
         single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")

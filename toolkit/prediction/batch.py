@@ -76,7 +76,7 @@ class Job:
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError if its inputs or options differ."""
+        """Return whether the file of a chunk is complete. Raises UserError for other data or options."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 

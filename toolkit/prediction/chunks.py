@@ -54,7 +54,7 @@ class OpenChunk:
 
     source: Source
     transforms: Transforms
-    """Makes the transform of each batch, from images to model inputs."""
+    """Makes the transform that turns the images of a batch into model inputs."""
     ids: Callable[[], list[str]]
     """Returns the ids of the samples, in order."""
     content: Content
@@ -79,7 +79,7 @@ class ShardChunk:
         return self.shard.samples
 
     def content(self) -> Content:
-        """Return two digests: of the tar file of the shard, and of its index."""
+        """Return the digests of the shard's tar file and index."""
         return {"content": self.shard.sha256, "index": self.shard.index_sha256}
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
@@ -144,7 +144,7 @@ def folder_chunks(root: Path, paths: Sequence[Path]) -> list[Chunk]:
 
 
 def fetched_ahead(chunks: Sequence[Chunk], numbers: Iterable[int]) -> Iterator[int]:
-    """Yield the chunk ``numbers``. Shards at a URL are downloaded one shard ahead, in a thread."""
+    """Yield ``numbers``, the indices of chunks. For shards at a URL, a thread downloads the next shard in advance."""
     stop, before = threading.Event(), -1
     try:
         for number in numbers:

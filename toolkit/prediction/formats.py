@@ -69,7 +69,7 @@ class Format:
     """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """printable: escape control characters always. exact: escape them only on a terminal. Empty: not for the screen."""
+    """Control characters are escaped always (printable) or only on a terminal (exact). Empty: not for the screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""
@@ -85,7 +85,7 @@ class Format:
         raise NotImplementedError
 
     def begins(self, stream: IO[str], columns: list[str]) -> bool:
-        """Return whether a file starts in this format with these genre columns. The file can be truncated."""
+        """Return whether the start of a file has this format and these genre columns. The file can be truncated."""
         raise NotImplementedError
 
 
@@ -123,7 +123,7 @@ class Parquet(Format):
 
 
 class Csv(Format):
-    """A CSV table. Genres are joined by ``|``, and numbers are exact. A row with an error has empty numbers.
+    """A CSV table. Genres are joined by ``|``, and numbers are exact. In a row with an error, the numbers are empty.
 
     For a few images, genres are sorted by probability, and the column ``error`` comes before the numbers.
     """

@@ -22,7 +22,7 @@ MAX_ROWS = 12
 
 
 def cooccurrence(targets: BoolArray) -> FloatArray:
-    """Return (G, G): of the posters with genre g (row), the share with genre h (column). NaN if none has g."""
+    """Return (G, G) shares of genre h (column) among the posters with genre g (row). NaN if no poster has g."""
     truth = targets.astype(np.float64)
     support = truth.sum(axis=0)
     shares = ratio(truth.T @ truth, support[:, None])
@@ -71,14 +71,14 @@ class Substitutions:
 
     @property
     def share(self) -> FloatArray:
-        """Of the posters where genre g (row) was missed and h (column) is not true, the share where h was named."""
+        """Rate at which genre h (column) is wrongly named on posters without h where genre g (row) was missed."""
         return ratio(self.count, self.could)
 
     @property
     def times_usual(self) -> FloatArray:
         """``share`` divided by ``usual``, the rate at which genre h is wrongly named on all posters without h.
 
-        NaN on the diagonal, if ``could`` < `MIN_POSTERS`, and if ``count`` and ``could * usual`` are both below 2.
+        NaN on the diagonal and for few posters: ``could`` < `MIN_POSTERS`, or ``count`` and ``could * usual`` both < 2.
         """
         times = ratio(self.share, np.broadcast_to(self.usual, self.share.shape))
         expected = self.could * self.usual

@@ -80,7 +80,7 @@ class ReportInputs:
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
-        """Return whether the model was trained on another shard set. These samples can be in its training data."""
+        """Return whether the model was trained on another shard set, which can contain the samples of this report."""
         return outputs.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 
     def genres_of(self, sample: int) -> list[str]:

@@ -1,8 +1,8 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
-For a genre, the label of a poster is yes or no. A label is suspected if the model's probability of the opposite label
-is high: above the mean of this probability on the posters with the opposite label. The model must not have been
-trained on the samples, so use a test or validation split.
+For a genre, the label of a poster is yes or no. A label is suspected if the model gives the opposite label a high
+probability. High means above the mean of this probability on the posters that have the opposite label. The model must
+not have been trained on the samples, so use a test or validation split.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LabelError:
 
 
 def have_cleanlab() -> bool:
-    """Return whether cleanlab is installed. Do not import cleanlab, since the import takes seconds."""
+    """Return whether cleanlab is installed, without the slow import of cleanlab."""
     return not absent("cleanlab")
 
 

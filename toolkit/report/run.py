@@ -106,6 +106,6 @@ def run_names(model: Path, other: Path | None) -> tuple[str, str]:
 
 
 def command_line() -> str:
-    """Return the command line without passwords. It starts with `posters evaluate`, for launch/evaluate.py as well."""
+    """Return the command line without passwords. It starts with `posters evaluate`, even in launch/evaluate.py."""
     words = [without_secrets(word) for word in sys.argv[1:]]  # a password in a URL must not be on the page
     return shlex.join(["posters", "evaluate", *(words[1:] if words[:1] == ["evaluate"] else words)])

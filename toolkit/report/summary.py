@@ -73,7 +73,7 @@ def _strongest(draws: dict[str, Draws], metric: str) -> str:
 
 
 def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[str, Any]:
-    """Return one row of a comparison table. ``beside`` is the name of the baseline. Empty if there is no baseline."""
+    """Return one row of a comparison table. ``beside`` is the name of the baseline, or an empty string."""
     difference = paired_difference(draws[MODEL], draws[key])[metric]
     return {
         "metric": metric,

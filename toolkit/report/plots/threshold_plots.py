@@ -98,7 +98,7 @@ def precision_recall_steps(truth: BoolArray, scores: FloatArray) -> tuple[FloatA
 def precision_recall_plot(
     name: str, genre: str, truth: BoolArray, scores: FloatArray, point: tuple[float, float] | None, ap: float
 ) -> Plot:
-    """Plot one genre. ``point`` is (recall, precision) at its threshold. None if the genre is never predicted."""
+    """Plot one genre. ``point`` is (recall, precision) at its threshold, or None if the genre is never predicted."""
     figure, axes = new_figure(SMALL)
     recall, precision = precision_recall_steps(truth, scores)
     axes.axhline(truth.mean(), color=GREY, linewidth=1.0, linestyle=":")
