@@ -99,7 +99,7 @@ def standard_streams() -> Iterator[Output]:
 
 
 def _encoding_all(stream: TextIO | None) -> TextIO:
-    """Make a stream escape characters that its encoding cannot write. If ``stream`` is None, return a null stream."""
+    """Escape characters that the encoding of ``stream`` cannot write. If ``stream`` is None, return a null stream."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):

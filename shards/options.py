@@ -33,7 +33,7 @@ class Option:
     hidden: bool = False
     """Whether only Python code can set the field. A hidden field is not an option of the command."""
     only: tuple[str, ...] = ()
-    """Names of the fields of a dataclass that become options. If empty, all its fields become options."""
+    """If the type is a dataclass: names of its fields that become options. Empty means all fields."""
     switch: str = ""
     """Flag that enables a field whose type is a dataclass. Without this flag the value of the field is None."""
     sections: bool = False

@@ -55,7 +55,7 @@ def _message(where: object, what: str, remedy: str, code: Code, data: bytes | st
 
 
 def problem_of(error: Exception) -> str:
-    """Return an error message of msgspec that begins with the field: ``shards[0].bytes: expected int >= 0``."""
+    """Return msgspec's error message with the field at its start: ``shards[0].bytes: expected int >= 0``."""
     text, _, at = one_line(error).partition(" - at `$")
     text = text.replace("`", "")
     field = at.removesuffix("`").removeprefix(".")

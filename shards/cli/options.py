@@ -166,7 +166,7 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """Replace an option name of an earlier version, even if shortened, by the current name. Log the replacement."""
+        """Replace an option's old name, complete or shortened, by the current name. Log the replacement."""
         name, given, value = word.partition("=")
         if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
             return word

@@ -5,7 +5,7 @@ the file is open for writing. A download holds an exclusive lock on its partial 
 systems a lock belongs to a process. So this module also records which partial files its process is writing.
 On a file system without locks, each download has a partial file of its own, and complete files are not deleted.
 
-Other users may be able to write to the folder. A file is used only if it is a regular file of this user or of root, has
+Other users can have write access to the folder. A file is used only if it is a regular file of this user or root, has
 one hard link, and is not writable for other users. Any other file, link or folder of the same name is removed.
 """
 
@@ -53,7 +53,7 @@ class OwnFiles:
             self.uid, self._modes = os.geteuid(), True
 
     def lock(self, descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-        """Lock like file_locks.locked. If the file system has no locks, set ``self.locks`` to False and return True."""
+        """Lock with file_locks.locked. If the file system has no locks, set ``self.locks`` to False and return True."""
         if not self.locks:
             return True
         try:
@@ -66,12 +66,12 @@ class OwnFiles:
             return True
 
     def owns(self, facts: os.stat_result) -> bool:
-        """Return whether the file comes from this user or root, and no other user can have changed it."""
+        """Return whether the file belongs to this user or root, and no other user can change it."""
         own = stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_uid in (self.uid, 0)
         return own and not (self._modes and facts.st_mode & _WRITABLE_BY_OTHERS)
 
     def open(self, path: Path, flags: int = os.O_RDONLY) -> int | None:
-        """Return a descriptor of this user's file, or None. Any other file or link at this path is deleted."""
+        """Return a descriptor of this user's file, or None. An untrusted file or a link at this path is deleted."""
         try:
             descriptor = os.open(path, flags | _OPEN)
         except FileNotFoundError:
@@ -91,7 +91,7 @@ class OwnFiles:
         return None
 
     def open_to_delete(self, path: Path) -> int | None:
-        """Like ``open``, but for writing if permitted. NFS requires this for an exclusive lock."""
+        """Open the file as ``open`` does, but also for writing if permitted. On NFS, an exclusive lock needs this."""
         if (descriptor := self.open(path)) is None:
             return None
         with contextlib.suppress(OSError):  # not permitted for a file of root, or on a read-only disk
@@ -111,7 +111,7 @@ class OwnFiles:
         raise OSError(errno.EEXIST, "another user repeatedly creates this file", str(path))
 
     def read(self, path: Path, most: int) -> bytes | None:
-        """Return the first ``most`` bytes of this user's file. None if there is no such file."""
+        """Return at most ``most`` bytes from the start of this user's file. None if there is no such file."""
         if (descriptor := self.open(path)) is None:
             return None
         with open(descriptor, "rb") as stream:

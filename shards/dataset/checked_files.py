@@ -67,7 +67,7 @@ def _fresh(mark: Path) -> bool:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete the records of old checks. Keep lock files, because other processes may wait for these files."""
+    """Delete the records of old checks. Keep lock files, because other processes can be waiting for these files."""
     for entry in list(folder.iterdir()):
         if len(entry.name) == 64 and not _fresh(entry):
             entry.unlink(missing_ok=True)

@@ -106,7 +106,7 @@ class LocalShards(ShardStore):
             require_digest(index_bytes(tar), index_path(tar), shard)
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
-        """Like ShardStore.open_tar. Also raises UserError if the tar was replaced after its first check."""
+        """See ShardStore.open_tar. A UserError is also raised if the tar was replaced after its first check."""
         path = self.root / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))

@@ -148,7 +148,7 @@ def group_duplicates(
 
 
 class _Groups:
-    """Components of a graph. Its nodes are all pictures, then all files. `labels[i]` is the component of node i."""
+    """Components of a graph. Its nodes are the pictures, then the files. `labels[i]` is the component of node i."""
 
     def __init__(self, nodes: int, signatures: NDArray[np.uint8]) -> None:
         self.labels: NDArray[np.int64] = np.arange(nodes)
@@ -212,7 +212,7 @@ def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int
 
 
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
-    """Yield index pairs of hashes that differ in at most `distance` bits, also the pairs (i, i). Pairs may repeat.
+    """Yield index pairs of hashes that differ in at most `distance` bits. Pairs (i, i) are included. Pairs can repeat.
 
     A table holds one quarter of each hash (16 bits). Let two hashes differ in at most r bits. Then in one of the first
     r % 4 + 1 tables they differ in at most r // 4 bits, or in one of the other tables in at most r // 4 - 1 bits.

@@ -68,7 +68,7 @@ def walk_folders(folder: Path, walk: Walk) -> Iterator[tuple[str, list[str]]]:
 def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], list[str]]:
     """Return the paths of the folders and of the files in ``subfolder``. Paths of folders end with a slash.
 
-    All paths are relative to ``folder``. Errors and the number of files that are not images are added to ``walk``.
+    All paths are relative to ``folder``. ``walk`` collects the errors and counts the files that are not images.
     """
     folders, files = [], []
     try:

@@ -103,7 +103,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _gif_image(data: bytes, at: int = 0) -> int:
-    """Return the offset of the first image descriptor at or after ``at``, or 0 if there is none."""
+    """Search from offset ``at``. Return the offset of the first image descriptor, or 0 if there is none."""
     if not at:
         flags = data[10] if len(data) > 10 else 0
         at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)

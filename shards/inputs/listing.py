@@ -102,7 +102,7 @@ class NoFolder(UserError):
 def _groups_with_files(folder: Any, begins: Mapping[str, str]) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
     """Yield (keys, files) for groups of the keys. ``begins`` maps each key to the prefix of its file names.
 
-    files: relative path → file information from the store. It contains all files that begin with these prefixes.
+    ``files`` maps relative paths to file information from the store. All paths with these prefixes are included.
     """
     with as_user_error("list", folder):
         folder.fs.invalidate_cache()
@@ -129,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Group sorted (prefix, key) pairs. Yield (common prefix, pairs). known: number of equal first letters."""
+    """Group sorted (prefix, key) pairs, whose first ``known`` letters are equal. Yield (common prefix, pairs)."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))

@@ -184,7 +184,7 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
     """Write one row per id, and all rejections, to ``out``.
 
     Rows with the same id are joined if every row of the CSV has one genre, and at least a tenth of the ids have rows
-    with different genres. If not, only the first row of an id is used, because the same id can be a mistake. If one
+    with different genres. If not, only the first row of an id is used, because a repeated id can be a mistake. If one
     row of an id is unreadable, all rows of this id are rejected, because its genres are incomplete.
     """
     by_id: dict[str, list[Row]] = {}

@@ -63,7 +63,7 @@ def is_named(table: Table, at: int) -> bool:
 
 
 def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
-    """Raise UserError if the first line contains a list, or if its cell of genres contains only known ``labels``."""
+    """Raise UserError if the first line contains a list, or if its genre cell contains only known ``labels``."""
     header = [name.strip() for name in table.header]
     genres = () if genres_at is None else header[genres_at].split(separator)
     are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
@@ -154,7 +154,7 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _mostly_unique(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether the labels of at least ``share`` of the posters occur only once. False for under MANY posters."""
+    """Return whether at least this share of the posters has only labels that occur once. False below MANY posters."""
     labels = Counter(label for genres in samples for label in genres)
     unique = sum(all(labels[label] == 1 for label in genres) for genres in samples)
     return len(samples) >= MANY and unique >= share * len(samples)

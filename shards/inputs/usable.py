@@ -65,7 +65,7 @@ def problem_with_rows(
     """Return a message if no row has an image or too many rows are unreadable, else "". Log rows without an image.
 
     limit: largest share of unreadable rows among the rows with an image. pixels: whether rows with unreadable images
-    count as unreadable. Posters that `fetch` or `clean` listed in rejected.csv in the image folder do not count.
+    count as unreadable. Posters that `fetch` or `clean` rejected before (see rejected.csv) do not count.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
     there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
