@@ -38,7 +38,7 @@ def require_unique_names(found: Sequence[Contents]) -> None:
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Copy genres from CSV rows to samples. Reject samples without a row. Raises UserError if a row fits two."""
+    """Copy genres of CSV rows to samples. Reject samples without a row. Raises UserError if a row fits two samples."""
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])

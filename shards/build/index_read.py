@@ -165,7 +165,7 @@ def id_of(record: dict[str, Any], key: str) -> str:
 
 
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """Return the genres in ``field`` of a JSON, or () without the field. Raises Unusable if the genres are invalid."""
+    """Return the genres in a JSON's ``field``, or () if it is missing. Raises Unusable if the genres are invalid."""
     if (value := record.get(field) if field else None) is None:
         return ()
     if not isinstance(value, (list, str)):

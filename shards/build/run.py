@@ -80,7 +80,7 @@ class BuildOptions(PostersOptions):
     text: TextRemoval | None = option(None, switch="--text-removal")
     """Remove the text from the posters before they are packed, as `posters clean` does."""
     split_like: StoragePath | None = option(None, parse=storage_path)
-    """Give each poster its split in this other shard set, so that models of both sets can be compared. A new
+    """Give each poster the split that it has in this other shard set. Models of both sets can then be compared. A new
     poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""

@@ -98,7 +98,7 @@ def _targets(counts: NDArray[np.int32], shares: NDArray[np.float64]) -> NDArray[
 
 
 def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Place labels with few unplaced samples first, and large groups before small ones. Return (groups,) splits."""
+    """Return each group's split. Place labels with few unplaced samples first, and large groups before small ones."""
     placed = np.full(len(counts), -1, dtype=np.int64)
     size = counts[:, -1]
     order = np.argsort(-size, kind="stable")
@@ -131,7 +131,7 @@ def _stratify(counts: NDArray[np.int32], targets: NDArray[np.float64]) -> NDArra
 
 
 def _repair(counts: NDArray[np.int32], targets: NDArray[np.float64], placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Move and swap groups until all counts are within their tolerances. Return the best (groups,) splits.
+    """Move and swap groups until all counts are within their tolerances. Return each group's best split.
 
     The cost is a weighted sum of the squared distances from the targets. Each step is the move or swap that lowers the
     cost most. In a local minimum, counts outside their tolerance get a larger weight. Groups with equal counts form a
@@ -217,7 +217,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Move as few groups as possible. ``before`` and ``after`` are the (kinds, splits) numbers of groups."""
+    """Move as few groups as possible to change their (kinds, splits) numbers from ``before`` to ``after``."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

@@ -108,7 +108,7 @@ def encode(image: Image.Image, quality: int) -> bytes:
 
 
 def of_own_places(ids: Sequence[str], out: StoragePath, ours: Iterable[str]) -> tuple[list[str], list[Rejection]]:
-    """Return the ids with unique poster paths in ``out``, and rejections. ``ours``: names of this command's files."""
+    """Return ids with unique poster paths in ``out``, and reject other ids. ``ours``: names of this command's files."""
     key = place_key(out)
     taken = {key(name) for name in ours}
     places: dict[str, str] = {}

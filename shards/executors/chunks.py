@@ -51,7 +51,7 @@ def write_result(file: StoragePath, state: str, **answer: Any) -> None:
 
 
 def read_result(file: StoragePath | bytes, state: str) -> dict[str, Any]:
-    """Return the result in ``file`` (a path, or the content). Empty if there is no file or its state differs."""
+    """Return the result in ``file`` (a path, or the content). Empty if ``file`` has no result with this ``state``."""
     try:
         found = json.loads(file if isinstance(file, bytes) else file.read_bytes())
         return found if found["state"] == state else {}

@@ -1,8 +1,8 @@
 """Run tasks on the workers of a Dask scheduler. Functions, tasks and results are the same as on this machine.
 
 Only tasks and their results are sent. Workers read and write posters and shards directly in the store or the shared
-file system. Each worker is checked before its first task. The worker must have access to the same folders. The
-libraries that determine the output bytes must have the same versions. So results do not depend on the cluster.
+file system. Each worker is checked before its first task. It must have access to the same folders as this machine.
+The libraries that determine the output bytes must have the same versions. So results do not depend on the cluster.
 
 If a worker dies, Dask runs its tasks on another worker. If more than
 ``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
@@ -94,7 +94,7 @@ class DaskExecutor:
 
     ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must have access to
     the local folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost, or if a
-    worker cannot read these folders or has different library versions.
+    worker cannot read these folders or its library versions differ from this machine's.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class Backend(Protocol):
     """Whether all tasks run on this machine, so that a full disk affects every task."""
 
     def room(self) -> int:
-        """Return the largest allowed number of submitted, unfinished tasks. The limit saves memory."""
+        """Return how many submitted tasks can be unfinished at the same time. This limit saves memory."""
 
     def submit(self, number: int) -> None: ...
 

@@ -137,7 +137,7 @@ def recall(
 ) -> tuple[set[str], dict[str, Rejection]]:
     """Read the results of earlier runs. ``urls`` maps the ``key`` (files.place_key) of each id to its current link.
 
-    Returns the keys of ids whose poster came from a different link. Also returns the rejections that are still
+    Returns the keys of ids whose poster came from an earlier link. Also returns the rejections that are still
     valid, because the link and the limits have not changed.
     """
     moved: set[str] = set()

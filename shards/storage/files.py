@@ -95,7 +95,7 @@ def write_json(path: StoragePath, value: Any) -> None:
 
 @contextlib.contextmanager
 def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]:
-    """Open a text file and keep its line ends. Largest size at a URL: LARGEST_TEXT. Raises OSError or UserError."""
+    """Open a text file and keep its line ends. LARGEST_TEXT limits the size at a URL. Raises OSError or UserError."""
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream

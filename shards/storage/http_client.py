@@ -146,7 +146,7 @@ class HttpClient:
 
 
 class _Resolver(PolicyResolver):
-    """Name resolver that returns only addresses of allowed kinds. It records the kinds of addresses of each name."""
+    """Name resolver that returns only addresses of allowed kinds. It records which kinds of addresses each name has."""
 
     def __init__(self, allowed: frozenset[str], kinds: dict[str, set[str]]) -> None:
         super().__init__(lambda address: kind_of(address) in allowed)
@@ -155,7 +155,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the allowed addresses of a host. If one was public before, private ones are refused."""
+        """Return the allowed addresses of a host. Return only public ones if the host was public before."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:

@@ -74,7 +74,7 @@ class RetryBudget:
         return now - self._since >= self.seconds or now >= self.ends
 
     def wait(self) -> None:
-        """Sleep before a retry, each time longer. The pause is random, so that processes retry at different times."""
+        """Sleep before a retry. The pauses get longer. They are random, so that processes retry at different times."""
         self.rest(self._pause * random.uniform(0.5, 1.0), self.stop)
         self._pause = min(2 * self._pause, PAUSES[1])
 

@@ -65,7 +65,7 @@ def accepted(
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """Add regions to a copy of ``painted`` and fill holes. Return the mask, and regions that exceed ``max_total``."""
+    """Add regions to a copy of ``painted`` and fill holes. Return this mask, and the regions over ``max_total``."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
         # Holes, such as in a ring of text, are filled. Polygons can then describe the mask.

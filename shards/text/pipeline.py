@@ -123,8 +123,8 @@ def remove_text(
 ) -> Removal:
     """Paint over the text of an (h, w, 3) uint8 RGB image, at most ``passes`` times.
 
-    The passes of the detector take turns until no pass finds more to paint. Each painting fills the union of all masks
-    in the original image, because an earlier painting may have spread the colour of a half-covered letter.
+    The detector's own passes search in turn until no pass finds more to paint. Each painting fills the union of all
+    masks in the original image, because an earlier painting may have spread the colour of a half-covered letter.
     """
     shape = image.shape[:2]
     result = Removal(image, np.zeros(shape, bool))
