@@ -20,7 +20,7 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message if a forward pass does not fit in memory. ``option``: the option for its number of images."""
+    """Return the message for a forward pass that needs too much memory. ``option`` sets its number of images."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"
@@ -49,7 +49,7 @@ def decode_threads(configured: int, device: torch.device | None = None) -> int:
 
 
 def own_cores() -> int:
-    """Return the number of available CPU cores, divided by the processes on this machine. It is at least 1."""
+    """Return the number of available CPU cores for each process on this machine. It is at least 1."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

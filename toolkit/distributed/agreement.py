@@ -142,7 +142,7 @@ def config_facts(config: Config) -> Facts:
 
 
 def model_facts(folder: ModelFolder, name: str = "model") -> Facts:
-    """Return all values of a model folder that change predictions. They must be equal in all processes."""
+    """Return all values of a model folder that affect predictions. They must be equal in all processes."""
     place, decisions, preprocessing = str(folder.path), folder.decisions, folder.preprocessing
     facts: dict[str, object] = {
         "weights": folder.fingerprint[:16],

@@ -83,7 +83,7 @@ def units(model: nn.Module) -> list[nn.Module]:
     """Return the units of ``model``: modules whose weights are gathered together. Inner modules come first.
 
     The model itself is not in the list. It gathers all other weights. A unit is a large module that is part of a series
-    of modules (`_is_series`), or has the class of such a part. In timm's models, units are blocks and stages.
+    of modules (`_is_series`), or has the same class as such a module. In timm's models, units are blocks and stages.
     ModuleList and Sequential are never units, because timm sometimes calls their children directly.
     """
     series = (list(module.children()) for module in model.modules() if _is_series(module))

@@ -230,7 +230,7 @@ def leave() -> None:
 
 
 def restarts_share_a_store(env: Mapping[str, str]) -> bool:
-    """Return whether torchrun gives restarted processes the store of the ended ones (pytorch issue 135712)."""
+    """Return whether torchrun keeps its store when it restarts the processes (pytorch issue 135712)."""
     return env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
 
 

@@ -98,8 +98,8 @@ def _try(setup: TrainingSetup) -> None:
 def _later_bytes(setup: TrainingSetup, micro_batch: MicroBatch) -> int:
     """Return the number of bytes that the run allocates later, in addition to the forward and backward passes.
 
-    This memory holds the optimiser's state (if it does not exist yet) and the loader's buffers on a GPU. If weights are
-    unfrozen later, it also holds DDP's buckets. They are counted for all weights.
+    This memory holds the optimiser's state (if it does not exist yet) and on a GPU the loader's buffers. If weights are
+    unfrozen later, it also holds DDP's buckets, which are as large as all weights.
     """
     accelerator = setup.accelerator
     weights = sum(p.numel() for group in setup.optimizer.param_groups for p in group["params"])

@@ -47,7 +47,7 @@ class LrCurve:
     rates: FloatArray
     """(n,) rising learning rates."""
     losses: FloatArray
-    """(n,) training loss (mean over genres) before the update at each rate."""
+    """(n,) training losses (means over genres). Each is measured before the update with its learning rate."""
     smoothed: FloatArray
     """(n,) smoothed losses."""
 
@@ -125,7 +125,7 @@ def _run(setup: TrainingSetup) -> tuple[FloatArray, FloatArray]:
 
 
 def diverged(losses: list[float]) -> bool:
-    """Return whether the last loss is not finite, or the last smoothed loss is above DIVERGED times the lowest."""
+    """Return whether the last loss is not finite, or the last smoothed loss exceeds DIVERGED times the lowest one."""
     if not np.isfinite(losses[-1]):
         return True
     smoothed = pd.Series(losses).ewm(alpha=1 - DECAY).mean()

@@ -2,7 +2,7 @@
 
 A flag is a bool on the device: whether a value is not finite. `note` sets a flag for each loss of a micro-batch, and
 `allow` sets a flag for the gradient. With train.on_nonfinite "stop", the flags are read when training waits for the
-device anyway, and `check` ends the run if one is set. With "skip", `allow` reads them and skips a bad update.
+device anyway, and `check` ends the run if a flag is set. With "skip", `allow` reads them and skips a bad update.
 
 Every rank makes the same calls and gets the same result. In fp16, infinite gradients are normal. The gradient
 scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run
@@ -59,7 +59,7 @@ class _UpdateFlags:
         return bad if self.gradient is None else bad | self.gradient
 
     def findings(self) -> _Findings:
-        """Return the findings of this update on the host. Waits for the device."""
+        """Copy this update's flags to the host, and return the findings. Waits for the device."""
         bad = [flags.cpu().numpy() for flags in self.flags]
         pairs = list(zip(self.micro_batches, bad, strict=True))
         samples = [int(i) for micro_batch, rows in pairs for i in micro_batch.indices[rows]]
@@ -138,9 +138,9 @@ class Guard:
             )
 
     def check_skipped(self, count: int, updates: int) -> None:
-        """Raise UserError, on every rank, if all ``updates`` of an epoch, or more than MAX_SKIPPED, were skipped.
+        """Raise UserError, on every rank, if too many updates of an epoch were skipped.
 
-        ``count`` is the number of skipped updates.
+        ``count`` of ``updates`` updates were skipped. The error is raised if these are all, or more than MAX_SKIPPED.
         """
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
@@ -204,7 +204,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Load the gradient scaler's state from a checkpoint. If its scale is below LEAST_SCALE, only log a warning."""
+    """Load a checkpoint's state of the gradient scaler. If its scale is below LEAST_SCALE, log a warning instead."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return

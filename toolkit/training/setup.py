@@ -83,7 +83,7 @@ def build_setup(
     out: Path,
     checkpoint: Checkpoint | None,
 ) -> TrainingSetup:
-    """Build all parts of a run except its loaders. ``readers`` read splits train and val. Called by every process."""
+    """Build all parts of a run except its loaders. ``readers`` read the splits train and val. Called on every rank."""
     train, val = readers
     fsdp, over_processes = uses_fsdp(accelerator, config), check_synced(accelerator, config)
     set_seed(config.train.seed)  # for the initial weights of the head; each update sets its own seed

@@ -2,7 +2,7 @@
 
     pixels → augment → normalise → model → loss, summed over genres → gradient of the mean over samples → step
 
-Cached features are inputs of the model without augmentation. nonfinite.py checks the loss and the gradient.
+Cached features are not augmented. nonfinite.py checks the loss and the gradient.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TrainStep:
     ) -> tuple[Batch, UserError | None]:
         """Return the next micro-batch and an error. The error is None if this rank can read its samples.
 
-        Other ranks wait for this rank's gradient. So with an error, return black images of which no row is valid.
+        Other ranks wait for this rank's gradient. So after an error, return black images, all marked as not valid.
         """
         try:
             if failure is None:

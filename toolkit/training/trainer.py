@@ -206,9 +206,9 @@ class Trainer:
         return progress(self.plan.num_samples, title, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
-        """Write a row of log.csv. Return the next row's stopwatch. It starts before this row is written.
+        """Start a stopwatch for the next row. Write a row of log.csv, and return the stopwatch.
 
-        ``sums`` (2,) are the sum of losses and the number of rows over all ranks, both 0 for a skipped update.
+        ``sums`` (2,) are the sum and the number of losses over all ranks. Both are 0 for a skipped update.
         """
         state = self.state
         self.guard.check()

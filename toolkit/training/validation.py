@@ -140,7 +140,7 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
 
 
 def better(score: float, best: float | None, monitor: str) -> bool:
-    """Return whether ``score`` is better than ``best``, the best score so far, or ``best`` is None."""
+    """Return True if ``best`` (the best score so far) is None, or if ``score`` is better than ``best``."""
     return best is None or (score < best if METRICS[monitor].better == "lower" else score > best)
 
 

@@ -74,7 +74,7 @@ class FeatureBank:
         folder: Path,
         shard_set: str,
     ) -> None:
-        """``model`` is a timm model, whose backbone computes the features. It moves to the accelerator's device."""
+        """``model`` is a timm model, whose backbone computes the features. It is moved to the accelerator's device."""
         model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.accelerator, self.model, self.config = accelerator, model, config
         self.preprocessing, self.folder, self.shard_set = preprocessing, folder, shard_set
@@ -82,7 +82,7 @@ class FeatureBank:
         self._pixels = Pixels(config, model, preprocessing, accelerator)
 
     def training_view(self, reader: ShardReader, view: int) -> Features:
-        """Return the features of the training split with the augmentation of epoch ``view``."""
+        """Return the features of the training split, augmented as in epoch number ``view``."""
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]

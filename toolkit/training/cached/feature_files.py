@@ -43,7 +43,7 @@ class Features:
     """Features of all samples of a split, computed with one augmentation of the images."""
 
     values: np.ndarray
-    """(n, F) float32 (float16 in earlier versions), mapped from a file. Rows that were not decoded are zero."""
+    """(n, F) float32 (float16 in earlier versions), mapped from a file. Zeros for samples that were not decoded."""
     decoded: np.ndarray
     """(n,) bool: whether each sample could be decoded."""
 
@@ -80,7 +80,7 @@ class FeatureWriter:
 
 
 def file_of(path: Path) -> str | None:
-    """Return the name of ``path`` (.npy) if it exists, else of an earlier version's .npz file, else None."""
+    """Return the file name of ``path`` (.npy), or of an earlier version's .npz file. None if both are missing."""
     return next((file.name for file in (path, path.with_suffix(".npz")) if file.is_file()), None)
 
 

@@ -44,7 +44,7 @@ class Head(nn.Module):
     def __init__(self, model: nn.Module, mean: torch.Tensor, deviation: torch.Tensor, dropout: float) -> None:
         """Copy the classifier of ``model``, and put ``dropout`` before it.
 
-        Features x become (x - ``mean``) / ``deviation``, both of shape (F,).
+        Features x become (x - ``mean``) / ``deviation``. ``mean`` and ``deviation`` have shape (F,).
         """
         super().__init__()
         self.mean: torch.Tensor
@@ -123,7 +123,7 @@ class Probe:
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute the features or map their files. Build a head. ``learnt``: whether the head is trained."""
+        """Compute the features or map their files. Build a head. ``learnt``: whether the head is already trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
@@ -191,7 +191,7 @@ class FeatureFeed:
         return logits, self.val.decoded
 
     def errors(self) -> int:
-        """Return the number of samples that could not be decoded. FeatureBank has checked data.max_errors."""
+        """Return how many samples could not be decoded. FeatureBank has already checked the limit data.max_errors."""
         return int((~self.val.decoded).sum() + (~self.views[0].decoded).sum())
 
     def close(self) -> None:

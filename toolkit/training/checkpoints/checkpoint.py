@@ -45,7 +45,7 @@ MODELS = ("model", "ema")
 
 @dataclass
 class Progress:
-    """Progress of a run. To resume a run, these values and the tensors are enough."""
+    """Progress of a run. A run can be resumed from these values and the saved tensors."""
 
     epoch: Count = 0
     """Current epoch, counted from 0. After the end of an epoch this is the next epoch."""
@@ -81,7 +81,7 @@ class Progress:
     def made(self) -> int:
         """Number of updates of the run that were not skipped. Learning rate and moving average depend on this number.
 
-        Earlier versions did not save left_out. It is then 0, and `made` counts all updates, as those versions did.
+        Earlier versions did not save left_out. For their checkpoints it is 0, and `made` counts all updates.
         """
         return self.updates - self.left_out
 

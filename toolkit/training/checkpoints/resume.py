@@ -77,11 +77,11 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 
 
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
-    """Return ``progress`` with the best epoch of RUN/model (``folder``). Return a message as well if they differed.
+    """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message ("" if nothing differed).
 
     RUN/model is written before its checkpoint. Their best epochs differ if the run ended between both writes, if an
     older checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the
-    run, so a later epoch replaces it only if it is better. If its own epoch is repeated, an equal score is enough.
+    run, so a later epoch replaces it only if it is better. If the run repeats the best epoch, an equal score is enough.
     """
     if progress.best_epoch < 0 and not (folder.is_dir() and any(folder.iterdir())):
         return progress, ""
@@ -111,7 +111,7 @@ def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], sha
 def _require_everywhere(
     accelerator: Accelerator, folder: Path, chosen: tuple[str, str] | None, own: list[Checkpoint]
 ) -> None:
-    """On ranks above 0, append checkpoint ``chosen`` (name, sha256) to ``own``. If one fails, all raise UserError."""
+    """On ranks above 0, append checkpoint ``chosen`` (name, sha256) to ``own``. All raise UserError if a rank fails."""
     problem = ""
     if not accelerator.is_main_process:
         try:
@@ -135,7 +135,7 @@ def _require_everywhere(
 
 
 def _read(folder: Path, chosen: tuple[str, str] | None) -> list[Checkpoint]:
-    """Return a list with the checkpoint ``chosen``, or [] if it is None. Raises UserError if ``folder`` does not match.
+    """Return [checkpoint ``chosen``], or [] for None. Raises UserError if ``folder`` has another checkpoint or none.
     The file is opened by its name, because NFS may list an old state of the folder.
     """
     if chosen is None:

@@ -102,7 +102,7 @@ def _other_genres(path: Path, labels: LabelSet) -> str | None:
 
 
 def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
-    """Resample a ViT's position embeddings to this image size, as timm does. Return whether they were changed."""
+    """Resample a ViT's position embeddings to the model's image size, as timm does. Return whether they changed."""
     name = "pos_embed"
     if not isinstance(model, VisionTransformer) or name not in state or name not in own:
         return False
