@@ -127,7 +127,7 @@ class CrossFit:
         self._made: dict[tuple[Any, ...], Any] = {}
 
     def named(self) -> BoolArray:
-        """Return (N, G) predicted labels in the original order. A choice without fold k predicts fold k."""
+        """Return (N, G) predicted labels in the original order. The choice for fold k is made without fold k."""
         result = np.empty_like(self.truth)
         result[self.order] = self._held_out(EVERYONE, lambda k: self.choose(frozenset({k})).named)
         return result
@@ -187,7 +187,11 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
+<<<<<<< HEAD
         """Return (N, G) predictions. ``namer(k)`` predicts fold k. Folds ``out`` have no predictions."""
+=======
+        """Return (N, G) labels, none for folds in ``out``. ``namer(k)`` returns the function that predicts fold k."""
+>>>>>>> r6c
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

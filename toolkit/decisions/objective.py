@@ -50,11 +50,11 @@ def parse_aim(text: str) -> Aim:
 
 
 def single_threshold(aim: Aim, truth: BoolArray, probabilities: FloatArray) -> float:
-    """Return the single threshold with the highest micro-F, or at which micro-precision or micro-recall reaches X.
+    """Return one threshold for all labels. It maximises micro-F, or reaches the precision or recall of ``aim``.
 
-    All thresholds of a range predict the same labels. `Sweep.threshold` selects one threshold of the range. If several
-    ranges have the highest micro-F, the range nearest to 0.5 is used. Of two equally near ranges, the higher one is
-    used. Without positives, the threshold is 0.5.
+    The thresholds between two neighbouring scores form a range and predict the same labels. `Sweep.threshold` selects
+    one of them. If several ranges have the highest micro-F, the range nearest to 0.5 is used. Of two equally near
+    ranges, the higher one is used. Without positives, the threshold is 0.5. Precision and recall are micro-averaged.
     """
     if not truth.any():
         return DEFAULT_THRESHOLD

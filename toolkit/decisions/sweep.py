@@ -46,11 +46,11 @@ class Sweep:
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:
-        """Return a threshold that ``position`` distinct scores reach. Return ``near`` if it is such a threshold.
+        """Return a threshold that exactly ``position`` distinct scores reach. If possible, this is ``near``.
 
         Else the threshold is halfway, in log-odds, between the lowest score that reaches it and the next lower score.
-        Small rounding differences between devices then change no prediction. For position 0, the threshold is halfway
-        between the highest score and 1.
+        Small rounding differences between devices then change no prediction. For ``position`` 0, the threshold is
+        halfway between the highest score and 1.
         """
         if near is not None and self.position(near) == position:
             return near

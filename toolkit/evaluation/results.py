@@ -58,7 +58,7 @@ class Evaluation:
     ranking: dict[str, Any]
     """Metrics of group "ranking" (toolkit/metrics/registry.py)."""
     calibration: dict[str, Any]
-    """The ``method``. ``before`` and ``after`` are dictionaries with the ``loss`` and the keys of `reliability`."""
+    """Keys ``method``, ``before`` and ``after``. The last two contain the ``loss`` and the keys of `reliability`."""
     thresholds: list[ThresholdRow]
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
@@ -155,7 +155,7 @@ def evaluate_arrays(
 
     train_prevalence (G,): share of positives in the training set. The result has a row for each fixed threshold in
     ``thresholds``, then for the best single threshold of validation, and last for the thresholds of ``decisions``. The
-    row of the single threshold is left out if all genres use it. The prevalence baseline has no such row.
+    row of the single threshold is left out if all genres use it. The prevalence baseline never has this row.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)

@@ -134,7 +134,7 @@ def _check_response(response: Any) -> None:
 
 
 def _names(value: Any) -> Iterator[Any]:
-    """Yield the name of the commit, or the names of the file versions, in the JSON of a response."""
+    """Yield the names in a JSON response: the name of the commit, or the names of the file versions."""
     if isinstance(value, dict):
         yield value.get("sha")
     for file in value if isinstance(value, list) else ():

@@ -54,7 +54,7 @@ def exported(folder: ModelFolder, preprocess: bool, opset: int | None) -> bytes:
 
 
 def opened(path: Path, preprocess: bool) -> Run:
-    """Return a function that runs a file on the CPU. ``preprocess`` adds an output: the model's input."""
+    """Return a function that runs a file on the CPU. With ``preprocess``, it also returns the preprocessed pixels."""
     session = open_exported(path, CPU)
     read_facts(session, path)
     if preprocess:

@@ -158,7 +158,7 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the larger of ``before`` and the largest difference. NaN in ``given`` or unequal shapes give infinity."""
+    """Return the largest difference, at least ``before``. Infinity if ``given`` is not finite or the shapes differ."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))

@@ -137,7 +137,7 @@ def label_intervals(draws: Draws, metric: str) -> list[Interval]:
 
 
 def paired_difference(first: Draws, second: Draws) -> dict[str, Difference]:
-    """Return ``first`` minus ``second`` for each metric in both. Both must come from the same call of `bootstrap`."""
+    """Return ``first`` minus ``second`` for each metric that both have. Use two results of one call of `bootstrap`."""
     found = {}
     for name in (name for name in first.resampled.metrics if name in second.resampled.metrics):
         plain = first.plain.metrics[name] - second.plain.metrics[name]

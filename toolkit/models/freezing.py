@@ -27,12 +27,12 @@ class Part:
     name: str
     modules: tuple[nn.Module, ...]
     parameters: tuple[nn.Parameter, ...]
-    """Parameters of the modules. For a stem or backbone, also parameters outside of modules (ViT's tokens)."""
+    """Parameters of the modules. A stem or backbone adds parameters outside of modules (ViT's tokens)."""
     epochs: int | None
     """Number of epochs, from the first, in which the part is frozen. None for all epochs."""
 
     def holds(self, epoch: int | None) -> bool:
-        """Return whether the part is frozen in ``epoch`` (from 0), or for None whether it is always frozen."""
+        """Return whether the part is frozen in ``epoch`` (from 0), or in all epochs if ``epoch`` is None."""
         return self.epochs is None or (epoch is not None and epoch < self.epochs)
 
 
@@ -76,7 +76,7 @@ class Freezing:
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
-    """Return a warning if parts of a model with random weights are frozen in all epochs. Else return None.
+    """Return a warning if parts of ``model``, whose weights are random, are frozen in all epochs. Else return None.
 
     Raises UserError if the whole backbone is frozen: a classifier learns little from features of random weights.
     """

@@ -36,7 +36,7 @@ def keep_float32(model: nn.Module, prefixes: tuple[str, ...]) -> None:
 
 
 def last_linears(model: nn.Module, prefixes: tuple[str, ...]) -> list[nn.Linear]:
-    """Return the last Linear of each network in the classifiers with these name ``prefixes``, e.g. ``("fc.",)``."""
+    """Return the last Linear of each network in the classifiers. ``prefixes``: names with a dot, e.g. ``("fc.",)``."""
     modules = dict(model.named_modules())
     classifiers = [modules[prefix.rstrip(".")] for prefix in prefixes if prefix.rstrip(".") in modules]
     return [layer for classifier in classifiers for network in networks(classifier) for layer in linears(network)[-1:]]

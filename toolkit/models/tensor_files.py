@@ -46,7 +46,7 @@ def plain_names(state: Mapping[str, V]) -> dict[str, V]:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Return plain name → type and shape of each tensor in a file. Raises UserError if the header is invalid."""
+    """Return type and shape by tensor name, without wrapper prefixes. Raises UserError if the header is invalid."""
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return plain name → tensor of a file. Call `read_header` first. Raises UserError if the file is damaged."""
+    """Load tensors by name, without wrapper prefixes. Call `read_header` first. Raises UserError for a damaged file."""
     try:
         return plain_names(load_file(path))
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
@@ -90,7 +90,7 @@ def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
 def require_fit(header: Mapping[str, Entry], network: nn.Module, path: Path, of: object) -> None:
     """Raise UserError if a file does not have exactly the tensors of ``network``.
 
-    The network may be on the device "meta". ``of``: the file or name that defines the network, for the error.
+    The network may be on the device "meta". ``of``: the file or name that defines the network, for the error message.
     """
     own = network.state_dict()
     problem = misfit(shapes_of(own), {name: tuple(entry.shape) for name, entry in header.items()})

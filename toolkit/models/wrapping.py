@@ -25,7 +25,7 @@ from toolkit.device.compat import uncompiled
 def wrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn.Module:
     """Move a plain model to its device. Compile it if ``train.compile`` is set. Use DDP if there are several processes.
 
-    DDP reduces no gradients of parameters that are frozen now. `rewrap` is called after parameters are unfrozen.
+    DDP ignores parameters that are frozen when it is created. After unfreezing parameters, call `rewrap`.
     """
     model = model.to(accelerator.device)
     if train.compile:
@@ -59,7 +59,7 @@ def rewrap(accelerator: Accelerator, model: nn.Module, train: TrainConfig) -> nn
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the model inside its wrappers, in any order. The weights are not copied.
+    """Return the model without its wrappers. The weights are not copied.
 
     FSDP (fsdp.py) uses no wrapper: the plain model itself has the sharded weights.
     """
