@@ -187,11 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-<<<<<<< HEAD
-        """Return (N, G) predictions. ``namer(k)`` predicts fold k. Folds ``out`` have no predictions."""
-=======
         """Return (N, G) labels, none for folds in ``out``. ``namer(k)`` returns the function that predicts fold k."""
->>>>>>> r6c
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])
