@@ -6,7 +6,7 @@ that fold. They are used only if the gain on held-out samples is clear. Threshol
 by a limited share, the slack.
 
 An outer cross-validation measures the whole choice on new samples: calibration and thresholds are chosen without one
-fold, then applied to this fold. Each fit without certain folds is computed once and used in both cross-validations.
+fold, then applied to this fold. A fit that is needed several times is computed only once.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class CrossFit:
         return None, compared
 
     def _held_out(self, out: Out, namer: Callable[[int], Callable[[FloatArray], BoolArray]]) -> BoolArray:
-        """Return (N, G) labels, none for folds in ``out``. ``namer(k)`` returns the function that predicts fold k."""
+        """Predict (N, G) labels, all False in the folds of ``out``. ``namer(k)`` returns the function for fold k."""
         named = np.zeros_like(self.truth)
         for k in sorted(set(self.fold.tolist()) - out):
             named[self.fold == k] = namer(k)(self.scores[self.fold == k])

@@ -25,7 +25,7 @@ OWN_EVIDENCE = 200.0
 class Sweep:
     """Counts of one label at m + 1 thresholds. m is the number of distinct scores.
 
-    An index from 0 to m is a position. At position j, the samples with the j highest distinct scores get the label.
+    The index j of a threshold, from 0 to m, is called its position. The j highest distinct scores reach the threshold.
     """
 
     scores: FloatArray
@@ -46,7 +46,7 @@ class Sweep:
         return int(np.searchsorted(-self.scores, -threshold, side="right"))
 
     def threshold(self, position: int, near: float | None = None) -> float:
-        """Return a threshold that exactly ``position`` distinct scores reach. If possible, this is ``near``.
+        """Return a threshold that exactly ``position`` distinct scores reach: ``near`` if it is such a threshold.
 
         Else the threshold is halfway, in log-odds, between the lowest score that reaches it and the next lower score.
         Small rounding differences between devices then change no prediction. For ``position`` 0, the threshold is

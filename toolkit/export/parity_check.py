@@ -58,7 +58,7 @@ class Differences:
     mean_levels: float = 0.0
     """Mean difference over the pixels (0 to 255) of an image."""
     same_pixels: float = 0.0
-    """Difference of logits if the model gets the output of the file's own preprocessing."""
+    """Difference of logits on equal pixels: the model gets the pixels that the file preprocessed."""
 
     def __str__(self) -> str:
         text = (
@@ -158,7 +158,7 @@ def _compare(result: Differences, folder: ModelFolder, images: torch.Tensor, giv
 
 
 def _largest(before: float, given: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest difference, at least ``before``. Infinity if ``given`` is not finite or the shapes differ."""
+    """Return the maximum of ``before`` and all differences. Infinity if ``given`` is not finite or shapes differ."""
     if given.shape != wanted.shape or not np.isfinite(given).all():
         return float("inf")
     return max(before, float(np.abs(given.astype(np.float64) - wanted).max()))

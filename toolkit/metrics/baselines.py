@@ -31,7 +31,7 @@ class BaselineRow:
     ranking: dict[str, Any] | None = None
     """``loss`` and the metrics of group "ranking". None for kind "top_k"."""
     genre_indices: list[int] | None = None
-    """Columns that kind "top_k" always predicts, commonest first. None for kind "prevalence"."""
+    """Columns of the labels that kind "top_k" always predicts, commonest first. None for kind "prevalence"."""
 
 
 def threshold_label(threshold: float) -> str:

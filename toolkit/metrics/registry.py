@@ -38,7 +38,7 @@ class Metric:
     heading: str = ""
     """Shorter name for tables. If it is empty, tables show the label."""
     better: Better = "higher"
-    """Whether higher or lower values are better. None if neither is."""
+    """Whether higher or lower values are better. None if neither direction is better."""
     top: float = 1.0
     """Upper end of the range of values. The range begins at 0."""
     count: bool = False

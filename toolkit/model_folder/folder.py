@@ -82,7 +82,7 @@ def save_model_folder(
     metrics: dict[str, dict[str, Any]],
     state: dict[str, torch.Tensor] | None = None,
 ) -> str:
-    """Write a model folder. When it is complete, it replaces an older folder. Returns the SHA-256 of the weights.
+    """Write a complete model folder, then replace any older folder by it. Returns the SHA-256 of the weights.
 
     ``model`` must be unwrapped (no DDP, no compile). ``facts``: more values for OWN_KEY in config.json. ``metrics``:
     split → content of metrics-SPLIT.json. If ``model`` is sharded, ``state`` has the complete weights on the CPU.

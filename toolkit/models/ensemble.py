@@ -28,7 +28,7 @@ class Ensemble(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (n, F) features to (n, G) logits: the mean of all members. In training, each row uses a random one."""
+        """Map (n, F) features to (n, G) logits: the mean of all members. In training, a random member maps each row."""
         if not self.training:
             return torch.stack([member(x) for member in self.members]).mean(dim=0)
         return self._random_members(x)

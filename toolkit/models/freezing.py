@@ -27,7 +27,7 @@ class Part:
     name: str
     modules: tuple[nn.Module, ...]
     parameters: tuple[nn.Parameter, ...]
-    """Parameters of the modules. A stem or backbone adds parameters outside of modules (ViT's tokens)."""
+    """Parameters of the modules. For a stem or backbone, parameters outside of modules (ViT's tokens) are added."""
     epochs: int | None
     """Number of epochs, from the first, in which the part is frozen. None for all epochs."""
 
@@ -69,14 +69,14 @@ class Freezing:
         return [part.name for part in self.parts if part.epochs == epoch]
 
     def training_mode(self, model: nn.Module, epoch: int | None) -> None:
-        """Set ``model``, wrapped or not, to training mode. Set the parts frozen in ``epoch`` to evaluation mode."""
+        """Set a plain or wrapped model to training mode, and parts frozen in ``epoch`` to evaluation mode."""
         model.train()
         for module in (module for part in self.parts if part.holds(epoch) for module in part.modules):
             module.eval()
 
 
 def check_random(model: nn.Module, entries: Iterable[str]) -> str | None:
-    """Return a warning if parts of ``model``, whose weights are random, are frozen in all epochs. Else return None.
+    """Return a warning if parts of a model with random weights are frozen in all epochs. Else return None.
 
     Raises UserError if the whole backbone is frozen: a classifier learns little from features of random weights.
     """
@@ -126,7 +126,7 @@ def _stem(model: Any) -> tuple[list[nn.Module], list[nn.Parameter]]:
 
 
 def _backbone(model: nn.Module) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return all modules with tensors, and all parameters, except those of the classifier."""
+    """Return the modules with tensors and the parameters that are outside of the classifier."""
     prefixes = head_prefixes(model)
 
     def outside(module: nn.Module, path: str) -> Iterator[nn.Module]:
