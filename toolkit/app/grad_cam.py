@@ -47,9 +47,9 @@ class GradCam:
         self._captum = captum.attr.LayerGradCam(model, self._watched)
 
     def __call__(self, image: torch.Tensor, genre: int) -> FloatArray:
-        """Return (S, S) float64: how much each place of a normalised (1, 3, S, S) picture increases a genre's logit.
+        """Return the (S, S) float64 heat map of the genre in column ``genre``. ``image`` is normalised (1, 3, S, S).
 
-        ``genre`` is the column of the genre. No value is negative. All values are 0 if no place increases the logit.
+        A high value means that this place increases the logit. Values are at least 0, and all can be 0.
         """
         image = image.detach().clone().requires_grad_(True)  # the stage needs a gradient even if layers are frozen
         with self._rearranged():
@@ -59,7 +59,7 @@ class GradCam:
 
     @contextmanager
     def _rearranged(self) -> Iterator[None]:
-        """Inside ``with``, let captum observe the output of the last stage, or the input of a ViT's last block."""
+        """During ``with``, pass the output of the last stage to captum. For a ViT, pass the input of the last block."""
 
         def after(_: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             return self._through(output)

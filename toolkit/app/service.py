@@ -96,7 +96,7 @@ class PredictionService:
             self.no_heat = f"This architecture has no heat map ({reason})."
 
     def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. All files after the first MAX_FILES have one common `Refused`."""
+        """Return one result per file, in order. One `Refused` stands for all files after the first MAX_FILES."""
         taken = paths[:MAX_FILES]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))

@@ -140,7 +140,7 @@ class Places:
         return places[off <= max(VIEW_TOLERANCE, off.min())]
 
     def _visible(self, piece: Piece, places: np.ndarray) -> np.ndarray:
-        """Return for each of n places how many pixels of the region are inside the model's crop."""
+        """Return (n,) numbers of pixels of the region inside the model's crop, one for each of n places."""
         height, width = piece.shape.shape
         sums = np.zeros((height + 1, width + 1), np.int64)
         sums[1:, 1:] = piece.shape.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
@@ -156,9 +156,9 @@ def _any_of(places: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
-    """For each place of a shape on a grid, return the number of cells that the shape and ``taken`` share.
+    """Move ``shape`` over ``taken`` in steps of ``step`` pixels. Return the number of common cells at each place.
 
-    A cell has ``step`` x ``step`` pixels, and is set if any of its pixels is set. So 0 cells means no common pixel.
+    A cell has ``step`` x ``step`` pixels, and is set if any of its pixels is set. Common pixels are in common cells.
     """
     rows = (taken.shape[0] - shape.shape[0]) // step + 1
     columns = (taken.shape[1] - shape.shape[1]) // step + 1
@@ -171,7 +171,7 @@ def _overlap(taken: np.ndarray, shape: np.ndarray, step: int) -> np.ndarray:
 
 
 def _cells(mask: np.ndarray, step: int) -> np.ndarray:
-    """Convert (h, w) bool to float32 on a coarser grid: 1 if any pixel of the cell is set."""
+    """Divide a mask into cells of ``step`` x ``step`` pixels. Return 1.0 for each cell with a set pixel, else 0.0."""
     if step == 1:
         return mask.astype(np.float32)
     padded = np.pad(mask, ((0, -mask.shape[0] % step), (0, -mask.shape[1] % step)))

@@ -259,7 +259,7 @@ def _read(image: Any) -> Any:
 
 
 def _name(image: ImageLike, number: int) -> str:
-    """Return the path of an image as in prediction files, or ``number`` as text if the image has no path."""
+    """Return the path of an image in the form of `file_id`. Return ``number`` as text if the image has no path."""
     try:
         return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
     except Exception:  # a path class of the user may raise anything, and the error is in the row

@@ -66,7 +66,7 @@ class Job:
     how: dict[str, Any] = field(default_factory=dict)
     """Options that change the predictions, in JSON types."""
     siblings: Sequence[Chunk] = ()
-    """Chunks of splits that are not predicted now. ``out`` can contain files of these chunks from earlier runs."""
+    """Chunks of the splits that this command does not predict. ``out`` can contain their files from earlier runs."""
 
     def path(self, chunk: Chunk) -> Path:
         return self.out / f"{chunk.name}{ENDING_OF[self.format]}"
@@ -76,7 +76,7 @@ class Job:
         return facts_of(self.folder, content, self.naming, self.how)
 
     def is_finished(self, chunk: Chunk) -> bool:
-        """Return whether the file of a chunk is complete. Raises UserError for other data or options."""
+        """Return whether the file of a chunk is complete. Raises UserError if its model, data or options differ."""
         path = self.path(chunk)
         return path.exists() and is_finished(path, self.facts(chunk.content()))
 

@@ -180,14 +180,14 @@ class ChunkSource:
         return sum(chunk.count for chunk in self.chunks)
 
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
-        """Yield batches of the chunks with these ``numbers``. All samples of a batch are from one chunk."""
+        """Yield batches of some chunks. ``numbers`` selects the chunks. All samples of a batch are from one chunk."""
         for number in fetched_ahead(self.chunks, numbers):
             self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
-        """Yield (number, chunk, scores) with the joined batches of each chunk. Indices are row numbers in the chunk."""
+        """Join the batches of each chunk. Yield (number, chunk, scores). Indices in scores are rows of the chunk."""
         for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:

@@ -71,7 +71,7 @@ class Substitutions:
 
     @property
     def share(self) -> FloatArray:
-        """Rate at which genre h (column) is wrongly named on posters without h where genre g (row) was missed."""
+        """Rate at which genre h (column) is named on posters where genre g (row) was missed and h is not true."""
         return ratio(self.count, self.could)
 
     @property

@@ -120,7 +120,7 @@ def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterabl
 
 
 def example_of(inputs: ReportInputs, sample: int, reasons: set[str]) -> Example:
-    """Return a poster with its true and predicted genres and the genres in ``reasons``, most probable first."""
+    """Return a poster with its genres: true, predicted, or in ``reasons``. The most probable genre is first."""
     model, truth = inputs.model, inputs.targets[sample]
     lines = []
     for column in np.argsort(-model.probabilities[sample], kind="stable"):

@@ -74,13 +74,13 @@ class ReportInputs:
     other: ModelOutputs | None
     """Outputs of the model that is given with --compare. None without --compare."""
     shard_set: dict[str, str]
-    """Address and fingerprints of the shard set, by their names on the page. One of these names is `FINGERPRINT`."""
+    """Address and fingerprints of the shard set. The keys are names for the page, such as `FINGERPRINT`."""
     command: str
     units: IntArray | None = None
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
-        """Return whether the model was trained on another shard set, which can contain the samples of this report."""
+        """Return whether the model was trained on a different shard set. That set can have samples of this report."""
         return outputs.ours.get("shard_set") not in (None, self.shard_set[FINGERPRINT])
 
     def genres_of(self, sample: int) -> list[str]:

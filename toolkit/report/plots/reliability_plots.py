@@ -56,7 +56,7 @@ def _wilson(share: FloatArray, count: FloatArray) -> tuple[FloatArray, FloatArra
 
 
 def genre_bins(truth: BoolArray, before: FloatArray, after: FloatArray) -> list[dict[str, Any]]:
-    """Return bins of one genre with equal numbers of samples, from the lowest probability to the highest.
+    """Sort the samples by the probability of one genre, and return bins with equal numbers of samples.
 
     With bins of equal width, nearly all samples of a rare genre are in the first bin.
     Calibration keeps the order of the samples, so a bin has the same samples before and after calibration.

@@ -55,7 +55,7 @@ def _number(text: str) -> float | None:
 
 
 def training_curve_plots(history: TrainingCurves, saved: int | None) -> list[Plot]:
-    """Plot losses and validation metrics over the epochs. ``saved`` is the epoch (from 1) of the saved weights."""
+    """Plot losses and validation metrics over the epochs. Epoch ``saved``, counted from 1, has the saved weights."""
     losses = [_losses(history, saved)] if {"train_loss", "val_loss"} <= history.keys() else []
     return losses + ([_metrics(history, saved)] if METRICS.keys() & history.keys() else [])
 
