@@ -85,7 +85,7 @@ class TrainOptions(SetOptions):
 
     @staticmethod
     def check_words(words: Sequence[str]) -> None:
-        """Raise UserError for an invalid file after --config, or for an invalid value of a section, such as --optim."""
+        """Raise UserError for an invalid file or text after --config or after a section, such as --optim."""
         sections = {section.name for section in dataclasses.fields(Config)}
         for word, following in zip(words, [*words[1:], ""], strict=True):
             name, given, value = word.partition("=")

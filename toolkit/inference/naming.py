@@ -28,7 +28,7 @@ class NamingOptions(Checked):
         return probabilities >= thresholds  # False for NaN
 
     def facts(self) -> dict[str, Any]:
-        """Return the options that are not at their defaults, for prediction files. ``threshold`` is never included."""
+        """Return the changed options, which prediction files record. ``threshold`` is never included."""
         pairs = {name: (value, getattr(self, name)) for name, value in asdict(NamingOptions()).items()}
         return {name: now for name, (plain, now) in pairs.items() if name != "threshold" and now != plain}
 

@@ -106,7 +106,7 @@ def infer_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, G) float32 logits of all samples, and (n,) bool: whether each sample was decoded.
 
-    Both arrays are equal on every rank and at any world size. The model of ``forward`` must not be wrapped for
+    The arrays do not depend on the rank or on the world size. The model of ``forward`` must not be wrapped for
     distributed training. ``on_batch`` gets the number of samples of each batch. If a sample was not decoded, its logits
     are 0. Raises LostData, on every rank, if one rank cannot read its samples.
     """

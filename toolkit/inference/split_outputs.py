@@ -1,7 +1,7 @@
 """Compute a model's logits on a split, and write them to the file predictions-SPLIT.npz.
 
-With this file, users can try other thresholds and compare runs without a second forward pass. The file contains these
-arrays, without pickle: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str,
+With this file, users can try other thresholds and compare runs without a second forward pass. The file contains no
+pickle. Its arrays are: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str,
 split, and the fingerprints of the weights and of the shard set.
 """
 

@@ -23,7 +23,7 @@ def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, k
     """Apply torchvision's ColorJitter without hue: brightness, then contrast, then saturation.
 
     Each factor is drawn uniformly from 1 - x to 1 + x, where x is an option such as ``config.brightness``. torchvision
-    also draws the order of the steps. Here the order is fixed, so that all samples take a step together.
+    also draws the order of the steps. Here the order is fixed, so that each step processes all samples at once.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
     changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))

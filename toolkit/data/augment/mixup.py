@@ -62,8 +62,8 @@ def draw_pairs(config: AugmentConfig, side: int, micro_batch: MicroBatch, seed: 
 def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mixed (n, 3, S, S) float32 images and (n, G) float targets. Both samples of each pair change.
 
-    Mixup: lambda * own pixels + (1 - lambda) * pixels of the other sample. Cutmix: the box is copied from the other
-    sample. Targets are lambda * own targets + (1 - lambda) * targets of the other sample.
+    Mixup: lambda * own pixels + (1 - lambda) * pixels of the other sample. Cutmix: a rectangle is copied from the
+    other sample. Targets are lambda * own targets + (1 - lambda) * targets of the other sample.
     """
     if len(pairs.first) == 0:
         return images, targets

@@ -79,7 +79,7 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
 
 
 def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
-    """Sample the images bilinearly. Matrix products are not used, because a GPU can compute them less exactly."""
+    """Sample the images bilinearly. There is no matrix product, because a GPU can round its inputs to TF32."""
     side = images.shape[3]
     a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
     places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0

@@ -16,7 +16,7 @@ class Times:
     waited: float = 0.0
     """Time that the training loop waited for batches."""
     decode: float = 0.0
-    """Wall time in which threads read and decode. It includes crop and resize if these run on the CPU."""
+    """Wall time in which threads read and decode. Crop and resize are included if they run on the CPU."""
     decode_cpu: float = 0.0
     """CPU time that threads use to read and decode. Waiting for the disk or for a core is not included."""
     copied: float = 0.0

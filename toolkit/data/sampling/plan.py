@@ -2,7 +2,7 @@
 
 Training. An epoch is a permutation of all samples (shuffle.py), optionally with repeats (repeat_factor.py). It depends
 only on seed and epoch, and any slice can be computed. An epoch has N positions, one for each use of a sample. With the
-global batch B, it has k = ceil(N / B) updates, and update t starts at position floor(t * N / k). The positions of an
+global batch B, an epoch has k = ceil(N / B) updates. Update t starts at position floor(t * N / k). The positions of an
 update are assigned in turn to its world_size x accumulation micro-batches. A micro-batch of fewer than MIN_ROWS samples
 is padded with samples of the same update, without weight (valid=False). docs/concepts/exact-epochs.md has the reasons.
 
@@ -89,7 +89,7 @@ class TrainPlan:
         return max(range(self.steps_per_epoch), key=self.count)
 
     def start(self, step: int) -> int:
-        """Return how many samples of an epoch precede update ``step``. ``step`` can be steps_per_epoch."""
+        """Return how many samples of an epoch precede update ``step``. ``step`` is at most steps_per_epoch."""
         if self.sizes == "tail":
             return min(step * self.global_batch, self.num_samples)
         unit = math.gcd(self.group_size, self.global_batch)  # updates start at its multiples

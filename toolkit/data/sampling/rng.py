@@ -84,7 +84,7 @@ def random_crops(
 
 
 def _central(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    """Return the largest central crop with an allowed aspect ratio, which is torchvision's fallback."""
+    """Return torchvision's fallback: the largest central crop with an allowed aspect ratio."""
     w = np.minimum(widths, np.maximum(1, np.rint(heights * ratio[1])))
     h = np.minimum(heights, np.maximum(1, np.rint(widths / ratio[0])))
     left, top = (widths - w) // 2, (heights - h) // 2

@@ -42,7 +42,7 @@ class Order(Protocol):
         """Return the (stop - start,) int64 keys of samples start..stop-1 in the order of the epoch."""
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray | None:
-        """Return the (m,) shards from position ``start`` to the end of the epoch, in order. None for order global."""
+        """Return the (m,) shards to read after the first ``start`` samples of the epoch. None for order global."""
 
 
 class GlobalOrder:
@@ -91,7 +91,7 @@ class WindowOrder:
         return found
 
     def shard_order(self, epoch: int, start: int) -> np.ndarray:
-        """Return the shards from the group that contains position ``start`` to the last group of the epoch."""
+        """Return, in order, the shards of all groups that are not finished after ``start`` samples of the epoch."""
         shards, ends = self._shards(epoch)
         group = int(np.searchsorted(ends[self.window - 1 :: self.window], start, side="right"))
         return shards[group * self.window :]

@@ -44,10 +44,10 @@ _LIKE_ESCAPE = re.compile(r"\\(?=x[0-9a-f]{2})")
 
 
 def file_id(path: str) -> str:
-    r"""Return the id of a file in results, which is its path as valid UTF-8 text.
+    r"""Return the path of a file as valid UTF-8 text. Results use this text as the id of the file.
 
-    Bytes that are not UTF-8 become ``\xHH``. Python reads them as lone surrogates. A backslash before ``xHH`` in the
-    name becomes ``\x5c``, so that two files never have the same id.
+    Python reads bytes that are not UTF-8 as lone surrogates. Here, these bytes become ``\xHH``. A backslash before
+    ``xHH`` in the name becomes ``\x5c``, so that two files never have the same id.
 
     >>> print(file_id("caf\udce9.jpg"), file_id(r"caf\xe9.jpg"), file_id(r"a\b.jpg"))
     caf\xe9.jpg caf\x5cxe9.jpg a\b.jpg

@@ -109,7 +109,7 @@ class Prefetcher:
 
 
 def pass_of(order: Order, count: int, epoch: int, position: int) -> list[int]:
-    """Return the shards that are read from ``position`` to the end of the epoch, in the order of use.
+    """Return the shards to read after the first ``position`` samples of the epoch, in the order of use.
 
     With data.order global, samples come from all shards at any time. The result is then 0 to ``count`` - 1.
     """

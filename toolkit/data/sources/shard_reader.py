@@ -35,7 +35,7 @@ IN_ORDER = 3
 
 
 class ShardReader:
-    """Samples 0..n-1 of some shards, in the order of the shards and of their indexes. Many threads can read.
+    """Reader of some shards. Samples are numbered from 0, in the order of shards and indexes. Many threads can read.
 
     The constructor raises UserError for a missing, truncated or changed tar or table. It compares the sizes of tars and
     the digests of tables and indexes with the manifest. Files at a URL are checked at their first use.

@@ -52,7 +52,7 @@ class Views:
         return np.select([reduction >= 8, reduction >= 4, reduction >= 2], [8, 4, 2], 1).astype(np.int64)
 
     def last_rows(self) -> np.ndarray:
-        """Return (n,) int64: how many rows of each stored image its sample needs, counted from the top."""
+        """Return, for each stored image, how many of its top rows the sample needs, as (n,) int64."""
         scale = self.scales()[:, 1]
         reach = np.maximum(scale, 1.0)  # half the width of the triangle filter
         last = self.boxes[:, 1] + np.ceil((self.corners[:, 1] + self.side - 0.5) * scale + reach)

@@ -121,7 +121,7 @@ def decode_any(data: memoryview | bytes) -> Image.Image:
 
 
 def copy_rows(image: Image.Image, denominator: int, target: np.ndarray) -> np.ndarray:
-    """Reduce an image to 1/``denominator`` of its size, and fill ``target``, (h, w, 3 or 4), with its first rows."""
+    """Reduce an image by ``denominator``. Copy the first h rows of the result to the (h, w, 3 or 4) ``target``."""
     small = image.reduce(denominator) if denominator > 1 else image
     rows = max(1, STRIP // small.width)
     for top in range(0, len(target), rows):
