@@ -26,7 +26,7 @@ class Option:
     parse: Callable[[str], Any] | None = None
     """Function that converts the text from the command line to the value. The function can raise UserError."""
     text: str | None = None
-    """The default as a user writes it. ``parse`` converts this text to the value."""
+    """The default as text, in the form that a user types. ``parse`` converts this text to the value."""
     const: str | None = None
     """Value of the option if the user gives the option without a value."""
     positional: bool = False

@@ -91,7 +91,7 @@ class OwnFiles:
         return None
 
     def open_to_delete(self, path: Path) -> int | None:
-        """Open the file as ``open`` does, but also for writing if permitted. On NFS, an exclusive lock needs this."""
+        """Open the file, for writing if permitted. On NFS, an exclusive lock needs a descriptor for writing."""
         if (descriptor := self.open(path)) is None:
             return None
         with contextlib.suppress(OSError):  # not permitted for a file of root, or on a read-only disk

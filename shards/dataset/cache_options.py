@@ -52,7 +52,7 @@ class CacheOptions:
 
     @property
     def is_usual(self) -> bool:
-        """Whether the folder is the default one, because the user did not name a folder."""
+        """True if neither the option ``folder`` nor $POSTERS_CACHE names a folder."""
         return self.folder is None and not os.environ.get("POSTERS_CACHE")
 
     @property

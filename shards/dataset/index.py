@@ -6,7 +6,7 @@
 - ``height`` and ``width`` of the image are in pixels. ``labels`` are the column numbers of the genres.
 - The schema's metadata ``poster_toolkit`` identifies the input of the shard, so that a later run can reuse the shard.
 
-The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets may come from
+The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets can come from
 untrusted sources, and their values are used as memory sizes and array positions.
 """
 

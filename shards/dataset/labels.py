@@ -70,7 +70,7 @@ class LabelSet:
         return len(self.genres)
 
     def columns(self, genres: Iterable[str]) -> list[int]:
-        """Return the sorted columns of the genres. Genres that are not in this label set are ignored."""
+        """Return the sorted column numbers of the genres. Genres that are not in this label set are ignored."""
         return sorted(self.index[genre] for genre in genres if genre in self.index)
 
     def multi_hot(self, columns: Iterable[int]) -> list[int]:
@@ -152,7 +152,7 @@ def difference(left_name: str, left: LabelSet, right_name: str, right: LabelSet)
 
 
 def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSet) -> None:
-    """Raise UserError if two label sets differ, because outputs would get the names of wrong genres."""
+    """Raise UserError if two label sets differ. With different sets, outputs get the names of wrong genres."""
     if left.fingerprint != right.fingerprint:
         in_left, in_right = f"{len(left)} genres ({left.fingerprint})", f"{len(right)} ({right.fingerprint})"
         what = f"labels differ: {left_name} has {in_left}, {right_name} has {in_right}"

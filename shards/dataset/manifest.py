@@ -1,6 +1,6 @@
 """manifest.json, the description of a shard set. Its size depends only on the number of shards and duplicates.
 
-Sets may come from untrusted sources. So every command checks the values of a manifest when it reads the file. Names
+Sets can come from untrusted sources. So every command checks the values of a manifest when it reads the file. Names
 become paths, digests become file names in a cache, and counts become array sizes.
 """
 
@@ -169,7 +169,7 @@ class Manifest:
     def write_tables(self, folder: StoragePath) -> None:
         """Write the sample tables from the indexes in ``folder``. Add the digests of the indexes to ``self.shards``.
 
-        Call this method before ``write``. Raises UserError if ``read`` would not accept the set.
+        Call this method before ``write``. Raises UserError if the set does not pass the checks of ``read``.
         """
         if problem := self._problem():
             raise UserError("path-name", f"{folder} cannot become a shard set: {problem}")

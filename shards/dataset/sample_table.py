@@ -74,7 +74,7 @@ def write_sample_table(
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
     """Write a split's table from the indexes of its shards. Return the table, and (bytes, SHA-256) of each index.
 
-    Only one index at a time is in memory. Raises UserError for an index that is absent, damaged or of another shard.
+    Only one index is in memory at a time. Raises UserError if an index is absent, damaged or made for another shard.
     """
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
@@ -127,7 +127,7 @@ def map_sample_table(
 def check_sample_table(
     stream: IO[bytes], path: StoragePath, records: np.ndarray, table: SampleTable, shards: Sequence[Shard]
 ) -> None:
-    """Raise UserError if the file has another digest than ``table``, or if a record does not fit its tar.
+    """Raise UserError if the digest of the file is not the one in ``table``, or if a record does not fit its tar.
 
     Reads the whole file, which takes 1 to 2 s per GB.
     """

@@ -75,7 +75,7 @@ class ShardStore(ABC):
 
     @abstractmethod
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        """Return a split's sample table (sample_table.py), an array (n,) of records that is mapped into memory.
+        """Map a split's sample table (sample_table.py) into memory. Return the records as an array (n,).
 
         shards: all shards of the split. The first process of a node checks the digest. Raises UserError if the file is
         missing, or if the digest is not the one in the manifest.

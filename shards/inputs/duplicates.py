@@ -60,7 +60,7 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, int]:
     """Return the 64-bit DCT hashes of a picture of any size and mode, and of its mirror image.
 
     The bits stand for the lowest 8x8 DCT coefficients, row by row from bit 63 (the mean) to bit 0. A bit is set if its
-    coefficient is above the median of all 64. In a flat picture, bits 62 to 0 are set to 0, because they are noise.
+    coefficient is above the median of all 64. A flat picture has only noise in bits 62 to 0, so these bits are cleared.
     """
     grey = image.convert("RGB").convert("L").resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     low = _DCT @ np.asarray(grey, dtype=np.float64) @ _DCT.T
@@ -214,8 +214,8 @@ def _join_hash_pairs(groups: _Groups, pairs: list[_Pairs], start: NDArray[np.int
 def _near_hashes(unique: NDArray[np.uint64], distance: int) -> Iterator[_Pairs]:
     """Yield index pairs of hashes that differ in at most `distance` bits. Pairs (i, i) are included. Pairs can repeat.
 
-    A table holds one quarter of each hash (16 bits). Let two hashes differ in at most r bits. Then in one of the first
-    r % 4 + 1 tables they differ in at most r // 4 bits, or in one of the other tables in at most r // 4 - 1 bits.
+    Each of the four tables holds one quarter of every hash. If two hashes differ in at most r bits, they differ in at
+    most r // 4 bits in one of the first r % 4 + 1 tables, or in at most r // 4 - 1 bits in another table.
     """
     everyone = np.arange(len(unique))
     yield everyone, everyone

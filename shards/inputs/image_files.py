@@ -143,7 +143,7 @@ def read_image_file(folder: StoragePath, sample_id: str, name: str | None = None
     """Return the bytes of a poster. Raises BadImage if the file is missing, empty or not readable.
 
     ``name`` is the path of the file in the folder. If it is None, the usual names are tried. Errors of a remote store
-    are raised unchanged. A disk error that may be temporary is retried. A lasting disk error becomes a UserError.
+    are raised unchanged. A disk error that can be temporary is retried. A lasting disk error becomes a UserError.
     """
     path, data = (_read_remote if is_remote(folder) else _read_local)(folder, sample_id, name)
     if not data:

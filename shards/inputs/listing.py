@@ -68,7 +68,7 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
 
 
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Yield (ids, files) of each subfolder that ids refer to. ``files`` is a dict with the paths as keys."""
+    """An id can begin with a subfolder. Yield (ids, files) of each subfolder. The keys of ``files`` are paths."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
@@ -129,7 +129,7 @@ def _files(folder: Any, **which: Any) -> dict[str, Any]:
 
 
 def _groups(pairs: Sequence[tuple[str, str]], known: int = 0) -> Iterator[tuple[str, Sequence[tuple[str, str]]]]:
-    """Group sorted (prefix, key) pairs, whose first ``known`` letters are equal. Yield (common prefix, pairs)."""
+    """Group sorted (prefix, key) pairs. Yield (common prefix, pairs). ``known``: number of equal first letters."""
     if not pairs:
         return
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(pairs[0][0], pairs[-1][0], strict=False))

@@ -93,7 +93,7 @@ def read_metadata(
     known: labels that are always accepted, such as the labels of a model. A known label replaces its other spellings.
     strict: whether doubtful genres (see table_checks.doubt_about) raise UserError. If false, a warning is logged.
 
-    Raises UserError if the file or a column is missing, or if several columns may contain the genres. A bad row raises
+    Raises UserError if the file or a column is missing, or if several columns can contain the genres. A bad row raises
     no error, but becomes a Rejection.
     """
     genre_column, separator = options.genre_column, options.genre_separator

@@ -39,7 +39,7 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Load the pixels of a picture and return its EXIF orientation. 1 for TIFF, because Pillow turns TIFFs upright."""
+    """Load a picture's pixels. Return its EXIF orientation. Return 1 for TIFF, because Pillow turns TIFFs upright."""
     image.load()
     if image.format == "TIFF":
         return 1

@@ -154,7 +154,7 @@ def doubt_about_classes(where: str, labels: Counter[str], samples: Sequence[Sequ
 
 
 def _mostly_unique(samples: Sequence[Sequence[str]], share: float) -> bool:
-    """Return whether at least this share of the posters has only labels that occur once. False below MANY posters."""
+    """Return whether ``share`` or more of the posters have only unique labels. False for fewer than MANY posters."""
     labels = Counter(label for genres in samples for label in genres)
     unique = sum(all(labels[label] == 1 for label in genres) for genres in samples)
     return len(samples) >= MANY and unique >= share * len(samples)

@@ -125,7 +125,7 @@ def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
 
 
 def wrap_text(text: str, available: float, size: int = TEXT) -> list[str]:
-    """Break ``text`` into lines that are at most ``available`` pixels wide. A word that is wider is also broken."""
+    """Break ``text`` into lines that are at most ``available`` pixels wide. A word that is too long is broken."""
     # Pillow's own font has only ASCII letters, so accents are removed: "Comédie" becomes "Comedie".
     letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     lines: list[str] = []
