@@ -36,7 +36,7 @@ T = TypeVar("T")
 def plan_shards(
     options: BuildOptions, images: StoragePath, rows: Sequence[Row], scan: Scan, labels: LabelSet
 ) -> tuple[list[PackTask], np.ndarray]:
-    """Return a task for each shard, and (n,) numbers: the duplicate group of each row."""
+    """Return a task for each shard, and the number of each row's duplicate group, (n,)."""
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
 
@@ -95,7 +95,7 @@ def duplicate_positions(
 ) -> dict[str, list[list[int]]]:
     """Return the groups of duplicates in each split, for the manifest. A sample is given by its number in the split.
 
-    ``groups`` has the number of the duplicate group of each row in ``planned``, (n,). Only rows in ``packed`` count.
+    ``groups`` has the group number of each row in ``planned``, (n,). Rows that are not in ``packed`` are left out.
     """
     group = {row.id: int(of) for row, of in zip(planned, groups, strict=True)}
     there = {row.id for row in packed}
@@ -115,11 +115,11 @@ def _doubles(members: Iterable[T], groups: Sequence[int]) -> list[list[T]]:
 
 
 def splits_like(folder: Path, ids: Sequence[str], groups: np.ndarray) -> np.ndarray:
-    """Give each poster the split that it has in the shard set ``folder``. Return (n,) int8 positions in SPLITS.
+    """Give each poster the split that it has in the shard set ``folder``. Return (n,) int8 indices into SPLITS.
 
     A new poster gets the split of its first duplicate that is in ``folder``. Without such a duplicate, the new poster
-    goes to train. ``groups`` has the number of each poster's duplicate group, (n,). Raises UserError if the sets have
-    no poster in common, or if ``folder`` has a poster in two splits.
+    goes to train. ``groups`` has the number of each poster's duplicate group, (n,). Raises UserError if ``folder``
+    has none of the posters, or has a poster in two splits.
     """
     known: dict[str, int] = {}
     manifest = Manifest.read(folder)

@@ -221,7 +221,7 @@ def _write_text_report(options: BuildOptions, tasks: Sequence[PackTask]) -> list
 
 
 def _report_balance(manifest: Manifest) -> None:
-    """Warn if a genre's count in a split is over 20% away from its target. Genres with under 30 posters are ignored."""
+    """Warn if a genre's count in a split differs from its target by over 20%. Ignore genres with under 30 posters."""
     summary = manifest.split_summary()
     for column, genre in enumerate(manifest.genres):
         total = sum(shard.genre_counts[column] for shard in manifest.shards)

@@ -32,7 +32,7 @@ def split_samples(
     fractions: Mapping[str, float],
     seed: int,
 ) -> NDArray[np.int8]:
-    """Return the split of every sample as (n,) int8 positions in ``fractions``.
+    """Return the split of every sample, (n,) int8. A split is given by its index in ``fractions``.
 
     The n ``ids`` are all different. ``labels`` has the label numbers of each sample, from 0. ``groups`` has the number
     of each sample's group of duplicates, (n,). No group is divided. ``fractions`` has the share of each split. A split
@@ -217,7 +217,7 @@ def _best_step(
 def _place_again(
     placed: NDArray[np.int64], kind: NDArray[np.int64], before: NDArray[np.int64], after: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Move as few groups as possible to change their (kinds, splits) numbers from ``before`` to ``after``."""
+    """Return new splits. As few groups as possible move. ``before``, ``after``: (kinds, splits) numbers of groups."""
     result = placed.copy()
     for row in np.flatnonzero((before != after).any(1)):
         surplus = before[row] - after[row]

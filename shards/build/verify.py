@@ -68,7 +68,7 @@ def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
 def check_set(
     folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Return a line per problem, and (size, SHA-256) of each index by shard name. If ``decode``, decode the images."""
+    """Return a line per problem, and each index's (size, SHA-256) by shard name. ``decode``: also decode the images."""
     tasks: list[_Check] = []
     problems: list[str] = []
     source = msgspec.convert(manifest.source, Source)

@@ -47,7 +47,7 @@ class RefereeOptions(Checked):
     region_threshold: BetweenZeroAndOne = 0.25
     """A region counts as text if its mean probability is at least this value. Cleaning uses 0.3 by default."""
     reference_strip: bool = option(True, old=("--anchor",))
-    """Add a line of known text below the picture, which reduces false boxes in pictures without text."""
+    """Add a line of known text below the picture, which reduces false detections in pictures without text."""
 
 
 @dataclass(frozen=True)

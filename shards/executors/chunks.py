@@ -23,7 +23,7 @@ Task = TypeVar("Task", bound=Sized)  # len(task) is the number of its items, for
 
 
 def split_into_chunks(items: Sequence[Item], size: int) -> list[tuple[Item, ...]]:
-    """Divide items into chunks of ``size``, in order. The last chunk may be smaller."""
+    """Divide items into chunks of ``size``, in order. The last chunk can be smaller."""
     return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
 
 

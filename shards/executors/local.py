@@ -1,6 +1,6 @@
 """Run many tasks on all cores of this machine, or on the workers of a cluster (shards/executors/dask.py).
 
-The result of a task depends only on its arguments, and a task writes files atomically. So a task may run twice, even at
+The result of a task depends only on its arguments, and a task writes files atomically. So a task can run twice, even at
 the same time. Messages name a task by ``str(task)``. shards/executors/retries.py handles failed tasks.
 """
 

@@ -61,7 +61,7 @@ def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSessio
 
 
 class Downloader:
-    """Downloader of links. Any number of asyncio tasks may call ``fetch`` at the same time."""
+    """Downloader of links. Any number of asyncio tasks can call ``fetch`` at the same time."""
 
     def __init__(self, session: aiohttp.ClientSession, options: FetchOptions, allowed: Policy) -> None:
         self._session, self._options, self._allowed = session, options, allowed

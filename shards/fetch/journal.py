@@ -99,7 +99,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def merge_parts(folder: StoragePath, journal: str) -> None:
-    """Merge the files in ``PARTS`` into the folder's journal. The caller must hold the folder's lock."""
+    """Merge the files in the subfolder ``PARTS`` into the folder's journal. The caller must hold the folder's lock."""
     parts = [name for name in names_in(folder / PARTS) if name.endswith(".jsonl")]
     if not parts:
         return

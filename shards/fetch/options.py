@@ -37,7 +37,7 @@ class FetchOptions(CsvOptions, ExecutorOptions, Checked):
     backoff: NotNegative = option(0.5, hidden=True)
     """Pause before the first retry in seconds. The pause doubles with each retry."""
     max_wait: NotNegative = option(60.0, hidden=True)
-    """Longest accepted Retry-After of a server, in seconds. After a longer one, only a later run tries again."""
+    """Longest accepted Retry-After of a server, in seconds. After a longer value, only a later run tries again."""
     max_bytes: Count = 20_000_000
     """Largest file in bytes. Larger files are rejected."""
     image: ImageOptions = option(factory=ImageOptions, only=("min_side", "max_pixels"))

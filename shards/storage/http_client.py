@@ -45,7 +45,7 @@ class Refused(PermissionError):
 
 
 class TooSlow(OSError):
-    """A response body arrives below the lowest rate, or takes longer than the allowed total time."""
+    """A response body arrives more slowly than the lowest accepted rate, or takes longer than the allowed time."""
 
 
 async def open_client(**options: Any) -> HttpClient:
@@ -155,7 +155,7 @@ class _Resolver(PolicyResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the allowed addresses of a host. Return only public ones if the host was public before."""
+        """Return the allowed addresses of a host. If an earlier lookup found a public one, return only public ones."""
         found = await super().resolve(host, port, family)
         known = self._kinds.setdefault(host, set())
         if PUBLIC in known:
@@ -184,7 +184,7 @@ class _Body:
         return getattr(self._stream, name)
 
     async def read(self, wanted: int = -1) -> bytes:
-        """Read ``wanted`` bytes, or all remaining bytes if ``wanted`` is -1. Empty for an error response."""
+        """Read ``wanted`` bytes, or all remaining bytes if ``wanted`` is -1. Returns b"" for an error response."""
         if self._silent:
             return b""
         blocks: list[bytes] = []

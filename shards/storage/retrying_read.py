@@ -1,4 +1,4 @@
-"""Read a file from an unreliable store, with retries. A response may be cut off, late, too slow or endless."""
+"""Read a file from an unreliable store, with retries. A response can be cut off, late, too slow or endless."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
 
 
 def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
-    """Send one request. Our HTTP client limits its rate and its time. Other clients can limit only its time."""
+    """Send one request. Our HTTP client limits the response's rate and time. Other clients limit at most its time."""
     store = path.fs
     limits: dict[str, Any] = {}
     if "get_client" in path.storage_options:  # the client of http_client.py

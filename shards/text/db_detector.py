@@ -1,8 +1,8 @@
 """Text detection with DB networks (differentiable binarization), run by onnxruntime on copies of several sizes.
 
 The network outputs, for each pixel, the probability that the pixel is in the core of a piece of text. Connected pixels
-above a threshold form a core. Cores are then grown to the size of the letters. The reason is that the network was
-trained with shrunk labels (Liao et al. 2020, "Real-time scene text detection with differentiable binarization").
+above a threshold form a core. Cores are smaller than the text, because the network was trained with shrunk labels
+(Liao et al. 2020, "Real-time scene text detection with differentiable binarization"). So each core is grown.
 """
 
 from __future__ import annotations

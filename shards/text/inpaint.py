@@ -104,7 +104,7 @@ def _relax(field: np.ndarray, hole: np.ndarray) -> None:
 
 
 def _strips(shape: tuple[int, ...], border: int) -> Iterator[tuple[slice, slice]]:
-    """Yield two row slices for each strip of about STRIP pixels: without and with ``border`` rows above and below."""
+    """Yield two row slices per strip of about STRIP pixels: the strip, and the strip with ``border`` rows around it."""
     height = max(2 * border, STRIP // max(1, shape[1]))
     for start in range(0, shape[0], height):
         stop = min(start + height, shape[0])

@@ -65,7 +65,7 @@ def accepted(
 def paint_mask(
     regions: Sequence[Region], shape: tuple[int, int], options: MaskOptions, painted: np.ndarray
 ) -> tuple[np.ndarray, list[Skipped]]:
-    """Add regions to a copy of ``painted`` and fill holes. Return this mask, and the regions over ``max_total``."""
+    """Add regions to a copy of ``painted`` and fill holes. Return the new mask and the regions left out."""
     mask, skipped = painted.copy(), []
     for region in sorted(regions, key=lambda region: -region.score):
         # Holes, such as in a ring of text, are filled. Polygons can then describe the mask.
@@ -78,14 +78,14 @@ def paint_mask(
 
 
 def outlines(mask: np.ndarray) -> list[list[int]]:
-    """Return the polygons [x0, y0, x1, y1, ...] of a mask without holes. ``mask_of`` restores the mask."""
+    """Return the outer polygons [x0, y0, x1, y1, ...] of a mask. ``mask_of`` restores the mask, but fills its holes."""
     cv = cv2()
     contours, _ = cv.findContours(mask.astype(np.uint8), cv.RETR_EXTERNAL, cv.CHAIN_APPROX_SIMPLE)
     return [contour.reshape(-1).tolist() for contour in contours]
 
 
 def mask_of(polygons: Sequence[Sequence[int] | np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Return the (h, w) bool mask of polygons. This is the inverse of ``outlines``."""
+    """Return the (h, w) bool mask of filled polygons. For masks without holes, this is the inverse of ``outlines``."""
     mask = np.zeros(shape, np.uint8)
     for polygon in polygons:
         cv2().fillPoly(mask, [np.asarray(polygon, np.int32).reshape(-1, 2)], 1)
