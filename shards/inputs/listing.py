@@ -40,8 +40,8 @@ class Listed:
 def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
     """Return id → image file. Ids without a file are left out. Raises UserError if the folder cannot be listed.
 
-    Log a line if ids have several files. For a local folder, log files that are not images and subfolders that cannot
-    be read. If ``quiet`` is true, log nothing.
+    Logs ids that have several files. In a local folder, also logs files that are not images, and unreadable
+    subfolders. If ``quiet`` is true, nothing is logged.
     """
     groups: Iterable[tuple[Sequence[str], Mapping[str, Any]]]
     if is_remote(folder):
