@@ -157,7 +157,7 @@ class Guard:
         return bad > 0
 
     def _gather_findings(self) -> list[_Findings] | None:
-        """Return all ranks' findings of the first bad update since the last check, or None if all are finite."""
+        """Return all ranks' findings of the first bad update since the last check, or None if no update was bad."""
         updates, self._unchecked = self._unchecked, []
         if not self._any_bad():
             return None
@@ -204,7 +204,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Load a checkpoint's state of the gradient scaler. If its scale is below LEAST_SCALE, log a warning instead."""
+    """Restore the gradient scaler from ``state``. If the saved scale is below LEAST_SCALE, only log a warning."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return
