@@ -129,7 +129,7 @@ class Guard:
             )
 
     def check_weights(self, model: nn.Module) -> None:
-        """Call `check`, and raise UserError if a weight of ``model`` is not finite. Called before weights are saved."""
+        """Raise UserError if a loss or gradient since the last check, or a weight of ``model``, is not finite."""
         self.check()
         self._bad += ~torch.isfinite(_norm(list(model.parameters()), self._bad))
         if self._any_bad():
@@ -140,7 +140,7 @@ class Guard:
     def check_skipped(self, count: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped.
 
-        ``count`` of ``updates`` updates were skipped. The error is raised if these are all, or more than MAX_SKIPPED.
+        Too many means all ``updates`` of the epoch, or more than MAX_SKIPPED. ``count`` is the number of skipped updates.
         """
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])

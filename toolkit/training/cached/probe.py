@@ -136,7 +136,7 @@ class Probe:
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Like Pixels.prepare, but return the features unchanged."""
+        """Return the features and the targets unchanged."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
