@@ -140,7 +140,7 @@ class Guard:
     def check_skipped(self, count: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped.
 
-        Too many means all ``updates`` of the epoch, or more than MAX_SKIPPED. ``count`` is the number of skipped updates.
+        Too many means all ``updates`` of the epoch, or more than MAX_SKIPPED. ``count`` updates were skipped.
         """
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
