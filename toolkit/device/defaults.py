@@ -20,7 +20,7 @@ def rows_for(wanted: int, device: torch.device) -> int:
 
 
 def no_room(wanted: int, device: torch.device, option: str) -> str:
-    """Return the message for a forward pass that needs too much memory. ``option`` sets its number of images."""
+    """Return the message for a forward pass that needs too much memory. ``option`` sets the number of images."""
     rows = rows_for(wanted, device)
     if rows == 1:
         return "a forward pass of one image does not fit: use a smaller model, or a machine with more memory"

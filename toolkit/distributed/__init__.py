@@ -1,1 +1,1 @@
-"""The processes of a launch: start, comparison, gathering, voting, and shared work and weights."""
+"""Start and compare the processes of a launch, gather their results, take votes, and share work and weights."""

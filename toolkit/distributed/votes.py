@@ -1,4 +1,4 @@
-"""Votes: all processes learn over gloo whether any process must stop or cannot read its samples.
+"""Votes over gloo: every process learns whether any process must stop or cannot read its samples.
 
 A vote starts early, and its result is read after some other work. The result has usually arrived by then, so no process
 waits.

@@ -101,5 +101,5 @@ def _updating(model: nn.Module) -> list[nn.Module]:
 
 
 def _least(rows: np.ndarray, module: nn.Module) -> int:
-    """Return the size of the smallest batch for ``module``. ``rows``: micro-batch sizes (world_size, accumulation)."""
+    """Return the least number of rows that ``module`` uses. ``rows``: micro-batch sizes (world_size, accumulation)."""
     return int((rows.sum(axis=0) if isinstance(module, nn.SyncBatchNorm) else rows).min())

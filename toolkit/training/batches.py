@@ -100,7 +100,7 @@ def run_loader(reader: ShardReader, config: Config, device: torch.device, *, sub
 
 
 class Feed:
-    """The batches of a run on one rank. FeatureFeed (probe.py) is the same for cached features."""
+    """The image batches of a run on one rank. FeatureFeed (probe.py) yields cached features instead."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator

@@ -154,7 +154,7 @@ class DistributionBalancedLoss(MultiLabelLoss):
 
     Re-balanced weighting: n_i is the number of training samples with label i. For a sample and a label k, r is 1 / n_k
     divided by the sum of 1 / n_i over the sample's labels i. The weight of label k is alpha + sigmoid(beta * (r - mu)).
-    A common label beside a rare label therefore has a low weight. A soft target multiplies its term of the sum.
+    A common label beside a rare label therefore has a low weight. Soft targets multiply the terms 1 / n_i.
 
     Negative-tolerant regularisation: nu = kappa * log(1 / prior - 1) is large for rare labels. A positive costs log(1 +
     exp(-(x - nu))). A negative costs log(1 + exp(lambda * (x - nu))) / lambda, whose gradient vanishes faster.

@@ -47,7 +47,7 @@ class LrCurve:
     rates: FloatArray
     """(n,) rising learning rates."""
     losses: FloatArray
-    """(n,) training losses (means over genres). Each is measured before the update with its learning rate."""
+    """(n,) training losses (means over genres). Each loss is measured before the update that uses its learning rate."""
     smoothed: FloatArray
     """(n,) smoothed losses."""
 

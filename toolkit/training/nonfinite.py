@@ -129,7 +129,7 @@ class Guard:
             )
 
     def check_weights(self, model: nn.Module) -> None:
-        """Call `check`, and raise UserError if a weight of ``model`` is not finite. Called before weights are saved."""
+        """Raise UserError if a loss or gradient since the last check, or a weight of ``model``, is not finite."""
         self.check()
         self._bad += ~torch.isfinite(_norm(list(model.parameters()), self._bad))
         if self._any_bad():
@@ -140,7 +140,7 @@ class Guard:
     def check_skipped(self, count: int, updates: int) -> None:
         """Raise UserError, on every rank, if too many updates of an epoch were skipped.
 
-        ``count`` of ``updates`` updates were skipped. The error is raised if these are all, or more than MAX_SKIPPED.
+        Too many means all ``updates`` of the epoch, or more than MAX_SKIPPED. ``count`` updates were skipped.
         """
         if count > MAX_SKIPPED or count == updates:
             listed = "; ".join(self.skipped[-MAX_NAMED_SAMPLES:])
@@ -157,7 +157,7 @@ class Guard:
         return bad > 0
 
     def _gather_findings(self) -> list[_Findings] | None:
-        """Return all ranks' findings of the first bad update since the last check, or None if all are finite."""
+        """Return all ranks' findings of the first bad update since the last check, or None if no update was bad."""
         updates, self._unchecked = self._unchecked, []
         if not self._any_bad():
             return None
@@ -204,7 +204,7 @@ def check_scale(scaler: torch.amp.GradScaler, in_a_row: int, guard: Guard | None
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
-    """Load a checkpoint's state of the gradient scaler. If its scale is below LEAST_SCALE, log a warning instead."""
+    """Restore the gradient scaler from ``state``. If the saved scale is below LEAST_SCALE, only log a warning."""
     if state["scale"] >= LEAST_SCALE:
         scaler.load_state_dict(state)
         return

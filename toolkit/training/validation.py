@@ -80,7 +80,7 @@ def validate(
 
 
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
-    """Measure a run's best model again if its score was measured by a different rule. Called by every rank.
+    """Measure a run's best model again if the rule of its score differs from the current rule. Called by every rank.
 
     If the model cannot be read, the next epoch counts as the best.
     """
@@ -117,7 +117,7 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
 def scoring_rule(config: Config) -> str:
     """Return the rule by which the metric train.monitor is measured. Scores of different rules are not comparable.
 
-    The rule is empty for metrics without decisions. It is also empty in runs of earlier versions, which chose and
+    The rule is "" for metrics without decisions. It is also "" in runs of earlier versions, which chose and
     measured decisions on the same samples.
     """
     if METRICS[config.train.monitor].group != "decisions":

@@ -82,7 +82,7 @@ class FeatureBank:
         self._pixels = Pixels(config, model, preprocessing, accelerator)
 
     def training_view(self, reader: ShardReader, view: int) -> Features:
-        """Return the features of the training split, augmented as in epoch number ``view``."""
+        """Return the features of the training images, which are augmented as in epoch number ``view``."""
         config, data, seed = self.config, self.config.data, self.config.train.seed
         seen = [data.fit, data.crop_pct]
         crop = seen if data.train_crop == "none" else [*data.crop_scale, *data.crop_ratio]

@@ -98,7 +98,7 @@ def merge(model: nn.Module, head: Head) -> nn.Module:
 
 
 def _fold(classifier: nn.Module, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Change the first layers in place, so that they take x as input and not (x - mean) / deviation."""
+    """Change the first layers in place, so that they take x as input in place of (x - mean) / deviation."""
     mean, deviation = mean.cpu().double(), deviation.cpu().double()
     with torch.no_grad():
         for first in (linears(network)[0] for network in networks(classifier)):
@@ -123,7 +123,7 @@ class Probe:
 
     @classmethod
     def of(cls, bank: FeatureBank, train: ShardReader, val: ShardReader, config: Config, learnt: bool) -> Probe:
-        """Compute the features or map their files. Build a head. ``learnt``: whether the head is already trained."""
+        """Compute features or map existing files, and build a head. ``learnt``: whether the head is already trained."""
         views = [bank.training_view(train, view) for view in range(config.train.feature_views)]
         # If the head has no dropout inside, timm applies dropout in the model's forward pass, which does not run here.
         dropout = 0.0 if HeadSpec.of(config.model).drops_within else config.model.dropout
@@ -136,7 +136,7 @@ class Probe:
         return FeatureFeed(train, setup.plan, self.views, self.val, setup.accelerator)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Like Pixels.prepare, but return the features unchanged."""
+        """Return the features and the targets unchanged."""
         return batch.images, targets
 
     def whole(self, trained: nn.Module) -> nn.Module:
@@ -177,7 +177,7 @@ class FeatureFeed:
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Like Feed.validate, but every rank computes the logits of all samples itself."""
+        """Return validation logits (n, G), and whether each sample was decoded (n,). Every rank computes all logits."""
         size, out = self.config.eval_batch_size or ROWS, []
         with torch.inference_mode():
             for start in range(0, len(self.val.values), size):

@@ -81,7 +81,7 @@ class Progress:
     def made(self) -> int:
         """Number of updates of the run that were not skipped. Learning rate and moving average depend on this number.
 
-        Earlier versions did not save left_out. For their checkpoints it is 0, and `made` counts all updates.
+        Checkpoints of earlier versions do not contain left_out. For them it is 0, and `made` counts all updates.
         """
         return self.updates - self.left_out
 
@@ -138,7 +138,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the newest valid checkpoint, or None if there are no checkpoints. Log a warning for damaged ones.
 
-    Raises UserError if all are damaged, because a start from the beginning overwrites the run's other files.
+    Raises UserError if all checkpoints are damaged, because a new start overwrites the run's other files.
     """
     for path in reversed(checkpoints(folder)):
         try:
