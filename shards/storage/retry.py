@@ -65,7 +65,7 @@ def may_pass(error: OSError) -> bool:
 
 
 def of_one_file(error: OSError) -> bool:
-    """Return whether an error concerns only this file. Then other files in the folder are probably readable."""
+    """Return whether an error concerns only this file, so that other files of the folder may be readable."""
     return error.errno in _OF_ONE_FILE
 
 

@@ -41,7 +41,7 @@ class Decisions:
     source: str = "given"
     """Origin of the thresholds, as a phrase for users."""
     chosen_on: dict[str, Any] = field(default_factory=dict)
-    """JSON types: the split, the number of samples, and the metrics on held-out samples that led to the choice."""
+    """The split, the number of samples, and the metrics on held-out samples that led to the choice."""
 
     @classmethod
     def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:

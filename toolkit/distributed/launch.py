@@ -173,7 +173,7 @@ def compare(store: dist.Store, rank: int, wanted: int, record: Record) -> Disagr
 
 
 def _compared(store: dist.Store, wanted: int, record: Record) -> tuple[Disagreement | None, int]:
-    """Compare all records on the first process. Return the error or None, and the number of processes to inform."""
+    """Compare all records on the first process. Return the error, or None, and how many processes must get it."""
     if record.problem:
         return Disagreement(record.code, f"the first process cannot start: {record.problem}"), wanted
     records, warning = [record], ""

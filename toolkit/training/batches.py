@@ -75,7 +75,7 @@ class Pixels:
         return Feed(setup)
 
     def prepare(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images (n, 3, S, S) and targets (n, G) of a loaded ``batch``, for training ``trained``.
+        """Return the images (n, 3, S, S) and targets (n, G) of a loaded ``batch``, for the training step.
 
         The images are augmented and then normalised. The augmentations mixup and cutmix also change the targets.
         """

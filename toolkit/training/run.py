@@ -192,6 +192,6 @@ def _log_setup(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
         log.info("resumed from %s: epoch %d, step %d", checkpoint.path, state.epoch + 1, state.step)
         if plan.sizes == "tail":
             log.info(
-                "an earlier version started this run: the last update of an epoch still has only %d samples",
+                "the run was started by an earlier toolkit version: the last update of an epoch has only %d samples",
                 plan.count(plan.steps_per_epoch - 1),
             )

@@ -174,7 +174,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_rule(runs: Path, whole: Pa
     path.write_text(json.dumps(state))
     more = [*options, "--train.epochs=2", "--train.checkpoint_steps=1", "--resume"]
     killed = run_script(PROBE, tmp_path / "spy2", "kill 5", *more)
-    assert killed.returncode == -9 and "the last update of an epoch still has only 16 samples" in killed.stderr
+    assert killed.returncode == -9 and "the last update of an epoch has only 16 samples" in killed.stderr
     last = run_script(PROBE, tmp_path / "spy3", "", *more)
     assert last.returncode == 0, last.stderr
     seen = read_spy(tmp_path / "spy2") | read_spy(tmp_path / "spy3")
