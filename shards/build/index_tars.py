@@ -66,7 +66,7 @@ class IndexOptions(GenreOptions, WorkersOption):
         super().__post_init__()
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
             allowed = "letters, digits, dots and dashes"
-            raise UserError("option-value", f"--split must be a name of {allowed}, not {self.split!r}")
+            raise UserError("option-value", f"--split may contain only {allowed}, not {self.split!r}")
 
     @property
     def json_genres(self) -> str | None:

@@ -200,7 +200,7 @@ def _refuse_foreign(out: StoragePath) -> None:
 
 
 def _remove_replaced(out: StoragePath, ids: Sequence[str]) -> None:
-    """Delete posters of earlier runs that are not in ``ids``. Raises UserError if foreign files have names of ``ids``."""
+    """Delete posters of earlier runs that are not in ``ids``. Raises UserError if a file of others has such a name."""
     ours = _ours(out) or set()
     for other in _cleaned_sizes(out, [sample_id for sample_id in ids if sample_id not in ours]):
         path = cleaned_path(out, other)

@@ -148,7 +148,7 @@ def _prepared(
 def _accelerator(config: Config, facts: Facts) -> Accelerator:
     precision = config.train.precision
     if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("device", "--train.precision fp16 needs a GPU; use bf16 or no on a CPU")
+        raise UserError("device", "--train.precision fp16 needs a GPU; on a CPU, set it to 'bf16' or 'no'")
     return make_accelerator(None if precision == "auto" else precision, facts)
 
 
