@@ -47,7 +47,7 @@ class Entry:
     kind: str = ""
     """Type of the member, such as ``hard link`` or ``FIFO``. Empty for a regular file."""
     target: str = ""
-    """Target of a link. Empty if the member is no link."""
+    """Target of a link. Empty if the member is not a link."""
 
     @property
     def name(self) -> str:

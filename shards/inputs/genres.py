@@ -24,7 +24,7 @@ STRING = r"[uU]?(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
-#: A text that is no name: a text in quotes, a piece of a list that was cut at a separator, or deque(['Drama']).
+#: A text that is not a name: a text in quotes, a piece of a list that was cut at a separator, or deque(['Drama']).
 QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
 
 SHORTENED = "{!r} was shortened when it was printed; write all genres"
