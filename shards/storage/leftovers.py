@@ -17,7 +17,9 @@ DAY = 86_400.0
 #: Largest expected difference between the times of a file system and of this machine's processes, in seconds.
 CLOCKS = 2.0
 #: End of a half-written file's name: machine and process (`unique_name`). Earlier versions wrote only the process.
-_WRITER = re.compile(rf"\.(?:([A-Za-z0-9-]{{1,20}})-)?(\d+)(?:-[0-9a-f]{{8}})?{re.escape(PARTIAL)}$")
+_WRITER = re.compile(
+    r"\.(?:(?P<host>[A-Za-z0-9-]{0,20})-(?P<pid>\d+)-[0-9a-f]{8}|(?P<only>\d+))" + re.escape(PARTIAL) + "$"
+)
 
 
 def remove_dead_partials(folder: Path, name: str = "*") -> None:
@@ -44,11 +46,11 @@ def machine() -> str:
 
 
 def _is_dead(writer: re.Match[str], path: Path) -> bool:
-    if writer[1] not in (None, machine()):
+    if writer["host"] not in (None, machine()):
         return time.time() - path.stat().st_mtime > DAY
     try:
         # Process numbers are reused. A process that began after the last write is not the writer.
-        return psutil.Process(int(writer[2])).create_time() > path.stat().st_mtime + CLOCKS
+        return psutil.Process(int(writer["pid"] or writer["only"])).create_time() > path.stat().st_mtime + CLOCKS
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OverflowError):  # the process belongs to another user, or its number is too large

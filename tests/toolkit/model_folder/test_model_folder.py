@@ -289,3 +289,11 @@ def test_the_number_of_a_killed_process_may_be_anothers_by_now(tmp_path: Path):
     os.utime(left, (0, 0))  # before the process of this number, which is this one, began
     remove_dead_partials(tmp_path)
     assert not left.exists() and alive.exists()
+
+
+@pytest.mark.parametrize("writer", [f"{machine()}-999999999-04158978", f"{machine()}-999999999-a4158978", "999999999"])
+def test_a_dead_writer_is_found_whatever_digits_its_token_has(tmp_path: Path, writer: str):
+    left = tmp_path / f"m.{writer}.partial"
+    left.write_text("x")
+    remove_dead_partials(tmp_path)
+    assert not left.exists()
