@@ -29,9 +29,10 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.genre_checks import doubt_about_classes
+from shards.inputs.metadata import GenreOptions, read_metadata
+from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import warn_of_frames
-from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
@@ -94,7 +95,7 @@ def index_folder(options: IndexOptions) -> Manifest:
                 return _add_index_digests(options.folder, before, options.workers)
         for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # left by a killed run of this command
             remove_file(options.folder / name)
-        tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
+        tasks = [ReadTask(tar, options.json_genres, options.genre_separator or "|") for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_unique_names(found)
         if metadata is not None:
@@ -185,7 +186,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
             "other_members": _members(others),
             "genre_field": options.json_genres,
-            "genre_separator": options.genre_separator,
+            "genre_separator": options.genre_separator or "|",
         },
         versions=library_versions(),
     )

@@ -42,7 +42,8 @@ def run_build(options: BuildOptions) -> int:
     render_info(manifest, console())
     source = manifest.source
     columns = f"ids in column {source['id_column']!r}, genres in column {source['genre_column']!r}"
-    print(f"read            {options.metadata}: {columns}; {source['samples']} of {source['rows']} posters are usable")
+    read, counts = options.metadata or options.images, f"{source['samples']} of {source['rows']}"
+    print(f"read            {read}: {columns}; {counts} posters are usable")
     print(f"shards          {options.out}")
     if any(source["rejected"].values()):
         print(f"rejected        {options.out / 'rejected.csv'}")
