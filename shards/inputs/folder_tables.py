@@ -136,7 +136,7 @@ def _class_folders(folder: Path, contents: _Contents, options: TableOptions) -> 
             problem = f"{folder / name} is in no subfolder of a genre"
             raise UserError("table-unreadable", f"{problem}; move it to one, or pass --metadata TABLE")
         rows.append([name, json.dumps([genre], ensure_ascii=False), *([split] if by_split else [])])
-    return Table(folder, header, enumerate(rows, 1), "a subfolder for each genre", options, unit="file")
+    return Table(folder, header, enumerate(rows, 1), "a subfolder for each genre", options, unit="file", by_file=True)
 
 
 def _with_split(names: list[str]) -> bool:
@@ -157,7 +157,7 @@ def _txt_files(folder: Path, names: list[str], options: TableOptions) -> Table:
             yield number, [name.removesuffix(".txt"), tags, *([_split_of(name)[0]] if by_split else [])]
 
     header, form = [FILE, GENRES, *([SPLIT] if by_split else [])], "a .txt file of tags for each image"
-    return Table(folder, header, rows(), form, options, unit="file", separator=",", problems=problems)
+    return Table(folder, header, rows(), form, options, unit="file", by_file=True, separator=",", problems=problems)
 
 
 def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
@@ -187,7 +187,7 @@ def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
             yield number, [name, *cells, *([_split_of(name)[0]] if by_split else [])]
 
     header, form = [FILE, *columns, *([SPLIT] if by_split else [])], "a JSON file for each image"
-    return Table(folder, header, rows(), form, options, unit="file", problems=problems)
+    return Table(folder, header, rows(), form, options, unit="file", by_file=True, problems=problems)
 
 
 def _bytes(path: Path) -> bytes:

@@ -178,7 +178,7 @@ class _Cell:
 def _columns(table: Table, options: GenreOptions, splits: SplitColumns) -> _Columns:
     id_at = table.id_column()
     split = table.column(splits.split_column, "--split-column") if splits.split_column is not None else None
-    if split is None and table.unit == "file" and SPLIT in table.header:  # the splits are subfolders
+    if split is None and table.by_file and table.header[-1] == SPLIT:  # the splits are subfolders
         split = len(table.header) - 1
     group = table.column(splits.group_column, "--group-column") if splits.group_column is not None else None
     others = [at for at in (id_at, split, group) if at is not None]
@@ -224,7 +224,7 @@ def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: Storag
     written = [cell.id for cell in cells]
     if table.options.id_column is None and cells:
         table.refuse_row_numbers(columns.id, written)
-    return sample_ids(written, images, by_file=table.unit == "file")
+    return sample_ids(written, images, by_file=table.by_file)
 
 
 def _parsed(

@@ -81,7 +81,7 @@ def _joined(folder: Path, tables: Mapping[str, Table]) -> Table:
         for number, row in table.rows
     )
     form = f"{len(tables)} tables: {first.form}"
-    return replace(first, path=folder, header=[*first.header, *[SPLIT] * split], rows=rows, form=form)
+    return replace(first, path=folder, header=[*first.header, *[SPLIT] * split], rows=rows, form=form, by_file=True)
 
 
 def _begins_like_parquet(path: StoragePath) -> bool:
