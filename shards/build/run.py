@@ -83,6 +83,8 @@ class BuildOptions(PostersOptions, SplitColumns):
     poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""
+    dry_run: bool = False
+    """Show what would be read, the first ten posters, the genres and the rejected rows, and write nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

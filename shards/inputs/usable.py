@@ -78,7 +78,7 @@ def problem_with_rows(
     present = [r for r in named if r.id in there] + [r for r in scan.rejected if r.reason != "missing file"]
     found = len(scan.digests) + len(present)
     if not found:
-        return _no_match(options, images, metadata, missing)
+        return no_match(options, images, metadata, missing)
     earlier: dict[str, str] = {}  # id -> reason of the posters that `fetch` or `clean` rejected
     if missing or present:
         with as_user_error("read rejected.csv", images):
@@ -88,7 +88,10 @@ def problem_with_rows(
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
         known = f"; {listed.total()} of these ids are in the rejected.csv of this folder: {why}" if listed else ""
-        log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
+        near = nearest(missing[0], _image_names(images))
+        file = f", the nearest file is {near[0]!r}" if near else ""
+        first = f"the first is id {missing[0]!r}{file}"
+        log.warning("%d rows have no image in %s (%s)%s", len(missing), images, first, known)
     counted = present if pixels else [r for r in named if r.id in there]
     unreadable = [r for r in counted if r.reason not in NOT_COUNTED and r.id not in earlier]
     if len(unreadable) <= limit * found:
@@ -99,12 +102,9 @@ def problem_with_rows(
     )
 
 
-def _no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
+def no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
     """Return a message that shows ids without a file, a file with a similar name, and the probable cause."""
-    if is_remote(images):
-        names = sorted(name for name in names_in(images) if is_image_name(name))
-    else:
-        names = sorted(islice(walk_images(images, Walk()), NAMES))
+    names = _image_names(images)
     ids = ids or [r.id for r in metadata.rejected]
     near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
     hints = [f"The nearest file is {near[0]!r}"] if near else []
@@ -121,6 +121,12 @@ def _no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, 
         f"no id of {metadata.path} names a file in {images}: the ids in column {metadata.id_column!r} are {shown}. "
         f"{''.join(hint + '. ' for hint in hints)}Choose the column of ids with --id-column. The columns are {listing}"
     )
+
+
+def _image_names(images: StoragePath) -> list[str]:
+    if is_remote(images):
+        return sorted(name for name in names_in(images) if is_image_name(name))
+    return sorted(islice(walk_images(images, Walk()), NAMES))
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:
