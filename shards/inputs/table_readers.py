@@ -118,7 +118,8 @@ def _json(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     text, encoding = decoded(path, data, options.encoding)
     name = "" if encoding == "utf-8" else f", {encoding}"
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if options.metadata_format != "jsonl" and not (len(lines) > 1 and _is_record(lines[0][1])):
+    by_line = options.metadata_format == "jsonl" or str(path).lower().endswith((".jsonl", ".ndjson"))
+    if not by_line and not (len(lines) > 1 and _is_record(lines[0][1])):
         try:
             found = _records(json.loads(text))
         except (ValueError, RecursionError) as error:
