@@ -24,7 +24,7 @@ import numpy as np
 from shards.build.pack import PackTask, pack_shard, text_rows_path
 from shards.build.planning import duplicate_positions, plan_shards, write_duplicates
 from shards.build.resume import OtherShards, find_finished
-from shards.build.split import SPLITS
+from shards.build.split import SPLITS, check_fractions, parse_splits
 from shards.dataset.index import index_path, tar_path
 from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
@@ -49,14 +49,6 @@ from shards.versions import library_versions
 log = logging.getLogger(__name__)
 
 WORK = ".work"
-
-
-def parse_splits(text: str) -> tuple[float, ...]:
-    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError if a part is not a number."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError("option-value", f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
 
 
 @dataclass(frozen=True)
@@ -88,12 +80,7 @@ class BuildOptions(PostersOptions, SplitColumns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.fractions) != len(SPLITS):
-            count = len(self.fractions)
-            raise UserError("option-value", f"--splits needs three shares (train, val, test), not {count}")
-        if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
-            shares = ",".join(f"{share:g}" for share in self.fractions)
-            raise UserError("option-value", f"--splits needs shares of 0 or more that sum to 1, not {shares}")
+        check_fractions(self.fractions)
         if self.split_column is not None and self.split_like is not None:
             raise UserError("option-conflict", "--split-column and --split-like exclude each other: choose one of them")
 

@@ -42,7 +42,9 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
     ids became equal.
     """
     out = SampleIds([], [])
-    ids = [unicodedata.normalize("NFC", text.strip()) for text in written]
+    ids = [text.strip() for text in written]
+    composed = [unicodedata.normalize("NFC", text) for text in ids]
+    ids = composed if len(set(composed)) == len(set(ids)) else ids
     if any("\\" in text for text in ids) and not any("/" in text for text in ids):
         ids = [text.replace("\\", "/") for text in ids]
     if any(map(DECIMAL.fullmatch, ids)) and all(re.fullmatch(r"(\d+(\.0+)?)?", text) for text in ids):

@@ -23,6 +23,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "windows": (["C:\\data\\p1.jpg", "C:\\data\\p2.jpg"], ["p1", "p2"]),
     "upwards": (["../p1.jpg", "../p2.jpg"], ["../p1", "../p2"]),
     "unicode": (["e\u0301.jpg"], ["\u00e9"]),
+    "both forms": (["e\u0301", "\u00e9"], ["e\u0301", "\u00e9"]),
 }
 
 
