@@ -34,9 +34,10 @@ from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Metadata, Row, SplitColumns, read_metadata
+from shards.inputs.metadata import Metadata, Row, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import Scan, scan_images
+from shards.inputs.table import SplitColumns
 from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
@@ -26,7 +27,7 @@ from shards.inputs.genre_columns import (
 from shards.inputs.genres import is_list, parse_genres
 from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
 from shards.inputs.sample_ids import SampleIds, sample_ids
-from shards.inputs.table import Table, TableOptions
+from shards.inputs.table import SplitColumns, Table, TableOptions
 from shards.inputs.table_readers import open_table
 from shards.options import option
 from shards.storage.paths import StoragePath
@@ -89,17 +90,6 @@ class GenreOptions(TableOptions):
     spellings: str = option("merge", choices=("merge", "refuse"))
     """What to do with genres that differ only in case, spaces, invisible characters or Unicode form. ``merge`` combines
     them and logs the change (default). ``refuse`` rejects the table."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitColumns:
-    """Columns that decide to which split a poster belongs."""
-
-    split_column: str | None = None
-    """Column of splits, by name or by number from 0. Its cells are train, val (valid, validation, dev) or test."""
-    group_column: str | None = None
-    """Column of groups, by name or by number from 0, such as the film of a poster. Posters with the same cell stay in
-    one split."""
 
 
 def read_metadata(
@@ -232,12 +222,13 @@ def _parsed(
 ) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
     """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists."""
     rows, rejected, lists = [], [], 0
+    parse = lru_cache(1 << 16)(parse_genres)  # few texts repeat in many rows
     for cell, sample_id, path in zip(cells, ids.ids, ids.paths, strict=True):
         lists += is_list(cell.text) or separator in cell.text
         problem = ("bad id", why) if (why := id_problem(sample_id)) else cell.problem
         if problem is None:
             try:
-                genres = cell.flags if columns.genres.multi_hot else parse_genres(cell.text, separator)
+                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator)
                 problem = None if genres else ("no genres", "")
             except ValueError as error:
                 problem = "unparsable genres", one_line(error)

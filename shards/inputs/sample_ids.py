@@ -88,7 +88,8 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """Return a path without ``./`` and double slashes. Other texts stay unchanged, so that a message can show them."""
-    return str(PurePosixPath(text)) if text and not text.startswith("/") else text
+    odd = "//" in text or "./" in text or text.endswith(("/", "/."))
+    return str(PurePosixPath(text)) if odd and not text.startswith("/") else text
 
 
 def _shortened(paths: list[str], changes: list[str]) -> list[str]:

@@ -39,6 +39,17 @@ class TableOptions:
     """Separator of the columns of a CSV (default: comma, semicolon, tab or |, found from the content)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitColumns:
+    """Columns that decide to which split a poster belongs."""
+
+    split_column: str | None = None
+    """Column of splits, by name or by number from 0. Its cells are train, val (valid, validation, dev) or test."""
+    group_column: str | None = None
+    """Column of groups, by name or by number from 0, such as the film of a poster. Posters with the same cell stay in
+    one split."""
+
+
 @dataclass(frozen=True)
 class Table:
     """An open table."""

@@ -29,7 +29,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no column": ("{build} --genre-column genres", ["did you mean 'genre'", "--genre-column"]),
     "no column number": ("{build} --id-column 9", ["no column number 9", "0 'id'"]),
     "wrong separator": ("shards build --images {images} --metadata {commas} --out {tmp}/o", ["--genre-separator ','"]),
-    "wrong encoding": ("{build} --encoding ascii", ["is not ascii text", "--encoding"]),
+    "wrong encoding": (
+        "shards build --images {images} --metadata {latin} --encoding ascii --out {tmp}/o",
+        ["is not ascii text", "--encoding"],
+    ),
     "unknown encoding": ("{build} --encoding klingon", ["unknown text encoding 'klingon'"]),
     "misspelt option": ("{build} --sample-per-shards 5", ["argument --sample-per-shards", "--samples-per-shard?"]),
     "misspelt with value": ("{build} --qualty=80", ["unknown argument --qualty=80", "did you mean --quality?"]),
