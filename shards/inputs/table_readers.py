@@ -47,6 +47,8 @@ def _opened(path: StoragePath, options: TableOptions) -> Table:
         if form not in ("auto", *FOLDER_FORMATS):
             raise UserError("option-conflict", f"{path} is a folder, but --metadata-format {form} is for a file")
         tables, made = folder_table(path, options)
+        if made:
+            _refuse_unused(path, made.form, delimiter=options.delimiter)
         return made or _joined(path, {place: _opened(file, options) for place, file in tables.items()})
     if form in FOLDER_FORMATS:
         raise UserError("option-conflict", f"{path} is a file, but --metadata-format {form} is for a folder")
@@ -64,6 +66,15 @@ def _opened(path: StoragePath, options: TableOptions) -> Table:
             if sure:
                 raise
     return text_table(path, data, options)
+
+
+def _refuse_unused(path: StoragePath, form: str, **given: str | None) -> None:
+    """Raise UserError if an option was given that has no meaning for this format."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave it out"
+            )
 
 
 def _joined(folder: Path, tables: Mapping[str, Table]) -> Table:
@@ -95,6 +106,7 @@ def _parquet(path: StoragePath, options: TableOptions) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _refuse_unused(path, "Parquet", encoding=options.encoding, delimiter=options.delimiter)
     try:
         file = pq.ParquetFile(path if isinstance(path, Path) else io.BytesIO(file_bytes(path)))
         # Columns with the bytes of images are not read: they can be larger than the memory.
@@ -115,6 +127,7 @@ def _has_bytes(kind: Any) -> bool:
 
 
 def _json(path: StoragePath, data: bytes, options: TableOptions) -> Table:
+    _refuse_unused(path, "JSON", delimiter=options.delimiter)
     text, encoding = decoded(path, data, options.encoding)
     name = "" if encoding == "utf-8" else f", {encoding}"
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]

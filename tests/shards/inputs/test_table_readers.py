@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from failing import fails
 from shard_tools import draw
@@ -93,6 +94,18 @@ def test_the_format_that_was_chosen_is_used(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("id,genre\na,War\n")
     with fails("option-conflict", "is a file", "--metadata-format txt-files"):
         read_metadata(tmp_path / "m.csv", GenreOptions(metadata_format="txt-files"))
+
+
+def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
+    pd.DataFrame({"id": ["p1"], "genre": ["War"]}).to_parquet(tmp_path / "m.parquet")
+    (tmp_path / "m.jsonl").write_text('{"id": "p1", "genre": "War"}\n')
+    for name, options, flag in (
+        ("m.parquet", GenreOptions(encoding="latin-1"), "--encoding"),
+        ("m.parquet", GenreOptions(delimiter=";"), "--delimiter"),
+        ("m.jsonl", GenreOptions(delimiter=";"), "--delimiter"),
+    ):
+        with fails("option-conflict", name, f"{flag} has no meaning", "leave it out"):
+            read_metadata(tmp_path / name, options)
 
 
 def test_an_unreadable_file_of_one_image_is_a_rejected_row(tmp_path: Path) -> None:
