@@ -29,6 +29,8 @@ def sidecar_paths(images: Sequence[Path], kind: str, overwrite: bool) -> list[Pa
     Raises UserError if two images have the same sidecar, if a sidecar would replace an image or a folder, or if a
     sidecar exists and ``overwrite`` is false.
     """
+    if folders := [image for image in images if image.is_dir()]:
+        raise UserError("option-value", f"{folders[0]} is a folder, not an image; use --directory {folders[0]}")
     paths = [image.with_suffix(f".{kind}") for image in images]
     _refuse_collisions(images, paths)
     own = set(images)

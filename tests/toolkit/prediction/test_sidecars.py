@@ -105,6 +105,13 @@ def test_two_images_never_share_a_sidecar(model_folder: Path, images: Path, monk
         sidecar_paths(pair, "txt", False)
 
 
+@pytest.mark.parametrize("name", ["sub", ".", ".."])
+def test_a_folder_is_not_an_image(images: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(images / "sub")
+    with fails("option-value", f"{name} is a folder" if name != "sub" else images / "sub", "--directory"):
+        sidecar_paths([images / "p00000.jpg", Path(name) if name != "sub" else images / "sub"], "txt", False)
+
+
 def test_an_image_is_never_a_sidecar(model_folder: Path, images: Path):
     odd = images / "p00000.txt"
     shutil.copy(images / "p00000.jpg", odd)
