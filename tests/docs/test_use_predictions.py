@@ -51,7 +51,7 @@ def values(folder: Path) -> dict[str, Any]:
     for language, text in BLOCKS:
         if language == "python":
             exec(compile(text, "use-predictions.md", "exec"), found)
-        elif language == "csv":
+        elif language == "text":
             (folder / "names.csv").write_text(text, encoding="utf-8")
         else:
             for line in text.splitlines():
@@ -60,7 +60,7 @@ def values(folder: Path) -> dict[str, Any]:
 
 
 def test_the_page_has_each_kind_of_block():
-    assert {language for language, _ in BLOCKS} == {"", "python", "csv"}
+    assert {language for language, _ in BLOCKS} == {"", "python", "text"}
     assert all(len(text.splitlines()) <= 10 for language, text in BLOCKS if language == "python")
 
 
