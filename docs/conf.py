@@ -23,7 +23,7 @@ html_copy_source = False
 
 #: The sections of the site and the order of their pages. A page that is not listed comes last in its section.
 SECTIONS = {
-    "get-started": ("Get started", ["install", "demo", "your-posters"]),
+    "get-started": ("Get started", ["install", "demo", "your-posters", "your-data"]),
     "guides": (
         "Guides",
         [

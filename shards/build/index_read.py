@@ -18,7 +18,7 @@ from shards.errors import UserError, one_line, printable
 from shards.inputs.genres import parse_genres
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, upright_size
-from shards.inputs.metadata import Rejection, Unusable
+from shards.inputs.rejections import Rejection, Unusable
 from shards.storage.files import sha256_file
 
 MAX_IMAGE = 1 << 29

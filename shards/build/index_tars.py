@@ -10,17 +10,18 @@ rejected.csv has one row for each rejected sample, with the reason. Two samples 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
 from shards.build.index_join import join_csv, require_genres, require_unique_names
 from shards.build.index_read import Contents, ReadTask, read_contents
 from shards.build.pack import describe
-from shards.build.split import SPLITS
+from shards.build.split import SPLITS, check_fractions, parse_splits
 from shards.build.verify import check_set
 from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
 from shards.dataset.labels import LabelSet, merge_spellings
@@ -29,9 +30,11 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.metadata import GenreOptions, Rejection, first_reasons, read_metadata, write_rejected
+from shards.inputs.folder_tables import SPLIT_NAMES
+from shards.inputs.genre_checks import doubt_about_classes
+from shards.inputs.metadata import GenreOptions, read_metadata
+from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import warn_of_frames
-from shards.inputs.table_checks import doubt_about_classes
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
@@ -56,7 +59,10 @@ class IndexOptions(GenreOptions, WorkersOption):
     folder: Path = option(MISSING, positional=True)
     """Folder of .tar files from WebDataset, img2dataset or similar tools."""
     split: str = "train"
-    """Split of the tars whose names do not start with train-, val- or test-."""
+    """Split of the tars whose names do not start with train-, val- or test-, and which are not in such a folder."""
+    fractions: tuple[float, ...] | None = option(None, "--splits", parse=parse_splits)
+    """Divide these tars into train, val and test instead, such as 0.8,0.1,0.1. Each tar belongs to one split, so the
+    shares are not exact, and near-duplicates in different tars are not found."""
     genre_field: str = "genres"
     """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a genre cell of a CSV."""
     metadata: Path | None = None
@@ -67,6 +73,10 @@ class IndexOptions(GenreOptions, WorkersOption):
         if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
             allowed = "letters, digits, dots and dashes"
             raise UserError("option-value", f"--split may contain only {allowed}, not {self.split!r}")
+        if self.fractions is not None:
+            check_fractions(self.fractions)
+            if self.split != "train":
+                raise UserError("option-conflict", "--split and --splits exclude each other: choose one of them")
 
     @property
     def json_genres(self) -> str | None:
@@ -92,9 +102,10 @@ def index_folder(options: IndexOptions) -> Manifest:
                     why = f"{options.folder} already has the genres of `posters shards build`"
                     raise UserError("option-conflict", f"{why}; leave --metadata out, or build a new set with that CSV")
                 return _add_index_digests(options.folder, before, options.workers)
-        for name in filter(OWN_PARTIAL.fullmatch, names_in(options.folder)):  # left by a killed run of this command
-            remove_file(options.folder / name)
-        tasks = [ReadTask(tar, options.json_genres, options.genre_separator) for tar in tars]
+        for place in {options.folder, *(tar.parent for tar in tars)}:  # left by a killed run of this command
+            for name in filter(OWN_PARTIAL.fullmatch, names_in(place)):
+                remove_file(place / name)
+        tasks = [ReadTask(tar, options.json_genres, options.genre_separator or "|") for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
         require_unique_names(found)
         if metadata is not None:
@@ -126,11 +137,17 @@ def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manife
 
 
 def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
-    """Return the .tar files, and rejections of files such as .tar.gz. Raises UserError if there is no .tar file."""
-    tars = list_tars(folder)
-    like = {name for name in names_in(folder) if LIKE_TARS.search(name) and PARTIAL not in name}
-    others, remedy = sorted(like - {tar.name for tar in tars}), "decompress it, or rename it to end with .tar"
-    rejected = [Rejection(printable(name), NO_TAR, remedy) for name in others]
+    """Return the .tar files in a folder and in its subfolders of splits, and rejections of files such as .tar.gz.
+
+    Raises UserError if there is no .tar file.
+    """
+    below = sorted(path for path in folder.iterdir() if path.name.lower() in SPLIT_NAMES and path.is_dir())
+    tars, rejected = list[Path](), list[Rejection]()
+    for place in (folder, *below):
+        tars += (here := list_tars(place))
+        like = {name for name in names_in(place) if LIKE_TARS.search(name) and PARTIAL not in name}
+        others, remedy = sorted(like - {tar.name for tar in here}), "decompress it, or rename it to end with .tar"
+        rejected += [Rejection(printable(name), NO_TAR, remedy) for name in others]
     if not tars:
         why = f": {first_reasons(rejected)}" if rejected else ""
         raise UserError("set-missing", f"no .tar file in {folder}{why}")
@@ -174,7 +191,9 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         else:
             remove_file(index_path(contents.tar))  # an earlier run may have written an index
     taken, width = [contents for contents in found if contents.genres], len(labels)
-    shards = [describe(c.tar.name, _split_of(c.tar, options.split), c.table, c.facts(), width) for c in taken]
+    splits = _splits(options, {c.tar: c.table.num_rows for c in taken})
+    names = {c.tar: c.tar.relative_to(folder).as_posix() for c in taken}
+    shards = [describe(names[c.tar], splits[c.tar], c.table, c.facts(), width) for c in taken]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
     manifest = Manifest(
         list(labels.genres),
@@ -185,7 +204,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
             "other_members": _members(others),
             "genre_field": options.json_genres,
-            "genre_separator": options.genre_separator,
+            "genre_separator": options.genre_separator or "|",
         },
         versions=library_versions(),
     )
@@ -204,9 +223,36 @@ def _is_indexed(contents: Contents) -> bool:
     return False
 
 
-def _split_of(tar: Path, default: str) -> str:
-    named = SPLIT_NAME.match(tar.name)
-    return named.group(1).lower().replace("validation", "val") if named else default
+def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, str]:
+    """Return the split of each tar: from its folder or name, or else --split, or a division by --splits.
+
+    samples: number of samples of each tar. Raises UserError if --splits needs more tars than there are.
+    """
+    found: dict[Path, str] = {}
+    for tar in samples:
+        named = SPLIT_NAME.match(tar.name)
+        if tar.parent != options.folder:
+            found[tar] = SPLIT_NAMES[tar.parent.name.lower()]
+        elif named or options.fractions is None:
+            found[tar] = named.group(1).lower().replace("validation", "val") if named else options.split
+    if options.fractions is None:
+        return found
+    left = [tar for tar in samples if tar not in found]
+    left.sort(key=lambda tar: hashlib.blake2b(tar.name.encode(), digest_size=16).digest())
+    shares = {split: share for split, share in zip(SPLITS, options.fractions, strict=True) if share > 0}
+    if len(left) < len(shares):
+        remedy = "divide the samples into more tars, or leave --splits out"
+        raise UserError("option-value", f"--splits divides {len(left)} tars into {len(shares)} splits; {remedy}")
+    total, taken = sum(samples[tar] for tar in left), dict.fromkeys(shares, 0)
+    for number, tar in enumerate(left):
+        # The last tars go to the splits without a tar.
+        empty = [split for split in shares if not taken[split]]
+        chosen = empty if len(empty) >= len(left) - number else list(shares)
+        split = max(chosen, key=lambda split: shares[split] * total - taken[split])
+        found[tar], taken[split] = split, taken[split] + samples[tar]
+    shown = ", ".join(f"{count / total:.1%} {split}" for split, count in taken.items())
+    log.info("%d tars are divided by whole tars: %s of the samples", len(left), shown)
+    return found
 
 
 def _members(others: Counter[str]) -> str:

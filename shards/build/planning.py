@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from shards.build.pack import PackTask, Sample
 from shards.build.resume import is_same_build
@@ -40,9 +42,12 @@ def plan_shards(
     ids, columns = [row.id for row in rows], [labels.columns(row.genres) for row in rows]
     fractions = dict(zip(SPLITS, options.fractions, strict=True))
 
-    def plan(groups: np.ndarray) -> list[PackTask]:
+    def plan(duplicates: np.ndarray) -> list[PackTask]:
+        groups = with_table_groups(rows, duplicates)
         if options.split_like:
             splits = splits_like(options.split_like, ids, groups)
+        elif any(row.split for row in rows):
+            splits = splits_of_table(rows, duplicates)
         else:
             splits = split_samples(ids, columns, groups, fractions, options.seed)
         return _cut(options, images, rows, scan, splits, labels)
@@ -61,6 +66,43 @@ def plan_shards(
     )
     log.warning(message, options.out, len(np.unique(earlier)) - len(np.unique(groups)))
     return before, earlier
+
+
+def with_table_groups(rows: Sequence[Row], groups: np.ndarray) -> np.ndarray:
+    """Join groups of duplicates, (n,), that share a value of --group-column. Return the group number of each row."""
+    values = sorted({row.group for row in rows if row.group})
+    if not values:
+        return groups
+    first = int(groups.max()) + 1
+    number = {value: first + at for at, value in enumerate(values)}
+    pairs = [(int(of), number[row.group]) for row, of in zip(rows, groups, strict=True) if row.group]
+    size, (a, b) = first + len(values), np.array(pairs).T
+    joined = connected_components(coo_array((np.ones(len(pairs), dtype=bool), (a, b)), shape=(size, size)))[1]
+    return np.asarray(joined[groups], dtype=np.int64)
+
+
+def splits_of_table(rows: Sequence[Row], duplicates: np.ndarray) -> np.ndarray:
+    """Return the split that the table gives each row, (n,) int8 indices into SPLITS.
+
+    Warns of duplicates in several splits. Raises UserError if a group of --group-column has several splits.
+    """
+    splits = np.array([SPLITS.index(row.split) for row in rows], dtype=np.int8)
+    of_value: dict[str, int] = {}
+    for row, split in zip(rows, splits.tolist(), strict=True):
+        if row.group and of_value.setdefault(row.group, split) != split:
+            two = f"{SPLITS[of_value[row.group]]} and {SPLITS[split]}"
+            remedy = "give it one split, or leave --group-column out"
+            raise UserError("table-row", f"group {row.group[:60]!r} has posters in {two}; {remedy}")
+    order = np.lexsort((splits, duplicates))
+    again = (np.diff(duplicates[order]) == 0) & (np.diff(splits[order]) != 0)
+    if again.any():
+        count = len(np.unique(duplicates[order][1:][again]))
+        message = (
+            "%d groups of near-duplicates are in several splits of the table, so results on val and test are too good "
+            "(for example %s). duplicates.csv lists them"
+        )
+        log.warning(message, count, rows[order[1:][again][0]].id)
+    return splits
 
 
 def _cut(

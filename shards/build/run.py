@@ -24,7 +24,7 @@ import numpy as np
 from shards.build.pack import PackTask, pack_shard, text_rows_path
 from shards.build.planning import duplicate_positions, plan_shards, write_duplicates
 from shards.build.resume import OtherShards, find_finished
-from shards.build.split import SPLITS
+from shards.build.split import SPLITS, check_fractions, parse_splits
 from shards.dataset.index import index_path, tar_path
 from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
@@ -34,8 +34,10 @@ from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Metadata, Rejection, Row, first_reasons, read_metadata, write_rejected
+from shards.inputs.metadata import Metadata, Row, read_metadata
+from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import Scan, scan_images
+from shards.inputs.table import SplitColumns
 from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
@@ -50,20 +52,10 @@ log = logging.getLogger(__name__)
 WORK = ".work"
 
 
-def parse_splits(text: str) -> tuple[float, ...]:
-    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError if a part is not a number."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError("option-value", f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
-
-
 @dataclass(frozen=True)
-class BuildOptions(PostersOptions):
+class BuildOptions(PostersOptions, SplitColumns):
     """Options of ``posters shards build``."""
 
-    metadata: StoragePath = option(MISSING, parse=storage_path)
-    """CSV with the ids and genres of the posters."""
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder or URL of the new shard set."""
     images: StoragePath | None = option(None, parse=storage_path)
@@ -84,15 +76,14 @@ class BuildOptions(PostersOptions):
     poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""
+    dry_run: bool = False
+    """Show what would be read, the first ten posters, the genres and the rejected rows, and write nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.fractions) != len(SPLITS):
-            count = len(self.fractions)
-            raise UserError("option-value", f"--splits needs three shares (train, val, test), not {count}")
-        if not all(share >= 0 for share in self.fractions) or not abs(sum(self.fractions) - 1) <= 1e-6:
-            shares = ",".join(f"{share:g}" for share in self.fractions)
-            raise UserError("option-value", f"--splits needs shares of 0 or more that sum to 1, not {shares}")
+        check_fractions(self.fractions)
+        if self.split_column is not None and self.split_like is not None:
+            raise UserError("option-conflict", "--split-column and --split-like exclude each other: choose one of them")
 
 
 def build_shards(options: BuildOptions) -> Manifest:
@@ -100,9 +91,10 @@ def build_shards(options: BuildOptions) -> Manifest:
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
-    metadata = read_metadata(options.metadata, options, known=given.genres if given else ())
+    known = given.genres if given else ()
+    metadata = read_metadata(options.metadata or images, options, known=known, images=images, splits=options)
     if not metadata.rows:
-        raise UserError("table-row", f"{options.metadata} has no usable row: {first_reasons(metadata.rejected)}")
+        raise UserError("table-row", f"{metadata.path} has no usable row: {first_reasons(metadata.rejected)}")
     rejected_csv = options.out / "rejected.csv"
     with _at_work(options, images) as executor:
         rows, rejected, labels, scan = _usable(options, images, metadata, given, executor)
@@ -130,7 +122,7 @@ def build_shards(options: BuildOptions) -> Manifest:
             list(labels.genres),
             shards,
             {**asdict(options.image), "samples_per_shard": options.samples_per_shard, "text_removal": text},
-            _source(options, metadata, len(rows), rejected, groups),
+            _source(options, metadata, len(rows), rejected, groups) | _given_splits(options, rows),
             library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
@@ -144,13 +136,14 @@ def build_shards(options: BuildOptions) -> Manifest:
 def _usable(
     options: BuildOptions, images: StoragePath, metadata: Metadata, given: LabelSet | None, executor: Executor
 ) -> tuple[list[Row], list[Rejection], LabelSet, Scan]:
-    scan = scan_images(images, [row.id for row in metadata.rows], options.image, options.out / WORK, executor)
+    ids = [row.id for row in metadata.rows]
+    scan = scan_images(images, ids, options.image, options.out / WORK, executor, paths=metadata.paths)
     rows = [row for row in metadata.rows if row.id in scan.digests]
     labels = given or LabelSet.from_samples(row.genres for row in rows)
     rows, unknown = with_known_genres(rows, labels)
     rejected = metadata.rejected + scan.rejected + unknown
     limit = options.max_rejected if rows else 1.0
-    problem = problem_with_rows(options.metadata, options.encoding, images, metadata, scan, limit)
+    problem = problem_with_rows(options, images, metadata, scan, limit)
     if problem or not rows:
         code: Code = "table-row" if problem else "images-none"
         write_rejected(options.out / "rejected.csv", rejected)
@@ -176,6 +169,15 @@ def _source(
         "seed": options.seed,
         "fractions": dict(zip(SPLITS, options.fractions, strict=True)),
     }
+
+
+def _given_splits(options: BuildOptions, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the facts about splits and groups that the table gives. Empty if it gives none."""
+    facts: dict[str, Any] = {"group_column": options.group_column} if options.group_column is not None else {}
+    if any(row.split for row in rows):
+        counts = Counter(row.split for row in rows)
+        facts |= {"split_column": options.split_column or "", "fractions": {s: counts[s] / len(rows) for s in SPLITS}}
+    return facts
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import UserError
+
 COMMON_SUPPORT = 30  # labels with at least this number of samples must be near their target in every split
 _LABEL_AIM = 0.10  # tolerance of a label's count, as a share of the target; split_samples promises 20%
 _SIZE_AIM = 0.001  # tolerance of a split's size, as a share of all samples; split_samples promises 1%
@@ -23,6 +25,24 @@ _BOOSTS = 40  # largest number of times that the weights are raised in a local m
 
 #: Names of the splits, in the order of the fractions of a build.
 SPLITS = ("train", "val", "test")
+
+
+def parse_splits(text: str) -> tuple[float, ...]:
+    """Convert ``0.8,0.1,0.1`` to (0.8, 0.1, 0.1). Raises UserError if a part is not a number."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError("option-value", f"--splits takes three numbers such as 0.8,0.1,0.1, not {text!r}") from None
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise UserError unless these are three shares of 0 or more that sum to 1."""
+    if len(fractions) != len(SPLITS):
+        count = len(fractions)
+        raise UserError("option-value", f"--splits needs three shares (train, val, test), not {count}")
+    if not all(share >= 0 for share in fractions) or not abs(sum(fractions) - 1) <= 1e-6:
+        shares = ",".join(f"{share:g}" for share in fractions)
+        raise UserError("option-value", f"--splits needs shares of 0 or more that sum to 1, not {shares}")
 
 
 def split_samples(

@@ -15,7 +15,7 @@ from pathlib import Path
 from shards.build.tar_reader import Entry, entries, path_of
 from shards.dataset.index import Member
 from shards.errors import UserError, some
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.storage.endings import IMAGE_ENDINGS
 
 

@@ -23,7 +23,7 @@ from shards.errors import UserError
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor
 from shards.inputs.images import BadImage, upright_size
-from shards.inputs.metadata import Unusable
+from shards.inputs.rejections import Unusable
 from shards.storage.files import sha256_file
 
 

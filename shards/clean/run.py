@@ -22,7 +22,8 @@ from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
-from shards.inputs.metadata import Rejection, first_reasons, id_problem, read_metadata, write_rejected
+from shards.inputs.metadata import read_metadata
+from shards.inputs.rejections import Rejection, first_reasons, id_problem, write_rejected
 from shards.inputs.scan import Scan, scan_images
 from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
@@ -47,8 +48,6 @@ class CleanOptions(PostersOptions):
 
     images: StoragePath = option(MISSING, parse=storage_path)
     """Folder of raw posters, or its URL."""
-    metadata: StoragePath = option(MISSING, parse=storage_path)
-    """CSV with the ids and genres of the posters."""
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder of cleaned posters, or its URL."""
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
@@ -90,7 +89,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
         raise UserError("option-conflict", message)
     require_images(options.images)
     facts = options.text.facts()  # a missing model must fail before anything is read
-    metadata = read_metadata(options.metadata, options, strict=False)  # cleaning does not use the genres
+    # Cleaning does not use the genres.
+    metadata = read_metadata(options.metadata or options.images, options, strict=False, images=options.images)
     _refuse_foreign(options.out)
     with (
         folder_lock(options.out, options.break_lock),
@@ -101,7 +101,8 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             _write_ours(options.out, [])
         ours = (WORK, OWN_FILES, REJECTED, REPORT, ".lock")
         ids, shared = of_own_places([row.id for row in metadata.rows], options.out, ours)
-        scan = scan_images(options.images, ids, options.image, options.out / WORK, executor)
+        where = options.images, ids, options.image, options.out / WORK, executor
+        scan = scan_images(*where, paths=metadata.paths)
         rejected = metadata.rejected + shared + scan.rejected
         ids = [sample_id for sample_id in ids if sample_id in scan.digests]
         if options.drop_duplicates and ids:
@@ -109,8 +110,7 @@ def clean_posters(options: CleanOptions) -> CleanResult:
             rejected += doubles
         write_rejected(options.out / REJECTED, rejected)
         limit = options.max_rejected if ids else 1.0
-        table = options.metadata, options.encoding
-        problem = problem_with_rows(*table, options.images, metadata, scan, limit, pixels=False)
+        problem = problem_with_rows(options, options.images, metadata, scan, limit, pixels=False)
         if problem or not ids:
             code: Code = "table-row" if problem else "images-none"
             problem = problem or f"no usable poster in {options.images}"

@@ -12,7 +12,7 @@ from PIL import Image
 from shards.executors.chunks import read_result, write_result
 from shards.inputs.image_files import read_checked
 from shards.inputs.images import BadImage, blamed_on_the_picture, decode, jpeg, plain_jpeg_size
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.storage.files import atomic_write, fingerprint, place_key, remove_file
 from shards.storage.paths import StoragePath
 from shards.text.pipeline import NOT_CLEANED, clean_image, require_same_removal

@@ -8,6 +8,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from shards.build.dry_run import dry_run
+from shards.build.dry_run import render as render_plan
 from shards.build.index_tars import NO_SAMPLES, NO_TAR, REJECTED, IndexOptions, index_folder
 from shards.build.run import BuildOptions, build_shards
 from shards.build.verify import verify_shards
@@ -38,11 +40,15 @@ class VerifyOptions(WorkersOption):
 def run_build(options: BuildOptions) -> int:
     """Build a shard set, print a summary and return the exit status."""
     options.check_executor()
+    if options.dry_run:
+        render_plan(dry_run(options), console())
+        return 0
     manifest = build_shards(options)
     render_info(manifest, console())
     source = manifest.source
     columns = f"ids in column {source['id_column']!r}, genres in column {source['genre_column']!r}"
-    print(f"read            {options.metadata}: {columns}; {source['samples']} of {source['rows']} posters are usable")
+    read, counts = options.metadata or options.images, f"{source['samples']} of {source['rows']}"
+    print(f"read            {read}: {columns}; {counts} posters are usable")
     print(f"shards          {options.out}")
     if any(source["rejected"].values()):
         print(f"rejected        {options.out / 'rejected.csv'}")

@@ -45,6 +45,16 @@ def is_plain(name: str) -> bool:
     return _PLAIN.fullmatch(name) is not None and name not in (".", "..") and len(name.encode()) <= NAME_BYTES
 
 
+def is_shard_name(name: str) -> bool:
+    """Return whether a name is a plain name of a .tar file, perhaps in one folder with a plain name.
+
+    >>> [is_shard_name(name) for name in ("a.tar", "train/a.tar", "../a.tar", "a/b/c.tar", "a.zip")]
+    [True, True, False, False, False]
+    """
+    parts = name.split("/")
+    return len(parts) <= 2 and all(map(is_plain, parts)) and name.endswith(".tar") and len(name.encode()) <= NAME_BYTES
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar of a shard set."""
@@ -245,7 +255,7 @@ class Manifest:
         if not any(shard.samples for shard in self.shards):
             return "it has no shard with samples"
         for shard in self.shards:
-            if not is_plain(shard.name) or not shard.name.endswith(".tar"):
+            if not is_shard_name(shard.name):
                 return f"the shard {shard.name[:100]!r} is not a plain name of a .tar file in the set's folder"
             if not is_plain(shard.split):
                 return f"the split {shard.split[:100]!r} is not a plain name that file names can contain"
@@ -254,7 +264,7 @@ class Manifest:
             if max(shard.genre_counts, default=0) > shard.samples:
                 return f"the shard {shard.name!r} has more samples of a genre than samples in total"
         # Prediction files are named after shards, and some file systems ignore case.
-        name, times = Counter(shard.name.casefold() for shard in self.shards).most_common(1)[0]
+        name, times = Counter(shard.name.replace("/", "-").casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:
             return f"{times} shards are named {name!r}"
         for table in self.tables.values():

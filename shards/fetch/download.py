@@ -18,7 +18,7 @@ from yarl import URL
 from shards.errors import one_line, without_secrets
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
-from shards.inputs.metadata import Unusable
+from shards.inputs.rejections import Unusable
 from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, is_any, is_public, literal_ip
 
 MAX_REDIRECTS = 5

@@ -14,7 +14,7 @@ from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import PosterStore
 from shards.inputs.images import BadImage
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.storage.address_policy import Policy
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.storage.files import atomic_write, names_in, read_present, remove_tree
 from shards.storage.paths import StoragePath
 

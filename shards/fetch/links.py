@@ -10,8 +10,9 @@ from pathlib import Path
 from yarl import URL
 
 from shards.errors import one_line, without_secrets
-from shards.inputs.csv_table import open_table
-from shards.inputs.metadata import Rejection, id_problem
+from shards.inputs.rejections import Rejection, id_problem
+from shards.inputs.table import TableOptions
+from shards.inputs.table_readers import open_table
 
 #: Longest accepted link, in characters.
 MAX_LINK_TEXT = 8000
@@ -34,19 +35,19 @@ class Link:
 
 
 def read_links(
-    path: Path, url_column: str, id_column: str | None = None, encoding: str = "utf-8-sig"
+    path: Path, url_column: str, options: TableOptions = TableOptions()
 ) -> tuple[list[Link], dict[int, Rejection]]:
-    """Return the links of a CSV with a header line, in file order, and the rejected rows by line.
+    """Return the links of a table, in file order, and the rejected rows by their number.
 
-    A column is given by its header or by its number from 0. If ``id_column`` is None, the first column has the ids.
+    A column is given by its header or by its number from 0.
     Raises UserError if the file or a column is missing, or if this first column has row numbers instead of ids. A bad
     row does not raise an error, but becomes a Rejection.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}
     seen: set[str] = set()
-    with open_table(path, encoding) as table:
-        id_at = 0 if id_column is None else table.column(id_column, "--id-column")
+    with open_table(path, options) as table:
+        id_at = table.id_column()
         url_at = table.column(url_column, "--url-column")
         for line, row in table.rows:
             sample_id, text = (row[at].strip() if at < len(row) else "" for at in (id_at, url_at))
@@ -61,7 +62,7 @@ def read_links(
                     links.append(Link(line, sample_id, text, host))
                 except BadLink as bad:
                     rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
-        if id_column is None:
+        if options.id_column is None:
             table.refuse_row_numbers(id_at, list(seen))
     return links, rejected
 

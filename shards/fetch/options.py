@@ -7,15 +7,15 @@ from typing import Annotated
 
 from shards.errors import UserError
 from shards.executors.local import ExecutorOptions
-from shards.inputs.csv_table import CsvOptions
 from shards.inputs.images import ImageOptions
+from shards.inputs.table import TableOptions
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from shards.values import Checked, Count, NotNegative, Positive, at_least
 
 
 @dataclass(frozen=True)
-class FetchOptions(CsvOptions, ExecutorOptions, Checked):
+class FetchOptions(TableOptions, ExecutorOptions, Checked):
     """Links to download, the output folder, limits and timeouts."""
 
     metadata: StoragePath = option(MISSING, parse=storage_path)

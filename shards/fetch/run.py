@@ -17,7 +17,7 @@ from shards.fetch.journal import Journal, merge_parts, recall
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import JOURNAL, REJECTED, FolderStore, incoming, poster_paths
 from shards.inputs.listing import NoFolder, list_posters
-from shards.inputs.metadata import Rejection, write_rejected
+from shards.inputs.rejections import Rejection, write_rejected
 from shards.progress import progress
 from shards.storage.files import place_key, remove_partials
 from shards.storage.lock import folder_lock
@@ -49,7 +49,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     from shards.fetch.links import read_links
     from shards.storage.address_policy import is_any, is_public
 
-    links, rejected = read_links(options.metadata, options.url_column, options.id_column, options.encoding)
+    links, rejected = read_links(options.metadata, options.url_column, options)
     with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public

@@ -19,7 +19,7 @@ from shards.fetch.journal import PARTS, Entry, Journal, RemoteJournal
 from shards.fetch.links import Link
 from shards.fetch.options import FetchOptions
 from shards.fetch.poster_store import FolderStore, PosterStore, RemoteStore
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.storage.address_policy import Policy
 from shards.storage.paths import is_remote
 

@@ -22,8 +22,8 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin  # noqa
 from shards.errors import UserError, one_line
 from shards.inputs.image_structure import check_structure, cut_off
 from shards.inputs.jpeg_header import JpegHeader, TooMuchWork, missing_scans, most_scans, read_jpeg_header, without_junk
-from shards.inputs.metadata import Unusable
 from shards.inputs.orientation import orientation, rgb, turned
+from shards.inputs.rejections import Unusable
 from shards.options import option
 from shards.values import Checked, Count, between
 

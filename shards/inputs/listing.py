@@ -9,14 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import UserError, some
-from shards.inputs.image_files import Walk, files_of, list_folder, walk_folders
-from shards.storage.endings import is_image_name
+from shards.inputs.image_files import Walk, files_of, list_folder, walk_folders, walk_images
+from shards.storage.endings import ending, is_image_name
 from shards.storage.paths import StoragePath, as_user_error, is_remote
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,49 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
     if several and not quiet:
         shown = some(several, 3, "; ")
         log.warning("%d posters have several files, of which one is used: %s", len(several), shown)
+    return found
+
+
+def find_posters(
+    folder: StoragePath, ids: Sequence[str], paths: Mapping[str, str], quiet: bool = False
+) -> dict[str, Listed]:
+    """Return id → image file, as list_posters does, but also look for ids without such a file.
+
+    paths: path of an image as the table has it, for ids that differ from it. In a local folder, an id is also looked
+    for in all subfolders, in each Unicode form. An id with files in several subfolders is left out and logged.
+    """
+    found = list_posters(folder, ids, quiet)
+    written = {paths[sample_id]: sample_id for sample_id in ids if sample_id not in found and sample_id in paths}
+    if written:
+        found |= {written[path]: file for path, file in list_posters(folder, written, quiet=True).items()}
+    missing = [sample_id for sample_id in ids if sample_id not in found]
+    if missing and isinstance(folder, Path):
+        found |= _in_subfolders(folder, missing, quiet)
+    return found
+
+
+def _in_subfolders(folder: Path, ids: Sequence[str], quiet: bool) -> dict[str, Listed]:
+    wanted = {unicodedata.normalize("NFC", sample_id): sample_id for sample_id in ids}
+    by_place: dict[str, dict[str, list[str]]] = {}  # id -> subfolder -> files
+    for name in walk_images(folder, Walk()):
+        path = unicodedata.normalize("NFC", name)
+        for own in dict.fromkeys((path, path[: -len(ending(path))])):
+            # The whole path first: it decides between files of the same name.
+            fits = next((part for part in (own, own.rpartition("/")[2]) if part in wanted), None)
+            if fits is not None:
+                by_place.setdefault(wanted[fits], {}).setdefault(name.rpartition("/")[0], []).append(name)
+    found = {
+        sample_id: Listed(files_of([files[0][: -len(ending(files[0]))]], files).popitem()[1][0])
+        for sample_id, places in by_place.items()
+        if len(places) == 1 and (files := next(iter(places.values())))
+    }
+    below = [f"{sample_id} is {file.name}" for sample_id, file in found.items() if "/" in file.name]
+    if below and not quiet:
+        log.info("%d posters are in subfolders of %s, such as: %s", len(below), folder, below[0])
+    several = [f"{i} ({some(sorted(places), 2)})" for i, places in by_place.items() if len(places) > 1]
+    if several and not quiet:
+        remedy = "write the path of the image into the column of ids"
+        log.warning("%d ids have files in several subfolders: %s; %s", len(several), some(several, 3), remedy)
     return found
 
 

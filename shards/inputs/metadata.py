@@ -1,183 +1,265 @@
-"""Read a user's CSV of posters and genres. A row becomes a sample, is joined to another row, or is rejected."""
+"""Read a user's table of posters and genres. A row becomes a sample, is joined to another row, or is rejected.
+
+file or folder ─ table_readers.open_table ─→ texts of each row ─ genre_columns.find_genres ─→ the columns in use
+    ─ sample_ids.sample_ids, genres.parse_genres ─→ rows with an id and genres, rejected rows
+"""
 
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
-from shards.inputs.csv_table import CsvOptions, Table, open_table
+from shards.inputs.folder_tables import SPLIT, SPLIT_NAMES
+from shards.inputs.genre_checks import doubt_about, found_separator
+from shards.inputs.genre_columns import (
+    GenreColumns,
+    find_genres,
+    genres_of_flags,
+    is_named,
+    refuse_missing_header,
+    refuse_unless_lists,
+)
 from shards.inputs.genres import is_list, parse_genres
-from shards.inputs.table_checks import doubt_about, find_genres, is_named, refuse_missing_header, refuse_unless_lists
+from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
+from shards.inputs.sample_ids import SampleIds, sample_ids
+from shards.inputs.table import SplitColumns, Table, TableOptions
+from shards.inputs.table_readers import open_table
 from shards.options import option
-from shards.storage.csv_text import unescaped, write_for_people
-from shards.storage.files import atomic_write
 from shards.storage.paths import StoragePath
 
 log = logging.getLogger(__name__)
 
-REJECTED_COLUMNS = ("id", "reason", "detail")
-#: Reasons for the rejection of a row whose genres cannot be read.
-UNREADABLE = ("unparsable genres", "bad row")
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A row or image that is left out. ``reason`` is one of a few fixed texts, ``detail`` is any text."""
-
-    id: str
-    reason: str
-    detail: str = ""
-
-
-class Unusable(Exception):
-    """A poster that cannot be used. `Rejection` explains ``reason`` and ``detail``."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-    def rejection(self, sample_id: str) -> Rejection:
-        return Rejection(sample_id, self.reason, self.detail)
-
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the CSV with genres, or the joined rows of one poster."""
+    """A row of the table with genres, or the joined rows of one poster."""
 
     id: str
     genres: tuple[str, ...]
-    line: int = field(default=0, compare=False)  # line number in the CSV
+    line: int = field(default=0, compare=False)
+    """Number of the row in the table."""
+    path: str = field(default="", compare=False)
+    """Path of the image below the image folder as the table has it. It can differ from ``id``."""
+    split: str = ""
+    """Split that the table gives the poster: train, val or test. Empty if the table has no column of splits."""
+    group: str = ""
+    """Value of the column of groups. Posters with the same value stay in one split. Empty for no group."""
 
 
 @dataclass
 class Metadata:
-    """Contents of a CSV. ``rows`` are the usable posters in the order of the file."""
+    """Contents of a table. ``rows`` are the usable posters in the order of the file."""
 
+    path: StoragePath
     rows: list[Row] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     id_column: str = ""
     genre_column: str = ""
     joined: int = 0  # rows that were joined to an earlier row with the same id
+    reading: str = ""
+    """What was read, for a message: the format, and the columns of ids and genres."""
 
     @property
     def posters(self) -> int:
-        """Number of rows of the CSV. Rows that are joined count as one row."""
+        """Number of rows of the table. Rows that are joined count as one row."""
         return len(self.rows) + len(self.rejected)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Sample id → path of the image as the table has it, for the ids that differ from their path."""
+        return {row.id: row.path for row in self.rows if row.path not in ("", row.id)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenreOptions(CsvOptions):
-    """Columns of ids and genres of a CSV, and the form of the genres."""
+class GenreOptions(TableOptions):
+    """Columns of ids and genres of a table, and the form of the genres."""
 
     genre_column: str | None = None
-    """CSV column of genres, by name or by number from 0. The default is the column named genre, label or tag (or a
-    plural), or else column 3 if it has lists. A column of numbers, years or a single genre needs this option."""
-    genre_separator: str = "|"
-    """Separator between the genres of a cell that is not a list."""
+    """Column of genres, by name or by number from 0. The default is the column named genre, label, tag or category (or
+    a plural), or else column 3 if it has lists. A column of numbers, years or a single genre needs this option."""
+    label_columns: tuple[str, ...] | None = None
+    """Columns of 0 and 1, one for each genre, by name or by number from 0. The name of a column is its genre. By
+    default, all columns of 0 and 1 are used if the table has no column of genres."""
+    genre_separator: str | None = None
+    """Separator between the genres of a cell that is not a list (default: | , ; or /, found from the content)."""
     spellings: str = option("merge", choices=("merge", "refuse"))
     """What to do with genres that differ only in case, spaces, invisible characters or Unicode form. ``merge`` combines
-    them and logs the change (default). ``refuse`` rejects the CSV."""
+    them and logs the change (default). ``refuse`` rejects the table."""
 
 
 def read_metadata(
-    path: StoragePath, options: GenreOptions = GenreOptions(), *, known: Sequence[str] = (), strict: bool = True
+    path: StoragePath,
+    options: GenreOptions = GenreOptions(),
+    *,
+    known: Sequence[str] = (),
+    strict: bool = True,
+    images: StoragePath | None = None,
+    splits: SplitColumns = SplitColumns(),
 ) -> Metadata:
-    """Read ids and genre lists from a CSV with a header line, and log a summary.
+    """Read ids and genres from a table or folder, and log a summary.
 
     known: labels that are always accepted, such as the labels of a model. A known label replaces its other spellings.
-    strict: whether doubtful genres (see table_checks.doubt_about) raise UserError. If false, a warning is logged.
+    strict: whether doubtful genres (see genre_checks.doubt_about) raise UserError. If false, a warning is logged.
+    images: the image folder, for tables with absolute paths. splits: columns that decide the split of a poster.
 
     Raises UserError if the file or a column is missing, or if several columns can contain the genres. A bad row raises
     no error, but becomes a Rejection.
     """
-    genre_column, separator = options.genre_column, options.genre_separator
-    if not separator:
+    if options.genre_separator == "":
         raise UserError("option-value", "--genre-separator must not be empty")
-    with open_table(path, options.encoding) as table:
-        id_at, genres_at = _columns(table, options)
-        cells = _read_cells(table, id_at, genres_at, separator)
-        read = [row.genres for row in cells.rows]
-        if options.id_column is None and cells.rows:
-            table.refuse_row_numbers(id_at, [row.id for row in cells.rows])
-        if genre_column is None or genre_column not in map(str.strip, table.header):
-            refuse_missing_header(table, genres_at, {genre for genres in read for genre in genres}, separator)
-    if genre_column is None and not is_named(table, genres_at):
-        refuse_unless_lists(table, options.encoding, cells.written, cells.lists, read)
+    with open_table(path, options) as table:
+        columns = _columns(table, options, splits)
+        cells = _read_cells(table, columns)
+        separator = options.genre_separator or table.separator or found_separator([c.text for c in cells], known)
+        ids = _ids(table, columns, cells, images)
+    entries, rejected, lists = _parsed(table, columns, cells, ids, separator)
+    read = [row.genres for row in entries]
+    _refuse_doubtful(table, columns, cells, read, lists, separator)
     merged, lines = merge_spellings(read, known)
+    names = some([table.name(at) for at in columns.genres.at], 4)
     if lines and options.spellings == "refuse":
         spellings = "; ".join(lines[:3]).replace(": merged", "")
-        remedy = f"repair the column {table.name(genres_at)}, or pass --spellings merge"
+        remedy = f"repair the column {names}, or pass --spellings merge"
         raise UserError("table-row", f"{path} has several spellings of a genre: {spellings}; {remedy}")
-    rows = [replace(row, genres=genres) for row, genres in zip(cells.rows, merged, strict=True)]
-    metadata = Metadata(id_column=table.header[id_at], genre_column=table.header[genres_at])
-    _join(rows, cells.rejected, metadata)
-    samples = [row.genres for row in metadata.rows]
-    doubt = doubt_about(table, options.encoding, genres_at, samples, genre_column is not None, known)
-    if doubt:
-        bad = [r for _, r in cells.rejected if r.reason in UNREADABLE]
-        doubt += f" ({len(bad)} of {cells.count} rows are unreadable: {first_reasons(bad)})" if bad else ""
-        if strict:
-            raise UserError("table-column", doubt)
-        log.warning("%s", doubt)
-    _log_rows(table, id_at, genres_at, metadata, cells.count, lines)
+    metadata = Metadata(path, id_column=table.header[columns.id], genre_column=table.header[columns.genres.at[0]])
+    how = f"{len(columns.genres.at)} columns of 0 and 1: {names}" if columns.genres.multi_hot else f"column {names}"
+    how += f", separated by {separator!r}" if any(separator in c.text and not is_list(c.text) for c in cells) else ""
+    metadata.reading = f"{table.form}; ids in column {table.name(columns.id)}, genres in {how}"
+    _join([replace(row, genres=genres) for row, genres in zip(entries, merged, strict=True)], rejected, metadata)
+    if not columns.genres.multi_hot:
+        samples = [row.genres for row in metadata.rows]
+        doubt = doubt_about(table, columns.genres.at[0], samples, columns.genres.chosen, known)
+        _raise_or_warn(doubt, [r for _, r in rejected if r.reason in UNREADABLE], len(cells), strict)
+    _log_rows(path, metadata, len(cells), lines, ids.changes)
     return metadata
 
 
-def _columns(table: Table, options: GenreOptions) -> tuple[int, int]:
-    id_at = 0 if options.id_column is None else table.column(options.id_column, "--id-column")
-    if options.genre_column is None:
-        genres_at = find_genres(table, id_at)
-    else:
-        genres_at = table.column(options.genre_column, "--genre-column")
-    if genres_at == id_at:
-        problem = f"{table.path}: column {table.name(id_at)} cannot contain both ids and genres"
-        remedy = f"choose two columns with --id-column and --genre-column. The columns are {table.listing()}"
-        raise UserError("table-column", f"{problem}; {remedy}")
-    return id_at, genres_at
+@dataclass(frozen=True)
+class _Columns:
+    """Positions of the columns in use."""
+
+    id: int
+    genres: GenreColumns
+    split: int | None
+    group: int | None
 
 
 @dataclass
-class _Cells:
-    """Parsed cells of all rows."""
+class _Cell:
+    """Cells of a row that are in use."""
 
-    rows: list[Row] = field(default_factory=list)
-    rejected: list[tuple[int, Rejection]] = field(default_factory=list)  # (line number, rejection)
-    count: int = 0
-    written: int = 0  # rows whose cell of genres is not empty
-    lists: int = 0  # rows whose cell of genres is a list or has a separator
+    line: int
+    id: str
+    text: str = ""
+    """Cell of genres. Empty in a multi-hot table."""
+    flags: tuple[str, ...] = ()
+    """Genres of the row in a multi-hot table."""
+    split: str = ""
+    group: str = ""
+    problem: tuple[str, str] | None = None
+    """(reason, detail) if the row cannot be used."""
 
 
-def _read_cells(table: Table, id_at: int, genres_at: int, separator: str) -> _Cells:
-    out = _Cells()
+def _columns(table: Table, options: GenreOptions, splits: SplitColumns) -> _Columns:
+    id_at = table.id_column()
+    split = table.column(splits.split_column, "--split-column") if splits.split_column is not None else None
+    if split is None and table.by_file and table.header[-1] == SPLIT:  # the splits are subfolders
+        split = len(table.header) - 1
+    group = table.column(splits.group_column, "--group-column") if splits.group_column is not None else None
+    others = [at for at in (id_at, split, group) if at is not None]
+    return _Columns(id_at, find_genres(table, options.genre_column, options.label_columns, others), split, group)
+
+
+def _read_cells(table: Table, columns: _Columns) -> list[_Cell]:
+    out = []
+    last = max(columns.id, *columns.genres.at, columns.split or 0, columns.group or 0)
     for line, row in table.rows:
-        out.count += 1
-        sample_id = row[id_at].strip() if id_at < len(row) else ""
-        cell = row[genres_at].strip() if genres_at < len(row) else ""
-        out.written += bool(cell)
-        out.lists += is_list(cell) or separator in cell
-        reason = detail = ""
-        if problem := id_problem(sample_id):
-            reason, detail = "bad id", problem
-        elif genres_at >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
-            reason, cells = "bad row", f"{len(row)} cells, but {len(table.header)} columns"
-            detail = f"{cells}; texts that contain {table.delimiter!r} need quotes"
-        else:
+        cell = _Cell(line, row[columns.id].strip() if columns.id < len(row) else "")
+        out.append(cell)
+        if line in table.problems:
+            cell.problem = "bad row", table.problems[line]
+        elif last >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
+            counts = f"{len(row)} cells, but {len(table.header)} columns"
+            cell.problem = "bad row", f"{counts}; texts that contain {table.delimiter!r} need quotes"
+        elif columns.genres.multi_hot:
             try:
-                if genres := parse_genres(cell, separator):
-                    out.rows.append(Row(sample_id, genres, line))
-                    continue
-                reason = "no genres"
+                cell.flags = genres_of_flags(table, columns.genres.at, row)
             except ValueError as error:
-                reason, detail = "unparsable genres", one_line(error)
-        detail = f"line {line}: {detail}" if detail else f"line {line}"
-        out.rejected.append((line, Rejection(sample_id, reason, detail)))
+                cell.problem = "unparsable genres", one_line(error)
+        else:
+            cell.text = row[columns.genres.at[0]].strip()
+        if cell.problem is None:
+            cell.group = row[columns.group].strip() if columns.group is not None else ""
+            cell.split, cell.problem = _split(table, row, columns.split)
     return out
+
+
+def _split(table: Table, row: Sequence[str], at: int | None) -> tuple[str, tuple[str, str] | None]:
+    if at is None:
+        return "", None
+    written = row[at].strip()
+    split = SPLIT_NAMES.get(written.lower(), "")
+    if written and not split:
+        remedy = "the values are train, val (valid, validation, dev) and test"
+        raise UserError("table-row", f"{table.path}: column {table.name(at)} has {written[:40]!r}, no split; {remedy}")
+    return split, None if split else ("no split", f"column {table.name(at)} is empty")
+
+
+def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: StoragePath | None) -> SampleIds:
+    written = [cell.id for cell in cells]
+    if table.options.id_column is None and cells:
+        table.refuse_row_numbers(columns.id, written)
+    return sample_ids(written, images, by_file=table.by_file)
+
+
+def _parsed(
+    table: Table, columns: _Columns, cells: Sequence[_Cell], ids: SampleIds, separator: str
+) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
+    """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists."""
+    rows, rejected, lists = [], [], 0
+    parse = lru_cache(1 << 16)(parse_genres)  # few texts repeat in many rows
+    for cell, sample_id, path in zip(cells, ids.ids, ids.paths, strict=True):
+        lists += is_list(cell.text) or separator in cell.text
+        problem = ("bad id", why) if (why := id_problem(sample_id)) else cell.problem
+        if problem is None:
+            try:
+                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator)
+                problem = None if genres else ("no genres", "")
+            except ValueError as error:
+                problem = "unparsable genres", one_line(error)
+        if problem is None:
+            rows.append(Row(sample_id, genres, cell.line, path, cell.split, cell.group))
+            continue
+        where = f"{table.unit} {cell.line}"
+        shown = sample_id if sample_id else cell.id
+        rejected.append((cell.line, Rejection(shown, problem[0], f"{where}: {problem[1]}" if problem[1] else where)))
+    return rows, rejected, lists
+
+
+def _refuse_doubtful(
+    table: Table, columns: _Columns, cells: Sequence[_Cell], read: Sequence[tuple[str, ...]], lists: int, separator: str
+) -> None:
+    """Raise UserError if the table has no header line, or if its default column of genres has no lists."""
+    at = None if columns.genres.multi_hot else columns.genres.at[0]
+    if not (columns.genres.chosen and table.options.genre_column in map(str.strip, table.header)):  # type: ignore[attr-defined]
+        refuse_missing_header(table, at, {genre for genres in read for genre in genres}, separator)
+    if at is not None and not columns.genres.chosen and not is_named(table, at):
+        refuse_unless_lists(table, sum(bool(cell.text) for cell in cells), lists, read)
+
+
+def _raise_or_warn(doubt: str, unreadable: Sequence[Rejection], rows: int, strict: bool) -> None:
+    if not doubt:
+        return
+    if unreadable:
+        doubt += f" ({len(unreadable)} of {rows} rows are unreadable: {first_reasons(unreadable)})"
+    if strict:
+        raise UserError("table-column", doubt)
+    log.warning("%s", doubt)
 
 
 def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
@@ -214,12 +296,12 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
     out.rejected = [rejection for _, rejection in sorted(rejected, key=lambda pair: pair[0])]
 
 
-def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows: int, lines: Sequence[str]) -> None:
+def _log_rows(path: StoragePath, metadata: Metadata, rows: int, lines: Sequence[str], changes: Sequence[str]) -> None:
     first = metadata.rows[0] if metadata.rows else Row("", ())
-    layout = "" if table.delimiter == "," else f" of columns separated by {table.delimiter!r}"
-    columns = f"ids in column {table.name(id_at)}, genres in column {table.name(genres_at)}"
     shown = ", ".join(first.genres) or "none"
-    log.info("%s: %d rows%s; %s; the first is %r: %s", table.path, rows, layout, columns, first.id, shown)
+    log.info("%s: %s; %d rows, of which the first is %r: %s", path, metadata.reading, rows, first.id, shown)
+    for change in changes:
+        log.info("%s", change)
     if metadata.joined:
         text = "ids appear on several rows with one genre each: %d rows were joined to the first row with the same id"
         log.info(text, metadata.joined)
@@ -227,45 +309,3 @@ def _log_rows(table: Table, id_at: int, genres_at: int, metadata: Metadata, rows
         log.warning("%s", line)
     counts = Counter(genre for row in metadata.rows for genre in row.genres)
     log.info("%d labels: %s", len(counts), some([f"{genre} ({n})" for genre, n in counts.most_common()], 20))
-
-
-def id_problem(sample_id: str) -> str:
-    """Return a message if an id cannot be a path in the image folder. Empty if the id is valid."""
-    if not sample_id:
-        return "empty id"
-    if any(unicodedata.category(character) == "Cc" for character in sample_id):
-        return "control characters in the id"
-    parts = PurePosixPath(sample_id).parts
-    if "\\" in sample_id or sample_id[1:2] == ":" or sample_id.startswith("/") or ".." in parts or not parts:
-        return "the id is a path outside of the image folder"
-    if len(sample_id.encode()) > 240:
-        return "the id is too long for a file name"
-    return ""
-
-
-def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
-    """Write rejected.csv (id, reason, detail) atomically. Cells that begin like a spreadsheet formula are escaped."""
-    rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
-    with atomic_write(path, "w") as stream:
-        write_for_people(stream, rows, end="\r\n")
-
-
-def read_rejected(path: StoragePath) -> dict[str, str]:
-    """Return id → reason of a rejected.csv. Empty if the file is missing or has unknown columns."""
-    if not path.is_file():
-        return {}
-    with open_table(path, "utf-8") as table:
-        if tuple(table.header) != REJECTED_COLUMNS:
-            return {}
-        return {unescaped(row[0]): row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
-
-
-def first_reasons(rejected: Sequence[Rejection]) -> str:
-    """Return one line: the number of rejections for each reason, and an example of each of the three main reasons."""
-    if not rejected:
-        return "the file has only a header line"
-    first = {rejection.reason: rejection for rejection in reversed(rejected)}
-    reasons = Counter(rejection.reason for rejection in rejected).most_common()
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    examples = [f"id {first[reason].id!r}: {reason} ({first[reason].detail})" for reason, _ in reasons[:3]]
-    return f"{counts}; for example {', and '.join(examples)}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from shards.inputs.duplicates import SIGNATURE_BYTES, group_duplicates, perceptu
 from shards.inputs.image_files import missing_file, read_image_file
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, ImageOptions, decode
-from shards.inputs.listing import Listed, list_posters
-from shards.inputs.metadata import Rejection
+from shards.inputs.listing import Listed, find_posters
+from shards.inputs.rejections import Rejection
 from shards.storage.files import fingerprint
 from shards.storage.paths import StoragePath, is_remote
 
@@ -94,11 +95,15 @@ def scan_images(
     work: StoragePath,
     executor: Executor,
     *,
+    paths: Mapping[str, str] = MappingProxyType({}),
     chunk: int = CHUNK,
 ) -> Scan:
-    """Check the posters of ``ids`` in tasks of ``chunk`` posters. A restarted build reads old results from ``work``."""
+    """Check the posters of ``ids`` in tasks of ``chunk`` posters. A restarted build reads old results from ``work``.
+
+    paths: path of an image as the table has it, for ids that differ from it.
+    """
     log.info("looking for %d posters in %s", len(ids), folder)
-    listed = list_posters(folder, ids)
+    listed = find_posters(folder, ids, paths)
     tasks = [
         ScanTask(folder, part, options, work / f"scan-{number:06d}.json", tuple(map(listed.get, part)))
         for number, part in enumerate(split_into_chunks(ids, chunk))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +13,18 @@ from typing import Annotated
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line, some
 from shards.executors.local import ExecutorOptions, WorkersOption
-from shards.inputs.csv_table import open_table
 from shards.inputs.duplicates import MAX_DISTANCE
+from shards.inputs.genre_columns import PEEK
 from shards.inputs.image_files import Walk, walk_images
-from shards.inputs.listing import list_posters
-from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, first_reasons, read_rejected
+from shards.inputs.listing import find_posters
+from shards.inputs.metadata import GenreOptions, Metadata, Row
+from shards.inputs.rejections import Rejection, first_reasons, read_rejected
 from shards.inputs.scan import Scan
-from shards.inputs.table_checks import PEEK
+from shards.inputs.table_readers import open_table
 from shards.options import option
 from shards.storage.endings import is_image_name
 from shards.storage.files import names_in
-from shards.storage.paths import StoragePath, as_user_error, is_remote
+from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
 from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,11 @@ def parse_share(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
-    """Options of ``shards build`` and ``clean``: the CSV, the posters and the workers."""
+    """Options of ``shards build`` and ``clean``: the table, the posters and the workers."""
+
+    metadata: StoragePath | None = option(None, parse=storage_path)
+    """Table with the ids and genres of the posters (CSV, JSON, JSONL or Parquet), or a folder with metadata.csv or
+    metadata.jsonl, a .json or .txt file for each image, or a subfolder for each genre (default: the image folder)."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
     """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""
@@ -60,7 +64,7 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
 
 
 def problem_with_rows(
-    csv: StoragePath, codec: str, images: StoragePath, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
+    options: PostersOptions, images: StoragePath, metadata: Metadata, scan: Scan, limit: float, pixels: bool = True
 ) -> str:
     """Return a message if no row has an image or too many rows are unreadable, else "". Log rows without an image.
 
@@ -68,13 +72,13 @@ def problem_with_rows(
     count as unreadable. Posters that `fetch` or `clean` rejected before (see rejected.csv) do not count.
     """
     named = [r for r in metadata.rejected if r.reason != "bad id"]
-    there = list_posters(images, {r.id for r in named}, quiet=True) if named else {}
+    there = find_posters(images, list({r.id for r in named}), metadata.paths, quiet=True) if named else {}
     missing = [r.id for r in scan.rejected if r.reason == "missing file"]
     missing += [r.id for r in named if r.id not in there]
     present = [r for r in named if r.id in there] + [r for r in scan.rejected if r.reason != "missing file"]
     found = len(scan.digests) + len(present)
     if not found:
-        return _no_match(csv, codec, images, metadata, missing)
+        return no_match(options, images, metadata, missing)
     earlier: dict[str, str] = {}  # id -> reason of the posters that `fetch` or `clean` rejected
     if missing or present:
         with as_user_error("read rejected.csv", images):
@@ -84,7 +88,10 @@ def problem_with_rows(
         listed = Counter(earlier[sample_id] for sample_id in missing if sample_id in earlier)
         why = some([f"{n} {reason}" for reason, n in listed.most_common()])
         known = f"; {listed.total()} of these ids are in the rejected.csv of this folder: {why}" if listed else ""
-        log.warning("%d rows have no image in %s (the first is id %r)%s", len(missing), images, missing[0], known)
+        near = nearest(missing[0], _image_names(images))
+        file = f", the nearest file is {near[0]!r}" if near else ""
+        first = f"the first is id {missing[0]!r}{file}"
+        log.warning("%d rows have no image in %s (%s)%s", len(missing), images, first, known)
     counted = present if pixels else [r for r in named if r.id in there]
     unreadable = [r for r in counted if r.reason not in NOT_COUNTED and r.id not in earlier]
     if len(unreadable) <= limit * found:
@@ -95,22 +102,14 @@ def problem_with_rows(
     )
 
 
-def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
+def no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:
     """Return a message that shows ids without a file, a file with a similar name, and the probable cause."""
-    if is_remote(images):
-        names = sorted(name for name in names_in(images) if is_image_name(name))
-    else:
-        names = sorted(islice(walk_images(images, Walk()), NAMES))
+    names = _image_names(images)
     ids = ids or [r.id for r in metadata.rejected]
     near = nearest(ids[0], names[:PEEK], cutoff=0.0) if ids and names else []
     hints = [f"The nearest file is {near[0]!r}"] if near else []
-    if ids and all(re.fullmatch(r"\d+\.0+", sample_id) for sample_id in ids):
-        hints.append(
-            "These ids are whole numbers written as decimals, which pandas does if an id is missing: read the ids as "
-            "text (in pandas with dtype=str)"
-        )
     stems = {*names, *(name.removesuffix(PurePosixPath(name).suffix) for name in names)}
-    with open_table(csv, encoding) as table:
+    with open_table(metadata.path, options) as table:
         hits: Counter[int] = Counter()
         for _, row in islice(table.rows, PEEK):
             hits.update(at for at, cell in enumerate(row[: len(table.header)]) if cell.strip() in stems)
@@ -119,9 +118,15 @@ def _no_match(csv: StoragePath, encoding: str, images: StoragePath, metadata: Me
         listing = table.listing()
     shown = some([repr(sample_id) for sample_id in ids], 3)
     return (
-        f"no id of {csv} names a file in {images}: the ids in column {metadata.id_column!r} are {shown}. "
+        f"no id of {metadata.path} names a file in {images}: the ids in column {metadata.id_column!r} are {shown}. "
         f"{''.join(hint + '. ' for hint in hints)}Choose the column of ids with --id-column. The columns are {listing}"
     )
+
+
+def _image_names(images: StoragePath) -> list[str]:
+    if is_remote(images):
+        return sorted(name for name in names_in(images) if is_image_name(name))
+    return sorted(islice(walk_images(images, Walk()), NAMES))
 
 
 def with_known_genres(rows: Sequence[Row], labels: LabelSet) -> tuple[list[Row], list[Rejection]]:

@@ -99,10 +99,18 @@ def opened_text(path: StoragePath, encoding: str = "utf-8") -> Iterator[IO[str]]
     if not is_remote(path):
         with path.open("r", encoding=encoding, newline="") as stream:
             yield stream
-    elif (data := read_small(path, RetryBudget(FIRST_RETRY_SECONDS), LARGEST_TEXT)) is not None:
-        yield io.TextIOWrapper(io.BytesIO(data), encoding, newline="")
     else:
+        yield io.TextIOWrapper(io.BytesIO(file_bytes(path)), encoding, newline="")
+
+
+def file_bytes(path: StoragePath) -> bytes:
+    """Return the bytes of a file. LARGEST_TEXT limits the size at a URL. Raises OSError or UserError."""
+    if not is_remote(path):
+        return path.read_bytes()
+    data = read_small(path, RetryBudget(FIRST_RETRY_SECONDS), LARGEST_TEXT)
+    if data is None:
         raise FileNotFoundError(str(path))
+    return data
 
 
 def small_bytes(path: Path) -> bytes:

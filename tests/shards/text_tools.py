@@ -83,7 +83,7 @@ def clean(source: Source, out: Path, *options: object) -> str:
 def run_clean(source: Source, out: Path, **options: Any) -> CleanResult:
     """In this process, with one quick look and no sheet."""
     options = {"text": TextRemoval(QUICK), "workers": 1, "sheet": 0, **options}
-    return clean_posters(CleanOptions(source.images, source.csv, out, **options))
+    return clean_posters(CleanOptions(source.images, out, metadata=source.csv, **options))
 
 
 def pixels_of(path: Path) -> np.ndarray:

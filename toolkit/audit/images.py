@@ -16,7 +16,7 @@ from PIL import Image
 
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import ANY, BadImage, blamed_on_the_picture, decode, jpeg
-from shards.inputs.metadata import id_problem
+from shards.inputs.rejections import id_problem
 from shards.text.inpaint import Fill
 from shards.text.masks import mask_of
 from toolkit.audit.control import Control, Places, generator, visible

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from shards.errors import UserError, one_line
 from shards.inputs.images import BadImage
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
 from shards.progress import progress
 from shards.text.inpaint import Fill
 from shards.text.registry import make_fill

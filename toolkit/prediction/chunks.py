@@ -71,8 +71,8 @@ class ShardChunk:
 
     @property
     def name(self) -> str:
-        """Name of the prediction file without its ending: ``train-00000`` for the shard ``train-00000.tar``."""
-        return self.shard.name.removesuffix(".tar")
+        """Name of the prediction file without its ending: ``val-0`` for the shards ``val-0.tar`` and ``val/0.tar``."""
+        return self.shard.name.removesuffix(".tar").replace("/", "-")
 
     @property
     def count(self) -> int:

@@ -213,3 +213,40 @@ def test_the_case_with_folders_in_names(tmp_path: Path) -> None:
         "posters/p00002": ["Drama", "Romance"],
         "posters/p00003": ["Drama", "Horror"],
     }
+
+
+def test_subfolders_of_splits(tmp_path: Path) -> None:
+    for number, name in enumerate(("train/0", "train/1", "Validation/0", "test/0", "others/0")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pack(tmp_path / f"{name}.tar", str(number))
+    write_file(tmp_path / "test" / "more.tar.gz", b"")
+    manifest = adopt(tmp_path)
+    wanted = [("train/0.tar", "train"), ("train/1.tar", "train"), ("Validation/0.tar", "val"), ("test/0.tar", "test")]
+    assert [(s.name, s.split) for s in manifest.shards] == wanted
+    assert index_path(tmp_path / "train" / "0.tar").exists() and not (tmp_path / "others" / "0.index.parquet").exists()
+    assert rejected(tmp_path)["more.tar.gz"] == "not a .tar"
+    before = tree(tmp_path)
+    assert verify_shards(tmp_path, 1)[1] == [] and adopt(tmp_path) == manifest and tree(tmp_path) == before
+    with open(tmp_path / "train" / "1.tar", "r+b") as stream:
+        stream.seek(600)
+        stream.write(b"x")
+    assert any("1.tar" in problem for problem in verify_shards(tmp_path, 1)[1])
+
+
+def test_tars_are_divided_by_shares(tmp_path: Path) -> None:
+    for number in range(10):
+        pack(tmp_path / f"{number:05d}.tar", " ".join(f"{number}-{n}" for n in range(3)))
+    pack(tmp_path / "test-0.tar", "t")
+    splits = {s.name: s.split for s in adopt(tmp_path, fractions=(0.8, 0.1, 0.1)).shards}
+    assert sorted(splits.values()) == ["test"] * 2 + ["train"] * 8 + ["val"] and splits["test-0.tar"] == "test"
+    assert splits == {s.name: s.split for s in adopt(tmp_path, fractions=(0.8, 0.1, 0.1)).shards}
+
+
+def test_shares_that_cannot_be(tmp_path: Path) -> None:
+    pack(tmp_path / "0.tar", "a")
+    with fails("option-value", "--splits divides 1 tars into 3 splits", "more tars"):
+        adopt(tmp_path, fractions=(0.8, 0.1, 0.1))
+    with fails("option-value", "sum to 1"):
+        adopt(tmp_path, fractions=(0.8, 0.1, 0.2))
+    with fails("option-conflict", "--split and --splits"):
+        adopt(tmp_path, fractions=(0.8, 0.1, 0.1), split="val")

@@ -27,7 +27,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.executors.local import LocalExecutor
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import id_problem
+from shards.inputs.rejections import id_problem
 
 pytest_plugins = ("shard_fixtures",)
 

@@ -90,7 +90,7 @@ def test_pixels_are_those_of_cleaning_then_shrinking_with_one_encoding(titled: S
 
 def test_cleaning_first_gives_nearly_the_same_set(titled: Source, cleaned_set: Path, tmp_path: Path) -> None:
     """But for the second JPEG generation."""
-    clean_posters(CleanOptions(titled.images, titled.csv, tmp_path / "cleaned", text=TEXT, sheet=0, workers=1))
+    clean_posters(CleanOptions(titled.images, tmp_path / "cleaned", metadata=titled.csv, text=TEXT, sheet=0, workers=1))
     twice = Source(tmp_path / "cleaned", titled.csv, titled.good, {})
     build(twice, tmp_path / "shards", image=SMALL)
     one, two = samples(cleaned_set), samples(tmp_path / "shards")

@@ -49,7 +49,7 @@ def cleaned(titled: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cleaned with two looks. Read-only."""
     out = tmp_path_factory.mktemp("cleaned") / "out"
     text = TextRemoval(DetectorOptions(scales=(*LOOKS, (416,))))
-    clean_posters(CleanOptions(titled.images, titled.csv, out, text=text, sheet=0, workers=1))
+    clean_posters(CleanOptions(titled.images, out, metadata=titled.csv, text=text, sheet=0, workers=1))
     return out
 
 
@@ -132,7 +132,9 @@ def test_small_posters_that_were_cleaned_are_judged(tmp_path: Path) -> None:
     write_file(tmp_path / "images" / "small.jpg", encoded(gradient(24, 36)))
     meta = write_meta(tmp_path, {"small": ("Drama",)})
     text, small = TextRemoval(DetectorOptions(scales=LOOKS)), ImageOptions(min_side=16)
-    clean_posters(CleanOptions(tmp_path / "images", meta, tmp_path / "out", image=small, text=text, sheet=0, workers=1))
+    clean_posters(
+        CleanOptions(tmp_path / "images", tmp_path / "out", metadata=meta, image=small, text=text, sheet=0, workers=1)
+    )
     assert compare_text(tmp_path / "images", tmp_path / "out", QUICK_LOOK, workers=1)["posters"] == 1
 
 

@@ -10,7 +10,8 @@ from shard_tools import write_csv, write_file
 
 from shards.errors import UserError
 from shards.fetch.links import BadLink, parse_link, read_links
-from shards.inputs.metadata import Rejection
+from shards.inputs.rejections import Rejection
+from shards.inputs.table import TableOptions
 
 
 def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:
@@ -77,21 +78,25 @@ def test_bad_csvs_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no column 'poster_lnk'; did you mean 'poster_link'\?.*--url-column"):
         read_links(table, "poster_lnk")
     with fails("table-column", "number 7", "0 'id', 1 'poster_link'", "--id-column"):
-        read_links(table, "poster_link", "7")
+        read_links(table, "poster_link", TableOptions(id_column="7"))
     with fails("path-missing", tmp_path / "absent.csv"):
         read_links(tmp_path / "absent.csv", "1")
     with fails("table-unreadable", tmp_path / "empty.csv", "empty"):
         read_links(write_file(tmp_path / "empty.csv", b""), "1")
-    with fails("table-unreadable", tmp_path / "latin.csv", "utf-8-sig"):
-        read_links(write_file(tmp_path / "latin.csv", b"id,link\n\xe9,http://x/\n"), "1")
+    with fails("table-unreadable", tmp_path / "latin.csv", "utf-8"):
+        read_links(
+            write_file(tmp_path / "latin.csv", b"id,link\n\xe9,http://x/\n"), "1", TableOptions(encoding="utf-8")
+        )
     with fails("option-value", "'klingon'"):
-        read_links(table, "1", encoding="klingon")
-    assert read_links(write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", "id")[0]
+        read_links(table, "1", TableOptions(encoding="klingon"))
+    assert read_links(
+        write_file(tmp_path / "bom.csv", b"\xef\xbb\xbfid,link\na,http://x/\n"), "link", TableOptions(id_column="id")
+    )[0]
 
 
 def test_row_numbers_are_no_ids(tmp_path: Path) -> None:
-    table = write_csv(tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "id", "link"))
+    table = write_csv(tmp_path / "m.csv", [(0, "a", "http://x/a"), (1, "b", "http://x/b")], ("", "key", "link"))
     with fails("table-column", "column 0 ''", "row numbers", "--id-column 0"):
         read_links(table, "link")
-    assert [link.id for link in read_links(table, "link", "0")[0]] == ["0", "1"]
-    assert [link.id for link in read_links(table, "link", "id")[0]] == ["a", "b"]
+    assert [link.id for link in read_links(table, "link", TableOptions(id_column="0"))[0]] == ["0", "1"]
+    assert [link.id for link in read_links(table, "link", TableOptions(id_column="key"))[0]] == ["a", "b"]

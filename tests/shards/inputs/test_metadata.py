@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.inputs.metadata import GenreOptions, Metadata, Rejection, Row, read_metadata, read_rejected, write_rejected
+from shards.inputs.metadata import GenreOptions, Metadata, Row, read_metadata
+from shards.inputs.rejections import Rejection, read_rejected, write_rejected
 from shards.storage.csv_text import unescaped
 
 HEADER = "id,title,year,genre\n"
@@ -88,12 +89,14 @@ def test_line_numbers_count_quoted_newlines(tmp_path: Path) -> None:
 
 def test_other_encodings(tmp_path: Path) -> None:
     text = HEADER + "1,Amélie,2001,Comédie\n"
-    with fails("table-unreadable", "meta.csv is not utf-8", "--encoding latin-1"):
-        read(tmp_path, text.encode("latin-1"))
+    with fails("table-unreadable", "meta.csv is not utf-8", "--encoding"):
+        read(tmp_path, text.encode("latin-1"), encoding="utf-8")
+    for name in ("latin-1", "utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "utf-32"):
+        assert read(tmp_path, text.encode(name)).rows == [Row("1", ("Comédie",))]
     assert read(tmp_path, text.encode("latin-1"), encoding="latin-1").rows == [Row("1", ("Comédie",))]
     assert read(tmp_path, text.encode("utf-16"), encoding="utf-16").rows == [Row("1", ("Comédie",))]
-    with fails("table-unreadable", "meta.csv is not utf-16", "--encoding"):
-        read(tmp_path, text.encode("utf-16-le"), encoding="utf-16")
+    with fails("table-unreadable", "meta.csv is not ascii", "--encoding"):
+        read(tmp_path, text.encode("utf-8"), encoding="ascii")
     with fails("option-value", "encoding", "'klingon'"):
         read(tmp_path, text, encoding="klingon")
 
@@ -107,7 +110,7 @@ def test_file_without_a_header(tmp_path: Path, content: bytes) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with fails("path-missing", tmp_path / "absent.csv"):
         read_metadata(tmp_path / "absent.csv")
-    with fails("path-unreadable", tmp_path):
+    with fails("table-unreadable", tmp_path, "has no genres"):
         read_metadata(tmp_path)
     with fails("option-value", "--genre-separator"):
         read(tmp_path, HEADER, genre_separator="")
@@ -135,8 +138,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_bad_ids(tmp_path: Path, sample_id: str, problem: str) -> None:
-    metadata = read_metadata(write_csv(tmp_path / "meta.csv", [(sample_id, "", "", "Drama")]))
-    assert metadata.rows == []
+    rows = [(sample_id, "", "", "Drama"), ("good/x", "", "", "War")]  # so that absolute paths have no common folder
+    metadata = read_metadata(write_csv(tmp_path / "meta.csv", rows))
+    assert metadata.rows == [Row("good/x", ("War",))]
     assert [r.reason for r in metadata.rejected] == ["bad id"]
     assert problem in metadata.rejected[0].detail
 
@@ -258,8 +262,8 @@ def test_what_was_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     with caplog.at_level("INFO"):
         read(tmp_path, "a;genres;id\nx;War|Drama;7\ny;Drama;8\n", id_column="id")
     assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'meta.csv'}: 2 rows of columns separated by ';'; ids in column 2 'id', genres in column "
-        f"1 'genres'; the first is '7': War, Drama",
+        f"{tmp_path / 'meta.csv'}: CSV, ';' separated, utf-8; ids in column 2 'id', genres in column 1 'genres', "
+        f"separated by '|'; 2 rows, of which the first is '7': War, Drama",
         "2 labels: Drama (2), War (1)",
     ]
 

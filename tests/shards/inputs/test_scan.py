@@ -13,7 +13,7 @@ from shard_tools import Source, draw, draw_posters, encoded, mtimes, write_file
 from shards.executors.local import LocalExecutor
 from shards.inputs.duplicates import perceptual_hashes
 from shards.inputs.images import ImageOptions
-from shards.inputs.scan import Scan, scan_images
+from shards.inputs.scan import CHUNK, Scan, scan_images
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -25,9 +25,9 @@ def own(tmp_path: Path) -> Source:
     return draw_posters(tmp_path / "own", 10)
 
 
-def scan(source: Source, work: Path, ids: list[str] | None = None, workers: int = 1, **options: int) -> Scan:
+def scan(source: Source, work: Path, ids: list[str] | None = None, workers: int = 1, chunk: int = CHUNK) -> Scan:
     ids = ids or list(source.good)
-    return scan_images(source.images, ids, OPTIONS, work, LocalExecutor(workers), **options)
+    return scan_images(source.images, ids, OPTIONS, work, LocalExecutor(workers), chunk=chunk)
 
 
 def test_good_and_bad_in_file_order(source: Source, tmp_path: Path) -> None:

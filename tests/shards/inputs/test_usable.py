@@ -14,7 +14,7 @@ from shard_tools import Source, draw_posters, only_error, read_csv, rows_of, sam
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError
-from shards.inputs.metadata import Rejection, write_rejected
+from shards.inputs.rejections import Rejection, write_rejected
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]
@@ -29,7 +29,7 @@ def dozen(tmp_path: Path) -> Source:
 def build(source: Source, out: Path, rows: Sequence[Sequence[object]] | None = None, **options: Any) -> Manifest:
     """With the limit as it is by default."""
     csv = source.csv if rows is None else write_csv(source.csv.with_name("other.csv"), rows)
-    return build_shards(BuildOptions(csv, out, source.images, workers=1, **options))
+    return build_shards(BuildOptions(out, source.images, metadata=csv, workers=1, **options))
 
 
 def spoilt(source: Source, count: int) -> list[list[str]]:
@@ -103,7 +103,7 @@ def test_the_users_own_limits_and_empty_genres_are_not_held_against_it(dozen: So
 
 #: Ids instead of p0000, ..., and what the one line says.
 STRANGERS: dict[str, tuple[Callable[[int], str], list[str]]] = {
-    "floats": ("{}.0".format, ["are '0.0', '1.0', '2.0' and 9 more", "The nearest file is 'p00", "dtype=str"]),
+    "floats": ("{}.0".format, ["are '0', '1', '2' and 9 more", "The nearest file is 'p00"]),
     "prefix": ("tt{:04d}".format, ["The nearest file is 'p0000.jpg'"]),
     "another column": ("x{}".format, ["Column 1 'title' contains file names", "--id-column"]),
 }

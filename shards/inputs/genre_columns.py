@@ -1,0 +1,162 @@
+"""Find the columns of genres in a table: one column of names or lists, or several columns of 0 and 1 (multi-hot)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from shards.dataset.labels import tidy
+from shards.errors import UserError, some
+from shards.inputs.genre_checks import FLAGS, mostly_unique
+from shards.inputs.genres import is_list
+from shards.inputs.table import Table
+from shards.inputs.table_readers import open_table
+
+#: Usual names of a column of genres, in lower case. The second group is used if no column has a name of the first.
+GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
+MORE_NAMES = ("category", "categories", "class", "classes", "genre_names", "genre_list", "movie_genre", "listed_in")
+#: Position of the column that is tried if no column has one of these names.
+FALLBACK = 3
+
+#: Cells that mean yes in a column of flags.
+YES = frozenset({"1", "1.0", "true", "t", "yes", "y"})
+#: Cells of a column in which -1 may mean no, or unknown.
+SIGNS = frozenset({"-1", "-1.0"})
+#: A cell that is written as a list. A header never has such a cell.
+LIST_CELL = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+PEEK = 500  # rows that are examined to find columns, or for a helpful message
+
+
+@dataclass(frozen=True)
+class GenreColumns:
+    """Positions of the columns of genres. With ``multi_hot``, each column is a genre, and its cells are 0 or 1."""
+
+    at: tuple[int, ...]
+    multi_hot: bool = False
+    chosen: bool = False
+    """Whether the user chose the columns."""
+
+
+def find_genres(
+    table: Table, genre_column: str | None, label_columns: Sequence[str] | None, others: Collection[int]
+) -> GenreColumns:
+    """Return the columns that the options name, or else the columns that have genres.
+
+    genre_column, label_columns: the options --genre-column and --label-columns. others: positions of columns that are
+    used for something else, such as the column of ids. Without options, it is the column with a usual name, or the
+    columns that contain only 0 and 1, or column 3 (FALLBACK). Raises UserError if several columns have such a name, if
+    no column remains, or if columns contain -1 and 1.
+    """
+    if genre_column is not None and label_columns:
+        raise UserError("option-conflict", "--genre-column and --label-columns exclude each other: choose one of them")
+    if label_columns:
+        found = GenreColumns(tuple(table.column(name, "--label-columns") for name in label_columns), True, True)
+        _refuse_signs(table, found.at, _peek(table))
+    elif genre_column is not None:
+        found = GenreColumns((table.column(genre_column, "--genre-column"),), chosen=True)
+    else:
+        found = _found(table, others)
+    if both := [table.name(at) for at in found.at if at in others]:
+        remedy = "choose others with --id-column, --genre-column or --label-columns"
+        problem = f"{table.path}: column {both[0]} cannot contain both ids and genres"
+        raise UserError("table-column", f"{problem}; {remedy}. The columns are {table.listing()}")
+    return found
+
+
+def _found(table: Table, others: Collection[int]) -> GenreColumns:
+    for names in (GENRE_NAMES, MORE_NAMES):
+        named = [at for at in range(len(table.header)) if at not in others and is_named(table, at, names)]
+        if len(named) > 1:
+            problem = f"several columns that may hold the genres: {some([table.name(at) for at in named])}"
+            raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
+        if named:
+            return GenreColumns((named[0],))
+    rows = _peek(table)
+    cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK]
+    if not any(is_list(cell.strip()) or "|" in cell for cell in cells):
+        _refuse_signs(table, [at for at in range(len(table.header)) if at not in others], rows)
+        flags = [at for at in _flag_columns(table, rows) if at not in others]
+        if len(flags) > 1:
+            return GenreColumns(tuple(flags), multi_hot=True)
+    if len(table.header) <= FALLBACK or FALLBACK in others:
+        refuse_missing_header(table, None, ())
+        for at in others:
+            if is_named(table, at, GENRE_NAMES):
+                problem = f"column {table.name(at)} has a name for genres, but it is the column of ids"
+                remedy = f"choose the column of ids with --id-column. The columns are {table.listing()}"
+                raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
+        raise _no_column(table)
+    return GenreColumns((FALLBACK,))
+
+
+def is_named(table: Table, at: int, names: Sequence[str] = GENRE_NAMES + MORE_NAMES) -> bool:
+    """Return whether a column has one of the usual ``names`` of a column of genres."""
+    return tidy(table.header[at]).lower() in names
+
+
+def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
+    """Raise UserError if the first line contains a list, or if its genre cell contains only known ``labels``."""
+    header = [name.strip() for name in table.header]
+    genres = () if genres_at is None else header[genres_at].split(separator)
+    are_labels = labels and genres and {part.strip() for part in genres} <= set(labels)
+    if are_labels or any(map(LIST_CELL.fullmatch, header)):
+        problem = f"has no header line: its first line has values ({some([repr(name[:40]) for name in header])})"
+        remedy = "add a first line with the names of the columns, such as id,genre"
+        raise UserError("table-unreadable", f"{table.path} {problem}; {remedy}")
+
+
+def refuse_unless_lists(table: Table, written: int, lists: int, samples: Sequence[Sequence[str]]) -> None:
+    """Raise UserError if column 3 (FALLBACK) does not look like lists of genres.
+
+    written: number of cells that are not empty. lists: number of cells with lists. samples: genres of readable rows.
+    """
+    if 10 * lists >= written > 0 and 2 * len(samples) >= written and not mostly_unique(samples, 0.5):
+        return
+    cells = [row[FALLBACK] for row in _peek(table) if len(row) > FALLBACK and row[FALLBACK].strip()]
+    shown = some([repr(cell[:30]) for cell in dict.fromkeys(cells)], 3) or "it is empty"
+    raise _no_column(table, f", and column {table.name(FALLBACK)} does not look like lists of genres ({shown})")
+
+
+def genres_of_flags(table: Table, columns: Sequence[int], row: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns that have a 1 in the row. Raises ValueError if a cell is not 0 or 1."""
+    genres = []
+    for at in columns:
+        cell = row[at].strip().lower()
+        if cell not in FLAGS:
+            raise ValueError(f"column {table.name(at)} has {row[at].strip()[:30]!r}, which is not 0 or 1")
+        if cell in YES:
+            genres.append(table.header[at].strip())
+    return tuple(genres)
+
+
+def _no_column(table: Table, why: str = "") -> UserError:
+    remedy = "choose a column with --genre-column, or columns of 0 and 1 with --label-columns"
+    message = f"{table.path} has no column named genre, label or tag{why}; {remedy}. The columns are {table.listing()}"
+    return UserError("table-column", message)
+
+
+def _peek(table: Table) -> list[list[str]]:
+    with open_table(table.path, table.options) as again:
+        return [row for _, row in islice(again.rows, PEEK)]
+
+
+def _values(table: Table, at: int, rows: Sequence[Sequence[str]]) -> set[str]:
+    return {row[at].strip().lower() for row in rows if at < len(row)} - {""}
+
+
+def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the positions of the columns that contain only flags such as 0 and 1."""
+    columns = [_values(table, at, rows) for at in range(len(table.header))]
+    return [at for at, values in enumerate(columns) if values and values <= FLAGS]
+
+
+def _refuse_signs(table: Table, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> None:
+    """Raise UserError if columns contain -1 and 1. Their meaning is not known."""
+    signed = [at for at in columns if (v := _values(table, at, rows)) & SIGNS and v <= SIGNS | {"0", "1", "0.0", "1.0"}]
+    if signed:
+        readings = "-1 can mean that a poster does not have the genre, or that it is not known"
+        remedy = "write 0 for `does not have`, and leave posters with unknown genres out"
+        names = some([table.name(at) for at in signed])
+        raise UserError("table-column", f"{table.path}: the columns {names} contain -1 and 1, and {readings}; {remedy}")

@@ -1,0 +1,119 @@
+"""A user's table of posters: a header, rows of texts, and the choice of columns by name or number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shards.dataset.labels import tidy
+from shards.errors import UserError, did_you_mean
+from shards.options import option
+from shards.storage.paths import StoragePath
+
+#: The names, in lower case, of the column of row numbers that pandas writes by default.
+ROW_NUMBERS = ("", "unnamed: 0", "__index_level_0__")
+#: Usual names of a column of ids or paths. Names are compared in lower case, without spaces, dashes and underscores.
+ID_NAMES = (
+    *("id", "posterid", "imageid", "movieid", "imdbid", "tmdbid", "tconst", "filename", "file", "image", "imagepath"),
+    *("imagefile", "imagename", "filepath", "path", "img", "imgpath", "poster", "posterpath", "posterfile", "name"),
+)
+#: Forms of metadata, for --metadata-format. The last three are folders.
+TEXT_FORMATS = ("csv", "json", "jsonl", "parquet")
+FOLDER_FORMATS = ("json-files", "txt-files", "class-folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """Format, text encoding and column of ids of a table. By default, they are found from the table's content."""
+
+    id_column: str | None = None
+    """Column of ids or image paths, by name or by number from 0 (default: column 0, or a column with a usual name such
+    as id or file_name). Required if column 0 contains row numbers and no column has such a name."""
+    metadata_format: str = option("auto", choices=("auto", *TEXT_FORMATS, *FOLDER_FORMATS))
+    """Format of the metadata. ``auto`` finds it from the content. A folder can have a JSON file (``json-files``) or a
+    text file of tags (``txt-files``) for each image, or a subfolder of images for each genre (``class-folders``)."""
+    encoding: str | None = None
+    """Text encoding of a table (default: found from the content). Examples are utf-8, latin-1 and utf-16."""
+    delimiter: str | None = None
+    """Separator of the columns of a CSV (default: comma, semicolon, tab or |, found from the content)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitColumns:
+    """Columns that decide to which split a poster belongs."""
+
+    split_column: str | None = None
+    """Column of splits, by name or by number from 0. Its cells are train, val (valid, validation, dev) or test."""
+    group_column: str | None = None
+    """Column of groups, by name or by number from 0, such as the film of a poster. Posters with the same cell stay in
+    one split."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open table."""
+
+    path: StoragePath
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+    """(number, cells) of every row that is not empty. A row can have fewer or more cells than the header."""
+    form: str
+    """Format of the table for a message, such as ``CSV, ';' separated, latin-1``."""
+    options: TableOptions = TableOptions()
+    delimiter: str = ","
+    unit: str = "line"
+    """Word for the number of a row in messages: line, record or file."""
+    by_file: bool = False
+    """Whether the table was made from the files in a folder. Its ids are file names, and its last column can be the
+    split, which is the name of a subfolder."""
+    separator: str | None = None
+    """Separator of genres in this format. None if the format has no fixed separator."""
+    problems: Mapping[int, str] = field(default_factory=dict)
+    """Number of a row that could not be read → reason. It is filled while ``rows`` is read."""
+
+    def column(self, wanted: str, option: str) -> int:
+        """Return the position of the only column with name or number ``wanted``. Raises UserError if there is none."""
+        names = [name.strip() for name in self.header]
+        if names.count(wanted) == 1:
+            return names.index(wanted)
+        by = ""
+        if wanted in names:
+            problem, by = f"several columns {wanted!r};", " by its number"
+        elif not wanted.isdecimal():
+            problem = f"no column {wanted!r}{did_you_mean(wanted, names) or ';'}"
+        elif int(wanted) < len(names):
+            return int(wanted)
+        else:
+            problem = f"no column number {wanted};"
+        remedy = f"the columns are {self.listing()}; choose one{by} with {option}"
+        raise UserError("table-column", f"{self.path} has {problem} {remedy}")
+
+    def id_column(self) -> int:
+        """Return the position of the column of ids.
+
+        It is the column that --id-column names, or else column 0. If the name of column 0 is not in ID_NAMES, it is the
+        column whose name comes first in ID_NAMES. Raises UserError if --id-column names no column.
+        """
+        if self.options.id_column is not None:
+            return self.column(self.options.id_column, "--id-column")
+        names = [re.sub(r"[\s_-]", "", tidy(name).lower()) for name in self.header]
+        if names[0] in ID_NAMES:
+            return 0
+        return next((names.index(name) for name in ID_NAMES if names.count(name) == 1), 0)
+
+    def listing(self) -> str:
+        """Return the numbers and names of all columns, for a message."""
+        return ", ".join(self.name(position) for position in range(len(self.header)))
+
+    def name(self, position: int) -> str:
+        """Return the number and name of a column, for a message: ``3 'genre'``."""
+        return f"{position} {self.header[position].strip()[:60]!r}"
+
+    def refuse_row_numbers(self, position: int, ids: Sequence[str]) -> None:
+        """Raise UserError if the default column of ids contains the row numbers that pandas writes."""
+        if tidy(self.header[position]).lower() in ROW_NUMBERS and all(re.fullmatch(r"\d+(\.0)?", i) for i in ids):
+            what = "has no name and contains numbers, like the row numbers that pandas writes"
+            remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
+            message = f"column {self.name(position)} {what}; {remedy}. The columns are {self.listing()}"
+            raise UserError("table-column", f"{self.path}: {message}")

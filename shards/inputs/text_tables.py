@@ -1,0 +1,158 @@
+"""Read a CSV: find its text encoding and the separator of its columns, and yield its rows with line numbers."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import charset_normalizer
+import numpy as np
+
+from shards.errors import UserError, one_line
+from shards.inputs.table import Table, TableOptions
+from shards.storage.paths import StoragePath
+
+log = logging.getLogger(__name__)
+
+#: Separators of columns, in the order of preference.
+DELIMITERS = ",;\t|"
+NAMES = {",": "',' separated", ";": "';' separated", "\t": "tab separated", "|": "'|' separated"}
+#: Number of lines from which the separator is found.
+HEAD = 200
+#: Byte order marks. A mark of UTF-32 begins like a mark of UTF-16.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+#: First bytes of files that are not text, and what to do with such a file.
+OTHER_FILES = {
+    b"PK\x03\x04": "a spreadsheet or ZIP file: save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an Excel file: save it as CSV",
+    b"SQLite format 3": "an SQLite database: export its table as CSV",
+    b"\x1f\x8b": "a gzip file: decompress it",
+    b"BZh": "a bzip2 file: decompress it",
+    b"\xfd7zXZ": "an xz file: decompress it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file: decompress it",
+    b"\xff\xd8\xff": "a JPEG image: choose the table of genres",
+    b"\x89PNG": "a PNG image: choose the table of genres",
+    b"%PDF": "a PDF: save the table as CSV",
+}
+#: Encodings of text in which most letters are not ASCII. In Western languages, most letters are ASCII.
+NOT_WESTERN = ["gb18030", "shift_jis", "euc_jp", "euc_kr", "big5", "cp1251", "koi8_r", "cp1253", "cp1255", "cp1256"]
+
+
+def text_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
+    """Return the table in the bytes of a CSV with a header line. Raises UserError if the bytes are not such a CSV."""
+    csv.field_size_limit(1 << 24)
+    text, encoding = decoded(path, data, options.encoding)
+    if text.startswith("sep=") and "\n" in text:  # Excel writes the separator into a first line of its own
+        first, delimiter = text.index("\n") + 1, options.delimiter or text[4:5]
+    else:
+        first, delimiter = 0, options.delimiter or ""
+    if len(delimiter) > 1 or delimiter in ('"', "\r", "\n"):
+        raise UserError("option-value", f"--delimiter takes one character such as ';', not {options.delimiter!r}")
+    stream = io.StringIO(text[first:], newline="")
+    quoted = True
+    if not delimiter:
+        delimiter, quoted = _found_delimiter(list(itertools.islice(io.StringIO(text[first:], newline=""), HEAD)))
+    reader = csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    header = next(reader, None)
+    if not header or not any(cell.strip() for cell in header):
+        what = "begins with an empty line" if text else "is empty"
+        raise UserError("table-unreadable", f"{path} {what}: a CSV with a header line is needed")
+    form = f"CSV, {NAMES.get(delimiter, f'{delimiter!r} separated')}, {encoding}"
+    rows = ((reader.line_num + (first > 0), row) for row in reader if row)
+    return Table(path, header, _readable(path, rows), form, options, delimiter)
+
+
+def _readable(path: StoragePath, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise UserError("table-unreadable", f"{path} cannot be read as CSV: {one_line(error)}") from None
+
+
+def decoded(path: StoragePath, data: bytes, encoding: str | None = None) -> tuple[str, str]:
+    """Return the text in the bytes of a file, and the name of its encoding.
+
+    encoding: the encoding that the user chose. If it is None, a byte order mark decides. Without a mark, the text is
+    UTF-8 if it can be, or else in the encoding that charset-normalizer finds. Raises UserError if there is none.
+    """
+    if other := next((what for begin, what in OTHER_FILES.items() if data.startswith(begin)), ""):
+        raise UserError("table-unreadable", f"{path} is not a table: it is {other}")
+    found = None
+    if not encoding:
+        found = encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "") or _found(
+            path, data
+        )
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode("utf-8-sig" if name == "utf-8" else encoding)
+    except LookupError:
+        raise UserError("option-value", f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
+    except UnicodeError as error:  # UTF-16 without a byte order mark raises this base class of UnicodeDecodeError
+        remedy = "pass the encoding of the file with --encoding, or leave --encoding out to find it"
+        raise UserError("table-unreadable", f"{path} is not {encoding} text ({one_line(error)}); {remedy}") from None
+    name = {"utf-8-sig": "utf-8", "iso8859-1": "latin-1"}.get(name, name)
+    if found and not name.startswith("utf"):
+        shown = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
+        log.warning(
+            "%s is not UTF-8; it is read as %s (for example %r). If that is wrong, pass --encoding", path, name, shown
+        )
+    return text, name
+
+
+def _found(path: StoragePath, data: bytes) -> str:
+    """Return the encoding of text without a byte order mark."""
+    try:
+        data.decode("utf-8")
+        if 4 * data.count(b"\x00") <= len(data):
+            return "utf-8"
+    except UnicodeDecodeError as error:
+        escaped = data.decode("utf-8", "surrogateescape")
+        bad = sum("\udc80" <= character <= "\udcff" for character in escaped)
+        if sum(character > "\x7f" for character in escaped) >= 2 * bad and b"\x00" not in data:
+            line = data[: error.start].count(b"\n") + 1
+            what = f"is UTF-8 text except for {bad} bytes, of which the first is in line {line}"
+            remedy = "correct them, or choose the encoding with --encoding, such as latin-1"
+            raise UserError("table-unreadable", f"{path} {what}; {remedy}") from None
+    if 4 * data.count(b"\x00") > len(data):  # text in UTF-16 with mostly ASCII letters
+        return "utf-16-be" if data[::2].count(0) > data[1::2].count(0) else "utf-16-le"
+    high = np.frombuffer(data, dtype=np.uint8) >= 0x80
+    alone = (high[:-1] & ~high[1:]).sum() + high[-1] > 0.7 * high.sum()
+    if alone and b"\x00" not in data:  # single accented letters: the two encodings differ only in the bytes below 0xA0
+        return "cp1252" if any(0x80 <= byte < 0xA0 for byte in data) else "latin-1"
+    telling = b"".join(line for line in data.splitlines(keepends=True) if not line.isascii())[: 1 << 16]
+    best = None if b"\x00" in data else charset_normalizer.from_bytes(telling, cp_isolation=NOT_WESTERN).best()
+    if best is None:
+        remedy = "choose the encoding with --encoding, such as latin-1, or save the file as UTF-8"
+        raise UserError("table-unreadable", f"{path} is not text in a known encoding; {remedy}")
+    return str(best.encoding)
+
+
+def _found_delimiter(lines: list[str]) -> tuple[str, bool]:
+    """Return the separator of the columns, and whether texts can be in quotes, from the first lines of a CSV."""
+    in_header = [delimiter for delimiter in DELIMITERS if lines and delimiter in lines[0]]
+    best, most = (in_header[0] if in_header else ",", True), -1.0
+    for delimiter in in_header:
+        # Some programs write tabs without quotes around texts, so that a quote in a text has no partner.
+        for quoted in (True, False) if delimiter == "\t" else (True,):
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+            try:
+                rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
+            except csv.Error:
+                continue
+            same = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+            joined = delimiter == "\t" and quoted and len(rows) < 0.9 * len(lines)
+            if (score := (len(rows[0]) > 1) + same - joined) > most:
+                best, most = (delimiter, quoted), score
+    return best
