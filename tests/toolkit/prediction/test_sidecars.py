@@ -7,11 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from failing import fails
 from toolkit_helpers import make_model_folder
 
+from shards.dataset.index import read_index
 from shards.dataset.labels import LabelSet
+from shards.dataset.manifest import Manifest
 from toolkit.cli.main import main
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
@@ -156,3 +159,23 @@ def test_sidecars_of_a_folder_of_several_chunks(model_folder: Path, images: Path
     assert len(load_model_folder(model_folder).labels) == len(
         json.loads((images / "p00000.json").read_text())["probabilities"]
     )
+
+
+@pytest.mark.parametrize("kind", ["txt", "json"])
+def test_a_shard_set_can_be_built_from_sidecars(model_folder: Path, posters: Path, tmp_path: Path, kind: str):
+    folder = tmp_path / "more"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(12):
+        shutil.copy(posters / "images" / f"p{number:05d}.jpg", folder / ("sub" if number % 2 else ""))
+    assert predict(model_folder, "-d", folder, "--sidecar", kind, "--top-k", 3) == 0
+    assert predict(model_folder, "-d", folder, "--top-k", 3, "-o", tmp_path / "out.json") == 0
+    assert main(["shards", "build", "--images", str(folder), "--out", str(tmp_path / "set"), "--workers", "1"]) == 0
+    rows = pd.concat([index_table(path) for path in sorted((tmp_path / "set").glob("*.tar"))])
+    genres = Manifest.read(tmp_path / "set").genres
+    built = {Path(row["id"]).name: {genres[column] for column in row["labels"]} for _, row in rows.iterrows()}
+    found = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert built == {Path(row["image"]).stem: set(row["genres"]) for row in found}
+
+
+def index_table(tar: Path) -> pd.DataFrame:
+    return read_index(tar)[0].to_pandas()
