@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,15 @@ class Option:
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     """Allowed values of a text option whose type is not a Literal."""
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     """Function that converts the text from the command line to the value. The function can raise UserError."""
     text: str | None = None
     """The default as text, in the form that a user types. ``parse`` converts this text to the value."""
     const: str | None = None
     """Value of the option if the user gives the option without a value."""
+    several: Literal["", "words", "times"] = ""
+    """With ``parse``: whether the user can give several values, as words after one option (``-i a b``), or by giving
+    the option several times (``-t a -t b``). ``parse`` gets the list of texts."""
     positional: bool = False
     hidden: bool = False
     """Whether only Python code can set the field. A hidden field is not an option of the command."""

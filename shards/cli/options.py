@@ -69,6 +69,7 @@ class Argument:
         found: dict[str, Any] = {"help": help, "metavar": declared.metavar}
         if declared.parse is not None:
             kind = str
+            found |= {"": {}, "words": {"nargs": "+"}, "times": {"action": "append"}}[declared.several]
         elif declared.choices or get_origin(kind) is Literal:
             found["choices"], kind = declared.choices or get_args(kind), str
         elif get_origin(kind) in (tuple, list):

@@ -10,6 +10,7 @@ import random
 import ssl
 import time
 from collections import defaultdict
+from pathlib import Path
 
 import aiohttp
 from yarl import URL
@@ -18,7 +19,7 @@ from shards.errors import one_line, without_secrets
 from shards.fetch.links import BadLink, parse_link
 from shards.fetch.options import FetchOptions
 from shards.inputs.rejections import Unusable
-from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, literal_ip
+from shards.storage.address_policy import Policy, PolicyResolver, PrivateAddress, is_any, is_public, literal_ip
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -37,6 +38,21 @@ class Unfetched(Unusable):
         super().__init__(reason, detail)
         self.passing = passing  # the failure is temporary: another run may succeed
         self.retry = passing and retry  # another try in this run may succeed
+
+
+def download_one(link: str, allow_private: bool = False) -> bytes:
+    """Return the bytes of a link, with the default limits of `posters fetch`. Raises Unfetched after a failure.
+
+    A thread must not have a running event loop when it calls this function.
+    """
+    options = FetchOptions(metadata=Path(), out=Path(), url_column="")  # the files of a whole run are not used
+    allowed = is_any if allow_private else is_public
+
+    async def download() -> bytes:
+        async with open_session(options, allowed) as session:
+            return await Downloader(session, options, allowed).fetch(link)
+
+    return asyncio.run(download())
 
 
 def open_session(options: FetchOptions, allowed: Policy) -> aiohttp.ClientSession:

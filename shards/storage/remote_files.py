@@ -25,8 +25,8 @@ READ_ONLY = ("http", "https", "github", "data", "zip", "tar")
 
 def unique_name(name: str, suffix: str) -> str:
     """Make a unique file name from ``name``. It has at most 255 bytes, and no process on any machine has used it."""
-    if len(name.encode()) >= 200:  # file systems allow 255 bytes
-        name = hashlib.sha256(name.encode()).hexdigest()
+    if len(os.fsencode(name)) >= 200:  # file systems allow 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
     host = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname()[:20])
     return f"{name}.{host}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
 

@@ -214,6 +214,18 @@ def test_predictions_of_a_few_images(
     assert_no_half_files(disk.folder)
 
 
+def test_sidecars(drawn_posters: Path, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
+    """The image and its older sidecar stay."""
+    shutil.copy(drawn_posters / "images" / "p00000.jpg", disk.folder)
+    words = ["predict", "-m", fault_model, "-d", disk.folder, "--sidecar", "json", "--overwrite"]
+    assert command(words, capsys) == (0, "")
+    before = contents(disk.folder)
+    with disk.full_during(toolkit.prediction.files, "write_sidecars"):
+        status, line = command([*words, "--top-k", "1"], capsys)
+    assert status == 2 and FULL in line and "p00000.json" in line
+    assert contents(disk.folder) == before and before.keys() == {"p00000.jpg", "p00000.json"}
+
+
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_an_export(format: str, fault_model: Path, disk: Disk, capsys: pytest.CaptureFixture[str]):
     """The file of an earlier export stays."""

@@ -216,6 +216,17 @@ def options_of(words: list[str], folder: Path) -> Any:
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
 
 
+def defaults_of(words: list[str]) -> dict[str, Any]:
+    """What a command's options are where nothing is typed, under the names of then."""
+    from shards.cli.commands import choose
+    from shards.cli.options import Parser
+    from toolkit.cli.commands import COMMANDS
+
+    name = choose(COMMANDS, words, "")[0]
+    found = vars(Parser(name, COMMANDS).get_defaults())
+    return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
+
+
 def plain(value: Any) -> Any:
     """An option's value as JSON has it."""
     if isinstance(value, dict):

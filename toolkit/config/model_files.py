@@ -66,6 +66,8 @@ class ChosenOn(msgspec.Struct):
     cross_fit: dict[Text, HeldOutF] = field(default_factory=dict)
     macro_weight: Number | None = None
     slack: Number | None = None
+    by_hand: dict[Genre, Share] = field(default_factory=dict)
+    """Genre whose threshold was set by hand → the threshold that was chosen for it."""
 
 
 class CalibrationFile(msgspec.Struct):

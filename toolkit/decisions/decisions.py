@@ -9,13 +9,15 @@ the calibration methods in calibration.py, and the comparisons on held-out sampl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from shards.dataset.labels import LabelSet
+from shards.errors import printable_line, some
 from shards.schema import check_as
 from shards.storage.files import fingerprint
 from toolkit.config.model_files import DECIDE_AGAIN, DecisionsFile, check_decisions
@@ -23,6 +25,9 @@ from toolkit.config.schema import DecideConfig
 from toolkit.decisions.cross_fit import SINGLE, Choice, CrossFit, choice_name
 from toolkit.decisions.objective import Aim
 from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
+
+#: The words of ``Decisions.source`` before the labels whose thresholds were set by hand.
+BY_HAND = "; set by hand: "
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,10 @@ class Decisions:
     source: str = "given"
     """Origin of the thresholds, as a phrase for users."""
     chosen_on: dict[str, Any] = field(default_factory=dict)
-    """The split, the number of samples, and the metrics on held-out samples that led to the choice."""
+    """The split, the number of samples, and the metrics on held-out samples that led to the choice.
+
+    After `with_thresholds`, ``by_hand`` maps each label with a given threshold to its chosen threshold.
+    """
 
     @classmethod
     def plain(cls, thresholds: ArrayLike, source: str = "given") -> Decisions:
@@ -49,6 +57,18 @@ class Decisions:
         array = np.array(thresholds, dtype=np.float64)
         size = len(array)
         return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
+
+    def with_thresholds(self, given: Mapping[str, float], labels: LabelSet) -> Decisions:
+        """Return these decisions with the thresholds that the user gives for some labels. The others are kept."""
+        values = self.thresholds.copy()
+        for label, value in given.items():
+            values[labels.index[label]] = value
+        before = {label: float(self.thresholds[labels.index[label]]) for label in given}
+        earlier = self.chosen_on.get("by_hand", {})
+        chosen = before | {label: value for label, value in earlier.items() if label in labels.index}
+        shown = [f"{printable_line(label[:100])} {values[labels.index[label]]:g}" for label in chosen]
+        source = f"{self.source.partition(BY_HAND)[0]}{BY_HAND}{some(shown, 20)}"
+        return replace(self, thresholds=values, source=source, chosen_on={**self.chosen_on, "by_hand": chosen})
 
     def logits(self, logits: ArrayLike) -> FloatArray:
         """Return (..., G) calibrated logits in float64. Without calibration they equal the input bit by bit."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
+from shards.storage.paths import StoragePath, storage_path
 from shards.values import check_rules, flag
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.config.schema import DecideConfig
+from toolkit.inference.naming import parse_thresholds as parse_thresholds_of
 
 
 def parse_thresholds(text: str) -> list[float]:
@@ -49,12 +52,32 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
             )
 
 
+def parse_set(texts: Sequence[str]) -> dict[str, float]:
+    """Convert texts such as ``Drama=0.5`` to a mapping from genre to threshold. Raises UserError for other texts."""
+    return parse_thresholds_of(texts, "--set", common=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(ModelOption, SetOptions, PassOptions):
     """Options of ``posters tune``."""
 
+    shards: StoragePath | None = option(None, parse=storage_path)  # type: ignore[assignment]
+    """Shard set: a folder or URL (s3://, gs://, hf://, http://). It is required without --set."""
+    by_hand: Mapping[str, float] | None = option(
+        None, "--set", metavar="GENRE=NUMBER", several="times", parse=parse_set
+    )
+    """Set the threshold of one genre in the model by hand, such as Drama=0.5, and keep the others. No shard set is
+    needed. You can give this option several times. A later `posters tune` without --set chooses all thresholds."""
     decide: DecideConfig = field(default_factory=DecideConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rules(self.decide, flag)
+        if self.by_hand is None and self.shards is None:
+            raise UserError("option-missing", "--shards is missing; or set a threshold by hand with --set GENRE=NUMBER")
+        if self.by_hand is not None and (self.shards is not None or self.decide != DecideConfig()):
+            raise UserError(
+                "option-conflict",
+                "--set chooses no thresholds on a shard set; run `posters tune` with --shards and your options first, "
+                "then `posters tune --set`",
+            )

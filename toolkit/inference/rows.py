@@ -79,7 +79,7 @@ class Rows:
             # The error may contain a file name with line breaks or control characters.
             [None if error is None else printable_line(error) for error in errors],
             folder.labels,
-            naming.thresholds(folder.thresholds),
+            naming.thresholds(folder.thresholds, folder.labels),
             None if scored.embeddings is None else spread(scored.embeddings),
             naming,
             key,

@@ -96,6 +96,7 @@ def run_predict_batch(options: PredictOptions) -> int:
         kept = [name for name in FOLDER_FORMATS if FORMATS[name].embeddings]
         raise UserError("option-conflict", f"--embeddings needs --format {' or '.join(kept)}, not {format}")
     folder = load_model_folder(options.model)
+    options.require_fit(folder.labels)
     chunks, siblings, data = find_chunks(options, folder)
     facts = command_facts("predict", options) | model_facts(folder) | data
     if options.onnx is not None:
@@ -226,6 +227,8 @@ def _print_summary(job: Job, done: int, results: Sequence[Sequence[Any]], second
     print(f"predicted      {samples} images now ({done} files), {before} files were finished before")
     if samples:
         print(f"speed          {samples / seconds:.1f} images/s, {len(results)} processes")
+    if job.naming.rule:
+        print(f"named          {job.naming.rule} of each image")
     total = sum(chunk.count for chunk in job.chunks)
     print(f"predictions    {job.out} ({len(job.chunks)} {job.format} files, {total} rows)")
     return 1 if samples and failed == samples else 0

@@ -38,7 +38,7 @@ def facts_of(
         "labels": folder.labels.fingerprint,
         "weights": folder.fingerprint,
         "calibration": folder.decisions.to_dict()["calibration"],
-        "thresholds": naming.thresholds(folder.thresholds).tolist(),
+        "thresholds": naming.thresholds(folder.thresholds, folder.labels).tolist(),
         "preprocessing": json.loads(json.dumps(asdict(folder.preprocessing))),
         **content,
         **how,

@@ -2,7 +2,7 @@
 A file has these columns:
 
 - id: the id of the sample. In results of a few images, this column is called ``image``.
-- genres: the genres that reach their thresholds, in the order of the model.
+- genres: the named genres (toolkit/inference/naming.py), in the order of the model.
 - One float32 column of calibrated probabilities per genre. The column has the name of the genre, for filters such as
   ``df[df.Drama > 0.5]`` and ``SELECT id FROM 'PRED/*.parquet' WHERE Drama > 0.5``.
 - error: null, or the reason why there is no prediction.
@@ -191,6 +191,7 @@ class Json(Format):
             "device": shown.device,
             "calibration": shown.folder.decisions.calibration,
             "thresholds": dict(zip(rows.labels.genres, rows.thresholds.tolist(), strict=True)),
+            **rows.naming.facts(),
             "predictions": results,
         }
         return json_text(facts, indent=2) + "\n"
@@ -204,11 +205,12 @@ class Text(Format):
     def text(self, rows: Rows, shown: Shown | None) -> str:
         assert shown is not None
         low, high = rows.thresholds.min(), rows.thresholds.max()
-        threshold = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f} (per genre)"
+        threshold = f"threshold  {low:.2f}" if low == high else f"threshold  {low:.2f} to {high:.2f} (per genre)"
+        rule = rows.naming.rule
         lines = [
             f"model      {printable_line(str(shown.folder.path))}",
             f"genres     {len(rows.labels)}",
-            f"threshold  {threshold}",
+            f"named      {rule} of each image" if rule else threshold,
             f"device     {shown.device}",
             "",
         ]

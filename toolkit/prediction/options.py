@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
+from toolkit.data.sources.image_urls import ImageUrl, image_places
 from toolkit.inference.naming import NamingOptions
 from toolkit.prediction.formats import ENDING_OF, ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
 
@@ -22,8 +24,8 @@ _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, ShownOptions):
     """Options of ``posters predict``."""
 
-    image: list[Path] | None = option(None, "-i")
-    """One or more image files."""
+    image: list[Path | ImageUrl] | None = option(None, "-i", several="words", parse=image_places, metavar="IMAGE")
+    """One or more image files, or http:// and https:// URLs of images."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)
@@ -41,6 +43,13 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     """Predict --shards even if the labels of the set and of the model differ."""
     onnx: str | None = option(None, metavar="FILE", const="")
     """Run an ONNX file of `posters export` instead of PyTorch. The default of FILE is MODEL/model.onnx."""
+    sidecar: Literal["txt", "json"] | None = None
+    """Write one file of genres beside each image of --image or --directory, instead of one result. txt has the genres
+    in one line, separated by commas. json also has the probability of every genre."""
+    overwrite: bool = False
+    """Replace existing files of --sidecar."""
+    allow_private: bool = False
+    """Allow URLs of images on this machine and in private networks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +59,34 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
             raise UserError(code, "give exactly one of --image, --directory, --shards")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
             raise UserError("option-conflict", "--onnx cannot be combined with --compile or --precision; remove them")
+        if self.sidecar is not None:
+            self._check_sidecar(self.sidecar)
+        elif self.overwrite:
+            raise UserError("option-conflict", "--overwrite is only for --sidecar; remove it")
+
+    def _check_sidecar(self, kind: str) -> None:
+        """Raise UserError if an option does not fit --sidecar."""
+        if self.shards is not None:
+            raise UserError(
+                "option-conflict",
+                f"--sidecar {kind} writes beside image files, and the images of --shards are in tar files; give the "
+                "folder of the images as --directory, or use --out",
+            )
+        if urls := [place for place in self.image or () if isinstance(place, ImageUrl)]:
+            raise UserError(
+                "option-conflict",
+                f"--sidecar {kind} writes beside image files, and {urls[0]} is a URL; download it, or use --out",
+            )
+        unused = {
+            "--out": self.out,
+            "--format": self.format,
+            "--verbose": self.verbose,
+            "--embeddings": self.embeddings,
+        }
+        if others := [name for name, value in unused.items() if value]:
+            raise UserError(
+                "option-conflict", f"--sidecar {kind} replaces other results; remove {' and '.join(others)}"
+            )
 
     @property
     def onnx_path(self) -> Path:

@@ -52,6 +52,8 @@ class Options(Common):
     text: bool | None = None
     file: str | None = option(None, const="")
     folders: Path = option(Path("here"), parse=Path)
+    words: tuple[str, ...] = option((), "-w", several="words", parse=tuple)
+    times: tuple[str, ...] | None = option(None, "-t", several="times", parse=tuple)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,13 @@ def test_an_empty_text_is_a_value_only_where_a_text_is_the_default():
     assert read("one F -m M --folders=") == read("one F -m M")
     with pytest.raises(ValueError):
         read("one F -m M --pair=")
+
+
+def test_several_values_are_given_as_words_or_by_several_options():
+    found = read("one F -m M -w a null [x] -t 1e3 --times=a=b -t [x]")
+    assert found.words == ("a", "null", "[x]") and found.times == ("1e3", "a=b", "[x]")
+    assert read("one -m M -t a F").folder == Path("F")  # one value each, so that an argument can follow
+    assert read("one F -m M").words == () and read("one F -m M").times is None
 
 
 def test_texts_stay_as_they_are_typed():

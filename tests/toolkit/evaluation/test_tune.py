@@ -143,6 +143,75 @@ def test_two_processes_choose_what_one_does(model: Path, shard_set: Path, tmp_pa
     assert two["calibration"]["after"]["ece"] == pytest.approx(one["calibration"]["after"]["ece"], abs=1e-5)
 
 
+def set_by_hand(model: Path, *given: str) -> int:
+    return main(["tune", "--model", str(model), *(word for text in given for word in ("--set", text))])
+
+
+def test_one_threshold_is_set_by_hand(
+    model: Path, shard_set: Path, labels: LabelSet, capsys: pytest.CaptureFixture[str]
+):
+    assert tune(model, shard_set, "--calibration", "platt") == 0
+    chosen, before = load_labels(model)[1], {path.name: path.read_bytes() for path in model.iterdir()}
+    assert set_by_hand(model, "Drama=0.75") == 0 and set_by_hand(model, "Comedy=1", "Drama=0.5") == 0
+    _, now = load_labels(model)
+    own = dict(zip(labels.genres, chosen.thresholds.tolist(), strict=True))
+    assert now.thresholds.tolist() == list((own | {"Drama": 0.5, "Comedy": 1.0}).values())
+    for name in ("scale", "bias"):
+        assert (getattr(now, name) == getattr(chosen, name)).all()
+    assert now.calibration == "platt" and now.global_threshold == chosen.global_threshold
+    assert now.source == f"{chosen.source}; set by hand: Comedy 1, Drama 0.5"
+    assert now.chosen_on == chosen.chosen_on | {"by_hand": {"Comedy": own["Comedy"], "Drama": own["Drama"]}}
+    out = capsys.readouterr().out
+    assert f"0.500  set by hand (chosen: {own['Drama']:.3f})" in out and "set by hand: Comedy 1, Drama 0.5" in out
+    card = (model / "README.md").read_text()
+    assert "set by hand: Comedy 1, Drama 0.5" in card and "## Metrics on val" not in card  # of the chosen thresholds
+    after = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"labels.json", "README.md"}
+    assert after.keys() == before.keys()
+
+    assert tune(model, shard_set, "--calibration", "platt") == 0  # a new choice replaces all of them
+    assert (model / "labels.json").read_bytes() == before["labels.json"]
+
+
+def test_names_of_genres_may_have_signs_and_steer_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    genres = LabelSet(("a=b", "Film Noir", "[bold]\x1b[2J"))
+    folder = make_model_folder(tmp_path / "m", genres, HeadSpec("linear", (), 0.0))
+    assert set_by_hand(folder, "a=b=0.1", "Film Noir=0.2", "[bold]\x1b[2J=0.3") == 0
+    assert load_labels(folder)[1].thresholds.tolist() == [0.1, 0.2, 0.3]
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"[bold]\x1b[2J 0.3" in out
+
+
+def test_a_long_name_leaves_a_file_that_can_be_read(tmp_path: Path):
+    genres = LabelSet(tuple(f"{number:02d}{'x' * 4000}" for number in range(30)))
+    folder = make_model_folder(tmp_path / "m", genres, HeadSpec("linear", (), 0.0))
+    assert set_by_hand(folder, *(f"{genre}=0.25" for genre in genres.genres)) == 0
+    assert load_labels(folder)[1].thresholds.tolist() == [0.25] * 30
+
+
+def test_what_set_refuses(model: Path, shard_set: Path, monkeypatch: pytest.MonkeyPatch):
+    before = (model / "labels.json").read_bytes()
+    with fails("option-value", "--set", "'drama'", "did you mean 'Drama'"):
+        set_by_hand(model, "Comedy=0.5", "drama=0.5")
+    for text in ("0.5", "Drama", "Drama=", "Drama=2", "Drama=nan"):
+        with fails("option-value", "--set"):
+            set_by_hand(model, text)
+    for more in (["--shards", str(shard_set)], ["--aim", "f0.5"]):
+        with fails("option-conflict", "--set", "--shards"):
+            main(["tune", "--model", str(model), "--set", "Drama=0.5", *more])
+    with fails("option-missing", "--shards", "--set"):
+        main(["tune", "--model", str(model)])
+    with fails("model-missing", model.parent / "none"):
+        set_by_hand(model.parent / "none", "Drama=0.5")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "15000"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    with fails("option-conflict", "--set", "launcher"):
+        set_by_hand(model, "Drama=0.5")
+    assert (model / "labels.json").read_bytes() == before
+
+
 def test_labels_are_written_whole_or_not_at_all(model: Path, labels: LabelSet):
     before = (model / "labels.json").read_bytes()
     with pytest.raises(ValueError, match="1 thresholds for"):

@@ -17,6 +17,7 @@ from shards.inputs.image_files import Walk, no_images, walk_images
 from shards.inputs.image_structure import more_frames
 from shards.storage.retry import of_one_file, retried, unreadable
 from toolkit.data.sources.errors import Undecodable
+from toolkit.data.sources.image_urls import ImageUrl
 
 log = logging.getLogger(__name__)
 
@@ -74,20 +75,21 @@ def read_file(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files as a source of a Loader. Files with several frames are logged, and their first frame is used."""
+    """Image files and URLs as a source of a Loader. Files with several frames are logged. Their first frame is used."""
 
-    paths: Sequence[Path]
-    several_frames: list[Path] = field(default_factory=list)
+    paths: Sequence[Path | ImageUrl]
+    several_frames: list[Path | ImageUrl] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> memoryview:
-        data = read_file(self.paths[index])
+        place = self.paths[index]
+        data = place.read() if isinstance(place, ImageUrl) else read_file(place)
         if more_frames(data):
-            self.several_frames.append(self.paths[index])
+            self.several_frames.append(place)
             if len(self.several_frames) <= MAX_LOGGED:
-                log.warning("%s has several frames or pages; the first one is used", self.paths[index])
+                log.warning("%s has several frames or pages; the first one is used", place)
             elif len(self.several_frames) == MAX_LOGGED + 1:
                 log.warning("more files have several frames or pages; the first one of each file is used")
         return memoryview(bytearray(data))
