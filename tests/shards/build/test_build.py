@@ -286,7 +286,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
         ({"images": few.csv}, "image folder not found"),
         ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
         ({"images": spoilt}, r"no usable poster in .* 1 not an image.*for example id 'p00\d\d'"),
-        ({"metadata": tmp_path / "absent.csv"}, "metadata CSV not found"),
+        ({"metadata": tmp_path / "absent.csv"}, "metadata not found"),
         ({"metadata": header}, "no usable row: the file has only a header line"),
         ({"metadata": no_genres}, "no usable row: 1 no genres; for example id 'p0000'"),
         ({"genre_column": "genres"}, "did you mean 'genre'"),
