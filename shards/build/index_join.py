@@ -1,4 +1,4 @@
-"""Find the CSV row of each sample in tars that another tool wrote. Check that keys and ids of samples are unique."""
+"""Find the table row of each sample in tars that another tool wrote. Check that keys and ids of samples are unique."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def require_unique_names(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples have the same key or the same id. A CSV row would then fit both samples."""
+    """Raise UserError if two samples have the same key or the same id. A row would then fit both samples."""
     keys: dict[str, Path] = {}
     ids: dict[str, tuple[Path, str]] = {}
     for contents in found:
@@ -38,7 +38,10 @@ def require_unique_names(found: Sequence[Contents]) -> None:
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:
-    """Copy genres of CSV rows to samples. Reject samples without a row. Raises UserError if a row fits two samples."""
+    """Copy the genres of rows to samples, and reject samples without a row.
+
+    Raises UserError if a row fits two samples.
+    """
     rows = {row.id: row.genres for row in metadata.rows}
     unusable = {r.id: r for r in metadata.rejected if r.id not in rows}
     find = RowFinder([*rows, *unusable])
@@ -47,7 +50,7 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
     def row_of(sample_id: str, key: str) -> str | None:
         row = find.row(sample_id, key)
         if row is not None and owners.setdefault(row, key) != key:
-            two, remedy = f"{owners[row]!r} and {key!r}", "give each sample a CSV row with its name as the id"
+            two, remedy = f"{owners[row]!r} and {key!r}", "give each sample a table row with its name as the id"
             raise UserError("table-row", f"row {row!r} of {path} fits two samples, {two}; {remedy}")
         return row
 
@@ -59,16 +62,16 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
             row = row_of(sample_id, key)
             taken.append(rows.get(row, ()) if row else ())
             if row is None:
-                contents.reject(key, "not in the CSV")
+                contents.reject(key, "not in the table")
             elif row not in rows:
-                contents.reject(key, unusable[row].reason, f"CSV, {unusable[row].detail}")
+                contents.reject(key, unusable[row].reason, f"table, {unusable[row].detail}")
         contents.genres = taken
         contents.keep([bool(genres) for genres in taken])
     log.info("%d of %d rows of %s have a sample", len(owners), len(rows) + len(unusable), path)
 
 
 class RowFinder:
-    """Find the CSV row of a sample by the sample's id, the sample's key, or the file name at the end of the key.
+    """Find the table row of a sample by the sample's id, the sample's key, or the file name at the end of the key.
 
     The id in a row can contain folders and the extension of an image file. The id and the key of the sample can lack
     these parts, if no other row has the same shortened id.

@@ -34,7 +34,7 @@ class ReadTask:
 
     tar: Path
     genre_field: str | None
-    """Name of the JSON field that has the genres of a sample. None if the genres come from a CSV."""
+    """Name of the JSON field that has the genres of a sample. None if the genres come from a table."""
     separator: str
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Write the indexes and the manifest for tars that another tool wrote, such as img2dataset.
 
     tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres, rejected samples
-         ─ index_join.py ─→ samples with unique keys and ids, genres from a CSV
+         ─ index_join.py ─→ samples with unique keys and ids, genres from a table
          ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same key or id are an error.
@@ -64,9 +64,9 @@ class IndexOptions(GenreOptions, WorkersOption):
     """Divide these tars into train, val and test instead, such as 0.8,0.1,0.1. Each tar belongs to one split, so the
     shares are not exact, and near-duplicates in different tars are not found."""
     genre_field: str = "genres"
-    """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a genre cell of a CSV."""
+    """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a cell of a table."""
     metadata: Path | None = None
-    """CSV with the genres, used instead of the JSONs. An id in the CSV is a sample's JSON id, key or file name."""
+    """Table with the genres, used instead of the JSONs. An id in the table is a sample's JSON id, key or file name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,7 +100,9 @@ def index_folder(options: IndexOptions) -> Manifest:
             if not before.source.get("indexed"):
                 if options.metadata is not None:
                     why = f"{options.folder} already has the genres of `posters shards build`"
-                    raise UserError("option-conflict", f"{why}; leave --metadata out, or build a new set with that CSV")
+                    raise UserError(
+                        "option-conflict", f"{why}; leave --metadata out, or build a new set with that table"
+                    )
                 return _add_index_digests(options.folder, before, options.workers)
         for place in {options.folder, *(tar.parent for tar in tars)}:  # left by a killed run of this command
             for name in filter(OWN_PARTIAL.fullmatch, names_in(place)):

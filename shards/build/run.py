@@ -1,11 +1,11 @@
-"""Build a shard set from posters and a CSV.
+"""Build a shard set from posters and a table.
 
-    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
+    table ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
         ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
         ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
         ─→ rejected.csv, duplicates.csv, manifest.json (last)
 
-The bytes of the set depend only on the posters, the CSV, the seed and the options. Paths, times and the number of
+The bytes of the set depend only on the posters, the table, the seed and the options. Paths, times and the number of
 workers do not matter. If a killed build is started again, it skips the finished shards and writes the same bytes.
 """
 
@@ -61,7 +61,7 @@ class BuildOptions(PostersOptions, SplitColumns):
     images: StoragePath | None = option(None, parse=storage_path)
     """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """Take the genres and their order from this labels.json or manifest.json. Other genres in the CSV are left out."""
+    """Take the genres and their order from this labels.json or manifest.json. Other genres are left out."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of the posters in train, val and test."""
     seed: int = 0

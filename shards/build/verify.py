@@ -205,7 +205,7 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
             return "its id differs from the id in the index"
         if not indexed:
             same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
-        else:  # the JSONs may have several spellings of a genre, and the genres may come from a CSV
+        else:  # the JSONs may have several spellings of a genre, and the genres may come from a table
             own = genres_of(record, field, task.source.genre_separator)
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
     except Unusable as bad:

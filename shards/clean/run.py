@@ -1,6 +1,6 @@
-"""Remove the text from the posters of a CSV. Write the cleaned posters, rejected.csv and a report.
+"""Remove the text from the posters of a table. Write the cleaned posters, rejected.csv and a report.
 
-    CSV ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one per group)
+    table ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters (─ duplicates ─→ one per group)
         ─ split_into_chunks ─→ tasks ─ task.clean_chunk on every core ─→ OUT/{id}.jpg
         ─→ rejected.csv, contact sheet, clean_report.parquet (last)
 
@@ -53,7 +53,7 @@ class CleanOptions(PostersOptions):
     image: ImageOptions = option(factory=ImageOptions, only=LIMITS)
     """Limits for accepted posters. A cleaned poster has the size of the raw poster."""
     drop_duplicates: bool = False
-    """Keep only the first poster of each group of near-duplicates, in the order of the CSV."""
+    """Keep only the first poster of each group of near-duplicates, in the order of the table."""
     text: TextRemoval = field(default_factory=TextRemoval)
     quality: Annotated[int, between(1, 100)] = 95
     """JPEG quality of the posters that were painted over."""
@@ -76,14 +76,14 @@ class CleanOptions(PostersOptions):
 class CleanResult:
     """Result of ``posters clean``."""
 
-    rows: list[dict[str, Any]]  # the rows of the report, in the order of the CSV
+    rows: list[dict[str, Any]]  # the rows of the report, in the order of the table
     rejected: list[Rejection]
     cleaned_now: int  # number of posters that this run cleaned; earlier runs cleaned the others
     slots: int  # number of posters cleaned at the same time
 
 
 def clean_posters(options: CleanOptions) -> CleanResult:
-    """Clean all posters of the CSV. Raises UserError if there is no usable poster."""
+    """Clean all posters of the table. Raises UserError if there is no usable poster."""
     if options.images.resolve() == options.out.resolve():
         message = f"--out {options.out} is the folder of raw posters; choose another folder for cleaned posters"
         raise UserError("option-conflict", message)

@@ -1,4 +1,4 @@
-"""Read the links of a CSV. Each row becomes a link to download, or a rejection with its reason."""
+"""Read the links of a table. Each row becomes a link to download, or a rejection with its reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class BadLink(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Link of a poster. ``line`` is its line in the CSV, ``host`` is the host of ``url``."""
+    """Link of a poster. ``line`` is its line in the table, ``host`` is the host of ``url``."""
 
     line: int
     id: str

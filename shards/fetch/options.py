@@ -19,11 +19,11 @@ class FetchOptions(TableOptions, ExecutorOptions, Checked):
     """Links to download, the output folder, limits and timeouts."""
 
     metadata: StoragePath = option(MISSING, parse=storage_path)
-    """CSV with ids and links."""
+    """Table with ids and links."""
     out: StoragePath = option(MISSING, parse=storage_path)
     """Folder or URL for the posters and rejected.csv."""
     url_column: str = option(MISSING)
-    """CSV column of the links, by name or number from 0."""
+    """Column of the links, by name or number from 0."""
     concurrency: Count = 64
     """Number of links that each machine or worker downloads at the same time, over all hosts."""
     per_host: Count = 8

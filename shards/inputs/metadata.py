@@ -265,7 +265,7 @@ def _raise_or_warn(doubt: str, unreadable: Sequence[Rejection], rows: int, stric
 def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Metadata) -> None:
     """Write one row per id, and all rejections, to ``out``.
 
-    Rows with the same id are joined if every row of the CSV has one genre, and at least a tenth of the ids have rows
+    Rows with the same id are joined if every row of the table has one genre, and at least a tenth of the ids have rows
     with different genres. If not, only the first row of an id is used, because a repeated id can be a mistake. If one
     row of an id is unreadable, all rows of this id are rejected, because its genres are incomplete.
     """

@@ -1,4 +1,4 @@
-"""Check how many rows of a CSV have no image or cannot be read."""
+"""Check how many rows of a table have no image or cannot be read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 #: Reasons of rejections that do not count as unreadable: data is missing or repeated, or outside of the user's limits.
 NOT_COUNTED = frozenset({"missing file", "no genres", "bad id", "repeated id", "too small", "odd shape", "duplicate"})
-#: Reasons of rejections that concern a row of the CSV. The poster of this row may be good.
+#: Reasons of rejections that concern a row of the table. The poster of this row may be good.
 OF_ROWS = frozenset({"bad id", "bad row", "repeated id", "conflicting rows"})
 #: Largest number of file names that are read to explain why no id has a file.
 NAMES = 20_000

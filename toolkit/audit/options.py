@@ -21,7 +21,7 @@ class AuditOptions(ModelOption, GenreOptions, PassOptions):
     cleaned: Path
     """Output folder of `posters clean` for these posters."""
     metadata: Path | None = None
-    """CSV file with the genres of posters, to compute metrics. Only the posters of this file are audited."""
+    """Table with the genres of posters, to compute metrics. Only the posters of this file are audited."""
     limit: Count | None = None
     """Audit only this number of posters, chosen at random with --seed."""
     controls: Count = 4

@@ -10,7 +10,7 @@ from shards.cli.commands import Command, choose
 #: Name → command, in the order of the help text.
 COMMANDS = {
     "fetch": Command(
-        "download posters from links in a CSV", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
+        "download posters from the links of a table", "shards.fetch.options:FetchOptions", "shards.cli.fetch:run_fetch"
     ),
     "clean": Command(
         "paint over the text of posters, and check the result",
@@ -24,7 +24,9 @@ COMMANDS = {
     ),
     "shards": Command("build, describe, verify or index a shard set"),
     "shards build": Command(
-        "pack posters and a CSV into WebDataset shards", "shards.build.run:BuildOptions", "shards.cli.main:run_build"
+        "pack posters and a table of genres into WebDataset shards",
+        "shards.build.run:BuildOptions",
+        "shards.cli.main:run_build",
     ),
     "shards info": Command(
         "print counts, genres and sizes of a shard set", "shards.cli.main:InfoOptions", "shards.cli.main:run_info"

@@ -123,7 +123,7 @@ def test_genres_from_a_csv_by_id_or_key(folder: Path, tmp_path: Path) -> None:
         "42": ["Musical"],
         "000010001": ["War"],
     }
-    assert rows_of(folder / "rejected.csv") == [["000010002", "not in the CSV", "00001.tar"]]
+    assert rows_of(folder / "rejected.csv") == [["000010002", "not in the table", "00001.tar"]]
 
 
 def test_the_csvs_encoding(folder: Path, tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def test_samples_without_a_usable_row_are_rejected(tmp_path: Path) -> None:
     manifest = adopt(folder, metadata=table)
     assert found(folder) == {"1": ["A"]}
     assert rows_of(folder / "rejected.csv") == [
-        ["2", "unparsable genres", "a.tar: CSV, line 3: a quote is not closed in \"['A\"; write ['Action', 'Drama']"],
-        ["3", "no genres", "a.tar: CSV, line 4"],
-        ["4", "not in the CSV", "a.tar"],
+        ["2", "unparsable genres", "a.tar: table, line 3: a quote is not closed in \"['A\"; write ['Action', 'Drama']"],
+        ["3", "no genres", "a.tar: table, line 4"],
+        ["4", "not in the table", "a.tar"],
     ]
     assert manifest.source["samples"] == 1
 
@@ -98,13 +98,13 @@ def test_rows_whose_ids_are_file_names(tmp_path: Path) -> None:
     rows = {"./p/1.jpg": ["A"], "2.JPEG": ["B"], "q/3": ["C"], "4.webp": ["D"], "r/4.webp": ["E"]}
     assert joined(tmp_path, rows, "1 2 p/3 q/3 4") == (
         {"1": ["A"], "2": ["B"], "q/3": ["C"], "4": ["D"]},
-        {"p/3": "not in the CSV"},
+        {"p/3": "not in the table"},
     )
 
 
 def test_a_name_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
     rows = {"1": ["A"], "a/2": ["B"], "b/2": ["C"], "3.jpg": ["D"], "3.png": ["E"]}
-    assert joined(tmp_path, rows, "1 2 3") == ({"1": ["A"]}, {"2": "not in the CSV", "3": "not in the CSV"})
+    assert joined(tmp_path, rows, "1 2 3") == ({"1": ["A"]}, {"2": "not in the table", "3": "not in the table"})
 
 
 @pytest.mark.parametrize("names", ["a/1 b/1", "1 b/1", "b/1 1"])
@@ -128,7 +128,7 @@ def test_a_csv_of_other_posters_takes_nothing(tmp_path: Path, command: Command) 
     table = write_csv(tmp_path / "meta.csv", [("9", "", "", "['A']")])
     status, out, err = command("shards", "index", tmp_path / "set", "--metadata", table, "--workers", 1)
     assert (status, out) == (2, "")
-    assert "has no usable sample: 2 not in the CSV; for example id '1'" in only_error(err)
-    assert rejected(tmp_path / "set") == {"1": "not in the CSV", "2": "not in the CSV"}
+    assert "has no usable sample: 2 not in the table; for example id '1'" in only_error(err)
+    assert rejected(tmp_path / "set") == {"1": "not in the table", "2": "not in the table"}
     del before["rejected.csv"]
     assert tree(tmp_path / "set").items() >= before.items()
