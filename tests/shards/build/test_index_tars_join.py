@@ -109,7 +109,7 @@ def test_a_name_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", ["a/1 b/1", "1 b/1", "b/1 1"])
 def test_a_row_that_fits_two_samples_is_refused(tmp_path: Path, names: str) -> None:
-    with fails("table-row", "'1'", "meta.csv fits two samples", "CSV"):
+    with fails("table-row", "'1'", "meta.csv fits two samples", "a row of the table"):
         joined(tmp_path, {"1": ["A"]}, names)
 
 

@@ -95,7 +95,7 @@ def test_files_of_others_are_kept(model_folder: Path, images: Path):
 
 def test_two_images_never_share_a_sidecar(model_folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(images / "sub" / "a.jpg", images / "sub" / "a.png")
-    with fails("option-conflict", images / "sub" / "a.jpg", images / "sub" / "a.png", "a.txt"):
+    with fails("option-conflict", images / "sub" / "a.jpg", images / "sub" / "a.png", "the same sidecar a.txt"):
         predict(model_folder, "-d", images, "--sidecar", "txt", "--overwrite")
     assert not sidecars(images, ".txt")
     # a.jpg and A.png differ here, and not on file systems without upper case; one image twice is one image

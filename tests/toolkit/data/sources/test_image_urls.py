@@ -64,8 +64,8 @@ def test_a_bad_url_is_a_row_with_the_reason(
     reasons = {
         server.url("/none.jpg?key=secret"): "http status: 404",
         server.url("/page.jpg"): "not an image",
-        server.url("/endless.jpg"): "too large",
-        server.url("/drip.jpg"): "timeout",
+        server.url("/endless.jpg"): "too large: over",
+        server.url("/drip.jpg"): "timeout: not complete",
         server.url("/away.jpg"): "bad link: redirected to",
         f"http://127.0.0.1:{closed_port()}/x.jpg": "no connection",
     }
