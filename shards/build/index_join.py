@@ -50,7 +50,7 @@ def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -
     def row_of(sample_id: str, key: str) -> str | None:
         row = find.row(sample_id, key)
         if row is not None and owners.setdefault(row, key) != key:
-            two, remedy = f"{owners[row]!r} and {key!r}", "give each sample a table row with its name as the id"
+            two, remedy = f"{owners[row]!r} and {key!r}", "give each sample a row of the table with its name as the id"
             raise UserError("table-row", f"row {row!r} of {path} fits two samples, {two}; {remedy}")
         return row
 
