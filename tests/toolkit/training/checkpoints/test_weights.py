@@ -133,7 +133,8 @@ def test_a_head_without_rows_per_genre_is_new(tmp_path: Path):
     assert said.endswith("head: new, because it has no layer with one row per genre") and not learnt
     assert torch.equal(model.classifier.weight, drawn)
     load_folder(model := new_model(head, OLD, name), options(head, name=name), source, OLD)
-    assert torch.equal(model.classifier.weight, load_model_folder(source).model.classifier.weight)
+    theirs: Any = load_model_folder(source).model
+    assert torch.equal(model.classifier.weight, theirs.classifier.weight)
 
 
 @pytest.mark.parametrize(
