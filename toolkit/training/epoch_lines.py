@@ -14,12 +14,13 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import RemoteShards, ShardStore
+from shards.errors import without_secrets
 from shards.log_lines import Shown
 from toolkit.data.loader.timing import Bottleneck
 from toolkit.metrics.registry import PLACES, format_number
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: (title, key of the row, format) of each column of numbers.
-COLUMNS = (
-    ("train loss", "train_loss", ".4f"), ("val loss", "val_loss", ".4f"),
-    *((metric.column, f"val_{metric.key}", ".3f") for metric in PLACES["epochs"]), ("images/s", "images_per_s", ".0f"),
-)  # fmt: skip
+Column = tuple[str, str, str]
+LOSSES: list[Column] = [("train loss", "train_loss", ".4f"), ("val loss", "val_loss", ".4f")]
+METRICS: list[Column] = [(metric.column, f"val_{metric.key}", ".3f") for metric in PLACES["epochs"]]
+SPEED: Column = ("images/s", "images_per_s", ".0f")
 
 
 class EpochLines:
@@ -56,16 +56,14 @@ class EpochLines:
     def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
         """Log the line of an epoch. ``row``: its row of epochs.csv. ``best``: whether it is the best so far."""
         number, left = row["epoch"] + 1, self._seconds_left(row["epoch"] + 1, row["update"])
-        place, widths = f"{number}/{self.epochs}", [max(len(title), 6) for title, _, _ in COLUMNS]
-        wide = max(len(f"{self.epochs}/{self.epochs}"), len("epoch"))
+        columns, place = [*columns_of(row), SPEED], f"{number}/{self.epochs}"
+        titles = ["epoch", *(title for title, _, _ in columns), "time left"]
+        widths = [max(5, len(f"{self.epochs}/{self.epochs}")), *(max(6, len(title)) for title in titles[1:])]
         if self.header:
-            titles = "  ".join(
-                [f"{'epoch':>{wide}}", *map(str.rjust, (title for title, _, _ in COLUMNS), widths), "time left"]
-            )
-            log.info("%s", titles, extra={"shown": Shown("bold", text_only=True)})
             self.header = False
-        cells = [format_number(row[key], spec) for _, key, spec in COLUMNS]
-        line = "  ".join([f"{place:>{wide}}", *map(str.rjust, cells, widths), f"{duration(left):>9}", *["*"] * best])
+            log.info("%s", _aligned(titles, widths), extra={"shown": Shown("bold", text_only=True)})
+        cells = [place, *(format_number(row[key], spec) for _, key, spec in columns), duration(left)]
+        line = _aligned(cells, widths) + "  *" * best
         facts = {
             "event": "epoch", **row, "message": f"epoch {place}", "epoch": number, "epochs": self.epochs, "best": best,
             "seconds_left": left,
@@ -79,6 +77,17 @@ class EpochLines:
         """Return the seconds until the last epoch ends, at the speed of this epoch, with its validation."""
         each = (time.perf_counter() - self.began) / max(updates - self.updates, 1)
         return each * self.steps * (self.epochs - done)
+
+
+def columns_of(row: Iterable[str]) -> list[Column]:
+    """Return (title, key of the row, format) for each loss and metric. Metrics of the user are at the end."""
+    known = [*LOSSES, *METRICS]
+    own = [key for key in row if key.startswith("val_") and key not in {key for _, key, _ in known}]
+    return known + [(key.removeprefix("val_"), key, ".3f") for key in own]
+
+
+def _aligned(cells: Iterable[str], widths: Iterable[int]) -> str:
+    return "  ".join(map(str.rjust, cells, widths))
 
 
 def duration(seconds: float) -> str:
@@ -103,8 +112,8 @@ def log_result(setup: TrainingSetup, state: Progress) -> None:
     """Log the kept epoch with its figures, the files, and the next command. ``state``: the progress at the end."""
     out, best, epochs = setup.out, state.best_epoch + 1, state.epoch
     figures, command = _kept_figures(out / "epochs.csv", best), next_command(out, setup.train.store, setup.manifest)
-    shown = [(title, figures.get(key), spec) for title, key, spec in COLUMNS if key.startswith("val_")]
-    text = ", ".join(f"{title} {format_number(value, spec)}" for title, value, spec in shown)
+    columns = [column for column in columns_of(figures) if column not in LOSSES[:1]]
+    text = ", ".join(f"{title} {format_number(figures.get(key), spec)}" for title, key, spec in columns)
     facts = {
         "event": "end", **figures, "message": f"kept epoch {best} of {epochs}", "epoch": best, "epochs": epochs,
         "model": str(out / "model"), "next": command,
@@ -116,7 +125,7 @@ def log_result(setup: TrainingSetup, state: Progress) -> None:
 
 def next_command(out: Path, store: ShardStore, manifest: Manifest) -> str:
     """Return the command that evaluates the run's model, in the form that a shell reads."""
-    words = ["posters", "evaluate", "--model", str(out / "model"), "--shards", str(store)]
+    words = ["posters", "evaluate", "--model", str(out / "model"), "--shards", without_secrets(str(store))]
     if "test" not in manifest.by_split:
         words += ["--split", "val"]
     if isinstance(store, RemoteShards) and store.cache.options.folder:

@@ -133,6 +133,20 @@ def test_the_limit_is_said_where_it_changes(caplog: pytest.LogCaptureFixture):
     assert len({row.rstrip(" *").index("0.5000") for row in rows}) == 1 and "     -" in rows[0]
 
 
+def test_a_metric_of_the_user_has_a_column(caplog: pytest.LogCaptureFixture):
+    lines = EpochLines(epochs=2, steps=10)
+    with caplog.at_level(logging.INFO, "toolkit"):
+        lines.epoch({**ROW, "val_mine": 0.123, "epoch": 0, "update": 10, "images_per_s": 1.0}, best=False)
+    header, row = (record.getMessage() for record in caplog.records)
+    assert header.index("  mine  images/s") + len("  mine") == row.index("0.123") + len("0.123")
+
+
+def test_the_next_command_has_no_password(shard_set: Path):
+    store = open_store(shard_set)
+    store.root = "https://me:secret@host/set"  # type: ignore[assignment]
+    assert "--shards https://host/set" in next_command(Path("RUN"), store, Manifest.read(shard_set))
+
+
 def test_time_left_is_that_of_the_last_epoch(monkeypatch: pytest.MonkeyPatch):
     """Also of a resumed run, whose first epoch is a part of one."""
     clock = [100.0]
