@@ -48,6 +48,8 @@ class EpochLines:
         """What limited the speed of the epoch."""
         self.told: str | None = None
         """Cause of the last bottleneck that was logged. None if no line was logged."""
+        self.before: str | None = None
+        """Cause of the bottleneck of the epoch before."""
 
     def start(self, updates: int) -> None:
         """Start the clock of an epoch, or of the rest of it. The run has made ``updates`` updates."""
@@ -69,9 +71,17 @@ class EpochLines:
             "seconds_left": left,
         }  # fmt: skip
         log.info("%s", line, extra={"shown": Shown("bold green" if best else "", facts)})
-        if self.bottleneck is not None and self.bottleneck.cause != self.told:
-            self.told = self.bottleneck.cause
-            log.info("epoch %d: %s", number, self.bottleneck.line, extra={"shown": Shown("dim")})
+        self._log_bottleneck(number)
+
+    def _log_bottleneck(self, number: int) -> None:
+        """Log the bottleneck of the first epoch, and a new bottleneck if two epochs in a row have it."""
+        if self.bottleneck is None:
+            return
+        cause, line = self.bottleneck
+        if cause != self.told and (self.told is None or cause == self.before):
+            self.told = cause
+            log.info("epoch %d: %s", number, line, extra={"shown": Shown("dim")})
+        self.before = cause
 
     def _seconds_left(self, done: int, updates: int) -> float:
         """Return the seconds until the last epoch ends, at the speed of this epoch, with its validation."""
