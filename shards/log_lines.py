@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 from rich.text import Text
 
 from shards.console import PrintableFormatter, console
-from shards.errors import one_line, printable_line
+from shards.errors import one_line, printable, printable_line
 from shards.progress import aside
 
 Form = Literal["text", "json", "quiet"]
@@ -117,6 +117,6 @@ def print_error(message: str, facts: Mapping[str, Any], trace: bool = False) -> 
         return
     in_json, trace = handler.form == "json", trace and handler.debug
     if trace and not in_json:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr, flush=True)
     extra = {"shown": Shown(facts={"message": message, "event": "error", **facts})}
     logging.getLogger("posters").error("error: %s", message, extra=extra, exc_info=trace and in_json)

@@ -107,11 +107,12 @@ def test_the_error_at_the_end(form: Form, debug: bool, said: str, monkeypatch: p
     monkeypatch.setattr(logging, "getLogger", lambda name=None: root)
     monkeypatch.setattr(sys, "stderr", out)
     try:
-        raise ValueError("wrong")
+        raise ValueError(EVIL)
     except ValueError:
         print_error(f"wrong {EVIL}", {"code": "option-value", "status": 2}, trace=True)
     last = out.getvalue().splitlines()[-1]
     assert said in out.getvalue() and ("Traceback" in out.getvalue()) == debug
+    assert not set(out.getvalue()) & {"\x1b", "\u202e"}
     if form == "json":
         (found,) = map(json.loads, out.getvalue().splitlines())
         assert found["message"] == f"wrong {EVIL}" and found["event"] == "error"
