@@ -18,7 +18,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -139,5 +139,9 @@ class SafeConsole(Console):
 
 
 def console(file: IO[str] | None = None, width: int | None = None) -> SafeConsole:
-    """Return a console that prints tables to ``file`` (default stdout). Lines are wrapped if ``width`` is given."""
-    return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False)
+    """Return a console that prints to ``file`` (default stdout). Lines are wrapped if ``width`` is given.
+
+    The text has colours and styles if ``file`` is a terminal and $NO_COLOR is not set.
+    """
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return SafeConsole(file=file, width=width, soft_wrap=width is None, markup=False, emoji=False, color_system=colors)

@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from docstring_parser import parse, parse_from_object
 
-from shards.cli.options import Parser
+from shards.cli.log_options import LogOptions
+from shards.cli.options import Argument, Parser, arguments
 from shards.errors import UserError
 from shards.values import rules_of
 from toolkit import Predictor, load_model
@@ -45,8 +46,9 @@ posters COMMAND [OPTIONS]
 
 {table}
 You may shorten an option to a beginning that no other option of the command has. `--option VALUE` and
-`--option=VALUE` mean the same.
-"""
+`--option=VALUE` mean the same. Every command also has these options, which cannot be shortened:
+
+{every}"""
 KEYS = """Every key of the [configuration](configuration.md) is also an option, such as `--optim.lr 0.001`.
 `--print_config` prints the resulting configuration and does not train.
 """
@@ -121,7 +123,8 @@ def command_line() -> str:
     """Return the page of all commands and their options."""
     names = [name for name in COMMANDS if COMMANDS[name].options]
     listed = ((f"[`posters {name}`](#{_anchor(name)})", _sentence(COMMANDS[name].help)) for name in names)
-    page = COMMAND_LINE.format(table=table(["command", "what it does"], listed))
+    every = table(["option", "value", "meaning"], map(_log_option, arguments(LogOptions)))
+    page = COMMAND_LINE.format(table=table(["command", "what it does"], listed), every=every)
     return "\n".join([page, *(_command(name) for name in names)])
 
 
@@ -162,6 +165,11 @@ def _option(action: Any, required: bool) -> tuple[str, str, str]:
     flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest.upper()}`"
     meaning = plain((action.help or "").replace("%%", "%"))
     return flags, _value(action), f"**Required.** {meaning}" if required else meaning
+
+
+def _log_option(argument: Argument) -> tuple[str, str, str]:
+    values = get_args(argument.kind) if get_origin(argument.kind) is Literal else ()
+    return f"`{argument.flags[-1]}`", ", ".join(f"`{value}`" for value in values), plain(argument.help)
 
 
 def _value(action: Any) -> str:

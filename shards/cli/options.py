@@ -16,6 +16,7 @@ import docstring_parser
 import jsonargparse
 
 from shards.cli.commands import Command
+from shards.cli.log_options import LogOptions
 from shards.errors import UserError, did_you_mean, one_line
 from shards.options import Option
 from shards.values import flag
@@ -121,10 +122,11 @@ class Parser(jsonargparse.ArgumentParser):
         self.commands = commands
         self.options = commands[name].options_class
         self.has_sections = any(argument.declared.sections for argument in arguments(self.options))
-        self.flags = ["-h", "--help"]
+        self.flags = ["-h", "--help", "--log", "--debug"]
         self.shown: dict[str, str] = {}  # Argument.dest -> option string in messages
         self.old: dict[str, str] = {}  # option string of an earlier version -> current one
         self._add(self.options)
+        self.add_argument_group("options of every command", about_log_options())
 
     def _add(self, options: type, only: tuple[str, ...] = ()) -> None:
         for argument in arguments(options, only):
@@ -236,6 +238,15 @@ class Parser(jsonargparse.ArgumentParser):
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
+
+
+def about_log_options() -> str:
+    """Return the help of the options of every command. log_options.py removes them from the command line."""
+    parts = []
+    for argument in arguments(LogOptions):
+        values = f" {'|'.join(get_args(argument.kind))}" if get_origin(argument.kind) is Literal else ""
+        parts.append(f"{argument.flags[-1]}{values}: {argument.help}")
+    return " ".join(parts)
 
 
 def _flags(command: Command) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Measured(Trainer):
     def _validate(self, row: dict[str, Any]) -> None:
         settle(self.accelerator.device)
         ours = (self.plan.num_samples - self.plan.count(0)) / self.watch.seconds
-        self.verdict = self.watch.verdict()
+        self.verdict = self.watch.bottleneck().line
         self.rounds.append((ours, *(block(self.plan.steps_per_epoch - 1) for block in self.others)))
         self.state.epoch, self.state.step, self.state.loss_sum = self.state.epoch + 1, 0, 0.0
 

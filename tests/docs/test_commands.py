@@ -76,6 +76,21 @@ def test_the_commands_leave_what_the_pages_say(folder: Path, runs: dict[str, Com
         assert len(list(csv.DictReader(stream))) == len(list((folder / "posters").iterdir()))
 
 
+def test_the_guide_goes_on_with_new_genres(folder: Path, runs: dict[str, CompletedProcess[str]]):
+    """On the same posters, with a genre more and a genre less than the run of the page has."""
+    assert runs
+    (folder / "new-posters").symlink_to(folder / "posters")
+    rows = [line.replace("War", "Noir") for line in (folder / "posters.csv").read_text(encoding="utf-8").splitlines()]
+    (folder / "new-posters.csv").write_text("\n".join([*rows, ""]), encoding="utf-8")
+    guide = (ROOT / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    section = guide.partition("## Go on with new genres")[2].partition("\n## ")[0]
+    for command in commands(section):
+        words = shlex.split(command)[1:]
+        done = run_forked(["-m", "toolkit", *words, *SMALL * (words[0] == "train")], [clean_env()], 240, folder)
+        assert done.returncode == 0, done.stderr
+    assert "1 new (Noir), 1 left out (War)" in done.stderr and (folder / "NEW-RUN" / "model").is_dir()
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/reference/python.md"])
 def test_the_python_of_a_page_runs(
     page: str, folder: Path, runs: dict[str, CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shards.cli.commands import choose
+from shards.cli.log_options import split_options
 from shards.cli.options import Parser
 from toolkit.cli.commands import COMMANDS
 
@@ -26,6 +27,11 @@ def command_of(line: str) -> str:
     return launched if launched.startswith("posters ") else ""
 
 
+def words_of(command: str) -> list[str]:
+    """The words after `posters`, without the options of every command and without a redirection of stderr."""
+    return split_options(shlex.split(command.partition(" 2> ")[0])[1:])[1]
+
+
 #: Once each, in the order of the pages.
 SHOWN = list(dict.fromkeys(filter(None, map(command_of, LINES))))
 
@@ -34,7 +40,7 @@ SHOWN = list(dict.fromkeys(filter(None, map(command_of, LINES))))
 def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Its options exist, have possible values and go together. Folders and images of the examples need not exist."""
     monkeypatch.chdir(ROOT)  # configs/ is there
-    name, words = choose(COMMANDS, shlex.split(command)[1:], "")
+    name, words = choose(COMMANDS, words_of(command), "")
     parser = Parser(name, COMMANDS)
     if "--print_config" in words:
         with pytest.raises(SystemExit) as ended:
@@ -48,7 +54,7 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_guides_show_every_command():
     """All but the demo, which has a page of its own."""
-    names = {choose(COMMANDS, shlex.split(command)[1:], "")[0] for command in SHOWN}
+    names = {choose(COMMANDS, words_of(command), "")[0] for command in SHOWN}
     assert {name for name, command in COMMANDS.items() if command.options} - names == {"demo"}
 
 

@@ -48,7 +48,7 @@ def command(argv: Sequence[object], capture: pytest.CaptureFixture[str]) -> tupl
     """
     capture.readouterr()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(cli, "set_up_logging", lambda: None)  # pytest's own handlers stay
+        patch.setattr(cli, "set_up_logging", lambda *_: None)  # pytest's own handlers stay
         patch.setattr(threading, "excepthook", threading.excepthook)  # and its hook comes back
         cli.run([str(word) for word in argv])
     said = capture.readouterr().err.replace("\r", "\n")

@@ -52,7 +52,7 @@ def test_a_killed_worker_costs_updates_since_the_checkpoint_and_nothing_else(
         PROBE, tmp_path, "kill update 4 1", *options_of(launch_set, out), "--resume",
     ))  # fmt: skip
     assert (tmp_path / "happened").exists()
-    assert "no checkpoint in" in said  # the first start: --resume begins anew
+    assert "no checkpoint" not in said  # the first start: --resume begins anew
     assert "error: lost another process of this run" in said  # of the one that was left
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" not in said
     assert "resumed from" in said  # the second

@@ -60,7 +60,6 @@ def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: P
         assert found["timm_ratio"] == found["timm"] / found["resident"] > 0
         assert found["verdict"].startswith("data ") or "limit" in found["verdict"]
         assert found["updates"] >= 2 and found["posters"] > 2 * 8
-    assert "epoch 2/2" in run.stderr  # the trainer's own words
     options = ["tests/bench/train_step.py", "--shards", tmp_path / "s", "--batch", 4000]
     refused = run_script(*options)
     assert refused.returncode == 2 and "fewer than two updates" in refused.stderr.splitlines()[-1]

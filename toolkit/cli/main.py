@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -11,8 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from shards.console import Output, PrintableFormatter, standard_streams
-from shards.errors import UserError, one_line, printable_line
+from shards.cli.log_options import LogOptions, rank, set_up_logging, split_options
+from shards.console import Output, standard_streams
+from shards.errors import UserError, one_line
+from shards.log_lines import print_error
 from toolkit.cli.commands import COMMANDS, read
 from toolkit.device.out_of_memory import explain_out_of_memory
 
@@ -20,11 +21,6 @@ from toolkit.device.out_of_memory import explain_out_of_memory
 PRINT_DELAY = 3.0
 #: Commands that a launcher can start in several processes.
 LAUNCHED = ("train", "tune", "evaluate", "predict")
-#: Libraries of which users see only warnings and errors.
-NOISY = (
-    "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
-    "s3transfer",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,11 +49,14 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(argv: Sequence[str], streams: Output) -> NoReturn:
     try:
+        options, argv = split_options(argv)
+        if options != LogOptions():
+            set_up_logging(options)
         status = _status(argv)
         if problem := streams.problem():
             raise UserError("path-unwritable", problem)
     except UserError as error:
-        _fail(str(error), error.status, partial(_report_to_ranks, argv, error))
+        _fail(str(error), error.status, partial(_report_to_ranks, argv, error), error.code)
     except OSError as error:  # for example a full disk; the message of the operating system is clear
         _fail(one_line(error), 2, partial(_report_to_ranks, argv, error))
     except KeyboardInterrupt:
@@ -67,7 +66,7 @@ def _run(argv: Sequence[str], streams: Output) -> NoReturn:
         if lost is None:
             _report_to_ranks(argv, error)
             raise
-        _fail(str(lost), lost.status)
+        _fail(str(lost), lost.status, code=lost.code)
     sys.exit(status)
 
 
@@ -89,22 +88,15 @@ def _lost_peer(error: RuntimeError) -> UserError | None:
     return lost_peer(error)
 
 
-def _rank() -> int:
-    """Return the rank of this process, or 0 if RANK is missing or invalid. launch.py reports an invalid RANK."""
-    text = os.environ.get("RANK", "")
-    return int(text) if text.isdecimal() else 0
-
-
-def _fail(message: str, status: int, report: Callable[[], None] = lambda: None) -> NoReturn:
+def _fail(message: str, status: int, report: Callable[[], None] = lambda: None, code: str | None = None) -> NoReturn:
     """Print the error and exit. ``report`` sends the error to the other processes of a launch."""
-    rank = _rank()
-    if rank:
+    own = rank()
+    if own:
         report()
         # Usually all ranks fail with the same error. Rank 0 prints it first, and the launcher then ends the others.
         time.sleep(PRINT_DELAY)
-        message = f"[rank {rank}] {message}"
-    print(f"error: {printable_line(message)}", file=sys.stderr, flush=True)
-    if not rank:
+    print_error(f"[rank {own}] {message}" if own else message, {"code": code, "status": status}, trace=status != 130)
+    if not own:
         report()
     if "toolkit.distributed.launch" in sys.modules:
         from toolkit.distributed.launch import leave
@@ -125,13 +117,3 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """Print the traceback of a failed thread. Skip an OSError of TensorBoard, because it is raised again later."""
     if type(args.thread).__name__ != "_AsyncWriterThread" or not issubclass(args.exc_type, OSError):
         threading.__excepthook__(args)
-
-
-def set_up_logging() -> None:
-    """Log plain messages to stderr. Ranks above 0 log only warnings and errors, with their rank as prefix."""
-    rank = _rank()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PrintableFormatter(f"[rank {rank}] %(message)s" if rank else "%(message)s"))
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, handlers=[handler], force=True)
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)

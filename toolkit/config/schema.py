@@ -71,7 +71,7 @@ class ModelConfig:
     pretrained: bool = True
     """Start from timm's pretrained weights on the hub. A start from random weights needs far more posters."""
     weights: str | None = None
-    """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
+    """Local weights to use instead of the hub's: a file (.safetensors or .pth of tensors), or a run or model folder."""
     head: values.HeadKind = "mlp"
     """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages."""
     hidden: values.Widths = (1024, 512)

@@ -25,6 +25,7 @@ import msgspec
 from shards.errors import Code, one_line, printable, some
 from shards.schema import parse_as
 from shards.storage.files import fingerprint, sha256_file
+from toolkit.config.model_files import CONFIG, LABELS, model_folder_of
 from toolkit.config.schema import Config
 
 if TYPE_CHECKING:
@@ -174,8 +175,15 @@ def images_facts(root: Path, paths: Sequence[Path]) -> Facts:
 
 
 def file_fact(path: Path) -> tuple[str, str]:
-    """Return the first 16 characters of the file's SHA-256 (or "no such file" if it is missing), and its path."""
-    return (sha256_file(path)[:16] if path.is_file() else "no such file"), str(path)
+    """Return the first 16 characters of the file's SHA-256 (or "no such file" if it is missing), and its path.
+
+    If the path is a run or model folder, the digest is made from config.json, which has the SHA-256 of the weights, and
+    from labels.json.
+    """
+    folder = model_folder_of(path)
+    files = [folder / name for name in (CONFIG, LABELS)] if folder.is_dir() else [folder]
+    digests = [sha256_file(file)[:16] if file.is_file() else "no such file" for file in files]
+    return (digests[0] if len(digests) == 1 else fingerprint(digests)[:16]), str(path)
 
 
 def _text(value: object) -> str | None:

@@ -20,7 +20,7 @@ from toolkit.config.schema import Config
 from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.loader.faults import FaultPolicy, check_limit
 from toolkit.data.loader.loader import Batch, Loader
-from toolkit.data.loader.timing import verdict
+from toolkit.data.loader.timing import Bottleneck, bottleneck
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
@@ -188,8 +188,8 @@ class Stopwatch:
             "copy": times.copied / seconds,
         }
 
-    def verdict(self) -> str:
-        """Return a line that says what limited this rank's speed."""
+    def bottleneck(self) -> Bottleneck:
+        """Return what limited this rank's speed."""
         times = self.feed.timer.snapshot() - self.before
         name = "CPU" if self.feed.accelerator.device.type == "cpu" else "GPU"
-        return verdict(times, self.seconds, self.feed.threads, own_cores(), name)
+        return bottleneck(times, self.seconds, self.feed.threads, own_cores(), name)

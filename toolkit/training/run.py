@@ -35,6 +35,7 @@ from toolkit.training.auto_batch import fit_accumulation
 from toolkit.training.batch_norm import check_rows
 from toolkit.training.checkpoints.checkpoint import Checkpoint, checkpoints, remove_partial_checkpoints
 from toolkit.training.checkpoints.resume import resumed_checkpoint
+from toolkit.training.epoch_lines import log_result
 from toolkit.training.setup import TrainingSetup, build_setup
 from toolkit.training.trackers import start_trackers
 from toolkit.training.trainer import Trainer
@@ -114,10 +115,11 @@ def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     """Train to the end of the run. If a signal stops the run, every rank raises Stopped."""
     accelerator, out = setup.accelerator, setup.out
     by_main(accelerator, lambda: start_trackers(accelerator, setup.config.train.trackers, out))
-    if not Trainer(setup, checkpoint).run():
+    trainer = Trainer(setup, checkpoint)
+    if not trainer.run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
-        log.info("trained: model in %s, metrics of all epochs in %s", out / "model", out / "epochs.csv")
+        log_result(setup, trainer.state)
 
 
 def _prepared(

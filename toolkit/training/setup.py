@@ -34,7 +34,7 @@ from toolkit.training.batches import Pixels, train_plan
 from toolkit.training.cached.feature_cache import FeatureBank, backbone_hash
 from toolkit.training.cached.probe import Probe
 from toolkit.training.checkpoints.checkpoint import Checkpoint, restoring
-from toolkit.training.checkpoints.weights import load_weights
+from toolkit.training.checkpoints.weights import load_folder, load_weights
 from toolkit.training.losses import build_loss
 from toolkit.training.nonfinite import restore_scaler
 from toolkit.training.optim import build_optimizer, restore_optimizer
@@ -171,8 +171,8 @@ def _model(
 ) -> tuple[nn.Module, bool]:
     """Return the network, and whether its head is already trained.
 
-    ``first`` says whether to load initial weights, from a file or the hub. ``prevalence`` (G,) is the share of training
-    samples with each label. If model.prior is true, the biases of a new head start from ``prevalence``.
+    ``first`` says whether to load initial weights, from a file, a folder or the hub. ``prevalence`` (G,) is the share
+    of training samples with each label. If model.prior is true, the biases of a new head start from ``prevalence``.
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)
     hub = first and wanted.pretrained and wanted.weights is None
@@ -189,7 +189,11 @@ def _model(
         set_prior(model, prevalence)
     loaded = None
     if first and wanted.weights is not None:
-        loaded, learnt = load_weights(model, Path(wanted.weights), labels)
+        path = Path(wanted.weights)
+        if path.is_dir():
+            loaded, learnt = load_folder(model, config, path, labels)
+        else:
+            loaded, learnt = load_weights(model, path, labels)
     if accelerator.num_processes > 1 and (hub or loaded):
         # Nodes may have different copies of the weights, and not all runs copy the main process's weights to all ranks.
         require_same_everywhere(accelerator, f"weights of {wanted.name}", backbone_hash(model)[:16])

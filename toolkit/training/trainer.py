@@ -27,6 +27,7 @@ from toolkit.distributed.votes import Stopped, StopSignal, Vote
 from toolkit.models.wrapping import rewrap
 from toolkit.training.batches import Stopwatch
 from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
+from toolkit.training.epoch_lines import EpochLines
 from toolkit.training.nonfinite import Guard
 from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
@@ -49,6 +50,7 @@ class Trainer:
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
+        self.lines = EpochLines(self.config.train.epochs, self.plan.steps_per_epoch)
         self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
@@ -102,6 +104,7 @@ class Trainer:
         state, config, accelerator = self.state, self.config, self.accelerator
         images, watch = 0, Stopwatch(self.feed)
         own_loss = torch.zeros(2, device=accelerator.device)  # sums of this rank since the last call of _add_loss
+        self.lines.start(state.updates)
         self._unfreeze()
         self.setup.freezing.training_mode(self.setup.model, state.epoch)
         recent = Stopwatch(self.feed)
@@ -138,8 +141,7 @@ class Trainer:
                 f"images, and lower --data.max_errors",
             )
         seconds, account = watch.seconds, watch.account(images)
-        if accelerator.is_main_process:
-            log.info("epoch %d: %s", state.epoch + 1, watch.verdict())
+        self.lines.bottleneck = watch.bottleneck()
         row = {
             "train_loss": state.loss_sum / state.loss_rows if state.loss_rows else None,
             "skipped_updates": state.skipped,
@@ -203,7 +205,7 @@ class Trainer:
     def _bar(self) -> Any:
         title = f"epoch {self.state.epoch + 1}/{self.config.train.epochs}"
         start, quiet = self.plan.start(self.state.step), not self.accelerator.is_main_process
-        return progress(self.plan.num_samples, title, initial=start, disable=quiet)
+        return progress(self.plan.num_samples, title, lasting=False, initial=start, disable=quiet)
 
     def _log_step(self, recent: Stopwatch, bar: Any, sums: torch.Tensor, images: int) -> Stopwatch:
         """Start a stopwatch for the next row. Write a row of log.csv, and return the stopwatch.
@@ -249,12 +251,14 @@ class Trainer:
         row["data_errors"] = self.feed.errors()
         whole = full_state(model.state_dict(), accelerator.is_main_process) if setup.fsdp else None
         summary, score, model_sha256 = by_main(accelerator, lambda: self._measure(logits, decoded, row, whole))
+        if accelerator.is_main_process:
+            self.lines.epoch(summary, best=bool(model_sha256))
         if model_sha256:
             state.best_score, state.best_epoch, state.bad_epochs = score, state.epoch, 0
             state.best_sha256 = model_sha256
         elif state.epoch > state.best_epoch:  # false if an epoch is repeated and RUN/model is of a later epoch
             state.bad_epochs += 1
-        self.run_log.epoch({"epoch": state.epoch, "update": state.updates, **summary})
+        self.run_log.epoch(summary)
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         state.loss_rows = state.skipped = state.overflowed = 0
         self._save()
@@ -280,10 +284,8 @@ class Trainer:
         sha256 = ""
         if improved:
             sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
-        train_loss = "undefined" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
-        text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"
-        log.info(text, state.epoch + 1, train_loss, result, row["images_per_s"], 100 * row["data_wait"])
-        return {**row, **result.row(), "lr": self._rate()}, score, sha256
+        at = {"epoch": state.epoch, "update": state.updates}
+        return {**at, **row, **result.row(), "lr": self._rate()}, score, sha256
 
     def _save(self) -> None:
         accelerator, setup = self.accelerator, self.setup

@@ -20,7 +20,7 @@ from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
 from toolkit.metrics.helpers import check_arrays
-from toolkit.metrics.registry import METRICS, PLACES, format_number, values
+from toolkit.metrics.registry import METRICS, PLACES, values
 from toolkit.metrics.weighted import Outcome
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec
@@ -48,11 +48,6 @@ class ValidationResult:
         known = self.evaluation.ranking | self.held_out
         figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
         return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold}
-
-    def __str__(self) -> str:
-        row = self.row()
-        figures = [f"{m.column} {format_number(row[f'val_{m.key}'])}" for m in PLACES["epochs"]]
-        return ", ".join([f"val loss {self.evaluation.loss:.4f}", *figures])
 
 
 def validate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 #: If training waits for data for less than this share of the time, data is not the bottleneck.
 FINE = 0.05
@@ -45,30 +46,43 @@ class LoaderTimer:
             return self.times - Times()
 
 
-def verdict(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> str:
-    """Return one line that names the bottleneck of training. It gives a remedy if data is the bottleneck.
+class Bottleneck(NamedTuple):
+    """What limits the speed of training."""
+
+    cause: str
+    line: str
+    """A line with the share of the time that training waited, and a remedy if data is the bottleneck."""
+
+
+def bottleneck(times: Times, seconds: float, threads: int, cores: int, accelerator: str) -> Bottleneck:
+    """Return the bottleneck of training.
 
     seconds: training time. threads, cores: decoding threads and cores of this process. accelerator: GPU or CPU.
     """
     share = times.waited / seconds if seconds > 0 else 0.0
     if share < FINE:
-        return f"waiting for data takes {share:.1%} of the time: the {accelerator} is the limit"
+        line = f"waiting for data takes {share:.1%} of the time: the {accelerator} is the limit"
+        return Bottleneck("device", line)
     busy, working = times.decode / seconds, times.decode_cpu / seconds
     start = f"waiting for data takes {share:.0%} of the time: "
     if times.copied / seconds > 0.5:
-        return (
+        return Bottleneck(
+            "copy",
             f"{start}the copy to the device is the limit ({times.copied / seconds:.0%} of the time); build the shards "
-            f"with a smaller --short-side, or set --data.geometry cpu"
+            f"with a smaller --short-side, or set --data.geometry cpu",
         )
     if working < 0.5 * busy and working < 0.5 * cores:
         rate = times.bytes_read / seconds / 1e6
-        return (
+        return Bottleneck(
+            "reading",
             f"{start}reading is the limit ({threads} threads read only {rate:.0f} MB/s); copy the shards to a local "
-            f"disk, or set --data.order window"
+            f"disk, or set --data.order window",
         )
     if busy < 0.7 * threads:
-        return f"{start}batches are late although threads are idle; set a higher --data.prefetch"
-    return (
+        line = f"{start}batches are late although threads are idle; set a higher --data.prefetch"
+        return Bottleneck("prefetch", line)
+    return Bottleneck(
+        "decoding",
         f"{start}decoding is the limit ({working:.1f} of {cores} cores are busy); build the shards with a smaller "
-        f"--short-side, or {f'set --data.workers {cores}' if threads < cores else 'give the job more cores'}"
+        f"--short-side, or {f'set --data.workers {cores}' if threads < cores else 'give the job more cores'}",
     )

@@ -57,7 +57,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
     if accelerator.num_processes > 1:
         _require_everywhere(accelerator, out / "checkpoints", chosen, own)
     if not own:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and (out / "log.csv").exists():  # else this is the first start of the run
             log.info("no checkpoint in %s: starting from the beginning", out)
         return None
     for change in check_resumable(own[0], config_dict(config), manifest.fingerprint):

@@ -1,19 +1,29 @@
-"""Load weights from a local file into a model. A classifier that does not fit is not loaded."""
+"""Load weights into a model, from a local file or from a run or model folder of this toolkit.
+
+A file gives its backbone, and its head if the head fits. A folder also gives single rows of its head: a genre that the
+folder and the shard set share keeps its row.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import nn
 
-from shards.dataset.labels import LabelSet, difference
-from shards.errors import UserError
-from toolkit.config.model_files import LABELS, read_labels
-from toolkit.models.heads import head_prefixes
+from shards.dataset.labels import LabelSet, difference, tidy
+from shards.errors import UserError, some
+from toolkit.config.model_files import LABELS, model_folder_of, read_labels
+from toolkit.config.schema import Config, ModelConfig
+from toolkit.model_folder.folder import OWN_KEY, WEIGHTS, ModelFolder, load_model_folder
+from toolkit.models.heads import HeadSpec, head_prefixes
+from toolkit.models.last_layer import last_linears
 from toolkit.models.safe_unpickle import safe_load
 from toolkit.models.tensor_files import load_tensors, misfit, plain_names, read_header, require_finite, shapes_of
 from toolkit.training.checkpoints.checkpoint import STATE, TENSORS, read_state
@@ -26,7 +36,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     ``state_dict`` or ``model`` of another dict. Raises UserError if the file is missing or contains no state dict.
     """
     if not path.is_file():
-        raise UserError("path-missing", f"weights file not found: {path}")
+        raise UserError("path-missing", f"weights file or folder not found: {path}")
     if path.suffix == ".safetensors":
         read_header(path)
         state: Any = load_tensors(path)
@@ -76,6 +86,8 @@ def load_weights(model: nn.Module, path: Path, labels: LabelSet) -> tuple[str, b
         loaded += "; position embeddings resampled to this image size"
     if why:
         loaded += f"; its head ({', '.join(sized or head_keys)}) {why} and was dropped"
+        if path.name == WEIGHTS and (path.parent / LABELS).is_file():
+            loaded += f". To keep the genres that both have, set --model.weights {path.parent}"
     elif head_keys:
         genres = "unknown genres" if differs is None else f"the same {len(labels)} genres"
         loaded += f"; its head is of {genres} and was loaded"
@@ -112,3 +124,112 @@ def _resample_positions(model: Any, state: dict[str, torch.Tensor], own: dict[st
     grid = list(model.patch_embed.grid_size)
     state[name] = resample_abs_pos_embed(state[name], grid, num_prefix_tokens=prefix)
     return True
+
+
+def load_folder(model: nn.Module, config: Config, path: Path, labels: LabelSet) -> tuple[str, bool]:
+    """Load a run or model folder into ``model``. Return a line about the result, and whether its head was loaded.
+
+    The backbone and the hidden layers of the head are loaded. In the last layers of the head, a genre of ``labels``
+    gets the row of the genre with the same name in the folder. Other genres keep their initial rows. ``model`` was
+    built from ``config``. Raises UserError if the folder cannot be read, or if its network or normalisation differs.
+    """
+    folder = load_model_folder(model_folder_of(path))
+    _require_same_network(model, config.model, folder)
+    state, own = folder.model.state_dict(), model.state_dict()
+    resampled = _resample_positions(model, state, own)
+    rows, in_head = _same_genres(folder.labels, labels), [key for key in own if key.startswith(head_prefixes(model))]
+    per_genre = _row_tensors(model, len(labels)) and _row_tensors(folder.model, len(folder.labels))
+    if folder.labels.genres == labels.genres:
+        said, learnt = f"head: all {len(labels)} genres carried over", True
+    elif not per_genre:
+        state |= {key: own[key] for key in in_head}
+        said, learnt = "head: new, because it has no layer with one row per genre", False
+    else:
+        for key in per_genre:
+            before, state[key] = state[key], own[key].clone()
+            state[key][list(rows)] = before[list(rows.values())].to(state[key].dtype)
+        said, learnt = f"head: {_carried(rows, folder.labels, labels)}", bool(rows) or len(in_head) > len(per_genre)
+    if problem := misfit(shapes_of(own), shapes_of(state)):
+        raise UserError(
+            "model-unfit", f"{folder.path} does not fit {config.model.name}: it {problem}; set other weights"
+        )
+    model.load_state_dict(state)
+    theirs, data = folder.preprocessing, config.data
+    others = [
+        f"data.{key} {value}"
+        for key, value in (("image_size", theirs.image_size), ("fit", theirs.fit), ("crop_pct", theirs.crop_pct))
+        if value != getattr(data, key)
+    ]
+    loaded = f"loaded the backbone of {folder.path}"
+    loaded += f", which was trained with {', '.join(others)}" if others else ""
+    loaded += "; position embeddings resampled to this image size" if resampled else ""
+    return f"{loaded}; {said}", learnt
+
+
+def _require_same_network(model: Any, config: ModelConfig, folder: ModelFolder) -> None:
+    """Raise UserError, with the options that repair it, if ``model`` differs from the network of a model folder."""
+    ours = folder.config[OWN_KEY]
+    name, head = _name_of(folder), HeadSpec.of(config)
+    theirs = HeadSpec(ours["head"]["kind"], tuple(ours["head"]["hidden"]), members=ours["head"].get("members", 1))
+    remedy = []
+    if name.partition(".")[0] != config.name.partition(".")[0]:
+        remedy.append(f"--model.name {name}")
+    in_head = [f"--model.head {theirs.kind}"] if theirs.kind != head.kind else []
+    if theirs.drops_within and theirs.hidden != head.hidden:
+        in_head.append(f"--model.hidden [{','.join(map(str, theirs.hidden))}]")
+    if theirs.kind == "ensemble" and theirs.members != head.members:
+        in_head.append(f"--model.members {theirs.members}")
+    if remedy or in_head:
+        only = "" if remedy else f". To load only its backbone, set --model.weights {folder.path / WEIGHTS}"
+        differs = f"the model in {folder.path} has another network than this training"
+        raise UserError("model-unfit", f"{differs}: set {' '.join(remedy + in_head)}{only}")
+    cfg, normal = model.pretrained_cfg, folder.preprocessing
+    if not np.allclose([*normal.mean, *normal.std], [*cfg["mean"], *cfg["std"]], atol=1e-6):
+        instead = f"set --model.name {name}" if name != config.name else "train from other weights"
+        raise UserError(
+            "model-unfit",
+            f"the model in {folder.path} normalises images with mean {normal.mean} and std {normal.std}, but "
+            f"{config.name} with mean {tuple(cfg['mean'])} and std {tuple(cfg['std'])}: {instead}",
+        )
+
+
+def _name_of(folder: ModelFolder) -> str:
+    """Return the model.name with which a folder was trained. Without a valid one, return timm's architecture."""
+    architecture: str = folder.config["architecture"]
+    trained = folder.config[OWN_KEY].get("training_config")
+    model = trained.get("model") if isinstance(trained, dict) else None
+    name = model.get("name") if isinstance(model, dict) else None
+    tagged = isinstance(name, str) and re.fullmatch(
+        rf"{re.escape(architecture.partition('.')[0])}\.[\w.]{{1,100}}", name
+    )
+    return str(name) if tagged else architecture
+
+
+def _same_genres(theirs: LabelSet, labels: LabelSet) -> dict[int, int]:
+    """Return column in ``labels`` → column in ``theirs`` of the genres with the same name, or the same after `tidy`."""
+    tidied: dict[str, list[int]] = {}
+    for genre, column in theirs.index.items():
+        tidied.setdefault(tidy(genre), []).append(column)
+    found = {}
+    for column, genre in enumerate(labels.genres):
+        same = [theirs.index[genre]] if genre in theirs.index else tidied.get(tidy(genre), [])
+        if len(same) == 1:
+            found[column] = same[0]
+    return found
+
+
+def _row_tensors(model: nn.Module, genres: int) -> list[str]:
+    """Return the names of the tensors of the head that have one row per genre. Empty if there are none."""
+    layers = last_linears(model, head_prefixes(model))
+    own = {id(tensor) for layer in layers if layer.out_features == genres for tensor in layer.parameters()}
+    return [name for name, tensor in model.named_parameters() if id(tensor) in own]
+
+
+def _carried(rows: Mapping[int, int], theirs: LabelSet, labels: LabelSet) -> str:
+    """Describe which genres keep their rows, for example "12 genres carried over, 1 new (Noir), 1 left out (War)"."""
+    new = [genre for column, genre in enumerate(labels.genres) if column not in rows]
+    left = [genre for column, genre in enumerate(theirs.genres) if column not in rows.values()]
+    counts = ((new, "new"), (left, "left out"))
+    return ", ".join(
+        [f"{len(rows)} genres carried over", *(f"{len(g)} {what} ({some(g, 10)})" for g, what in counts if g)]
+    )

@@ -1,4 +1,4 @@
-"""The verdict on an epoch names what limited it and the remedy."""
+"""The bottleneck of an epoch names what limited it and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from toolkit.data.loader.timing import LoaderTimer, Times, verdict
+from toolkit.data.loader.timing import LoaderTimer, Times, bottleneck
 
 
 @pytest.mark.parametrize(
@@ -20,17 +20,17 @@ from toolkit.data.loader.timing import LoaderTimer, Times, verdict
         (Times(), ["data takes 0.0%"]),
     ],
 )  # fmt: skip
-def test_verdicts(times: Times, words: list[str]):
-    line = verdict(times, 100.0, threads=16, cores=16, accelerator="GPU")
+def test_bottlenecks(times: Times, words: list[str]):
+    line = bottleneck(times, 100.0, threads=16, cores=16, accelerator="GPU").line
     assert "\n" not in line
     for word in words:
         assert word in line, line
 
 
 def test_fewer_threads_than_cores_is_the_first_remedy():
-    line = verdict(Times(waited=50, decode=395, decode_cpu=390), 100.0, threads=4, cores=16, accelerator="GPU")
+    line = bottleneck(Times(waited=50, decode=395, decode_cpu=390), 100.0, 4, 16, "GPU").line
     assert "--data.workers 16" in line
-    line = verdict(Times(waited=50, decode=395, decode_cpu=390), 100.0, threads=4, cores=4, accelerator="GPU")
+    line = bottleneck(Times(waited=50, decode=395, decode_cpu=390), 100.0, 4, 4, "GPU").line
     assert "more cores" in line
 
 
