@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from shards.dataset.labels import tidy
 from shards.errors import Code, UserError, did_you_mean, one_line
 from shards.storage.files import opened_text
+from shards.storage.kinds import TABLE, other_kind
 from shards.storage.paths import StoragePath
 
 #: The names, in lower case, of the column of row numbers that pandas writes by default.
@@ -108,8 +109,12 @@ def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
         remedy = f"pass the encoding of the file, e.g. --encoding {'utf-16' if utf16 else 'latin-1'}"
         if start.startswith(OTHER_FILES):
             remedy = "it is a spreadsheet, Parquet or compressed file: save it as plain CSV"
+        if wrong := other_kind(path, TABLE):
+            raise UserError("table-unreadable", wrong) from None
         message = f"{path} is not {encoding} text ({one_line(error)}); {remedy}"
         raise UserError("table-unreadable", message) from None
+    except IsADirectoryError:
+        raise UserError("table-unreadable", other_kind(path, TABLE) or f"{path} is a folder, not a table") from None
     except (OSError, csv.Error) as error:
         code: Code = "path-unreadable" if isinstance(error, OSError) else "table-unreadable"
         raise UserError(code, f"{path} cannot be read as CSV: {one_line(error)}") from None

@@ -11,7 +11,7 @@ import pytest
 
 from shards.cli.commands import choose
 from shards.cli.options import Parser
-from toolkit.cli.commands import COMMANDS
+from toolkit.cli.commands import COMMANDS, POSTERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -34,7 +34,8 @@ SHOWN = list(dict.fromkeys(filter(None, map(command_of, LINES))))
 def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Its options exist, have possible values and go together. Folders and images of the examples need not exist."""
     monkeypatch.chdir(ROOT)  # configs/ is there
-    name, words = choose(COMMANDS, shlex.split(command)[1:], "")
+    command = command.replace("--config my.yaml", "--config best").partition(" > ")[0]
+    name, words = choose(COMMANDS, shlex.split(command)[1:], POSTERS)
     parser = Parser(name, COMMANDS)
     if "--print_config" in words:
         with pytest.raises(SystemExit) as ended:
@@ -48,7 +49,7 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_guides_show_every_command():
     """All but the demo, which has a page of its own."""
-    names = {choose(COMMANDS, shlex.split(command)[1:], "")[0] for command in SHOWN}
+    names = {choose(COMMANDS, shlex.split(command)[1:], POSTERS)[0] for command in SHOWN}
     assert {name for name, command in COMMANDS.items() if command.options} - names == {"demo"}
 
 

@@ -192,10 +192,10 @@ def options_of(words: list[str], folder: Path) -> Any:
     """What a command's parser makes of its words, under the names of then; None where it refuses them."""
     from shards.cli.commands import choose
     from shards.cli.options import Parser
-    from toolkit.cli.commands import COMMANDS
+    from toolkit.cli.commands import COMMANDS, POSTERS
     from toolkit.config.io import config_dict
 
-    name, rest = choose(COMMANDS, [word.replace("--config=", f"--config={folder}/") for word in words], "")
+    name, rest = choose(COMMANDS, [word.replace("--config=", f"--config={folder}/") for word in words], POSTERS)
     parser = Parser(name, COMMANDS)
     try:
         parsed = parser.parse(rest)

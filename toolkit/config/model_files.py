@@ -43,6 +43,12 @@ Figures = dict[str, Number | list[Number | None] | None]
 field = msgspec.field
 
 
+def model_folder_of(path: str | Path) -> Path:
+    """Return RUN/model for the run folder RUN of a training with a model. Return any other path unchanged."""
+    folder = Path(path)
+    return folder / "model" if (folder / "model" / LABELS).is_file() else folder
+
+
 class HeldOut(msgspec.Struct):
     """Loss and calibration error of one calibration method on held-out validation samples."""
 

@@ -9,6 +9,7 @@ from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
 from shards.options import option
 from shards.values import check_rules, flag
+from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.config.schema import DecideConfig
 
@@ -36,8 +37,8 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     """JSON file for the metrics (default MODEL/metrics-SPLIT.json)."""
     report: Path | None = option(None, metavar="DIR")
     """Write a page with plots and posters to DIR/index.html."""
-    compare: Path | None = option(None, metavar="RUN2")
-    """Folder of another run. The report compares both runs and tests the difference."""
+    compare: Path | None = option(None, metavar="RUN2", parse=model_folder_of)
+    """Folder of another run or model. The report compares both models and tests the difference."""
     label_errors: bool | None = None
     """List likely label errors in the report (default: true if cleanlab is installed)."""
 

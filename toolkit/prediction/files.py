@@ -1,7 +1,7 @@
 """Predict the genres of one image, a folder of images, or a whole shard set.
 
-    posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
-    accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
+    posters predict -m RUN poster.jpg          posters predict -m RUN folder -o out.json
+    accelerate launch launch/predict.py --model RUN --shards SHARDS_OR_FOLDER --out PRED
 
 For a few images, the results are text on the screen or one file. For shard sets and large folders, the results are a
 folder of files (batch.py). Unreadable images are reported and counted. The exit status is 1 if all are unreadable.
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from shards.console import exact_stdout
 from shards.errors import UserError, printable_line
-from toolkit.data.sources.image_files import FileSource, file_id, list_images
+from toolkit.data.sources.image_files import FileSource, file_id, images_at, list_images
 from toolkit.data.transforms.batch_transform import RawTransform, file_transforms
 from toolkit.device.defaults import autocast_dtype
 from toolkit.distributed.collectives import make_accelerator
@@ -52,7 +52,8 @@ def run_predict(options: PredictOptions) -> int:
             "several processes need --out FOLDER with --shards or --directory; for a few images, start "
             "`posters predict` without a launcher",
         )
-    paths = options.image or list_images(options.directory or Path())
+    named = [path for place in options.image or () for path in images_at(place)]
+    paths = named or list_images(options.directory or Path())
     folder = load_model_folder(options.model)
     accelerator = make_accelerator(options.precision)
     forward = forward_of(options, folder, accelerator)
