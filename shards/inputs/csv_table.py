@@ -113,8 +113,7 @@ def open_table(path: StoragePath, encoding: str) -> Iterator[Table]:
             raise UserError("table-unreadable", wrong) from None
         message = f"{path} is not {encoding} text ({one_line(error)}); {remedy}"
         raise UserError("table-unreadable", message) from None
-    except IsADirectoryError:
-        raise UserError("table-unreadable", other_kind(path, TABLE) or f"{path} is a folder, not a table") from None
     except (OSError, csv.Error) as error:
         code: Code = "path-unreadable" if isinstance(error, OSError) else "table-unreadable"
-        raise UserError(code, f"{path} cannot be read as CSV: {one_line(error)}") from None
+        problem = other_kind(path, TABLE) or f"{path} cannot be read as CSV: {one_line(error)}"
+        raise UserError(code, problem) from None

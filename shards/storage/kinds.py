@@ -74,7 +74,6 @@ REMEDIES = {
     PICKLE: {
         MODEL: "it needs no import; use it with `posters predict --model {path}`",
         RUN: "it needs no import; use it with `posters predict --model {path}`",
-        WEIGHTS: "start a training from it with `posters train --model.weights {path}`",
     },
     CONFIG: {
         RUN: "its configuration is {path}/config.yaml",

@@ -101,7 +101,7 @@ def run_import(options: ImportOptions) -> int:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the earlier script's file without executing code. Raises UserError if a value is missing or invalid."""
-    if (path.is_dir() or path.suffix == ".safetensors") and (wrong := other_kind(path, PICKLE)):
+    if path.is_dir() and (wrong := other_kind(path, PICKLE)):
         raise UserError("path-unreadable", wrong)
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):

@@ -22,7 +22,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown verb": ("shards biuld", ["biuld", "build"]),
     "nothing required": ("shards build", ["--metadata", "--out"]),
     "no CSV": ("shards build --images {images} --metadata {tmp}/no.csv --out {tmp}/o", ["not found", "{tmp}/no.csv"]),
-    "CSV is a folder": ("shards build --images {images} --metadata {tmp} --out {tmp}/o", ["is a folder, not a table"]),
+    "CSV is a folder": ("shards build --images {images} --metadata {tmp} --out {tmp}/o", ["cannot be read as CSV"]),
     "no image folder": ("shards build --images {tmp}/no --metadata {csv} --out {tmp}/o", ["not found", "{tmp}/no"]),
     "folder without images": ("shards build --images {empty} --metadata {csv} --out {tmp}/o", ["no .jpg", "{empty}"]),
     "no column": ("{build} --genre-column genres", ["did you mean 'genre'", "--genre-column"]),
