@@ -32,6 +32,8 @@ from toolkit.config.tracker_registry import TRACKERS
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
 #: The command that also reads the keys of a configuration.
 CONFIGURED = "train"
+#: End of the help of a required option.
+MARK = " (required)"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 
 COMMAND_LINE = """# Command line
@@ -59,7 +61,7 @@ This page lists every key of a training's configuration, its default, its values
 _This page is generated. To change it, edit `toolkit/config/schema.py` and run `python docs/tools/reference.py`._
 
 ```
-posters train --config configs/poster_resnet50_best.yaml --optim.lr 0.001 --shards SHARDS --out RUN
+posters train --config best --optim.lr 0.001 --shards SHARDS --out RUN
 ```
 
 In a YAML file, write a key below its section. On the command line, write its dotted name. If a key is given more than
@@ -144,7 +146,8 @@ def _command(name: str) -> str:
         for field in dataclasses.fields(command.options_class)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    parts = [f"## posters {name}\n", f"{_sentence(command.description or command.help)}\n"]
+    examples = "\n".join(f"posters {example}" for example in command.examples)
+    parts = [f"## posters {name}\n", f"{_sentence(command.description or command.help)}\n", f"```\n{examples}\n```\n"]
     rows = [_option(action, action.dest in required) for action in _actions(name)]
     parts.append(table(["option", "value", "meaning"], rows) if rows else "It has no options.\n")
     if name == CONFIGURED:
@@ -163,7 +166,8 @@ def _actions(name: str) -> Iterator[Any]:
 
 def _option(action: Any, required: bool) -> tuple[str, str, str]:
     flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.dest.upper()}`"
-    meaning = plain((action.help or "").replace("%%", "%"))
+    help = (action.help or "").replace("%%", "%")
+    meaning = plain(f"{help.removesuffix(MARK)}." if help.endswith(MARK) else help)
     return flags, _value(action), f"**Required.** {meaning}" if required else meaning
 
 

@@ -22,7 +22,7 @@ from shards.errors import UserError
 from shards.executors.chunks import results_in_order, split_into_chunks
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.extras import require_extra
-from shards.inputs.image_files import read_image_file
+from shards.inputs.image_files import no_folder, read_image_file
 from shards.inputs.images import BadImage, ImageOptions, decode
 from shards.options import option
 from shards.text.masks import mask_of
@@ -110,7 +110,7 @@ def measure_chunk(task: RefereeTask) -> list[tuple[str, float, float]]:
 def compare_text(raw: Path, clean: Path, options: RefereeOptions, sample: int = 0, workers: int = 0) -> dict[str, Any]:
     """Measure the text of ``sample`` posters before and after cleaning (0: all posters). Return the results."""
     if not raw.is_dir():
-        raise UserError("path-missing", f"image folder not found: {raw}")
+        raise no_folder(raw)
     report = read_report(clean)
     cv2()  # fail at the start if a package is missing
     _engine(options)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from shards.errors import UserError, did_you_mean
+from shards.errors import UserError, nearest, printable_line
 from shards.extras import load_object
+from shards.versions import library_versions
+
+#: Name of the distribution, and words that print its version.
+PACKAGE, VERSION = "poster-toolkit", ("--version", "-V")
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command, or a group of commands such as ``posters shards``. A group has only ``help``."""
+    """One command, or a group of commands such as ``posters shards``. A group has no ``options`` and no ``run``."""
 
     help: str
     options: str = ""
@@ -22,6 +26,10 @@ class Command:
     """The function as ``module:function``. It takes an instance of the options class and returns the exit status."""
     description: str = ""
     """First paragraph of the command's --help. If it is empty, --help shows ``help``."""
+    examples: tuple[str, ...] = ()
+    """Command lines that --help shows, without the word ``posters``."""
+    also: tuple[str, ...] = ()
+    """Other words that people use for this command. They are not accepted, but the error line names the command."""
 
     @property
     def options_class(self) -> Any:
@@ -33,27 +41,61 @@ class Command:
         return int(load_object(self.run)(options))
 
 
-def choose(commands: Mapping[str, Command], words: Sequence[str], about: str) -> tuple[str, list[str]]:
+def choose(commands: Mapping[str, Command], words: Sequence[str], top: Command) -> tuple[str, list[str]]:
     """Return (name of the command, words after the name). Raises UserError if no command has this name.
 
-    For ``posters --help`` or the --help of a group, print the help and exit.
-    ``commands`` maps full names such as "shards build" to commands. ``about`` is the help text of ``posters`` itself.
+    For a group without a command, or for its --help, print the help of the group and exit. The same holds for
+    ``posters`` itself. ``posters --version`` prints the version and exits. ``commands`` maps full names such as
+    "shards build" to commands. ``top`` has the help text and the examples of ``posters`` itself.
     """
     name, rest = "", list(words)
     while not name or not commands[name].options:
         below = {
             known.rpartition(" ")[2]: command for known, command in commands.items() if known.rpartition(" ")[0] == name
         }
-        prog, listed = f"posters {name}".rstrip(), "|".join(below)
-        word = rest.pop(0) if rest else ""
+        word = rest.pop(0) if rest else "--help"
         if word in ("-h", "--help"):
-            print(f"usage: {prog} [-h] {listed} ...\n\n{commands[name].help if name else about}\n")
-            print("\n".join(f"  {verb:<10} {command.help}" for verb, command in below.items()))
+            _print_help(f"posters {name}".rstrip(), commands.get(name, top), below)
+        if word in VERSION and not name:
+            print(PACKAGE, library_versions()[PACKAGE])
             sys.exit()
         if word not in below:
-            usage = f"{prog} {listed} (see `{prog} --help`)"
-            if not word:
-                raise UserError("option-missing", f"a command is missing: {usage}")
-            raise UserError("option-unknown", f"unknown command {word!r}{did_you_mean(word, below)}: {usage}")
+            raise UserError("option-unknown", _unknown(commands, f"posters {name}".rstrip(), list(below), word, rest))
         name = f"{name} {word}".lstrip()
     return name, rest
+
+
+def examples_text(examples: Sequence[str]) -> str:
+    """Return the examples of a command as a paragraph of its help. Empty if there are none."""
+    return "\n".join(["examples:", *(f"  posters {example}" for example in examples)]) if examples else ""
+
+
+def _print_help(prog: str, command: Command, below: Mapping[str, Command]) -> NoReturn:
+    width = max(map(len, below))
+    listed = "\n".join(f"  {word:<{width}}  {known.help}" for word, known in below.items())
+    paragraphs = [
+        f"usage: {prog} COMMAND [OPTIONS]",
+        command.description or command.help,
+        examples_text(command.examples),
+        f"commands:\n{listed}",
+        f"`{prog} COMMAND --help` lists the options of a command.",
+    ]
+    print("\n\n".join(filter(None, paragraphs)))
+    sys.exit()
+
+
+def _unknown(commands: Mapping[str, Command], prog: str, below: Sequence[str], word: str, rest: Sequence[str]) -> str:
+    """Return the message for an unknown command. It suggests a command, or else lists the commands."""
+    if word.startswith("-"):
+        return f"unknown option {printable_line(word)!r} before a command (see `{prog} --help`)"
+    group = prog.partition(" ")[2]
+    here = {name: f"{group} {name}".lstrip() for name in below}
+    by_word = {known.rpartition(" ")[2]: known for known in commands}
+    by_word |= {other: known for known, command in commands.items() for other in command.also} | here
+    near = [word.lower()] if word.lower() in by_word else nearest(word, here) or nearest(word, by_word)
+    meant = by_word[near[0]] if near else ""
+    if meant and not commands[meant].options:  # a misspelt group: the next word names one of its commands
+        inner = [known for known in commands if known.startswith(f"{meant} ")]
+        meant = next((known for known in inner if rest and nearest(rest[0], [known.partition(" ")[2]])), meant)
+    hint = f"did you mean `posters {meant}`?" if meant else f"the commands are {', '.join(below)}"
+    return f"unknown command {printable_line(word)!r}; {hint} (see `{prog} --help`)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import re
 import types
@@ -15,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import docstring_parser
 import jsonargparse
 
-from shards.cli.commands import Command
+from shards.cli.commands import Command, examples_text
 from shards.cli.log_options import LogOptions
 from shards.errors import UserError, did_you_mean, one_line
 from shards.options import Option
@@ -60,9 +61,9 @@ class Argument:
     def details(self) -> dict[str, Any]:
         """Return the keyword arguments of ``add_argument``."""
         declared, kind = self.declared, self.kind
-        shown = declared.text or self.default
-        complete = shown in (None, False, True, MISSING, "") or "default" in self.help or declared.positional
-        help = (self.help if complete else f"{self.help.rstrip('.')} (default {shown})").replace("%", "%%")
+        help = with_default(self.help, declared.text or self.default)
+        if self.default is MISSING:
+            help = f"{help.rstrip('.')} (required)".lstrip()
         if kind is bool and self.default is False:
             return {"action": "store_true", "help": help}
         if kind is bool:
@@ -74,14 +75,47 @@ class Argument:
         elif declared.choices or get_origin(kind) is Literal:
             found["choices"], kind = declared.choices or get_args(kind), str
         elif get_origin(kind) in (tuple, list):
-            found["nargs"], kind = "+", get_args(kind)[0]
+            found["nargs"], kind = "*" if declared.positional else "+", get_args(kind)[0]
+        elif declared.positional and self.default is not MISSING:
+            found["nargs"] = "?"
         if declared.const is not None:
             found |= {"nargs": "?", "const": declared.const}
-        if self.default is MISSING and not declared.positional:
-            found["required"] = True
-        elif not declared.positional:
+        if self.default is not MISSING:
             found["default"] = declared.text if declared.parse else self.default
+        elif not declared.positional:
+            found["required"] = True
         return found | {"type": kind}
+
+
+def with_default(help: str, default: Any) -> str:
+    """Return a help text for argparse that ends with the default. None, False and empty values are not shown.
+
+    >>> with_default("Seed of the splits.", 0), with_default("Scale (default: from the data).", 1)
+    ('Seed of the splits (default 0)', 'Scale (default: from the data).')
+    """
+    said = "(default" in help or "The default" in help
+    if default not in (None, MISSING, "", {}, [], ()) and default is not False and not said:
+        help = f"{help.rstrip('.')} (default {_shown(default)})"
+    return help.replace("%", "%%")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, (tuple, list)):
+        return f"[{', '.join(map(_shown, default))}]"
+    return json.dumps(default) if isinstance(default, dict) else str(default)
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap the paragraphs of a description, but keep the lines of an indented paragraph (examples)."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n  " in part else super(HelpFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )
 
 
 @cache
@@ -112,15 +146,17 @@ class Parser(jsonargparse.ArgumentParser):
     """The parser of one command. It raises UserError with a message of one line."""
 
     def __init__(self, name: str, commands: Mapping[str, Command]) -> None:
+        command = commands[name]
+        about = command.description or f"{command.help[:1].upper()}{command.help[1:]}."
         super().__init__(
             prog=f"posters {name}",
-            description=commands[name].description or commands[name].help,
+            description="\n\n".join(filter(None, (about, examples_text(command.examples)))),
             exit_on_error=False,
             allow_abbrev=True,
-            formatter_class=argparse.HelpFormatter,
+            formatter_class=HelpFormatter,
         )
         self.commands = commands
-        self.options = commands[name].options_class
+        self.options = command.options_class
         self.has_sections = any(argument.declared.sections for argument in arguments(self.options))
         self.flags = ["-h", "--help", "--log", "--debug"]
         self.shown: dict[str, str] = {}  # Argument.dest -> option string in messages
@@ -134,6 +170,7 @@ class Parser(jsonargparse.ArgumentParser):
             if declared.sections:
                 self.add_argument("--config", action="config", help=argument.help)
                 self.add_class_arguments(argument.kind, nested_key=None)
+                self._describe_keys()
                 self.old |= {f"--{old}": f"--{new}" for old, new in self.options.renamed.items()}
                 for key, kind in self.options.old_keys.items():
                     self.add_argument(f"--{key}", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -155,10 +192,26 @@ class Parser(jsonargparse.ArgumentParser):
             # A config file may set required options, so they may be missing on the command line.
             self.add_argument(*flags, **(details | {"required": False} if self.has_sections else details))
 
+    def _describe_keys(self) -> None:
+        """Complete the help of the keys of a configuration, and shorten the usage, which would list all keys."""
+        for action in self._actions:
+            section, dot, key = action.dest.partition(".")
+            if dot:
+                default = _shown(action.default) if isinstance(action.default, bool) else action.default
+                action.help = with_default(action.help or "", default)
+                action.metavar = None if action.choices else action.metavar or key.upper()
+            elif action.dest == "print_config":
+                action.metavar, action.help = "[FLAGS]", "Print the resulting configuration, and do not train."
+            elif action.help == "Path to a configuration file.":
+                action.help = f"YAML file with keys of the section {section}."
+        required = [argument for argument in arguments(self.options) if argument.default is MISSING]
+        needed = " ".join(f"{argument.flags[-1]} {argument.dest.upper()}" for argument in required)
+        self.usage = f"%(prog)s [-h] {needed} [--config CONFIG] [--SECTION.KEY VALUE ...] [OPTIONS]"
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse the words of a command line. ``make`` then converts the values. Raises UserError."""
         if self.has_sections:
-            self.options.check_words(words)
+            words = self.options.checked_words(words)
         words = [self._renamed(word) for word in words]
         try:
             parsed = self.parse_args(words)
@@ -213,6 +266,9 @@ class Parser(jsonargparse.ArgumentParser):
                 parts = found.groupdict()
                 name = f"{parts['group']}.{parts['key']}" if parts else found.group(1)
                 return UserError("option-unknown", self._unknown(name))
+        if self.has_sections and (found := re.search(r"ambiguous option: (--\w+)", text)):
+            unknown = self._unknown(found.group(1))
+            text = unknown if "did you mean" in unknown else text
         key = r"Parser key \"([\w.]+)\": "
         text = re.sub(key, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
         text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)
@@ -230,10 +286,14 @@ class Parser(jsonargparse.ArgumentParser):
             known += [key for keys in self.options.registered().values() for key in keys]
             key = name.removeprefix("--")
             last = {name.rpartition(".")[2]: name for name in known}
-            hint = did_you_mean(key, known) or did_you_mean(key.rpartition(".")[2], last, last.__getitem__)
+            near = self.options.meant(key, known) or did_you_mean(key, known)
+            hint = near or did_you_mean(key.rpartition(".")[2], last, last.__getitem__)
             return f"unknown key {key!r}{hint or '; see --help'}"
         others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
-        if name in others:
+        positional = [argument for argument in arguments(self.options) if argument.details().get("nargs") == "*"]
+        if not word.startswith("-") and positional:
+            hint = f": give all {positional[0].name} in one place, before or after the options"
+        elif name in others:
             hint = ": only other commands have this argument"
         else:
             hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)

@@ -24,6 +24,7 @@ from shards.dataset.sample_table import SampleTable, table_name, write_sample_ta
 from shards.errors import UserError
 from shards.schema import Count, Sha256, check_as, parse_as
 from shards.storage.files import fingerprint, names_in, remove_file, small_bytes, write_json
+from shards.storage.kinds import SHARD_SET, other_kind
 from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
@@ -226,6 +227,10 @@ class Manifest:
             data = read_small(path, RetryBudget(remote_timeout))
         elif folder.is_dir():
             data = small_bytes(path) if path.is_file() else None
+            if data is None and (wrong := other_kind(folder, SHARD_SET)):
+                raise UserError("set-missing", wrong)
+        elif wrong := other_kind(folder, SHARD_SET):
+            raise UserError("set-missing", wrong)
         else:
             remedy = f"make one with `posters shards build --out {folder}`"
             raise UserError("set-missing", f"no shard folder at {folder}; {remedy}")

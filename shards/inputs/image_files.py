@@ -14,6 +14,7 @@ from typing import Any
 from shards.errors import UserError, one_line
 from shards.inputs.images import BadImage
 from shards.storage.endings import ENDINGS_TEXT, IMAGE_ENDINGS, ending, is_image_name, others_text
+from shards.storage.kinds import IMAGES, other_kind
 from shards.storage.paths import StoragePath, as_user_error, is_remote
 from shards.storage.remote_files import read_whole, remote_files
 from shards.storage.retry import of_one_file, retried, unreadable
@@ -205,7 +206,7 @@ def require_images(folder: StoragePath) -> None:
     """Raise UserError if the folder is missing or a local folder has no images."""
     with as_user_error("find posters", folder):
         if not folder.is_dir():
-            raise UserError("path-missing", f"image folder not found: {folder}")
+            raise no_folder(folder)
         # A remote folder may have a million other files, so it is not searched here. list_posters searches it by id.
         if not is_remote(folder):
             walk = Walk()
@@ -213,8 +214,15 @@ def require_images(folder: StoragePath) -> None:
                 raise no_images(folder, walk)
 
 
+def no_folder(folder: StoragePath) -> UserError:
+    """Return the error for a folder of images that does not exist. The path may be a file."""
+    return UserError("path-missing", other_kind(folder, IMAGES) or f"image folder not found: {folder}")
+
+
 def no_images(folder: StoragePath, walk: Walk) -> UserError:
     """Return the error for a folder without images."""
+    if wrong := other_kind(folder, IMAGES):
+        return UserError("images-none", wrong)
     found = [others_text(walk.others)] if walk.others else []
     found += walk.unreadable[:1]
     return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))

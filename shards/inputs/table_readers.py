@@ -21,6 +21,7 @@ from shards.inputs.folder_tables import SPLIT, SPLIT_NAMES, cell_text, folder_ta
 from shards.inputs.table import FOLDER_FORMATS, Table, TableOptions
 from shards.inputs.text_tables import decoded, text_table
 from shards.storage.files import file_bytes
+from shards.storage.kinds import CONFIG, IMAGES, TABLE, kind_of, other_kind
 from shards.storage.paths import StoragePath
 
 #: Keys of a JSON object that contains a list of records.
@@ -43,6 +44,8 @@ def open_table(path: StoragePath, options: TableOptions = TableOptions()) -> Ite
 
 def _opened(path: StoragePath, options: TableOptions) -> Table:
     form = options.metadata_format
+    if isinstance(path, Path) and kind_of(path) not in (None, TABLE, IMAGES, CONFIG):
+        raise UserError("table-unreadable", other_kind(path, TABLE) or f"{path} is not a table")
     if isinstance(path, Path) and path.is_dir():
         if form not in ("auto", *FOLDER_FORMATS):
             raise UserError("option-conflict", f"{path} is a folder, but --metadata-format {form} is for a file")

@@ -12,7 +12,7 @@ import pytest
 from shards.cli.commands import choose
 from shards.cli.log_options import split_options
 from shards.cli.options import Parser
-from toolkit.cli.commands import COMMANDS
+from toolkit.cli.commands import COMMANDS, POSTERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -40,7 +40,8 @@ SHOWN = list(dict.fromkeys(filter(None, map(command_of, LINES))))
 def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Its options exist, have possible values and go together. Folders and images of the examples need not exist."""
     monkeypatch.chdir(ROOT)  # configs/ is there
-    name, words = choose(COMMANDS, words_of(command), "")
+    command = command.replace("--config my.yaml", "--config best")
+    name, words = choose(COMMANDS, words_of(command), POSTERS)
     parser = Parser(name, COMMANDS)
     if "--print_config" in words:
         with pytest.raises(SystemExit) as ended:
@@ -54,7 +55,7 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_the_guides_show_every_command():
     """All but the demo, which has a page of its own."""
-    names = {choose(COMMANDS, words_of(command), "")[0] for command in SHOWN}
+    names = {choose(COMMANDS, words_of(command), POSTERS)[0] for command in SHOWN}
     assert {name for name, command in COMMANDS.items() if command.options} - names == {"demo"}
 
 

@@ -192,10 +192,10 @@ def options_of(words: list[str], folder: Path) -> Any:
     """What a command's parser makes of its words, under the names of then; None where it refuses them."""
     from shards.cli.commands import choose
     from shards.cli.options import Parser
-    from toolkit.cli.commands import COMMANDS
+    from toolkit.cli.commands import COMMANDS, POSTERS
     from toolkit.config.io import config_dict
 
-    name, rest = choose(COMMANDS, [word.replace("--config=", f"--config={folder}/") for word in words], "")
+    name, rest = choose(COMMANDS, [word.replace("--config=", f"--config={folder}/") for word in words], POSTERS)
     parser = Parser(name, COMMANDS)
     try:
         parsed = parser.parse(rest)
@@ -211,6 +211,8 @@ def options_of(words: list[str], folder: Path) -> Any:
     found = vars(parsed) | {"command": command} | ({"verb": verb} if verb else {})
     if name == "referee":
         found["no_anchor"] = not found.pop("reference_strip")
+    if name == "predict":
+        assert found.pop("images") == []  # images without an option came later
     if found.get("near_duplicates") == MAX_DISTANCE:
         found["near_duplicates"] = None  # the default was put in later
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
@@ -220,9 +222,9 @@ def defaults_of(words: list[str]) -> dict[str, Any]:
     """What a command's options are where nothing is typed, under the names of then."""
     from shards.cli.commands import choose
     from shards.cli.options import Parser
-    from toolkit.cli.commands import COMMANDS
+    from toolkit.cli.commands import COMMANDS, POSTERS
 
-    name = choose(COMMANDS, words, "")[0]
+    name = choose(COMMANDS, words, POSTERS)[0]
     found = vars(Parser(name, COMMANDS).get_defaults())
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
 

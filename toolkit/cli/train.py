@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 from docstring_parser import parse_from_object
 
 from shards.dataset.cache_options import SetOptions
-from shards.errors import UserError
+from shards.errors import UserError, printable_line
 from shards.options import option
 from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, RENAMED, as_today, check_file, check_text
 from toolkit.config.loss_registry import LOSSES
+from toolkit.config.recipes import config_path
 from toolkit.config.schema import Config
+from toolkit.config.synonyms import MAIN_KEYS, meant
 from toolkit.config.tracker_registry import TRACKERS
 from toolkit.config.validation import check_config
 
@@ -28,7 +30,8 @@ class TrainOptions(SetOptions):
     """Options of ``posters train``."""
 
     config: Config = option(factory=Config, sections=True)
-    """YAML file with any of the keys below. Options after --config replace values of the file."""
+    """YAML file with any of the keys below, or the name of a recipe such as best (`posters configs` lists them). A file
+    with this name is used first. Options after --config replace values of the file."""
     out: Path = option(MISSING, parse=Path)
     """Run folder to write."""
     resume: bool = False
@@ -76,28 +79,47 @@ class TrainOptions(SetOptions):
         }
         return {
             title: {
-                f"{key}.{option.arg_name}": f"{option.description} (default {option.default})"
+                f"{key}.{option.arg_name}": f"{(option.description or '').rstrip('.')} (default {option.default})."
                 for option in parse_from_object(options).params
             }
             for title, (key, options) in entries.items()
             if dataclasses.fields(options)
         }
 
+    #: Function that returns a hint for an unknown key.
+    meant = staticmethod(meant)
+
     @staticmethod
-    def check_words(words: Sequence[str]) -> None:
-        """Raise UserError for an invalid file or text after --config or after a section, such as --optim."""
+    def checked_words(words: Sequence[str]) -> list[str]:
+        """Return the words of the command line, in which paths replace the names of recipes after --config.
+
+        Raises UserError for an invalid file or text after --config or after a section, such as --optim.
+        """
         sections = {section.name for section in dataclasses.fields(Config)}
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        found = list(words)
+        for at, word in enumerate(words):
             name, given, value = word.partition("=")
-            value = value if given else following
-            if "--config".startswith(name) and len(name) > len("--c"):  # argparse accepts abbreviations
-                check_file(Path(value), sections)
-            elif name.removeprefix("--") in sections and name.startswith("--"):
-                path = Path(value)
-                if value.lstrip().startswith("{"):
-                    check_text(value, name)
-                elif path.is_file():
-                    check_file(path, set())
+            value = value if given else " ".join(words[at + 1 : at + 2])
+            # argparse accepts abbreviations. It also reports a missing value.
+            if "--config".startswith(name) and len(name) > len("--c") and (given or at + 1 < len(words)):
+                path = config_path(value)
+                check_file(path, sections)
+                found[at if given else at + 1] = f"{name}={path}" if given else str(path)
+            elif name.startswith("--") and (section := name.removeprefix("--")) in sections:
+                _check_section(section, value)
+        return found
+
+
+def _check_section(section: str, value: str) -> None:
+    """Raise UserError for an invalid file or text after a section, such as ``--model resnet18``."""
+    path = Path(value)
+    if value.lstrip().startswith("{"):
+        check_text(value, f"--{section}")
+    elif path.is_file():
+        check_file(path, set())
+    elif not value.startswith("-") and section in MAIN_KEYS:
+        what = f"--{section} takes a YAML file with keys of the section {section}, not {printable_line(value)!r}"
+        raise UserError("option-value", f"{what}; did you mean --{MAIN_KEYS[section]} {printable_line(value)}?")
 
 
 def run_train(options: TrainOptions) -> int:

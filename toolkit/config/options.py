@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from shards.options import option
 from shards.values import Automatic, Checked
+from toolkit.config.model_files import model_folder_of
 
 Tta = Literal["none", "flip"]
 
@@ -16,8 +17,8 @@ Tta = Literal["none", "flip"]
 class ModelOption:
     """The option that names the model."""
 
-    model: Path = option(MISSING, "-m")
-    """Model folder (RUN/model)."""
+    model: Path = option(MISSING, "-m", metavar="RUN", parse=model_folder_of)
+    """Run folder of a training, or model folder (RUN/model)."""
 
 
 @dataclass(frozen=True, kw_only=True)

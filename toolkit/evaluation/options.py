@@ -11,6 +11,7 @@ from shards.errors import UserError
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from shards.values import check_rules, flag
+from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.config.schema import DecideConfig
 from toolkit.inference.naming import parse_thresholds as parse_thresholds_of
@@ -39,8 +40,8 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     """JSON file for the metrics (default MODEL/metrics-SPLIT.json)."""
     report: Path | None = option(None, metavar="DIR")
     """Write a page with plots and posters to DIR/index.html."""
-    compare: Path | None = option(None, metavar="RUN2")
-    """Folder of another run. The report compares both runs and tests the difference."""
+    compare: Path | None = option(None, metavar="RUN2", parse=model_folder_of)
+    """Folder of another run or model. The report compares both models and tests the difference."""
     label_errors: bool | None = None
     """List likely label errors in the report (default: true if cleanlab is installed)."""
 

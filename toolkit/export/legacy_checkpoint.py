@@ -21,6 +21,7 @@ import torch
 from shards.dataset.labels import LabelSet
 from shards.errors import Code, UserError, one_line
 from shards.storage.files import sha256_file
+from shards.storage.kinds import PICKLE, other_kind
 from shards.storage.leftovers import remove_dead_partials
 from toolkit.config.values import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -100,6 +101,8 @@ def run_import(options: ImportOptions) -> int:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read the earlier script's file without executing code. Raises UserError if a value is missing or invalid."""
+    if path.is_dir() and (wrong := other_kind(path, PICKLE)):
+        raise UserError("path-unreadable", wrong)
     raw = safe_load(path, WHAT)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(

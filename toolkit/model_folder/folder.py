@@ -26,6 +26,7 @@ from torch import nn
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_json
+from shards.storage.kinds import MODEL, other_kind
 from shards.storage.remote_files import unique_name
 from toolkit.config.model_files import AGAIN, CONFIG, LABELS, ToolkitFile, check_agreement, read_config, read_labels
 from toolkit.data.transforms.preprocessing import Preprocessing
@@ -198,6 +199,8 @@ def load_model_folder(folder: Path) -> ModelFolder:
     The folder may come from an untrusted source. Its files cannot run code, start downloads, or make this function use
     much memory: sizes and shapes are checked first.
     """
+    if not (folder / CONFIG).is_file() and (wrong := other_kind(folder, MODEL)):
+        raise UserError("model-missing", wrong)
     if not folder.is_dir():
         raise UserError("model-missing", f"no model folder at {folder}; `posters train` writes one to RUN/model")
     for name in NEEDED:

@@ -18,6 +18,7 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
+from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ForwardOptions, Tta
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
@@ -123,7 +124,7 @@ class Predictor:
 def load_model(
     folder: str | os.PathLike[str], *, device: str | torch.device | None = None, precision: str = "no"
 ) -> Predictor:
-    """Load the model of a folder such as RUN/model onto ``device``. The default is the GPU if there is one.
+    """Load the model of a run folder (RUN) or model folder (RUN/model) onto ``device``. The default is a GPU, if any.
 
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
     Raises shards.errors.UserError if the folder is incomplete. The message says how to repair it.
@@ -137,7 +138,7 @@ def load_model(
         repository, _, revision = place.removeprefix(HUB).partition("@")
         path = fetch_model(repository, revision or None)
     else:
-        path = Path(place)
+        path = model_folder_of(place)
     try:
         chosen = torch.device(device) if device else best_device()
         torch.empty(0, device=chosen)

@@ -1,7 +1,7 @@
 """Predict the genres of one image, a folder of images, or a whole shard set.
 
-    posters predict -m RUN/model -i poster.jpg          posters predict -m RUN/model -d folder -o out.json
-    accelerate launch launch/predict.py --model RUN/model --shards SHARDS_OR_FOLDER --out PRED
+    posters predict -m RUN poster.jpg          posters predict -m RUN folder -o out.json
+    accelerate launch launch/predict.py --model RUN --shards SHARDS_OR_FOLDER --out PRED
 
 For a few images, the results are text on the screen or one file, or one file beside each image (sidecars.py). For shard
 sets and large folders, the results are a folder of files (batch.py). Unreadable images are reported and counted. The
@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from shards.console import exact_stdout
 from shards.errors import UserError, printable_line, without_secrets
 from shards.progress import progress
-from toolkit.data.sources.image_files import FileSource, file_id, list_images
+from toolkit.data.sources.image_files import FileSource, file_id, images_at, list_images
 from toolkit.data.sources.image_urls import ImageUrl, require_urls
 from toolkit.data.transforms.batch_transform import RawTransform, file_transforms
 from toolkit.device.defaults import autocast_dtype
@@ -98,7 +98,12 @@ def _places(options: PredictOptions) -> list[Path | ImageUrl]:
     """Return the images that the options name. Raises UserError if there are none, or if a URL is not valid."""
     if options.image is None:
         return [*list_images(options.directory or Path())]
-    places = [replace(p, allow_private=options.allow_private) if isinstance(p, ImageUrl) else p for p in options.image]
+    places: list[Path | ImageUrl] = []
+    for place in options.image:
+        if isinstance(place, ImageUrl):
+            places.append(replace(place, allow_private=options.allow_private))
+        else:
+            places += images_at(place)
     require_urls([place for place in places if isinstance(place, ImageUrl)])
     return places
 

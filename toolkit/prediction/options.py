@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
-from shards.storage.paths import StoragePath, storage_path
+from shards.storage.endings import is_image_name
+from shards.storage.kinds import SHARD_SET, kind_of
+from shards.storage.paths import StoragePath, is_url, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.data.sources.image_urls import ImageUrl, image_places
 from toolkit.inference.naming import NamingOptions
@@ -24,8 +26,11 @@ _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
 class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, ShownOptions):
     """Options of ``posters predict``."""
 
+    images: list[str] = option(factory=list, positional=True)
+    """Images, folders of images with their subfolders, patterns such as "posters/*.jpg", URLs of images (http:// or
+    https://), or one shard set."""
     image: list[Path | ImageUrl] | None = option(None, "-i", several="words", parse=image_places, metavar="IMAGE")
-    """One or more image files, or http:// and https:// URLs of images."""
+    """Images, folders, patterns or URLs, as without -i."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)
@@ -53,10 +58,12 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._place_images()
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
             code: Code = "option-conflict" if given else "option-missing"
-            raise UserError(code, "give exactly one of --image, --directory, --shards")
+            example = "`posters predict -m RUN poster.jpg`"
+            raise UserError(code, f"give exactly one of images (or --image), --directory, --shards, such as {example}")
         if self.onnx is not None and (self.compile or self.precision in ("fp16", "bf16")):
             raise UserError("option-conflict", "--onnx cannot be combined with --compile or --precision; remove them")
         if self.sidecar is not None:
@@ -88,10 +95,28 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
                 "option-conflict", f"--sidecar {kind} replaces other results; remove {' and '.join(others)}"
             )
 
+    def _place_images(self) -> None:
+        """Move ``images`` to the field that they mean: shards for a shard set, directory for a folder, else image."""
+        if not self.images:
+            return
+        only = self.images[0] if len(self.images) == 1 and self.image is None else ""
+        name: str = "image"
+        value: Any = [*image_places(self.images), *(self.image or ())]
+        if only and self.shards is None and (_is_set_url(only) or kind_of(Path(only)) == SHARD_SET):
+            name, value = "shards", storage_path(only)
+        elif only and self.directory is None and Path(only).is_dir():
+            name, value = "directory", Path(only)
+        object.__setattr__(self, "images", [])
+        object.__setattr__(self, name, value)
+
     @property
     def onnx_path(self) -> Path:
         """Path of the exported file."""
         return Path(self.onnx) if self.onnx else self.model / "model.onnx"
+
+
+def _is_set_url(text: str) -> bool:
+    return is_url(text) and not is_image_name(text.partition("?")[0])
 
 
 def wants_a_folder(options: PredictOptions) -> bool:

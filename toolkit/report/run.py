@@ -18,7 +18,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
-from toolkit.model_folder.folder import LABELS, ModelFolder, load_model_folder
+from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs, ReportInputs
 from toolkit.report.label_errors import have_cleanlab
@@ -52,7 +52,7 @@ class ReportRun:
         model = load_model_folder(options.model)
         other = None
         if options.compare is not None:
-            other = load_model_folder(model_folder_of(options.compare))
+            other = load_model_folder(options.compare)
             require_same("the model", model.labels, "--compare", other.labels)
         # The model has memorised even wrong labels of the training split, so search label errors there only on request.
         by_default = have_cleanlab() and options.split != "train"
@@ -89,11 +89,6 @@ class ReportRun:
             self.manifest.units_of(outputs.split),
         )
         return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))
-
-
-def model_folder_of(path: Path) -> Path:
-    """Return the model folder of a run folder, or ``path`` itself if it is not a run folder."""
-    return path / "model" if (path / "model" / LABELS).is_file() else path
 
 
 def run_names(model: Path, other: Path | None) -> tuple[str, str]:

@@ -283,7 +283,7 @@ def test_nothing_to_build_from(few: Source, tmp_path: Path) -> None:
     no_genres = write_csv(tmp_path / "none.csv", [("p0000", "", "", "[]")])
     cases: list[tuple[dict[str, Any], str]] = [
         ({"images": tmp_path / "absent"}, "image folder not found"),
-        ({"images": few.csv}, "image folder not found"),
+        ({"images": few.csv}, "is a table, not a folder of images; pass it with --metadata"),
         ({"images": empty}, r"no \.jpg, \.jpeg, .* or \.tiff file in"),
         ({"images": spoilt}, r"no usable poster in .* 1 not an image.*for example id 'p00\d\d'"),
         ({"metadata": tmp_path / "absent.csv"}, "metadata not found"),

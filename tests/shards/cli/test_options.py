@@ -62,15 +62,22 @@ class Others:
     part: Part = field(default_factory=Part)
 
 
+@dataclass(frozen=True)
+class Many:
+    words: list[str] = option(factory=list, positional=True)
+    part: Part = field(default_factory=Part)
+
+
 COMMANDS = {
     "one": Command("do it", f"{__name__}:Options"),
+    "many": Command("take words", f"{__name__}:Many"),
     "group": Command("more"),
     "group two": Command("do another", f"{__name__}:Others"),
 }
 
 
 def read(line: str) -> Any:
-    name, words = choose(COMMANDS, line.split(), "All of it.")
+    name, words = choose(COMMANDS, line.split(), Command("All of it."))
     parser = Parser(name, COMMANDS)
     return parser.make(parser.parse(words))
 
@@ -118,21 +125,19 @@ def test_help_says_names_defaults_and_docstrings():
     text = Parser("one", COMMANDS).format_help()
     assert text.startswith("usage: posters one ") and "Threads, 100% of them" in text
     assert "Two numbers (default 1,2)" in text and "-m MODEL, --model MODEL" in text and "{a,b}" in text
+    assert "Model folder (required)" in text and "(default [])" not in text
     assert "--workers" not in text and "secret" not in text
 
 
 MISTAKES: dict[Code, list[tuple[str, str]]] = {
-    "option-missing": [
-        ("one F", "the following arguments are required: --model (see `posters one --help`)"),
-        ("group", "a command is missing: posters group two (see `posters group --help`)"),
-    ],
+    "option-missing": [("one F", "the following arguments are required: --model (see `posters one --help`)")],
     "option-unknown": [
         ("one F -m M --modle x", "unknown argument --modle; did you mean --model? (see `posters one --help`)"),
         ("one F -m M --sied=3", "unknown argument --sied=3; did you mean --side? (see `posters one --help`)"),
         ("one F -m M --elsewhere 3", "unknown argument --elsewhere: only other commands have this argument"),
         ("one F -m M --secret 3", "unknown argument --secret"),
         ("one F -m M stray", "unknown argument stray"),
-        ("oen F", "unknown command 'oen'; did you mean 'one'?: posters one|group (see `posters --help`)"),
+        ("many F --side 1 G", "unknown argument G: give all words in one place, before or after the options"),
     ],
     "option-value": [
         ("one F -m M --side many", "--side: expected int, got many"),
@@ -149,8 +154,5 @@ def test_mistakes_are_one_line(code: Code, line: str, message: str):
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize(("line", "shown"), [("--help", "  group      more"), ("group -h", "  two        do another")])
-def test_commands_are_listed(line: str, shown: str, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as ended:
-        read(line)
-    assert not ended.value.code and shown in capsys.readouterr().out
+def test_positional_words_may_be_missing_or_many():
+    assert read("many") == Many() and read("many F G --side 3") == Many(words=["F", "G"], part=Part(3))

@@ -19,7 +19,6 @@ Command = Callable[..., tuple[int, str, str]]
 
 #: Arguments (folders are filled in) and what the one line must say.
 MISTAKES: dict[str, tuple[str, list[str]]] = {
-    "no verb": ("shards", ["build|info|verify|index"]),
     "unknown verb": ("shards biuld", ["biuld", "build"]),
     "nothing required": ("shards build", ["--out"]),
     "no CSV": ("shards build --images {images} --metadata {tmp}/no.csv --out {tmp}/o", ["not found", "{tmp}/no.csv"]),

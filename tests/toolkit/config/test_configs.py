@@ -18,6 +18,7 @@ from toolkit_helpers import ROOT, parse_train, weights_option
 from train_tools import TINY_VIT, tiny_config
 
 from toolkit.config.io import config_dict
+from toolkit.config.recipes import recipes as shipped
 from toolkit.config.schema import Config
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.activation_checkpointing import enable_checkpointing
@@ -62,7 +63,8 @@ def test_eight_gpus_have_rows_enough_for_batchnorm_and_a_rate_for_all_of_them():
 @recipes
 def test_every_key_has_its_why_above_it(path: Path):
     lines = path.read_text().splitlines()
-    assert lines[0].startswith("# ") and f"--config configs/{path.name}" in "\n".join(lines[:4])
+    (name,) = [recipe.name for recipe in shipped() if recipe.path.name == path.name]
+    assert lines[0].startswith(f"# {name}: ") and f"--config {name} " in "\n".join(lines[:4])
     keys = [number for number, line in enumerate(lines) if re.match(r"  \w+:", line)]
     assert len(keys) == sum(len(section) for section in yaml.safe_load(path.read_text()).values())
     for number in keys:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from failing import fails
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,8 +25,9 @@ from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError
 from shards.storage.files import sha256_file, write_json
+from toolkit.cli.commands import read
 from toolkit.cli.main import main
-from toolkit.config.model_files import check_agreement, read_config
+from toolkit.config.model_files import check_agreement, model_folder_of, read_config
 from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_labels, load_model_folder
@@ -374,3 +376,53 @@ def test_metrics_that_are_none_are_left_out_of_the_card(folder: Path, text: str,
     write_card(folder)
     assert "metrics-test.json is not a valid metrics file" in caplog.text
     assert "Metrics on test" not in (folder / "README.md").read_text()
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path: Path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    assert model_folder_of(tmp_path / "run") == tmp_path / "run"  # no model yet
+    (tmp_path / "run" / "model" / "labels.json").touch()
+    assert (
+        model_folder_of(tmp_path / "run") == tmp_path / "run" / "model" == model_folder_of(tmp_path / "run" / "model")
+    )
+    assert model_folder_of("absent") == Path("absent")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune", "predict", "app", "audit", "export", "push"])
+def test_every_command_with_a_model_takes_a_run(command: str, model_folder: Path, tmp_path: Path):
+    shutil.copytree(model_folder, tmp_path / "run" / "model")
+    more = {
+        "evaluate": ["--shards", "S", "--compare", str(tmp_path / "run")],
+        "tune": ["--shards", "S"],
+        "predict": ["p.jpg"],
+        "audit": ["--images", str(tmp_path), "--cleaned", str(tmp_path)],
+        "push": ["--repo", "USER/NAME"],
+    }
+    options = read([command, "-m", str(tmp_path / "run"), *more.get(command, [])])[1]
+    assert options.model == tmp_path / "run" / "model" == getattr(options, "compare", options.model)
+
+
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        ("set/manifest.json", "is a shard set, not a model folder; pass it with --shards"),
+        (
+            "run/config.yaml run/checkpoints/x",
+            "is a run folder, not a model folder; its training has written no model yet",
+        ),
+        ("run/state.pt", "is a checkpoint of a run, not a model folder; name the run folder"),
+        ("posters/a.jpg", "is a folder of images, not a model folder; predict its genres with `posters predict"),
+        ("x.pth", "is a checkpoint file, not a model folder; `posters import --checkpoint"),
+        ("x.csv", "is a table, not a model folder; name a model folder instead"),
+        ("m.onnx", "is an ONNX file, not a model folder; name the model folder"),
+        ("w.safetensors", "`posters train --model.weights"),
+        ("empty/notes.txt", "lacks config.json"),
+    ],
+)
+def test_something_else_as_model(names: str, remedy: str, tmp_path: Path):
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    given = tmp_path / names.split()[0].partition("/")[0]
+    with fails("model-missing", given, remedy):
+        load_model_folder(given)

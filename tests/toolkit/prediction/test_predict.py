@@ -76,6 +76,58 @@ def test_a_folder_with_bad_files(model_folder: Path, images: Path, tmp_path: Pat
         assert float(row["Drama"]) == pytest.approx(prediction["probabilities"]["Drama"], abs=2e-6)
 
 
+def test_images_without_an_option(model_folder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Files, folders and patterns, with the rows that --image and --directory have. RUN stands for RUN/model."""
+    shutil.copytree(model_folder, tmp_path / "run" / "model")
+    monkeypatch.chdir(images)
+
+    def rows(*words: str) -> list[dict[str, str]]:
+        assert main(["predict", "-m", str(tmp_path / "run"), *words, "-o", str(tmp_path / "x.csv")]) == 0
+        return list(csv.DictReader((tmp_path / "x.csv").open(encoding="utf-8")))
+
+    two = rows("p00001.jpg", "p00000.jpg")
+    assert [row["image"] for row in two] == ["p00001.jpg", "p00000.jpg"]
+    assert rows("-i", "p00001.jpg", "p00000.jpg") == two == rows("p0000[1].jpg", "-i", "p00000.jpg")
+    assert rows(".") == rows("-d", ".") and len(rows(".")) == 10
+    assert [row["image"] for row in rows("sub", "p00000.jpg")] == ["sub/p00006.jpg", "p00000.jpg"]
+    assert [row["image"] for row in rows("**/p0000[56].jpg")] == ["p00005.jpg", "sub/p00006.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "line"),
+    [
+        ("option-missing", [], "`posters predict -m RUN poster.jpg`"),
+        ("option-conflict", ["a.jpg", "-d", "."], "give exactly one of images (or --image), --directory, --shards"),
+        (
+            "option-conflict",
+            ["-i", "a.jpg", "--shards", "S"],
+            "give exactly one of images (or --image), --directory, --shards",
+        ),
+        ("option-missing", ["set"], "--shards needs --out FOLDER"),
+        ("images-none", ["table.csv"], "table.csv is a table, not an image"),
+        ("images-none", ["a.jpg", "set"], "set is a shard set, not a folder of images; pass it with --shards"),
+        ("images-none", ["x*.jpg"], "no image has a name like x*.jpg"),
+        ("path-missing", ["-d", "table.csv"], "table.csv is a table, not a folder of images"),
+        ("option-unknown", ["a.jpg", "--verbose", "b.jpg"], "b.jpg: give all images in one place"),
+    ],
+)
+def test_wrong_images(code: Code, words: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("set").mkdir()
+    for name in ("a.jpg", "table.csv", "set/manifest.json"):
+        Path(name).touch()
+    with fails(code, line):
+        main(["predict", "-m", "RUN", *words])
+
+
+def test_one_shard_set_without_an_option(model_folder: Path, shard_set: Path, tmp_path: Path):
+    words = ["predict", "-m", str(model_folder), "--split", "val", "-f", "csv"]
+    assert main([*words, str(shard_set), "-o", str(tmp_path / "a")]) == 0
+    assert main([*words, "--shards", str(shard_set), "-o", str(tmp_path / "b")]) == 0
+    (a,), (b,) = ((tmp_path / name).glob("*.csv") for name in "ab")
+    assert a.read_bytes() == b.read_bytes()
+
+
 #: Names of files as bytes, and the ids by which they are listed.
 ODD_NAMES = {
     b"caf\xe9.jpg": r"caf\xe9.jpg",

@@ -24,7 +24,7 @@ from toolkit.metrics.helpers import sigmoid
 from toolkit.model_folder.folder import OWN_KEY
 from toolkit.models.heads import HeadSpec
 from toolkit.report.label_errors import have_cleanlab
-from toolkit.report.run import ReportRun, command_line, model_folder_of, run_names
+from toolkit.report.run import ReportRun, command_line, run_names
 
 
 @pytest.fixture(scope="module")
@@ -182,10 +182,6 @@ def test_label_errors_by_default_where_they_can_be_had(
     assert not wanted()
     with fails("extra-missing", "--label-errors needs cleanlab"):
         wanted("--label-errors")
-
-
-def test_a_run_folder_stands_for_its_model(other_run: Path):
-    assert model_folder_of(other_run) == other_run / "model" == model_folder_of(other_run / "model")
 
 
 def test_names_tell_two_runs_apart(tmp_path: Path):

@@ -18,7 +18,7 @@ from shards.cli.commands import choose
 from shards.cli.options import Parser
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import open_store
-from toolkit.cli.commands import COMMANDS
+from toolkit.cli.commands import COMMANDS, POSTERS
 from toolkit.data.loader.timing import Bottleneck
 from toolkit.training.epoch_lines import EpochLines, duration, next_command
 
@@ -79,7 +79,7 @@ def test_the_text_of_a_training(run: tuple[Path, CompletedProcess[str]], shard_s
 def test_the_next_command_is_one(run: tuple[Path, CompletedProcess[str]]):
     """As a shell reads it."""
     line = run[1].stderr.splitlines()[-1].removeprefix("next: ")
-    name, words = choose(COMMANDS, shlex.split(line)[1:], "")
+    name, words = choose(COMMANDS, shlex.split(line)[1:], POSTERS)
     parser = Parser(name, COMMANDS)
     assert parser.make(parser.parse(words)).model == run[0] / "model"
 

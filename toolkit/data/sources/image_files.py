@@ -10,11 +10,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from glob import glob, has_magic
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.inputs.image_files import Walk, no_images, walk_images
+from shards.inputs.image_files import Walk, no_folder, no_images, walk_images
 from shards.inputs.image_structure import more_frames
+from shards.storage.endings import is_image_name
+from shards.storage.kinds import IMAGE, other_kind
 from shards.storage.retry import of_one_file, retried, unreadable
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_urls import ImageUrl
@@ -31,13 +34,31 @@ def list_images(directory: Path) -> list[Path]:
     Logs a warning about files that are not images, and about folders that cannot be read.
     """
     if not directory.is_dir():
-        raise UserError("path-missing", f"image folder not found: {directory}")
+        raise no_folder(directory)
     walk = Walk()
     found = sorted(directory / name for name in walk_images(directory, walk))
     if not found:
         raise no_images(directory, walk)
     walk.warn(directory)
     return found
+
+
+def images_at(place: Path) -> list[Path]:
+    """Return the images that a path means: a file, a folder with its subfolders, or a pattern such as ``x/*.jpg``.
+
+    Raises UserError if a folder or pattern has no images, or if the path is known to be something else, such as a CSV.
+    A missing file is returned, and reading it is an error of this file only.
+    """
+    if place.is_dir():
+        return list_images(place)
+    if not place.exists() and has_magic(str(place)):
+        found = sorted(Path(name) for name in glob(str(place), recursive=True) if is_image_name(name))
+        if not found:
+            raise UserError("images-none", f"no image has a name like {place}; check the folder and the pattern")
+        return found
+    if wrong := other_kind(place, IMAGE):
+        raise UserError("images-none", wrong)
+    return [place]
 
 
 #: A backslash in a file name that looks like the beginning of an escaped byte.
