@@ -28,8 +28,8 @@ def command_of(line: str) -> str:
 
 
 def words_of(command: str) -> list[str]:
-    """The words after `posters`, without the options of every command and without a redirection of stderr."""
-    return split_options(shlex.split(command.partition(" 2> ")[0])[1:])[1]
+    """The words after `posters`, without the options of every command and without a redirection of output."""
+    return split_options(shlex.split(re.split(r" 2?> ", command)[0])[1:])[1]
 
 
 #: Once each, in the order of the pages.

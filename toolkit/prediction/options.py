@@ -10,7 +10,6 @@ from typing import Any, Literal
 from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
-from shards.storage.endings import is_image_name
 from shards.storage.kinds import SHARD_SET, kind_of
 from shards.storage.paths import StoragePath, is_url, storage_path
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
@@ -101,11 +100,13 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
             return
         only = self.images[0] if len(self.images) == 1 and self.image is None else ""
         name: str = "image"
-        value: Any = [*image_places(self.images), *(self.image or ())]
+        value: Any
         if only and self.shards is None and (_is_set_url(only) or kind_of(Path(only)) == SHARD_SET):
             name, value = "shards", storage_path(only)
         elif only and self.directory is None and Path(only).is_dir():
             name, value = "directory", Path(only)
+        else:
+            value = [*image_places(self.images), *(self.image or ())]
         object.__setattr__(self, "images", [])
         object.__setattr__(self, name, value)
 
@@ -116,7 +117,8 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
 
 
 def _is_set_url(text: str) -> bool:
-    return is_url(text) and not is_image_name(text.partition("?")[0])
+    """Return whether a URL is one of a shard set. An http:// or https:// URL is one of an image, with any ending."""
+    return is_url(text) and not text.lower().startswith(("http://", "https://"))
 
 
 def wants_a_folder(options: PredictOptions) -> bool:

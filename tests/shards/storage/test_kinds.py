@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from failing import fails
-from shards.inputs.csv_table import open_table
 
 from shards.dataset.manifest import Manifest
 from shards.inputs.image_files import require_images
+from shards.inputs.table_readers import open_table
 from shards.storage import kinds
 from shards.storage.kinds import REMEDIES, kind_of, other_kind
 
@@ -75,7 +75,7 @@ def test_a_line_names_path_kind_and_remedy(wanted: str, name: str, kind: str | N
 
 
 def read_table(path: Path) -> None:
-    with open_table(path, "utf-8") as table:
+    with open_table(path) as table:
         list(table.rows)
 
 
@@ -91,10 +91,9 @@ def read_table(path: Path) -> None:
         (require_images, "path-missing", "t.csv", "is a table, not a folder of images; pass it with --metadata"),
         (require_images, "images-none", "set", "is a shard set, not a folder of images; pass it with --shards"),
         (require_images, "images-none", "texts", "no .jpg"),
-        (read_table, "path-unreadable", "images", "is a folder of images, not a table; pass it with --images"),
-        (read_table, "path-unreadable", "empty", "cannot be read as CSV"),
+        (read_table, "table-unreadable", "set", "is a shard set, not a table; it already has genres"),
+        (read_table, "table-unreadable", "c.pth", "is a checkpoint file, not a table"),
         (read_table, "table-unreadable", "a.jpg", "is an image, not a table"),
-        (read_table, "table-unreadable", "t.csv", "--encoding utf-16"),
     ],
 )
 def test_where_a_path_is_opened(opened: Callable[[Path], None], code: str, name: str, remedy: str, places: Path):

@@ -104,6 +104,8 @@ def test_images_without_an_option(model_folder: Path, images: Path, tmp_path: Pa
             "give exactly one of images (or --image), --directory, --shards",
         ),
         ("option-missing", ["set"], "--shards needs --out FOLDER"),
+        ("option-missing", ["memory://bucket/set"], "--shards needs --out FOLDER"),
+        ("url-refused", ["s3://bucket/a.jpg", "a.jpg"], "name a file, or an http:// or https:// URL"),
         ("images-none", ["table.csv"], "table.csv is a table, not an image"),
         ("images-none", ["a.jpg", "set"], "set is a shard set, not a folder of images; pass it with --shards"),
         ("images-none", ["x*.jpg"], "no image has a name like x*.jpg"),
