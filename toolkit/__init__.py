@@ -41,8 +41,13 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
+        import warnings
+
         from shards.extras import load_object
 
+        with warnings.catch_warnings():  # in a notebook without ipywidgets, this module of several libraries warns
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
         return load_object(f"{_PLACES[name]}:{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

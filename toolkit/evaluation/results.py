@@ -44,7 +44,10 @@ class ThresholdRow:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """All results of one model on one split. Thresholds apply to calibrated probabilities."""
+    """All results of one model on one split. Thresholds apply to calibrated probabilities.
+
+    ``figures`` has the metrics over all genres. ``per_genre`` is a table with one row per genre.
+    """
 
     split: str
     shard_set: str

@@ -151,7 +151,7 @@ def load_model(
     """Load the model of a folder such as RUN/model onto ``device``. The default is the GPU if there is one.
 
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
-    Raises shards.errors.UserError if the folder is incomplete. The message says how to repair it.
+    Raises UserError if the folder is incomplete. The message says how to repair it.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
