@@ -57,7 +57,7 @@ def test_its_metadata_is_that_of_the_package(wheel: Path):
 
 def test_it_works_without_a_checkout(wheel: Path, drawn_posters: Path, tmp_path: Path):
     target = tmp_path / "installed"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     env = {**os.environ, "PYTHONPATH": str(target)}
