@@ -7,7 +7,7 @@ CONSTRAINTS ?= -c constraints.txt
 # Test processes: a test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
-.PHONY: demo test test-long lint docs bench study clean
+.PHONY: demo test test-long test-matrix lint docs bench study clean
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,12 @@ test: $(VENV)/installed-dev
 # The rest: benchmarks run small, networks that fail for minutes, every combination of what make test has some of.
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
+
+# The quick tests with each Python of this machine, and with the lowest versions that setup.cfg allows. Some GB for each.
+test-matrix:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet uv
+	PATH="$(CURDIR)/build/uv/bin:$$PATH" build/uv/bin/python tests/matrix.py $(MATRIX)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -16,8 +16,8 @@ def load_object(place: str) -> Any:
 
 
 def install(extra: str) -> str:
-    """Return the command that installs an extra of setup.cfg in a checkout of this toolkit."""
-    return f"pip install -c constraints.txt -e '.[{extra}]'"
+    """Return the command that installs an extra of setup.cfg, for a wheel and for a checkout of this toolkit."""
+    return f"pip install 'poster-toolkit[{extra}]'"
 
 
 def absent(*modules: str) -> list[str]:

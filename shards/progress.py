@@ -22,13 +22,14 @@ def show_progress(wanted: bool) -> None:
 
 
 def progress(total: int, description: str, unit: str = "img", *, lasting: bool = True, **options: Any) -> tqdm:
-    """Return a tqdm bar on stderr. The bar is updated every 0.2 s on a terminal, and every 10 s in a file.
+    """Return a tqdm bar on stderr. It is updated every 0.2 s on a terminal or in a notebook, every 10 s in a file.
 
     If ``lasting`` is false, a terminal shows the bar only until its end, and a file has it only if it takes over 10 s.
     """
     interactive = sys.stderr.isatty()
+    watched = interactive or "ipykernel" in sys.modules
     if not lasting:
-        options |= {"leave": not interactive, "delay": 0 if interactive else IN_FILES}
+        options |= {"leave": not watched, "delay": 0 if watched else IN_FILES}
     if not _wanted:
         options["disable"] = True
     return tqdm(
@@ -37,7 +38,7 @@ def progress(total: int, description: str, unit: str = "img", *, lasting: bool =
         unit=unit,
         dynamic_ncols=interactive,
         ncols=None if interactive else 100,
-        mininterval=0.2 if interactive else IN_FILES,
+        mininterval=0.2 if watched else IN_FILES,
         smoothing=0.1,
         **options,
     )

@@ -1,7 +1,10 @@
 """Train and evaluate multi-label image classifiers on WebDataset shards, and predict labels of images.
 
 import toolkit
-model = toolkit.load_model("RUN/model")
+shards = toolkit.build_shards(images="posters", metadata="posters.csv", out="SHARDS")
+run = toolkit.train(shards, "RUN")
+toolkit.evaluate(run.model, shards).figures  # metrics on the test split
+model = toolkit.load_model(run.model)
 model.predict(["poster.jpg"])                # returns a pandas DataFrame
 """
 
@@ -9,16 +12,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from toolkit.prediction.api import Predictor, load_model
+from shards.errors import UserError
 
-__all__ = ["Predictor", "load_model"]
+if TYPE_CHECKING:
+    from toolkit.cli.functions import build_shards, evaluate, open_shards, predict, train, tune
+    from toolkit.data.sources.shard_set import ShardSet
+    from toolkit.evaluation.results import Evaluation
+    from toolkit.prediction.api import Predictor, load_model
+    from toolkit.training.run_folder import Run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation", "Predictor", "Run", "ShardSet", "UserError", "build_shards", "evaluate", "load_model", "open_shards",
+    "predict", "train", "tune",
+]  # fmt: skip
+
+_FUNCTIONS = "toolkit.cli.functions"
+#: Name → its module. A module is imported at the first use of its name, because torch takes seconds.
+_PLACES = {
+    **dict.fromkeys(("build_shards", "evaluate", "open_shards", "predict", "train", "tune"), _FUNCTIONS),
+    "ShardSet": "toolkit.data.sources.shard_set",
+    "Evaluation": "toolkit.evaluation.results",
+    **dict.fromkeys(("Predictor", "load_model"), "toolkit.prediction.api"),
+    "Run": "toolkit.training.run_folder",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load_model`` and ``Predictor`` on first use. Their module imports torch, which takes seconds."""
-    if name in __all__:
-        from toolkit.prediction import api as predictor
+    if name in _PLACES:
+        import warnings
 
-        return getattr(predictor, name)
+        from shards.extras import load_object
+
+        with warnings.catch_warnings():  # in a notebook without ipywidgets, this module of several libraries warns
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
+        return load_object(f"{_PLACES[name]}:{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,17 +13,17 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from docstring_parser import parse, parse_from_object
 
+import toolkit
 from shards.cli.log_options import LogOptions
 from shards.cli.options import Argument, Parser, arguments
-from shards.errors import UserError
 from shards.values import rules_of
-from toolkit import Predictor, load_model
 from toolkit.cli.commands import COMMANDS
 from toolkit.config.loss_registry import LOSSES
 from toolkit.config.schema import Config
@@ -35,6 +35,15 @@ CONFIGURED = "train"
 #: End of the help of a required option.
 MARK = " (required)"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
+
+#: Class → its members on the page of Python.
+CLASSES = {
+    "Predictor": ("predict", "preprocess", "genres", "thresholds", "model"),
+    "ShardSet": ("to_pandas", "genres", "splits", "ids", "targets"),
+    "Run": ("model", "epoch", "monitor", "score", "figures", "epochs", "log", "config"),
+    "Evaluation": ("figures", "to_dict", "render"),
+    "UserError": (),
+}
 
 COMMAND_LINE = """# Command line
 
@@ -72,7 +81,8 @@ Sections: {sections}.
 """
 PYTHON = """# Python
 
-This page describes the functions and classes for using a trained model in your own program.
+This page describes the functions and classes for your own programs and notebooks. [From Python](../guides/python.md)
+shows how to use them.
 
 _This page is generated. To change it, edit the docstrings and run `python docs/tools/reference.py`._
 
@@ -86,16 +96,25 @@ print(found[["image", "genres"]])
 
 `found` is a pandas DataFrame with one row per image. An image may be a path, bytes, an open file, a Pillow picture,
 or a `uint8` array.
+
+`toolkit.__version__` is the version of the toolkit. `import toolkit` takes some milliseconds. torch is imported at the
+first use of a function that needs it.
+
+## Keywords
+
+`build_shards`, `train`, `evaluate` and `tune` take the options of their commands as keywords. A keyword is the name of
+the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The lists of
+options are on the page [Command line](command-line.md). A value may be a Python object or the text of the command line.
+Sections of the [configuration](configuration.md) are also keywords of `train`.
 """
 PYTHON_ERRORS = """[Error codes](error-codes.md) lists the values of `code`.
 
 ```python
 import toolkit
-from shards.errors import UserError
 
 try:
     model = toolkit.load_model("RUN/model")
-except UserError as error:
+except toolkit.UserError as error:
     print(error.code, error)
 ```
 
@@ -250,20 +269,18 @@ def _yaml(value: Any) -> str:
 
 def python() -> str:
     """Return the page of the public functions and classes."""
-    names = ("predict", "preprocess", "genres", "thresholds", "model")
-    parts = [
-        PYTHON,
-        _described("toolkit.load_model", load_model),
-        f"## toolkit.Predictor\n\n{_text(Predictor)}\n",
-        *(_described(f"Predictor.{name}", getattr(Predictor, name), "###") for name in names),
-        f"## shards.errors.UserError\n\n{_text(UserError)}\n",
-        PYTHON_ERRORS,
-    ]
+    functions = ("build_shards", "open_shards", "train", "evaluate", "tune", "load_model", "predict")
+    parts = [PYTHON, *(_described(f"toolkit.{name}", getattr(toolkit, name)) for name in functions)]
+    for name, members in CLASSES.items():
+        kind = getattr(toolkit, name)
+        parts.append(f"## toolkit.{name}\n\n{_text(kind)}\n")
+        parts += [_described(f"{name}.{member}", getattr(kind, member), "###") for member in members]
+    parts.append(PYTHON_ERRORS)
     return "\n".join(parts)
 
 
 def _described(title: str, member: Any, level: str = "##") -> str:
-    if isinstance(member, property):
+    if isinstance(member, (property, cached_property)):
         return f"{level} {title}\n\n{_text(member)}\n"
     return f"{level} {title}\n\n```python\n{_signature(title, member)}\n```\n\n{_text(member)}\n"
 
@@ -275,13 +292,16 @@ def _signature(title: str, function: Callable[..., Any]) -> str:
     for parameter in parameters:
         if parameter.name == "self":
             continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            lines.append(f"    **{parameter.name}: {parameter.annotation},")
+            continue
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             lines.append("    *,")
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         lines.append(f"    {parameter.name}: {parameter.annotation}{default},")
     returns = inspect.signature(function).return_annotation
-    return "\n".join([f"{title}(", *lines, f") -> {returns}"])
+    return "\n".join([f"{title}(", *lines, f") -> {returns}"]) if lines else f"{title}() -> {returns}"
 
 
 def _text(member: Any) -> str:

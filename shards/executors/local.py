@@ -10,7 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -148,7 +150,8 @@ class _Pool(Backend):
         return 2 * self._workers
 
     def submit(self, number: int) -> None:
-        self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
+        with _no_main_module():  # the pool starts its workers in submit()
+            self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
 
     def wait(self) -> Sequence[Outcome]:
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
@@ -156,6 +159,17 @@ class _Pool(Backend):
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Prevent that new workers import the user's script. Without a ``__main__`` guard, each of them would run it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:

@@ -25,7 +25,7 @@ def test_what_is_installed_is_imported(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_not_installed_is_named_with_the_whole_command() -> None:
     with fails("extra-missing") as caught:
         require_extra("clean", "a test", "json", "no_extra", "none_either")
-    assert str(caught.value) == "a test needs no_extra and none_either: pip install -c constraints.txt -e '.[clean]'"
+    assert str(caught.value) == "a test needs no_extra and none_either: pip install 'poster-toolkit[clean]'"
 
 
 def test_what_is_installed_and_broken_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

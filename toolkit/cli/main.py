@@ -26,11 +26,11 @@ LAUNCHED = ("train", "tune", "evaluate", "predict")
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status. Raises UserError for bad input."""
     name, options = read(argv)  # reports bad options before torch is imported, which takes seconds
-    with explain_out_of_memory(lambda: _memory_line(name, options)):
+    with explain_out_of_memory(lambda: memory_line(name, options)):
         return COMMANDS[name](options)
 
 
-def _memory_line(command: str, options: Any) -> str:
+def memory_line(command: str, options: Any) -> str:
     """Return the text for a command that runs out of memory: what does not fit, and the remedy."""
     if not hasattr(options, "batch_size"):  # commands without --batch-size; training has its own messages
         return f"posters {command} needs more memory than is available; end other programs, or use a larger machine"

@@ -11,6 +11,7 @@ from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.options import EvaluateOptions
+from toolkit.evaluation.results import Evaluation
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_model_folder
 
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 def run_evaluate(options: EvaluateOptions) -> int:
     """Evaluate, print the tables and write the files. Return the exit status."""
+    evaluate_model(options, show=True)
+    return 0
+
+
+def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluation:
+    """Evaluate and write the files. Return the evaluation, on every rank. ``show``: print the tables and the paths."""
     report = _report_run(options)
     # make_accelerator checks that all processes have read the same model and shard set.
     folder = report.model if report else load_model_folder(options.model)
@@ -37,7 +44,8 @@ def run_evaluate(options: EvaluateOptions) -> int:
     if report is not None:
         others = report.infer_other(accelerator, options.split, options.batch_size, options.threads)
     if accelerator.is_main_process:
-        evaluation.render()
+        if show:
+            evaluation.render()
         out = options.out or options.model / f"metrics-{options.split}.json"
         predictions = (
             options.out.with_suffix(".npz") if options.out else options.model / f"predictions-{options.split}.npz"
@@ -46,12 +54,13 @@ def run_evaluate(options: EvaluateOptions) -> int:
         outputs.save(predictions)
         if options.out is None:
             write_card(options.model)
-        print(f"metrics     {out}")
-        print(f"predictions {predictions}")
+        written = {"metrics": out, "predictions": predictions}
         if report is not None:
-            print(f"report      {report.write(outputs, others)}")
+            written["report"] = report.write(outputs, others)
+        if show:
+            print("".join(f"{name:<12}{path}\n" for name, path in written.items()), end="")
     accelerator.end_training()
-    return 0
+    return evaluation
 
 
 def _report_run(options: EvaluateOptions) -> ReportRun | None:

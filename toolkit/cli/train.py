@@ -45,14 +45,14 @@ class TrainOptions(SetOptions):
             raise UserError("option-conflict", "--find-lr always starts from the initial weights; remove --resume")
 
     #: Keys of earlier versions → their types. The keys are accepted, but not listed by --help.
-    old_keys: ClassVar = {
+    old_keys: ClassVar[dict[str, Any]] = {
         **dict.fromkeys((f"loss.{name}" for name in FLAT_LOSS_OPTIONS), float),
         "train.tensorboard": bool,
         **dict.fromkeys(RENAMED, float),
         **{key: list[float] if isinstance(value, list) else type(value) for key, value in CONSTANTS.items()},
     }
 
-    renamed: ClassVar = RENAMED
+    renamed: ClassVar[dict[str, str]] = RENAMED
 
     @staticmethod
     def as_today(parsed: Any, words: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""All private functions and classes of torch that the toolkit uses.
+"""All private functions and classes of torch and accelerate that the toolkit uses.
 
 A new version of torch may change a private name. setup.cfg therefore limits the version of torch, and
 tests/toolkit/device/test_compat.py fails if a name is missing. A private name of webdataset is used in
@@ -7,7 +7,10 @@ shards/build/tar_writer.py. It is not listed here, because ``shards`` must not i
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -46,3 +49,12 @@ def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
     torch.nn.utils.parametrize also changes classes. A wrapper module is not used, because it renames every weight.
     """
     module.__class__ = kind
+
+
+def shared_settings() -> list[dict[str, Any]]:
+    """Return the dicts with the settings of a process's first Accelerator, which accelerate keeps for all later ones.
+
+    With empty dicts, the next Accelerator has new settings. PartialState, with the process group and the device, is not
+    in the list, because processes connect only once.
+    """
+    return [AcceleratorState._shared_state, GradientState._shared_state]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -64,7 +65,9 @@ class StopSignal:
     def __init__(self, accelerator: Accelerator) -> None:
         self.received = 0
         self.vote = Vote(accelerator)
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        # Python allows handlers in the main thread only. A training in another thread cannot be stopped by a signal.
+        handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {s: signal.signal(s, self._note) for s in handled}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -93,4 +96,4 @@ class StopSignal:
         with contextlib.suppress(RuntimeError):
             self.vote.answer(LAST_VOTE)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by C code

@@ -42,9 +42,12 @@ class ThresholdRow:
     metrics: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """All results of one model on one split. Thresholds apply to calibrated probabilities."""
+    """All results of one model on one split. Thresholds apply to calibrated probabilities.
+
+    ``figures`` has the metrics over all genres. ``per_genre`` is a table with one row per genre.
+    """
 
     split: str
     shard_set: str
@@ -63,6 +66,15 @@ class Evaluation:
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
     """Table of `per_label_table` at the chosen thresholds."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Metrics at the chosen thresholds, by their keys: mAP, roc_auc, loss, micro_f1, macro_f1 and others."""
+        return figures_of(self.to_dict())
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{m.key} {format_number(self.figures[m.key])}" for m in PLACES["report, in short"])
+        return f"Evaluation({self.split}, {self.num_samples:,} samples: {figures})"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to JSON types. Undefined values (NaN) become None."""
@@ -138,6 +150,12 @@ class Evaluation:
         for record in frame.to_dict("records"):
             table.add_row(Text(record["genre"]), *(format_number(record[column]) for column in others))
         return table
+
+
+def figures_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics at the chosen thresholds, from the result of `Evaluation.to_dict`."""
+    chosen: dict[str, Any] = evaluation["thresholds"][-1]["metrics"]
+    return {"loss": evaluation["loss"], **evaluation["ranking"], **chosen}
 
 
 def evaluate_arrays(

@@ -33,6 +33,7 @@ from toolkit.distributed.collectives import make_accelerator
 from toolkit.distributed.launch import processes_of
 from toolkit.evaluation.evaluate import evaluate_outputs
 from toolkit.evaluation.options import TuneOptions
+from toolkit.evaluation.results import Evaluation
 from toolkit.evaluation.tables import number_table, report_console
 from toolkit.inference.naming import require_genres
 from toolkit.inference.split_outputs import infer_split
@@ -49,7 +50,17 @@ def run_tune(options: TuneOptions) -> int:
     """Choose thresholds and calibration, print the metrics and write the files. Returns the exit status."""
     if options.by_hand is not None:
         return set_by_hand(options.model, options.by_hand)
-    assert options.shards is not None  # TuneOptions checks this
+    tune_model(options, show=True)
+    return 0
+
+
+def tune_model(options: TuneOptions, *, show: bool = False) -> Evaluation:
+    """Choose thresholds and calibration, and write the files. Return the evaluation on validation, on every rank.
+
+    ``show``: print the metrics and the choice.
+    """
+    if options.shards is None:  # thresholds set by hand need no shard set
+        raise UserError("option-missing", "shards is missing: thresholds are chosen on the validation split")
     parse_aim(options.decide.aim)  # report an invalid aim before the long computation
     folder = load_model_folder(options.model)
     remove_dead_partials(options.model)
@@ -65,20 +76,22 @@ def run_tune(options: TuneOptions) -> int:
             SPLIT,
         )
     outputs = infer_split(accelerator, folder, shards, manifest, SPLIT, options.batch_size, options.threads)
+    groups = manifest.units_of(SPLIT)
+    folder.decisions = choose_decisions(outputs.targets, outputs.logits, options.decide, split=SPLIT, groups=groups)
+    evaluation = evaluate_outputs(folder, manifest, outputs)
     if accelerator.is_main_process:
-        groups = manifest.units_of(SPLIT)
-        folder.decisions = choose_decisions(outputs.targets, outputs.logits, options.decide, split=SPLIT, groups=groups)
-        evaluation = evaluate_outputs(folder, manifest, outputs)
-        evaluation.render()
+        if show:
+            evaluation.render()
         write_labels(options.model, folder.labels, folder.decisions)
         write_json(options.model / f"metrics-{SPLIT}.json", evaluation.to_dict())
         outputs.save(options.model / f"predictions-{SPLIT}.npz")
         write_card(options.model)
-        print(f"thresholds  {printable_line(folder.decisions.source)}")
-        print(f"calibration {folder.decisions.calibration}")
-        print(f"labels      {options.model / 'labels.json'}")
+        if show:
+            print(f"thresholds  {printable_line(folder.decisions.source)}")
+            print(f"calibration {folder.decisions.calibration}")
+            print(f"labels      {options.model / 'labels.json'}")
     accelerator.end_training()
-    return 0
+    return evaluation
 
 
 def set_by_hand(model: Path, given: Mapping[str, float]) -> int:

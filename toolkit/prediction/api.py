@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import IO, Any, Union, get_args
+from typing import IO, Any, NamedTuple, Union, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,16 +20,20 @@ from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
 from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ForwardOptions, Tta
+from toolkit.data.loader.loader import Source
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import file_id, read_file
-from toolkit.data.transforms.batch_transform import FileTransform, RawTransform
+from toolkit.data.sources.shard_set import ShardSet
+from toolkit.data.transforms.batch_transform import FileTransform, RawTransform, Transforms, eval_transforms
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward
 from toolkit.inference.naming import NamingOptions
 from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
+from toolkit.prediction.sources import files_of, shard_set_of
+from toolkit.prediction.threshold_map import Thresholds
 
 #: An image: the path of a file, the bytes of a file, an open binary file, a Pillow picture, or an array of uint8.
 #: An array is RGB (h, w, 3), RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
@@ -58,9 +62,16 @@ class Predictor:
         return self.folder.labels.genres
 
     @property
-    def thresholds(self) -> dict[str, float]:
-        """The threshold of each genre. A genre is named if its calibrated probability reaches its threshold."""
-        return dict(zip(self.genres, self.folder.thresholds.tolist(), strict=True))
+    def thresholds(self) -> Thresholds:
+        """Genre → threshold. A genre is named if its calibrated probability reaches its threshold.
+
+        ``model.thresholds["Drama"] = 0.9`` changes the threshold of the loaded model, but not of its folder.
+        """
+        return Thresholds(self.folder)
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Mapping[str, float]) -> None:
+        Thresholds(self.folder).update(thresholds)
 
     def preprocess(self, images: ImageLike | Sequence[ImageLike]) -> torch.Tensor:
         """Return (n, 3, S, S) float32 inputs, on the device of the model. Raises UserError for an unreadable image."""
@@ -77,7 +88,7 @@ class Predictor:
 
     def predict(
         self,
-        images: ImageLike | Iterable[ImageLike],
+        images: ImageLike | ShardSet | Iterable[ImageLike],
         *,
         threshold: float | None = None,
         batch_size: int = 0,
@@ -86,24 +97,27 @@ class Predictor:
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        The column ``image`` has the path of each image, or the number of an image without a path. ``genres`` lists the
+        ``images`` is an image, a list of images, a folder, a pattern such as ``posters/*.jpg``, or a shard set: its
+        folder, its URL or the result of `open_shards`.
+
+        The column ``image`` has the path of each image, or the number of an image without a path. For a shard set, the
+        column ``id`` has the ids of the samples. ``genres`` lists the
         genres that reach ``threshold``, or their own thresholds if ``threshold`` is None. Each genre has a column of
         calibrated probabilities. ``error`` is None or the reason why the image cannot be decoded. The option
         ``embeddings`` adds the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages
         over each image and its mirror image. Raises UserError for invalid options, and if an output is not finite.
         """
         _check_options(threshold, batch_size, tta)
-        chosen = _listed(images)
+        found = self._found(images)
         # Reserve all column names of prediction files, so that genres have the same columns as in these files.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
-        frame = pd.DataFrame({"image": [_name(image, number) for number, image in enumerate(chosen)]})
-        if not chosen:
+        frame = pd.DataFrame({found.key: found.ids})
+        if not found.ids:
             return frame.reindex(columns=["image", "genres", *columns, "error"])
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
-        source = _Images(chosen, RawTransform(self.folder.preprocessing))
-        scored = infer_here(forward, source, source.transforms, self.device, batch_size)
-        rows = Rows.of(frame["image"].tolist(), scored, self.folder, NamingOptions(threshold=threshold), "image")
+        scored = infer_here(forward, found.source, found.transforms, self.device, batch_size)
+        rows = Rows.of(found.ids, scored, self.folder, NamingOptions(threshold=threshold), found.key)
         frame["genres"] = rows.names()
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
@@ -113,6 +127,17 @@ class Predictor:
             ]
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
+
+    def _found(self, images: Any) -> _Found:
+        """Return the images to predict, from anything that `predict` takes."""
+        preprocessing = self.folder.preprocessing
+        if (shards := shard_set_of(images)) is not None:
+            transforms = eval_transforms(shards.reader, preprocessing, "auto", self.device)
+            return _Found("id", shards.ids, shards.reader, transforms)
+        files = files_of(images) if isinstance(images, (str, os.PathLike)) else None
+        chosen = _listed(images if files is None else files)
+        source = _Images(chosen, RawTransform(preprocessing))
+        return _Found("image", [_name(image, number) for number, image in enumerate(chosen)], source, source.transforms)
 
     def __repr__(self) -> str:
         return (
@@ -127,7 +152,7 @@ def load_model(
     """Load the model of a run folder (RUN) or model folder (RUN/model) onto ``device``. The default is a GPU, if any.
 
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
-    Raises shards.errors.UserError if the folder is incomplete. The message says how to repair it.
+    Raises UserError if the folder is incomplete. The message says how to repair it.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
@@ -159,6 +184,15 @@ def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
         )
     if not isinstance(tta, str) or tta not in get_args(Tta):
         raise UserError("option-value", f"tta must be {' or '.join(get_args(Tta))}, not {tta!r}")
+
+
+class _Found(NamedTuple):
+    """Images as the source of a Loader. ``key`` is the name of the column with ``ids``."""
+
+    key: str
+    ids: list[str]
+    source: Source
+    transforms: Transforms
 
 
 class _Images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,10 @@ from failing import fails
 from shards.errors import UserError
 from shards.executors.local import LocalExecutor, available_cores, open_executor
 from shards.executors.retries import RETRIES
+
+ROOT = Path(__file__).resolve().parents[3]
+#: The project importable.
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -192,3 +197,16 @@ def test_cores_are_those_this_process_may_use() -> None:
     finally:
         os.sched_setaffinity(0, allowed)
     assert available_cores() == len(allowed)
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path):
+    """Although its workers start as fresh processes."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('once')\n"
+        "from shards.errors import printable\n"
+        "from shards.executors.local import LocalExecutor\n"
+        "print(sorted(LocalExecutor(2).run(printable, ['a', 'b'])))\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.stdout == "once\n[('a', 'a'), ('b', 'b')]\n", done.stderr

@@ -71,7 +71,7 @@ def test_again_without_cleanlab_it_goes_on_and_a_line_says_what_is_missing(
     monkeypatch.setattr(toolkit.cli.demo, "have_cleanlab", lambda: False)
     assert run_demo(DemoOptions(out, POSTERS)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("report ")]
-    assert line.endswith("index.html (without likely label errors: pip install -c constraints.txt -e '.[report]')")
+    assert line.endswith("index.html (without likely label errors: pip install 'poster-toolkit[report]')")
     assert not (out / "report" / "label-errors.csv").exists()
     assert (out / "run/model/model.safetensors").stat().st_mtime_ns == trained
 

@@ -1,0 +1,195 @@
+"""The commands as Python functions, which toolkit/__init__.py exports. Keywords are the options of the commands.
+
+The functions print nothing but progress bars. They never end the process: bad input raises UserError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from shards.cli.keywords import keywords_of, options_of
+from shards.cli.options import Parser
+from shards.errors import UserError, did_you_mean
+from shards.storage.paths import StoragePath
+from toolkit.cli.commands import COMMANDS
+from toolkit.cli.main import memory_line
+from toolkit.cli.train import TrainOptions, run_train
+from toolkit.config.schema import Config
+from toolkit.data.sources.shard_set import ShardSet
+from toolkit.device.out_of_memory import explain_out_of_memory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from toolkit.evaluation.results import Evaluation
+    from toolkit.prediction.api import ImageLike, Predictor
+    from toolkit.training.run_folder import Run
+
+#: A shard set: its folder, its URL, or the result of `open_shards`.
+ShardsLike = str | StoragePath | ShardSet
+#: Keys of a configuration, nested or with dots: ``{"optim": {"lr": 0.001}}`` or ``{"optim.lr": 0.001}``.
+Keys = Mapping[str, Any]
+
+
+def build_shards(**options: Any) -> ShardSet:
+    """Pack posters and a CSV into a shard set, as `posters shards build` does, and open it.
+
+    ``build_shards(images="posters", metadata="posters.csv", out="SHARDS")``. The keywords are the options of the
+    command. The command also writes rejected.csv, the list of unusable posters. Raises UserError for bad input.
+    """
+    from shards.build.run import BuildOptions
+    from shards.build.run import build_shards as build
+
+    chosen = options_of(BuildOptions, options)
+    chosen.check_executor()
+    build(chosen)
+    return ShardSet(chosen.out)
+
+
+def open_shards(shards: str | StoragePath, split: str | None = None) -> ShardSet:
+    """Open a shard set, or one of its splits: its length, its pictures and genres, and its table of samples.
+
+    ``shards`` is a folder or a URL. Raises UserError if the set or the split is missing, or if a file is damaged.
+    """
+    return ShardSet(shards, split)
+
+
+def train(
+    shards: ShardsLike,
+    out: str | os.PathLike[str],
+    config: str | os.PathLike[str] | Keys | Config | None = None,
+    **options: Any,
+) -> Run:
+    """Train a model, as `posters train` does, and return the run.
+
+    ``config`` is a YAML file, keys as a dict, or None for the reference recipe. Sections of the configuration and
+    options of the command are keywords: ``train("SHARDS", "RUN", "recipe.yaml", optim={"lr": 0.001}, resume=True)``.
+    Dotted keys also work: ``**{"optim.lr": 0.001}``. They replace values of ``config``.
+
+    Raises UserError for bad input. Ctrl-C saves a checkpoint and raises KeyboardInterrupt. With ``resume=True``, the
+    same call continues the run.
+    """
+    from toolkit.training.run_folder import Run
+
+    own = {name: value for name, value in options.items() if name in set(keywords_of(TrainOptions))}
+    keys = {name: value for name, value in options.items() if name not in own}
+    made = {**own, "shards": _place(shards), "out": out, "config": config_of(config, keys)}
+    chosen = options_of(TrainOptions, made)
+    with _call("train", chosen):
+        if run_train(chosen):
+            raise KeyboardInterrupt(f"stopped by a signal; train(..., {str(chosen.out)!r}, resume=True) continues")
+    return Run(chosen.out)
+
+
+def evaluate(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> Evaluation:
+    """Evaluate a model folder on a split, as `posters evaluate` does: the metrics, also per genre.
+
+    The keywords are the options of the command, such as ``split="val"`` or ``report="REPORT"``. The files of the
+    command are written as well. Raises UserError for bad input.
+    """
+    from toolkit.cli.run_evaluate import evaluate_model
+    from toolkit.evaluation.options import EvaluateOptions
+
+    chosen = options_of(EvaluateOptions, {**options, "model": model, "shards": _place(shards)})
+    with _call("evaluate", chosen):
+        return evaluate_model(chosen)
+
+
+def tune(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> Evaluation:
+    """Choose thresholds and calibration of a model folder again, as `posters tune` does.
+
+    The keywords are the options of the command, such as ``aim="precision>=0.6"``. Return the metrics on the
+    validation split with the new thresholds. Raises UserError for bad input.
+    """
+    from toolkit.evaluation.options import TuneOptions
+    from toolkit.evaluation.tune import tune_model
+
+    chosen = options_of(TuneOptions, {**options, "model": model, "shards": _place(shards)})
+    with _call("tune", chosen):
+        return tune_model(chosen)
+
+
+def predict(
+    model: str | os.PathLike[str] | Predictor, images: ImageLike | ShardSet | Iterable[ImageLike], **options: Any
+) -> pd.DataFrame:
+    """Predict the genres of images: `Predictor.predict` of a model folder or of a loaded model.
+
+    ``device`` and ``precision`` are keywords of `load_model`. All other keywords are those of `Predictor.predict`.
+    """
+    from toolkit.prediction.api import Predictor, load_model
+
+    if not isinstance(model, Predictor):
+        loading = {name: options.pop(name) for name in ("device", "precision") if name in options}
+        model = load_model(model, **loading)
+    return model.predict(images, **options)
+
+
+def config_of(config: str | os.PathLike[str] | Keys | Config | None, keys: Keys) -> Config:
+    """Return a configuration. ``config``: see `train`. ``keys`` replace its values. Raises UserError for a bad value.
+
+    The parser of the command reads everything, so a file, a key and a value mean the same as on the command line.
+    """
+    sections = [field.name for field in dataclasses.fields(Config)]
+    words = []
+    if isinstance(config, (str, os.PathLike)):
+        words.append(f"--config={os.fspath(config)}")
+    elif isinstance(config, Config):
+        keys = {**_flat(dataclasses.asdict(config), sections), **_flat(keys, sections)}
+    elif config is not None:
+        keys = {**_flat(config, sections), **_flat(keys, sections)}
+    words += [f"--{key}={_word(value)}" for key, value in _flat(keys, sections).items()]
+    if not words:
+        return Config()
+    parser = Parser("train", COMMANDS)
+    found = parser.instantiate(parser.parse(words))
+    return Config(**{section: getattr(found, section) for section in sections})
+
+
+def _flat(keys: Any, sections: list[str]) -> dict[str, Any]:
+    """Return dotted key → value. Raises UserError for a name that is not a key."""
+    if not isinstance(keys, Mapping):
+        raise UserError("option-value", f"config must be a file or a dict of keys, not {type(keys).__name__}")
+    found: dict[str, Any] = {}
+    for name, value in keys.items():
+        section = str(name).partition(".")[0]
+        if section not in sections:
+            known = [*sections, *keywords_of(TrainOptions)]
+            hint = did_you_mean(str(name), known) or f"; the sections of a configuration are {', '.join(sections)}"
+            raise UserError("option-unknown", f"unknown argument {name!r}{hint}")
+        if section != name:
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= {f"{section}.{key}": one for key, one in value.items()}
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            found |= {f"{section}.{key}": one for key, one in dataclasses.asdict(value).items()}
+        else:
+            raise UserError("option-value", f"{section} must be a dict of keys, not {type(value).__name__}")
+    return found
+
+
+def _word(value: Any) -> str:
+    """Return a value as text for the command line. Texts and paths stay unchanged, and other values become JSON."""
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    try:
+        return json.dumps(value, default=lambda other: other.item())
+    except (AttributeError, TypeError, ValueError):
+        raise UserError("option-value", f"{value!r} cannot be a value of a configuration") from None
+
+
+def _place(shards: ShardsLike) -> str | StoragePath:
+    return shards.path if isinstance(shards, ShardSet) else shards
+
+
+@contextlib.contextmanager
+def _call(command: str, options: Any) -> Iterator[None]:
+    """Run a command's function: explain full memory, and leave no settings in the user's process."""
+    from toolkit.distributed.isolation import isolated
+
+    with explain_out_of_memory(lambda: memory_line(command, options)), isolated():
+        yield

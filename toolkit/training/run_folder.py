@@ -1,0 +1,87 @@
+"""A training's run folder in Python: its paths, its figures and its table of epochs."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shards.errors import UserError, one_line
+from toolkit.config.model_files import read_config
+from toolkit.evaluation.results import figures_of
+from toolkit.model_folder.folder import OWN_KEY
+
+
+class Run:
+    """A run folder that `posters train` or ``toolkit.train`` has written. Files are read at their first use."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def model(self) -> Path:
+        """The model folder, RUN/model, with the weights of the best epoch."""
+        return self.path / "model"
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        if not self.model.is_dir():
+            raise UserError("model-missing", f"{self.path} has no model folder: train first, or name another run")
+        facts: dict[str, Any] = read_config(self.model)[1][OWN_KEY]
+        return facts
+
+    @property
+    def epoch(self) -> int:
+        """The number of the kept epoch, counted from 1."""
+        return int(self._facts["epoch"])
+
+    @property
+    def monitor(self) -> str:
+        """The metric that chose the epoch: train.monitor."""
+        return str(self._facts["monitor"])
+
+    @property
+    def score(self) -> float:
+        """The value of ``monitor`` in the kept epoch, on the validation split."""
+        return float(self._facts["score"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the training, as nested dicts."""
+        config: dict[str, Any] = self._facts["training_config"]
+        return config
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """Metrics of the model on the validation split, at its own thresholds: mAP, macro_f1, micro_f1, loss, ..."""
+        path = self.model / "metrics-val.json"
+        try:
+            return figures_of(json.loads(path.read_bytes()))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            remedy = "`posters evaluate --split val` writes it again"
+            raise UserError("model-damaged", f"{path} cannot be read ({one_line(error)}): {remedy}") from None
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """Table with one row per epoch. The index is the number of the epoch, counted from 1 (epochs.csv: from 0)."""
+        return self._table("epochs.csv").assign(epoch=lambda table: table["epoch"] + 1).set_index("epoch")
+
+    @cached_property
+    def log(self) -> pd.DataFrame:
+        """Table of log.csv, with one row every train.log_steps updates. The index is the number of the update."""
+        return self._table("log.csv").set_index("update")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        try:
+            return pd.read_csv(self.path / name)
+        except (OSError, ValueError) as error:
+            raise UserError("path-unreadable", f"{self.path / name} cannot be read: {one_line(error)}") from None
+
+    def __repr__(self) -> str:
+        if not self.model.is_dir():
+            return f"Run({str(self.path)!r})"
+        return f"Run({str(self.path)!r}: {self.monitor} {self.score:.4g} in epoch {self.epoch})"
