@@ -19,6 +19,7 @@ import pytest
 from failing import fails
 from shard_tools import draw_posters, write_csv
 
+from shards.build.dry_run import dry_run
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.index import read_index
 from shards.inputs.metadata import read_metadata
@@ -270,6 +271,21 @@ def test_a_group_stays_in_one_split(posters: tuple[Path, Posters], tmp_path: Pat
             splits.setdefault(group[row["id"]], set()).add(name.partition("-")[0])
     assert len(splits) == 20 and all(len(of) == 1 for of in splits.values())
     assert set().union(*splits.values()) == {"train", "val", "test"}
+
+
+def test_a_dry_run_builds_nothing(posters: tuple[Path, Posters], tmp_path: Path) -> None:
+    images, genres = posters
+    table = write_csv(tmp_path / "m.csv", [*text(genres, "|"), ("absent", "War"), ("none", "")], ("id", "genre"))
+    options = BuildOptions(out=tmp_path / "out", images=images, metadata=table, workers=1, dry_run=True)
+    plan = dry_run(options)
+    assert [row.id for row in plan.rows] == list(genres) and plan.seconds > 0 and len(plan.labels) > 1
+    assert {(r.id, r.reason) for r in plan.rejected} == {("absent", "missing file"), ("none", "no genres")}
+    with fails("option-conflict", "dry_run builds nothing"):
+        build_shards(options)
+    assert not (tmp_path / "out").exists()
+    other = write_csv(tmp_path / "n.csv", [("x1", "War"), ("x2", "Drama")], ("id", "genre"))
+    with fails("table-row", "no id of", "n.csv", "--id-column"):
+        dry_run(BuildOptions(out=tmp_path / "out", images=images, metadata=other, workers=1))
 
 
 def test_wrong_splits_are_one_line(posters: tuple[Path, Posters], tmp_path: Path) -> None:
