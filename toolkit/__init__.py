@@ -10,13 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolkit.config.extensions import register
     from toolkit.prediction.api import Predictor, load_model
 
-__all__ = ["Predictor", "load_model"]
+__all__ = ["Predictor", "load_model", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load_model`` and ``Predictor`` on first use. Their module imports torch, which takes seconds."""
+    """Import a public name on first use. Some of their modules import torch, which takes seconds."""
+    if name == "register":
+        from toolkit.config.extensions import register
+
+        return register
     if name in __all__:
         from toolkit.prediction import api as predictor
 

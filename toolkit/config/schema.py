@@ -72,8 +72,11 @@ class ModelConfig:
     """Start from timm's pretrained weights on the hub. A start from random weights needs far more posters."""
     weights: str | None = None
     """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
-    head: values.HeadKind = "mlp"
-    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages."""
+    head: values.HeadName = "mlp"
+    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages.
+    MODULE:CLASS: your own."""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own classifier."""
     hidden: values.Widths = (1024, 512)
     """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
     members: Annotated[int, between(1, values.MAX_MEMBERS)] = 8
@@ -100,7 +103,7 @@ class LossConfig:
     """
 
     name: str = "bce"
-    """Name of the loss. `posters train --help` lists all losses and their options."""
+    """Name of the loss, or your own as MODULE:CLASS. `posters train --help` lists all losses and their options."""
     smoothing: UnderOne = 0.0
     """Label smoothing s, which changes a target y to y + s * (0.5 - y)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +119,10 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     name: str = "adam"
-    """Name of any timm optimiser, such as adam, adamw, sgd or lamb. timm.optim.list_optimizers() lists the names."""
+    """Name of any timm optimiser, such as adam, adamw, sgd or lamb, or your own as MODULE:CLASS.
+    timm.optim.list_optimizers() lists the names."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the optimiser, such as betas or eps of adam."""
     lr: Positive = 0.0015
     """Peak learning rate for updates with the global batch train.batch_size."""
     weight_decay: NotNegative = 0.0
@@ -135,6 +141,16 @@ class OptimConfig:
     """Final learning rate of the cosine schedule, as a share of the peak learning rate."""
     clip_norm: Annotated[float, or_more("no clipping")] = 0.0
     """Largest norm of the gradient, for a loss that is summed over genres. 0 switches clipping off."""
+
+
+@dataclass
+class MetricConfig:
+    """A metric of your own, which is measured on validation after each epoch."""
+
+    name: values.Place = None
+    """Your own metric, MODULE:CLASS."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own metric."""
 
 
 @dataclass
@@ -208,5 +224,6 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)

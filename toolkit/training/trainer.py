@@ -24,6 +24,7 @@ from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.distributed.collectives import LostData, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.distributed.fsdp import full_state
 from toolkit.distributed.votes import Stopped, StopSignal, Vote
+from toolkit.evaluation.results import own_metrics
 from toolkit.models.wrapping import rewrap
 from toolkit.training.batches import Stopwatch
 from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
@@ -49,7 +50,9 @@ class Trainer:
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
-        self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch)
+        self.own_metrics = own_metrics(self.config.metric.name, self.config.metric.options)
+        columns = [f"val_{metric.key}" for metric in self.own_metrics]
+        self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch, columns)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
 
@@ -269,7 +272,8 @@ class Trainer:
         state, setup = self.state, self.setup
         units = setup.manifest.units_of("val")
         groups = None if units is None else units[decoded]
-        result = validate(setup.val.targets[decoded], logits[decoded], setup.manifest, self.config.decide, groups)
+        targets, decide = setup.val.targets[decoded], self.config.decide
+        result = validate(targets, logits[decoded], setup.manifest, decide, groups, self.own_metrics)
         loss = result.evaluation.loss
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
