@@ -22,7 +22,7 @@ from docstring_parser import parse, parse_from_object
 from shards.cli.options import Parser
 from shards.errors import UserError
 from shards.values import rules_of
-from toolkit import Predictor, load_model
+from toolkit import Predictor, load_model, register
 from toolkit.cli.commands import COMMANDS
 from toolkit.config.loss_registry import LOSSES
 from toolkit.config.schema import Config
@@ -242,6 +242,7 @@ def python() -> str:
     parts = [
         PYTHON,
         _described("toolkit.load_model", load_model),
+        _described("toolkit.register", register),
         f"## toolkit.Predictor\n\n{_text(Predictor)}\n",
         *(_described(f"Predictor.{name}", getattr(Predictor, name), "###") for name in names),
         f"## shards.errors.UserError\n\n{_text(UserError)}\n",

@@ -39,11 +39,13 @@ class Kind(NamedTuple):
     """What a class must offer to extend one registry."""
 
     base: str = ""
-    """Base class as MODULE:CLASS. Empty: any class whose instances can be called."""
+    """Base class as MODULE:CLASS. Empty: any class with the ``methods``."""
     first: int = 0
     """Number of positional arguments of the constructor. The toolkit gives them."""
     given: tuple[str, ...] = ()
     """Keyword arguments that the toolkit gives if the constructor has them. All others are options."""
+    methods: tuple[str, ...] = ("__call__",)
+    """Methods of a class without a base class."""
 
 
 #: Kind of extension, in words → what its classes must offer. docs/guides/extend.md describes all kinds.
@@ -54,6 +56,7 @@ KINDS = {
     "head": Kind("torch.nn:Module", 2),
     "optimiser": Kind("torch.optim:Optimizer", 1, ("lr",)),
     "prediction format": Kind("toolkit.prediction.formats:Format"),
+    "adapter": Kind(methods=("__call__", "merge")),
     "tracker": Kind("accelerate.tracking:GeneralTracker", 0, ("out",)),
 }
 
@@ -255,8 +258,9 @@ def _check_kind(kind: str, place: str, found: type, where: str) -> None:
             "option-value",
             f"{where} {place}: for this, a class must be a subclass of {base.replace(':', '.')}, not of {bases}",
         )
-    if not base and not any("__call__" in vars(one) for one in found.__mro__):
-        raise UserError("option-value", f"{where} {place}: for this, a class must have the method __call__")
+    for method in () if base else KINDS[kind].methods:
+        if not any(method in vars(one) for one in found.__mro__):
+            raise UserError("option-value", f"{where} {place}: for this, a class must have the method {method}")
 
 
 def _parameters(found: type) -> dict[str, inspect.Parameter]:

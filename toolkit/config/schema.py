@@ -89,6 +89,10 @@ class ModelConfig:
     """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
     """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
+    adapter: values.Place = None
+    """Your own change of the network before training, MODULE:CLASS, such as LoRA. It is undone in the saved model."""
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own change of the network."""
     checkpointing: bool = False
     """Recompute activations in the backward pass. This saves memory and takes about a third more time."""
 

@@ -15,8 +15,7 @@ from toolkit.config.tracker_registry import TRACKERS
 from toolkit.config.values import MAX_RESIZED
 
 if TYPE_CHECKING:
-    from toolkit.config.augmentation_registry import AugmentConfig
-    from toolkit.config.schema import Config, MetricConfig
+    from toolkit.config.schema import Config
 
 #: Optimisers that are accepted without a look-up in timm, because the import of timm is slow.
 COMMON = ("adam", "adamw", "sgd", "lamb")
@@ -33,8 +32,10 @@ def check_config(config: Config) -> None:
     _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES, "loss")
     for name, options in config.train.trackers.items():
         _check_entry("train.trackers", name, f"train.trackers.{name}", options, TRACKERS, "tracker")
-    for section, optional in (("augment", config.augment), ("metric", config.metric)):
-        _check_optional(section, "augmentation" if section == "augment" else section, optional)
+    augment, metric, model = config.augment, config.metric, config.model
+    _check_optional("augment.name", augment.name, "augment.options", augment.options, "augmentation")
+    _check_optional("metric.name", metric.name, "metric.options", metric.options, "metric")
+    _check_optional("model.adapter", model.adapter, "model.adapter_options", model.adapter_options, "adapter")
     _check_head(config)
     _check_combinations(config)
     if is_place(config.optim.name):
@@ -58,12 +59,12 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
         raise UserError("option-value", f"{key} must be one of {names}, or MODULE:CLASS, not {str(name)[:200]!r}")
 
 
-def _check_optional(section: str, kind: str, wanted: AugmentConfig | MetricConfig) -> None:
+def _check_optional(key: str, name: str | None, where: str, options: dict[str, Any], kind: str) -> None:
     """Raise UserError if a class of the user does not fit, or if options are given without a class."""
-    if wanted.name is not None:
-        _check_entry(f"{section}.name", wanted.name, f"{section}.options", wanted.options, {}, kind)
-    elif wanted.options:
-        raise UserError("option-missing", f"{section}.options needs {section}.name MODULE:CLASS")
+    if name is not None:
+        _check_entry(key, name, where, options, {}, kind)
+    elif options:
+        raise UserError("option-missing", f"{where} needs {key} MODULE:CLASS")
 
 
 def _check_head(config: Config) -> None:
@@ -125,6 +126,7 @@ def _check_cached(config: Config) -> None:
         ("model.drop_path", config.model.drop_path > 0, "0"),
         ("model.checkpointing", config.model.checkpointing, "false"),
         ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
+        ("model.adapter", config.model.adapter is not None, "null"),
     ):
         if asked:
             raise UserError(
@@ -146,6 +148,8 @@ def _check_fsdp(config: Config) -> None:
          "statistics over all processes have not been tested with sharded weights", "set --train.sync_batchnorm false"),
         ("train.feature_views", train.feature_views > 0, "a head on cached features is too small to shard",
          "set --train.feature_views 0"),
+        ("model.adapter", config.model.adapter is not None, "merging sharded weights has not been tested",
+         "set --model.adapter null"),
         (f"optim.name {name}", name not in SHARDABLE,
          "its updates with sharded and unsharded weights have not been compared",
          f"use {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
