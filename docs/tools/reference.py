@@ -195,7 +195,7 @@ def configuration() -> str:
     registries: list[tuple[str, str, Mapping[str, Any]]]
     registries = [("Loss", "loss.options", LOSSES), ("Tracker", "train.trackers.{}", TRACKERS)]
     for kind, key, registry in registries:
-        for name, entry in registry.items():
+        for name, entry in ((name, entry) for name, entry in registry.items() if entry.options):
             docs = parse_from_object(entry.options).params
             rows = [
                 (f"`{key.format(name)}.{doc.arg_name}`", f"`{doc.default}`", plain(doc.description or ""))

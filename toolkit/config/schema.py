@@ -201,8 +201,13 @@ class TrainConfig:
     """Number of newest checkpoints to keep. With two, a run can resume even if the newest checkpoint is damaged."""
     log_steps: Count = 20
     """Number of updates between two rows of log.csv."""
-    trackers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tensorboard": {}})
-    """Name of a tracker for metrics → its options. A tracker whose package is not installed is disabled."""
+    trackers: values.Trackers = field(default_factory=lambda: {"tensorboard": {}})
+    """Name of a tracker for metrics → its options, e.g. {wandb: {project: films}}. Also a list: [tensorboard, mlflow].
+    tensorboard, wandb, mlflow, trackio, comet_ml, aim, clearml, dvclive, swanlab, or your own as MODULE:CLASS."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trackers, (list, tuple)):
+            self.trackers = {name: {} for name in self.trackers}
 
 
 @dataclass

@@ -53,7 +53,8 @@ def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[
     if is_place(name):
         check_options(kind, name, use(kind, name, key), given, where)
     elif name in registry:
-        checked(registry[name].options, given, where, name)
+        if registry[name].options is not None:
+            checked(registry[name].options, given, where, name)
     else:
         names = ", ".join(registry)
         raise UserError("option-value", f"{key} must be one of {names}, or MODULE:CLASS, not {str(name)[:200]!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from shards.storage.paths import is_url
 from shards.values import Rule, between, or_more
@@ -35,6 +35,10 @@ _AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
 
 HeadName = Annotated[str, _HEAD]
 Place = Annotated[str | None, _PLACE]
+if TYPE_CHECKING:
+    Trackers = dict[str, dict[str, Any]]
+else:  # a list becomes a dict in TrainConfig
+    Trackers = dict[str, dict[str, Any]] | list[str]
 Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]

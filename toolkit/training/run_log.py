@@ -58,8 +58,7 @@ class RunLog:
             csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
         values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
         for tracker in self.accelerator.trackers:
-            with naming(path.parent / tracker.name):
-                tracker.log(values, step=row["update"])
+            tracker.log(values, step=row["update"])
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
 from toolkit.training.setup import TrainingSetup
 from toolkit.training.train_step import TrainStep
-from toolkit.training.validation import better, export_model, monitored, remeasure_best, validate
+from toolkit.training.validation import ValidationResult, better, export_model, monitored, remeasure_best, validate
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class Trainer:
         self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch, columns)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
+        self.best: ValidationResult | None = None
+        """Validation of the best epoch of this process. None before it."""
 
     @property
     def validated_model(self) -> nn.Module:
@@ -283,6 +285,7 @@ class Trainer:
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
+            self.best = result
             sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
         train_loss = "undefined" if row["train_loss"] is None else f"{row['train_loss']:.4f}"
         text = "epoch %d: train loss %s, %s; %.0f images/s, %.1f%% waiting for data"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
-from shards.storage.files import fingerprint
+from shards.errors import UserError, one_line
+from shards.extras import load_object
+from shards.storage.files import atomic_write, fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.decisions.cross_fit import CrossFit
@@ -20,7 +22,7 @@ from toolkit.decisions.decisions import Decisions, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.helpers import check_arrays
+from toolkit.metrics.helpers import BoolArray, FloatArray, check_arrays
 from toolkit.metrics.registry import METRICS, PLACES, Metric, format_number, values
 from toolkit.metrics.weighted import Outcome, Weighed
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
@@ -45,6 +47,10 @@ class ValidationResult:
     metrics of ``decisions`` on this split are too high, because ``decisions`` were chosen on the same samples."""
     own: dict[str, float | None] = field(default_factory=dict)
     """Metrics of the user, with labels predicted by cross-fitting."""
+    probabilities: FloatArray | None = None
+    """(n, G) calibrated probabilities."""
+    truth: BoolArray | None = None
+    """(n, G) targets."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -84,7 +90,20 @@ def validate(
     )
     held_out = Outcome(truth, fits.named(), decisions.probabilities(scores))
     figures = {metric.key: metric.value(Weighed(held_out)) for metric in own}
-    return ValidationResult(evaluation, decisions, values(held_out, "decisions"), figures)
+    named = values(held_out, "decisions")
+    return ValidationResult(evaluation, decisions, named, figures, held_out.scores, truth)
+
+
+def draw_thresholds(result: ValidationResult, path: Path) -> bool:
+    """Draw metrics against the threshold into a PNG file. Return whether it worked: a picture must not end a run."""
+    try:
+        sweep = load_object("toolkit.report.plots.threshold_plots:validation_sweep")  # imports matplotlib: seconds
+        with atomic_write(path) as stream:
+            stream.write(sweep(result.truth, result.probabilities, result.decisions).png)
+    except Exception as error:
+        log.warning("the picture %s cannot be drawn: %s", path, one_line(error))
+        return False
+    return True
 
 
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
