@@ -223,7 +223,7 @@ def _section(name: str, kind: type) -> str:
 def _values(hint: Any, rules: str) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(hint))
-    if get_origin(hint) is dict:
+    if get_origin(hint) is dict or any(get_origin(part) is dict for part in get_args(hint)):
         return "a mapping"
     return plain(rules or WORDS.get(_without_none(hint), "text"))
 
