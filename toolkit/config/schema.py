@@ -73,8 +73,7 @@ class ModelConfig:
     weights: str | None = None
     """Local weights file to use instead of weights from the hub: .safetensors, or .pth that has only weights."""
     head: values.HeadName = "mlp"
-    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages.
-    MODULE:CLASS: your own."""
+    """Classifier: linear (one layer), mlp, levels (linear on two stages), ensemble (mlps on two) or MODULE:CLASS."""
     head_options: dict[str, Any] = field(default_factory=dict)
     """Options of your own classifier."""
     hidden: values.Widths = (1024, 512)
@@ -107,7 +106,7 @@ class LossConfig:
     """
 
     name: str = "bce"
-    """Name of the loss, or your own as MODULE:CLASS. `posters train --help` lists all losses and their options."""
+    """Name of the loss, or MODULE:CLASS. `posters train --help` lists all losses and their options."""
     smoothing: UnderOne = 0.0
     """Label smoothing s, which changes a target y to y + s * (0.5 - y)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -123,8 +122,7 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     name: str = "adam"
-    """Name of any timm optimiser, such as adam, adamw, sgd or lamb, or your own as MODULE:CLASS.
-    timm.optim.list_optimizers() lists the names."""
+    """Name of any timm optimiser (timm.optim.list_optimizers()), such as adam, adamw, sgd or lamb, or MODULE:CLASS."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of the optimiser, such as betas or eps of adam."""
     lr: Positive = 0.0015
@@ -202,8 +200,7 @@ class TrainConfig:
     log_steps: Count = 20
     """Number of updates between two rows of log.csv."""
     trackers: values.Trackers = field(default_factory=lambda: {"tensorboard": {}})
-    """Name of a tracker for metrics → its options, e.g. {wandb: {project: films}}. Also a list: [tensorboard, mlflow].
-    tensorboard, wandb, mlflow, trackio, comet_ml, aim, clearml, dvclive, swanlab, or your own as MODULE:CLASS."""
+    """Name of a tracker → its options, or a list of names: tensorboard, wandb, mlflow, trackio, ... or MODULE:CLASS."""
 
     def __post_init__(self) -> None:
         if isinstance(self.trackers, (list, tuple)):
