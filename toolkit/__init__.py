@@ -16,6 +16,7 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from toolkit.cli.functions import build_shards, evaluate, open_shards, predict, train, tune
+    from toolkit.config.extensions import register
     from toolkit.data.sources.shard_set import ShardSet
     from toolkit.evaluation.results import Evaluation
     from toolkit.prediction.api import Predictor, load_model
@@ -25,7 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Evaluation", "Predictor", "Run", "ShardSet", "UserError", "build_shards", "evaluate", "load_model", "open_shards",
-    "predict", "train", "tune",
+    "predict", "register", "train", "tune",
 ]  # fmt: skip
 
 _FUNCTIONS = "toolkit.cli.functions"
@@ -36,6 +37,7 @@ _PLACES = {
     "Evaluation": "toolkit.evaluation.results",
     **dict.fromkeys(("Predictor", "load_model"), "toolkit.prediction.api"),
     "Run": "toolkit.training.run_folder",
+    "register": "toolkit.config.extensions",
 }
 
 

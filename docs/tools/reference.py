@@ -226,7 +226,7 @@ def configuration() -> str:
     registries: list[tuple[str, str, Mapping[str, Any]]]
     registries = [("Loss", "loss.options", LOSSES), ("Tracker", "train.trackers.{}", TRACKERS)]
     for kind, key, registry in registries:
-        for name, entry in registry.items():
+        for name, entry in ((name, entry) for name, entry in registry.items() if entry.options):
             docs = parse_from_object(entry.options).params
             rows = [
                 (f"`{key.format(name)}.{doc.arg_name}`", f"`{doc.default}`", plain(doc.description or ""))
@@ -254,7 +254,7 @@ def _section(name: str, kind: type) -> str:
 def _values(hint: Any, rules: str) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(hint))
-    if get_origin(hint) is dict:
+    if get_origin(hint) is dict or any(get_origin(part) is dict for part in get_args(hint)):
         return "a mapping"
     return plain(rules or WORDS.get(_without_none(hint), "text"))
 
@@ -269,7 +269,7 @@ def _yaml(value: Any) -> str:
 
 def python() -> str:
     """Return the page of the public functions and classes."""
-    functions = ("build_shards", "open_shards", "train", "evaluate", "tune", "load_model", "predict")
+    functions = ("build_shards", "open_shards", "train", "evaluate", "tune", "load_model", "predict", "register")
     parts = [PYTHON, *(_described(f"toolkit.{name}", getattr(toolkit, name)) for name in functions)]
     for name, members in CLASSES.items():
         kind = getattr(toolkit, name)

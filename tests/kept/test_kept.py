@@ -62,7 +62,7 @@ def test_nothing_was_left_out():
     "name", [pytest.param(name, marks=[pytest.mark.long] * command.long) for name, command in COMMANDS.items()]
 )
 def test_a_command_comes_to_what_it_came_to(found: Found, name: str):
-    then = with_keys_of_today(EXPECTED[name])
+    then = with_keys_of_today(EXPECTED[name], found[name])
     if then["options"]:  # what was no option then has its default
         usual = defaults_of(COMMANDS[name].words.split())
         added = (found[name]["options"] or {}).keys() - then["options"].keys()
@@ -75,13 +75,17 @@ def test_a_command_comes_to_what_it_came_to(found: Found, name: str):
             assert own.fingerprint == content["decisions"], path
 
 
-def with_keys_of_today(result: dict[str, Any]) -> dict[str, Any]:
-    """What was recorded, with its training's keys under today's names; what was no key then has its default."""
+def with_keys_of_today(result: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded, with its training's keys under today's names; what was no key or option has its default."""
     result = copy.deepcopy(result)
+    if isinstance(result["options"], dict):
+        result["options"] |= {
+            key: None for key, value in now["options"].items() if value is None and key not in result["options"]
+        }
     if "config" in (result["options"] or {}) and isinstance(config := result["options"]["config"], dict):
         assert as_today(config) == {}
         for section, values in config_dict(Config()).items():
-            config[section] = values | config[section]
+            config[section] = values | config.get(section, {})
     return result
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
+from toolkit.config.extensions import parse_options
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.evaluation.options import EvaluateOptions
-from toolkit.evaluation.results import Evaluation
+from toolkit.evaluation.results import Evaluation, own_metrics
 from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import load_model_folder
 
@@ -28,6 +29,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
 def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluation:
     """Evaluate and write the files. Return the evaluation, on every rank. ``show``: print the tables and the paths."""
     report = _report_run(options)
+    own = own_metrics(options.metric, parse_options(options.metric_options, "--metric-options"), "--metric-options")
     # make_accelerator checks that all processes have read the same model and shard set.
     folder = report.model if report else load_model_folder(options.model)
     store = report.shards if report else open_store(options.shards, options.cache)
@@ -37,9 +39,8 @@ def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluatio
         facts |= model_facts(report.other, "--compare")
     accelerator = make_accelerator(options.precision, facts)
     remove_dead_partials(options.model)
-    evaluation, outputs = evaluate(
-        accelerator, folder, store, manifest, options.split, options.thresholds, options.batch_size, options.threads
-    )
+    how = options.split, options.thresholds, options.batch_size, options.threads, own
+    evaluation, outputs = evaluate(accelerator, folder, store, manifest, *how)
     others = None
     if report is not None:
         others = report.infer_other(accelerator, options.split, options.batch_size, options.threads)

@@ -73,10 +73,10 @@ class TrainOptions(SetOptions):
     @staticmethod
     def registered() -> dict[str, dict[str, str]]:
         """Return the options of all losses and trackers for --help: title of a loss or tracker → {key: help text}."""
-        entries = {
-            **{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()},
-            **{f"Tracker {name}": (f"train.trackers.{name}", entry.options) for name, entry in TRACKERS.items()},
-        }
+        entries = {**{f"With --loss.name {name}": ("loss.options", loss.options) for name, loss in LOSSES.items()}}
+        for name, entry in TRACKERS.items():
+            if entry.options is not None:
+                entries[f"Tracker {name}"] = f"train.trackers.{name}", entry.options
         return {
             title: {
                 f"{key}.{option.arg_name}": f"{(option.description or '').rstrip('.')} (default {option.default})."

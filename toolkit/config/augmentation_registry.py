@@ -7,8 +7,8 @@ AUGMENTATIONS, a function to toolkit/data/augment, and a Stream to toolkit/data/
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
 
 from shards.values import FromZeroToOne, between, or_more
 from toolkit.config import values
@@ -34,6 +34,10 @@ class AugmentConfig:
     """Alpha of the Beta distribution of mixup, which mixes images and their targets. 0 switches mixup off."""
     cutmix: values.Alpha = 0.0
     """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is also on, a pair gets mixup or cutmix."""
+    name: values.Place = None
+    """Your own augmentation, MODULE:CLASS. It comes after the others and before mixup and cutmix."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own augmentation."""
 
     @property
     def mixes(self) -> bool:

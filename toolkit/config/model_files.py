@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from shards.dataset.labels import MAX_GENRES, LabelSet
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256, check_as, parse_as
+from toolkit.config.extensions import is_place
 from toolkit.config.values import LEAST_CROP_PCT, MAX_HIDDEN, MAX_MEMBERS, MAX_RESIZED, MAX_SIDE, MAX_WIDTH, HeadKind
 
 T = TypeVar("T")
@@ -106,10 +107,13 @@ class LabelsFile(DecisionsFile, kw_only=True):
 class HeadFile(msgspec.Struct):
     """Options of the head (the new classifier of the model), with the same names as in models.heads.HeadSpec."""
 
-    kind: HeadKind
+    kind: Annotated[str, msgspec.Meta(max_length=200)]
+    """A name of HeadKind, or MODULE:CLASS."""
     hidden: Annotated[list[Width], msgspec.Meta(max_length=MAX_HIDDEN)]
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     members: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMBERS)] = 1
+    options: dict[Text, Any] = field(default_factory=dict)
+    """Options of a class of the user."""
 
 
 class ToolkitFile(msgspec.Struct):
@@ -242,8 +246,10 @@ def read_config(folder: Path) -> tuple[ConfigFile, dict[str, Any]]:
     found, raw = read_as(path, ConfigFile, "model config", AGAIN)
     cfg = found.pretrained_cfg
     _, height, width = cfg.input_size
-    problem = None
-    if height != width:
+    problem, kind = None, found.poster_toolkit.head.kind
+    if kind not in get_args(HeadKind) and not is_place(kind):
+        problem = f"poster_toolkit.head.kind: this version has no head {kind!r}"
+    elif height != width:
         problem = f"pretrained_cfg.input_size: {height} x {width} is not a square"
     elif cfg.crop_mode == "center" and width / cfg.crop_pct > MAX_RESIZED:
         problem = f"pretrained_cfg.crop_pct: {cfg.crop_pct:g} makes resized images larger than {MAX_RESIZED} pixels"

@@ -8,17 +8,25 @@ from typing import Any, Literal
 
 from shards.options import option
 from shards.values import Automatic, Checked
+from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.model_files import model_folder_of
 
 Tta = Literal["none", "flip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOption:
-    """The option that names the model."""
+class ModelOption(Checked):
+    """The options that name the model, and the code that it may use."""
 
     model: Path = option(MISSING, "-m", metavar="RUN", parse=model_folder_of)
     """Run folder of a training, or model folder (RUN/model)."""
+    trust_code: tuple[str, ...] = option((), parse=parse_modules, metavar="MODULE[,MODULE]")
+    """Python modules with the code that the model may use, such as a head of your own (default: none). The code runs
+    with your rights."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        trust(self.trust_code)
 
 
 @dataclass(frozen=True, kw_only=True)

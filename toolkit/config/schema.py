@@ -72,8 +72,10 @@ class ModelConfig:
     """Start from timm's pretrained weights on the hub. A start from random weights needs far more posters."""
     weights: str | None = None
     """Local weights to use instead of the hub's: a file (.safetensors or .pth of tensors), or a run or model folder."""
-    head: values.HeadKind = "mlp"
-    """Classifier. linear: one layer. mlp: hidden layers. levels: linear on two stages. ensemble: mlps on two stages."""
+    head: values.HeadName = "mlp"
+    """Classifier: linear (one layer), mlp, levels (linear on two stages), ensemble (mlps on two) or MODULE:CLASS."""
+    head_options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own classifier."""
     hidden: values.Widths = (1024, 512)
     """Widths of the hidden layers of an mlp, or of each mlp of an ensemble."""
     members: Annotated[int, between(1, values.MAX_MEMBERS)] = 8
@@ -86,6 +88,10 @@ class ModelConfig:
     """Stochastic depth: drop rate of the last residual branch. The rate rises linearly from 0 at the first branch."""
     freeze: values.Modules = ("stem",)
     """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
+    adapter: values.Place = None
+    """Your own change of the network before training, MODULE:CLASS, such as LoRA. It is undone in the saved model."""
+    adapter_options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own change of the network."""
     checkpointing: bool = False
     """Recompute activations in the backward pass. This saves memory and takes about a third more time."""
 
@@ -100,7 +106,7 @@ class LossConfig:
     """
 
     name: str = "bce"
-    """Name of the loss. `posters train --help` lists all losses and their options."""
+    """Name of the loss, or MODULE:CLASS. `posters train --help` lists all losses and their options."""
     smoothing: UnderOne = 0.0
     """Label smoothing s, which changes a target y to y + s * (0.5 - y)."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -116,7 +122,9 @@ class OptimConfig:
     """Optimiser and learning rate."""
 
     name: str = "adam"
-    """Name of any timm optimiser, such as adam, adamw, sgd or lamb. timm.optim.list_optimizers() lists the names."""
+    """Name of any timm optimiser (timm.optim.list_optimizers()), such as adam, adamw, sgd or lamb, or MODULE:CLASS."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the optimiser, such as betas or eps of adam."""
     lr: Positive = 0.0015
     """Peak learning rate for updates with the global batch train.batch_size."""
     weight_decay: NotNegative = 0.0
@@ -135,6 +143,16 @@ class OptimConfig:
     """Final learning rate of the cosine schedule, as a share of the peak learning rate."""
     clip_norm: Annotated[float, or_more("no clipping")] = 0.0
     """Largest norm of the gradient, for a loss that is summed over genres. 0 switches clipping off."""
+
+
+@dataclass
+class MetricConfig:
+    """A metric of your own, which is measured on validation after each epoch."""
+
+    name: values.Place = None
+    """Your own metric, MODULE:CLASS."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of your own metric."""
 
 
 @dataclass
@@ -181,8 +199,12 @@ class TrainConfig:
     """Number of newest checkpoints to keep. With two, a run can resume even if the newest checkpoint is damaged."""
     log_steps: Count = 20
     """Number of updates between two rows of log.csv."""
-    trackers: dict[str, dict[str, Any]] = field(default_factory=lambda: {"tensorboard": {}})
-    """Name of a tracker for metrics → its options. A tracker whose package is not installed is disabled."""
+    trackers: values.Trackers = field(default_factory=lambda: {"tensorboard": {}})
+    """Name of a tracker → its options, or a list of names: tensorboard, wandb, mlflow, trackio, ... or MODULE:CLASS."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trackers, (list, tuple)):
+            self.trackers = {name: {} for name in self.trackers}
 
 
 @dataclass
@@ -208,5 +230,6 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    metric: MetricConfig = field(default_factory=MetricConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decide: DecideConfig = field(default_factory=DecideConfig)

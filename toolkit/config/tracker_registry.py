@@ -1,6 +1,7 @@
 """The registry of trackers, which record the metrics of a run in addition to its CSV logs.
 
 To add a tracker, add a row to TRACKERS, a dataclass of its options, and a function like those in training/trackers.py.
+A tracker of accelerate needs only a row: its options are passed through.
 """
 
 from __future__ import annotations
@@ -17,13 +18,24 @@ class TensorBoardOptions:
 class Tracker(NamedTuple):
     """One entry of the registry."""
 
-    options: type
-    """Dataclass of the tracker's options. check_config accepts only its fields as options."""
+    options: type | None
+    """Dataclass of the tracker's options. check_config accepts only its fields as options. None: any option."""
     package: str
     """Required package, or "" if there is none. The tracker is disabled if the package is not installed."""
-    made_by: str
-    """MODULE:FUNCTION. The function takes (run folder, options) and returns a GeneralTracker that is not started."""
+    made_by: str = ""
+    """MODULE:FUNCTION. The function takes (run folder, options) and returns a GeneralTracker that is not started. Empty
+    for the tracker of accelerate with this name."""
 
 
 #: Key of train.trackers → the tracker.
-TRACKERS = {"tensorboard": Tracker(TensorBoardOptions, "tensorboard", "toolkit.training.trackers:tensorboard")}
+TRACKERS = {
+    "tensorboard": Tracker(TensorBoardOptions, "tensorboard", "toolkit.training.trackers:tensorboard"),
+    "wandb": Tracker(None, "wandb"),
+    "mlflow": Tracker(None, "mlflow"),
+    "trackio": Tracker(None, "trackio"),
+    "comet_ml": Tracker(None, "comet_ml"),
+    "aim": Tracker(None, "aim"),
+    "clearml": Tracker(None, "clearml"),
+    "dvclive": Tracker(None, "dvclive"),
+    "swanlab": Tracker(None, "swanlab"),
+}

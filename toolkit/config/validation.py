@@ -5,14 +5,11 @@ The check is made before data and weights are read, so that an impossible run en
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from shards.errors import UserError, did_you_mean, one_line
-from shards.values import check_rules, rules_of
+from shards.errors import UserError, did_you_mean
+from toolkit.config.extensions import check_options, check_values, checked, is_place, use
 from toolkit.config.loss_registry import LOSSES
 from toolkit.config.tracker_registry import TRACKERS
 from toolkit.config.values import MAX_RESIZED
@@ -31,46 +28,60 @@ SHARDABLE = ("adam", "adamw", "nadamw", "lion", "lamb", "sgd")
 def check_config(config: Config) -> None:
     """Raise UserError, which names the key, for a value that no run can use."""
     for name, section in vars(config).items():
-        _check_values(name, section)
-    _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES)
+        check_values(name, section)
+    _check_entry("loss.name", config.loss.name, "loss.options", config.loss.options, LOSSES, "loss")
     for name, options in config.train.trackers.items():
-        _check_entry("train.trackers", name, f"train.trackers.{name}", options, TRACKERS)
+        _check_entry("train.trackers", name, f"train.trackers.{name}", options, TRACKERS, "tracker")
+    augment, metric, model = config.augment, config.metric, config.model
+    _check_optional("augment.name", augment.name, "augment.options", augment.options, "augmentation")
+    _check_optional("metric.name", metric.name, "metric.options", metric.options, "metric")
+    _check_optional("model.adapter", model.adapter, "model.adapter_options", model.adapter_options, "adapter")
+    _check_head(config)
     _check_combinations(config)
-    if config.optim.name not in COMMON:
-        _check_optimizer(config.optim.name)
+    if is_place(config.optim.name):
+        _check_entry("optim.name", config.optim.name, "optim.options", config.optim.options, {}, "optimiser")
+    elif config.optim.name not in COMMON or config.optim.options:
+        _check_optimizer(config.optim.name, config.optim.options)
     if config.train.feature_views:
         _check_cached(config)
     if config.train.fsdp:
         _check_fsdp(config)
 
 
-def _check_values(where: str, options: Any) -> None:
-    """Raise UserError for a field of the dataclass ``options`` that breaks the rule of its type."""
-    for name, hint in get_type_hints(type(options)).items():
-        if getattr(options, name) is None and type(None) not in get_args(hint):  # a key without a value in YAML
-            raise UserError("option-value", f"{where}.{name} has no value: add a value, or remove the key")
-    for name, value in vars(options).items():
-        numbers = value if isinstance(value, (tuple, list)) else [value]
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise UserError("option-value", f"{where}.{name} must be finite, not {value}")
-    check_rules(options, lambda name: f"{where}.{name}")
+def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any], kind: str) -> None:
+    """Raise UserError for a ``name`` that is neither in ``registry`` nor a class, or for an unknown option of it."""
+    if is_place(name):
+        check_options(kind, name, use(kind, name, key), given, where)
+    elif name in registry:
+        if registry[name].options is not None:
+            checked(registry[name].options, given, where, name)
+    else:
+        names = ", ".join(registry)
+        raise UserError("option-value", f"{key} must be one of {names}, or MODULE:CLASS, not {str(name)[:200]!r}")
 
 
-def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any]) -> None:
-    """Raise UserError for a ``name`` that is not in ``registry``, or for an unknown option of this loss or tracker."""
-    if name not in registry:
-        raise UserError("option-value", f"{key} must be one of {', '.join(registry)}, not {str(name)[:200]!r}")
-    kind = registry[name].options
-    known = list(rules_of(kind))
-    for option in map(str, given or ()):  # a key in YAML may be a number
-        if option not in known:
-            hint = did_you_mean(option, known) or f"; {name} has {', '.join(known) or 'no options'}"
-            raise UserError("option-unknown", f"{where}.{option} is not an option of {name}{hint}")
-    try:
-        options = msgspec.convert(given, kind)
-    except msgspec.ValidationError as error:
-        raise UserError("option-value", f"{where}: {one_line(error)}") from None
-    _check_values(where, options)
+def _check_optional(key: str, name: str | None, where: str, options: dict[str, Any], kind: str) -> None:
+    """Raise UserError if a class of the user does not fit, or if options are given without a class."""
+    if name is not None:
+        _check_entry(key, name, where, options, {}, kind)
+    elif options:
+        raise UserError("option-missing", f"{where} needs {key} MODULE:CLASS")
+
+
+def _check_head(config: Config) -> None:
+    model = config.model
+    if not is_place(model.head):
+        if model.head_options:
+            raise UserError(
+                "option-unknown", f"model.head_options are for model.head MODULE:CLASS; {model.head} has none"
+            )
+        return
+    _check_entry("model.head", model.head, "model.head_options", model.head_options, {}, "head")
+    for key, asked in (("model.prior", model.prior), ("train.standardize", config.train.standardize)):
+        if asked:
+            raise UserError(
+                "option-conflict", f"{key} changes layers of known heads, not of {model.head}: set --{key} false"
+            )
 
 
 def _check_combinations(config: Config) -> None:
@@ -116,6 +127,7 @@ def _check_cached(config: Config) -> None:
         ("model.drop_path", config.model.drop_path > 0, "0"),
         ("model.checkpointing", config.model.checkpointing, "false"),
         ("train.sync_batchnorm", config.train.sync_batchnorm, "false"),
+        ("model.adapter", config.model.adapter is not None, "null"),
     ):
         if asked:
             raise UserError(
@@ -137,6 +149,8 @@ def _check_fsdp(config: Config) -> None:
          "statistics over all processes have not been tested with sharded weights", "set --train.sync_batchnorm false"),
         ("train.feature_views", train.feature_views > 0, "a head on cached features is too small to shard",
          "set --train.feature_views 0"),
+        ("model.adapter", config.model.adapter is not None, "merging sharded weights has not been tested",
+         "set --model.adapter null"),
         (f"optim.name {name}", name not in SHARDABLE,
          "its updates with sharded and unsharded weights have not been compared",
          f"use {', '.join(SHARDABLE[:-1])} or {SHARDABLE[-1]}"),
@@ -147,8 +161,8 @@ def _check_fsdp(config: Config) -> None:
             )
 
 
-def _check_optimizer(name: str) -> None:
-    from timm.optim import get_optimizer_info, list_optimizers  # imports torch, which takes seconds
+def _check_optimizer(name: str, options: dict[str, Any]) -> None:
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # imports torch: seconds
 
     known: list[str] = [str(known) for known in list_optimizers()]
     if name not in known:
@@ -160,3 +174,5 @@ def _check_optimizer(name: str) -> None:
             "option-value",
             f"optim.name {name} needs second derivatives, which the trainer does not compute: use adamw, for example",
         )
+    kind: Any = get_optimizer_class(name, bind_defaults=False)
+    check_options("optimiser", name, kind, options, "optim.options")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from shards.storage.paths import is_url
 from shards.values import Rule, between, or_more
+from toolkit.config.extensions import is_place
 
 #: Limits that keep the memory small: largest side of the input and of the resized image in pixels, smallest crop_pct.
 MAX_SIDE, MAX_RESIZED, LEAST_CROP_PCT = 4096, 16384, 0.1
@@ -20,6 +21,9 @@ Probability = Annotated[float, between(0, 1, "a probability")]
 Share = Annotated[float, between(0, 1, "a share from 0 to 1")]
 Alpha = Annotated[float, or_more("none")]
 
+_HEADS = ", ".join(get_args(HeadKind))
+_HEAD = Rule(f"{_HEADS} or MODULE:CLASS", lambda value: value in get_args(HeadKind) or is_place(value))
+_PLACE = Rule("MODULE:CLASS", is_place)
 _SIDE = Rule(f"0 (the backbone's size) or from 16 to {MAX_SIDE} pixels", lambda v: v == 0 or 16 <= v <= MAX_SIDE)
 _WIDTHS = Rule(
     f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
@@ -29,6 +33,12 @@ _FREEZE, _FREEZES = (re.compile(r"[\w.]+(@[1-9]\d*)?"), "module names, optionall
 _AIM = re.compile(r"f1|f0\.5|(precision|recall)>=(0?\.\d+|0|1|1\.0+)")
 _AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
 
+HeadName = Annotated[str, _HEAD]
+Place = Annotated[str | None, _PLACE]
+if TYPE_CHECKING:
+    Trackers = dict[str, dict[str, Any]]
+else:  # a list becomes a dict in TrainConfig
+    Trackers = dict[str, dict[str, Any]] | list[str]
 Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]

@@ -11,6 +11,7 @@ itself is in toolkit/cli/run_evaluate.py, and the report in toolkit/report/.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from accelerate import Accelerator
 
@@ -19,6 +20,7 @@ from shards.dataset.store import ShardsAt
 from toolkit.evaluation.results import FIXED_THRESHOLDS, Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.metrics.helpers import FloatArray
+from toolkit.metrics.registry import Metric
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 log = logging.getLogger(__name__)
@@ -33,15 +35,19 @@ def evaluate(
     thresholds: list[float],
     batch_size: int = 0,
     workers: int = 0,
+    own: Sequence[Metric] = (),
 ) -> tuple[Evaluation, SplitLogits]:
-    """Evaluate a model on a split. Return the evaluation and the model's outputs, on every rank."""
+    """Evaluate a model on a split. Return the evaluation and the model's outputs, on every rank.
+
+    ``own``: metrics of the user (`own_metrics`).
+    """
     warn_of_another_set(folder, manifest, shards, split)
     outputs = infer_split(accelerator, folder, shards, manifest, split, batch_size, workers)
     if folder.decisions.chosen_on.get("split", "val") == split:
         log.warning(
             "the model's thresholds and calibration were chosen on %s: the metrics of %s are too good", split, split
         )
-    return evaluate_outputs(folder, manifest, outputs, thresholds), outputs
+    return evaluate_outputs(folder, manifest, outputs, thresholds, own), outputs
 
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
@@ -58,7 +64,11 @@ def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsA
 
 
 def evaluate_outputs(
-    folder: ModelFolder, manifest: Manifest, outputs: SplitLogits, thresholds: list[float] | None = None
+    folder: ModelFolder,
+    manifest: Manifest,
+    outputs: SplitLogits,
+    thresholds: list[float] | None = None,
+    own: Sequence[Metric] = (),
 ) -> Evaluation:
     """Evaluate the logits of a split at the model's own thresholds and at fixed ``thresholds``."""
     if "train" not in manifest.split_names:
@@ -72,6 +82,7 @@ def evaluate_outputs(
         thresholds or FIXED_THRESHOLDS,
         split=outputs.split,
         shard_set=outputs.shard_set,
+        own=own,
     )
 
 

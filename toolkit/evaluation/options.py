@@ -11,6 +11,7 @@ from shards.errors import UserError
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
 from shards.values import check_rules, flag
+from toolkit.config.extensions import is_place, use
 from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ModelOption, PassOptions
 from toolkit.config.schema import DecideConfig
@@ -36,6 +37,10 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     """Split to evaluate."""
     thresholds: list[float] = option(factory=lambda: [0.3, 0.5, 0.7], parse=parse_thresholds, text="0.3,0.5,0.7")
     """Fixed thresholds. Metrics are shown at these thresholds and at the model's own thresholds."""
+    metric: str | None = option(None, metavar="MODULE:CLASS")
+    """Also measure a metric of your own."""
+    metric_options: list[str] | None = option(None, metavar="NAME=VALUE")
+    """Options of your own metric."""
     out: Path | None = option(None, "-o")
     """JSON file for the metrics (default MODEL/metrics-SPLIT.json)."""
     report: Path | None = option(None, metavar="DIR")
@@ -51,6 +56,12 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
             raise UserError(
                 "option-value", f"--out {self.out} must end in .json. The predictions are written beside it as .npz"
             )
+        if self.metric is not None and not is_place(self.metric):
+            raise UserError("option-value", f"--metric must be MODULE:CLASS, not {self.metric[:200]!r}")
+        if self.metric is not None:
+            use("metric", self.metric, "--metric")
+        elif self.metric_options:
+            raise UserError("option-missing", "--metric-options needs --metric MODULE:CLASS")
 
 
 def parse_set(texts: Sequence[str]) -> dict[str, float]:

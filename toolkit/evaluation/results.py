@@ -6,8 +6,9 @@ draws the borders with ASCII characters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.dataset.manifest import Manifest
+from toolkit.config.extensions import explained, make
 from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, sigmoid
-from toolkit.metrics.registry import PLACES, format_number, per_label_table, values
-from toolkit.metrics.weighted import Outcome
+from toolkit.metrics.registry import PLACES, Metric, format_number, per_label_table, values
+from toolkit.metrics.weighted import Outcome, Weighed
 
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
@@ -66,6 +68,8 @@ class Evaluation:
     baselines: list[BaselineRow]
     per_genre: pd.DataFrame
     """Table of `per_label_table` at the chosen thresholds."""
+    own: dict[str, float | None] = field(default_factory=dict)
+    """Metrics of the user at the chosen thresholds."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -77,8 +81,9 @@ class Evaluation:
         return f"Evaluation({self.split}, {self.num_samples:,} samples: {figures})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types. Undefined values (NaN) become None."""
-        return json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
+        """Convert to JSON types. Undefined values (NaN) become None. ``own`` is left out if it is empty."""
+        found = json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
+        return found if self.own else {key: value for key, value in found.items() if key != "own"}
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables, by default on standard output with `REPORT_WIDTH` columns."""
@@ -110,6 +115,7 @@ class Evaluation:
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
         if top:
             notes.append("always top-k names the first k of: " + ", ".join(self.genres[i] for i in top))
+        notes += [f"{name}: {format_number(value)} at the chosen threshold" for name, value in self.own.items()]
         table.caption = Text("\n".join(notes))
         return table
 
@@ -155,7 +161,27 @@ class Evaluation:
 def figures_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics at the chosen thresholds, from the result of `Evaluation.to_dict`."""
     chosen: dict[str, Any] = evaluation["thresholds"][-1]["metrics"]
-    return {"loss": evaluation["loss"], **evaluation["ranking"], **chosen}
+    return {"loss": evaluation["loss"], **evaluation["ranking"], **chosen, **evaluation.get("own", {})}
+
+
+def own_metrics(place: str | None, options: Mapping[str, Any], where: str = "metric.options") -> list[Metric]:
+    """Return the metric of the user at ``place`` (MODULE:CLASS) as a list. Empty if ``place`` is None.
+
+    The object is called with (N, G) bool targets, (N, G) bool predicted labels and (N, G) float64 probabilities, and
+    returns a number. NaN means undefined. Raises UserError if the call fails or returns something else.
+    """
+    if place is None:
+        return []
+    own = make("metric", place, options, where)
+    name = place.rpartition(":")[2]
+
+    def value(weighed: Weighed) -> FloatArray:
+        outcome = weighed.outcome
+        return explained(
+            f"the metric {place}", lambda: np.array([float(own(outcome.truth, outcome.named, outcome.scores))])
+        )
+
+    return [Metric(name, name, value, "own", top=math.inf)]
 
 
 def evaluate_arrays(
@@ -168,12 +194,14 @@ def evaluate_arrays(
     *,
     split: str,
     shard_set: str,
+    own: Sequence[Metric] = (),
 ) -> Evaluation:
     """Compute the metrics of (N, G) logits ``scores`` for (N, G) targets, and the metrics of the baselines.
 
     train_prevalence (G,): share of positives in the training set. The result has a row for each fixed threshold in
     ``thresholds``, then for the best single threshold of validation, and last for the thresholds of ``decisions``. The
-    row of the single threshold is left out if all genres use it. The prevalence baseline never has this row.
+    row of the single threshold is left out if all genres use it. The prevalence baseline never has this row. ``own``:
+    metrics of the user.
     """
     outcome = Outcome(truth, scores=decisions.probabilities(scores))
     calibration = _calibration(truth, scores, decisions)
@@ -195,6 +223,7 @@ def evaluate_arrays(
         ],
         baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
         per_genre=per_label_table(outcome, decisions.thresholds, genres),
+        own={metric.key: metric.value(Weighed(outcome.at(decisions.thresholds))) for metric in own},
     )
 
 

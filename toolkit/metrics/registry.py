@@ -33,8 +33,9 @@ class Metric:
     """Name for users."""
     of: Callable[[Weighed], FloatArray]
     """Function that returns the (B,) values. Undefined values are NaN."""
-    group: Literal["decisions", "ranking", "calibration"] = "decisions"
-    """Metrics of group "decisions" need thresholds. The other two groups measure probabilities."""
+    group: Literal["decisions", "ranking", "calibration", "own"] = "decisions"
+    """Metrics of group "decisions" need thresholds. "ranking" and "calibration" measure probabilities. "own" are
+    metrics of the user (toolkit/evaluation/results.py), which are not in METRICS."""
     heading: str = ""
     """Shorter name for tables. If it is empty, tables show the label."""
     better: Better = "higher"

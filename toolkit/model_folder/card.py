@@ -130,7 +130,7 @@ def _head(config: dict[str, Any]) -> str:
         "mlp": f"an mlp head ({widths})",
         "levels": f"a linear head on the last two stages ({widths})",
         "ensemble": f"the mean of {head.get('members')} mlps ({widths}) on the last two stages",
-    }[head["kind"]]
+    }.get(head["kind"], f"the head {plain(head['kind'])}, whose code is not in this folder")
 
 
 def _calibration(labels: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_json
 from shards.storage.kinds import MODEL, other_kind
 from shards.storage.remote_files import unique_name
+from toolkit.config.extensions import is_place, named_in_file
 from toolkit.config.model_files import AGAIN, CONFIG, LABELS, ToolkitFile, check_agreement, read_config, read_labels
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.decisions import Decisions
@@ -101,7 +102,8 @@ def save_model_folder(
         write_labels(fresh, labels, decisions)
         # safetensors allows only the owner to read the file. Give it the mode of the other files.
         os.chmod(fresh / WEIGHTS, (fresh / LABELS).stat().st_mode)
-        ours = {"head": asdict(head), "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
+        described = {name: value for name, value in asdict(head).items() if name != "options" or value}
+        ours = {"head": described, "weights_sha256": sha256_file(fresh / WEIGHTS), **facts}
         write_json(fresh / CONFIG, hub_config(model, labels, preprocessing, ours))
         for split, values in metrics.items():
             write_json(fresh / f"metrics-{split}.json", values)
@@ -197,7 +199,8 @@ def load_model_folder(folder: Path) -> ModelFolder:
     """Load a model folder onto the CPU, in evaluation mode. Raises UserError for missing or wrong files.
 
     The folder may come from an untrusted source. Its files cannot run code, start downloads, or make this function use
-    much memory: sizes and shapes are checked first.
+    much memory: sizes and shapes are checked first. A head of the form MODULE:CLASS is built only if the user has
+    named, registered or trusted it (toolkit/config/extensions.py).
     """
     if not (folder / CONFIG).is_file() and (wrong := other_kind(folder, MODEL)):
         raise UserError("model-missing", wrong)
@@ -212,7 +215,9 @@ def load_model_folder(folder: Path) -> ModelFolder:
     ours, cfg = config.poster_toolkit, config.pretrained_cfg
     fit = {mode: fit for fit, mode in CROP_MODES.items()}[cfg.crop_mode]
     preprocessing = Preprocessing(cfg.input_size[1], cfg.crop_pct, cfg.mean, cfg.std, fit)
-    head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members)
+    head = HeadSpec(ours.head.kind, tuple(ours.head.hidden), ours.head.dropout, ours.head.members, ours.head.options)
+    if is_place(head.kind):
+        named_in_file("head", head.kind, folder)
     if sha256_file(folder / WEIGHTS) != ours.weights_sha256:
         raise UserError(
             "model-damaged",

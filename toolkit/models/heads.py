@@ -6,7 +6,7 @@ The layers of the heads are in ensemble.py (mlp, ensemble) and multi_stage.py (l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
+from toolkit.config.extensions import explained, is_place, make
 from toolkit.config.schema import ModelConfig
-from toolkit.config.values import HeadKind
 from toolkit.models.ensemble import Ensemble, mlp
 from toolkit.models.last_layer import last_linears
 from toolkit.models.multi_stage import use_stages
@@ -37,27 +37,37 @@ class Head:
 class HeadSpec:
     """Options of a head."""
 
-    kind: HeadKind = "mlp"
+    kind: str = "mlp"
+    """Name in HEADS, or MODULE:CLASS."""
     hidden: tuple[int, ...] = (1024, 512)
     """Widths of the hidden layers of an mlp or ensemble."""
     dropout: float = 0.5
     members: int = 1
     """Number of networks of an ensemble."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of a class of the user."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> HeadSpec:
-        return cls(config.head, tuple(config.hidden), config.dropout, config.members)
+        return cls(config.head, tuple(config.hidden), config.dropout, config.members, config.head_options)
+
+    @property
+    def head(self) -> Head:
+        """The kind of head."""
+        return Head(_own) if is_place(self.kind) else HEADS[self.kind]
 
     @property
     def least_tensors(self) -> int:
-        """Smallest possible number of tensors in the head: a weight and a bias for each layer."""
+        """Smallest possible number of tensors in the head: a weight and a bias for each layer. 0 if it is unknown."""
+        if is_place(self.kind):
+            return 0
         layers = len(self.hidden) + 1 if self.drops_within else 1
-        return 2 * layers * HEADS[self.kind].networks(self)
+        return 2 * layers * self.head.networks(self)
 
     @property
     def drops_within(self) -> bool:
         """Whether the head contains its own dropout. timm's dropout before the classifier must then be 0."""
-        return HEADS[self.kind].build is not None
+        return self.head.build is not None
 
 
 def _mlp(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
@@ -68,8 +78,26 @@ def _ensemble(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
     return Ensemble(width, head.hidden, num_classes, head.members, head.dropout)
 
 
+def _own(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
+    """Build a head of the user. Raises UserError if it does not map (2, F) features to (2, G) logits."""
+    built: nn.Module = make("head", head.kind, head.options, "model.head", width, num_classes)
+    if any(tensor.is_meta for tensor in (*built.parameters(), *built.buffers())):
+        return built
+    features = torch.zeros(2, width)
+    with torch.no_grad():
+        logits = explained(f"model.head {head.kind}", lambda: built.eval()(features))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            "option-value",
+            f"model.head {head.kind} returned {found} for features of shape {(2, width)}: it must return one logit per "
+            f"genre, of shape {(2, num_classes)}",
+        )
+    return built.train()
+
+
 #: Heads by name. To add a head, add an entry here and its name to HeadKind (config/values.py).
-HEADS: dict[HeadKind, Head] = {
+HEADS: dict[str, Head] = {
     "linear": Head(),
     "mlp": Head(_mlp),
     "levels": Head(levels=True),
@@ -89,7 +117,7 @@ def classifier_name(model: nn.Module) -> str:
 
 def put_head(model: nn.Module, head: HeadSpec, num_classes: int, image_size: int) -> None:
     """Replace the classifier of a timm model by a head. The heads "levels" and "ensemble" use two stages."""
-    kind = HEADS[head.kind]
+    kind = head.head
     if kind.levels:
         dropout = 0.0 if head.drops_within else head.dropout
         use_stages(model, classifier_name(model), num_classes, image_size, dropout)

@@ -18,6 +18,7 @@ from torch import nn
 from shards.errors import UserError, one_line
 from shards.inputs.images import ANY
 from shards.inputs.orientation import upright_rgb
+from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ForwardOptions, Tta
 from toolkit.data.loader.loader import Source
@@ -147,13 +148,20 @@ class Predictor:
 
 
 def load_model(
-    folder: str | os.PathLike[str], *, device: str | torch.device | None = None, precision: str = "no"
+    folder: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "no",
+    trust_code: Sequence[str] = (),
 ) -> Predictor:
     """Load the model of a run folder (RUN) or model folder (RUN/model) onto ``device``. The default is a GPU, if any.
 
+    trust_code: names of modules whose classes the model may use, such as the module of a head of your own. Their code
+    runs with your rights. A class that was registered with `toolkit.register` needs no trust.
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
     Raises UserError if the folder is incomplete. The message says how to repair it.
     """
+    trust(parse_modules(",".join([trust_code] if isinstance(trust_code, str) else trust_code)))
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)

@@ -18,17 +18,18 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from shards.errors import UserError, one_line, printable, printable_line
+from shards.errors import UserError, did_you_mean, one_line, printable, printable_line
 from shards.options import option
 from shards.storage.csv_text import write_exact
 from shards.storage.files import atomic_write
+from toolkit.config.extensions import is_place, make, use
 from toolkit.inference.rows import OWN, Line, Rows
 
 if TYPE_CHECKING:
@@ -232,12 +233,39 @@ FORMATS: dict[str, Format] = {format.name: format for format in (Parquet(), Csv(
 #: Ending of a file → name of its format.
 ENDINGS = {format.ending or f".{name}": name for name, format in FORMATS.items()}
 ENDING_OF = {name: ending for ending, name in ENDINGS.items()}
-FOLDER_FORMATS = tuple(name for name, format in FORMATS.items() if format.in_folders)
-#: Values of --format: all formats except text, which is the default on the screen.
-if TYPE_CHECKING:
-    FormatName = str
-else:
-    FormatName = Literal[tuple(name for name in FORMATS if name != Text.name)]
+FOLDER_FORMATS = [name for name, format in FORMATS.items() if format.in_folders]
+
+
+def format_name(text: str) -> str:
+    """Return a value of --format: a name in FORMATS except text, which is the default on the screen, or MODULE:CLASS.
+
+    Raises UserError for other names.
+    """
+    known = [name for name in FORMATS if name != Text.name and not is_place(name)]
+    if text not in known and not is_place(text):
+        near = did_you_mean(text, known)
+        raise UserError(
+            "option-value", f"--format must be {', '.join(known)} or MODULE:CLASS, not {text[:200]!r}{near}"
+        )
+    return text
+
+
+def add_format(place: str, options: Mapping[str, Any]) -> None:
+    """Add a format of the user, MODULE:CLASS, to the formats. Raises UserError if the class does not fit."""
+    use("prediction format", place, "--format")
+    made: Format = make("prediction format", place, options, "--format-options")
+    if not re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", made.ending):
+        raise UserError(
+            "option-value", f"--format {place} needs an attribute ending such as '.xml', not {made.ending!r}"
+        )
+    if ENDINGS.get(made.ending, place) != place:
+        raise UserError(
+            "option-value",
+            f"--format {place} has the ending {made.ending}, which is the ending of {ENDINGS[made.ending]}",
+        )
+    FORMATS[place], ENDINGS[made.ending], ENDING_OF[place] = made, place, made.ending
+    if made.in_folders and place not in FOLDER_FORMATS:
+        FOLDER_FORMATS.append(place)
 
 
 def _named(lines: Sequence[Line]) -> list[str]:

@@ -12,10 +12,19 @@ from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.kinds import SHARD_SET, kind_of
 from shards.storage.paths import StoragePath, is_url, storage_path
+from toolkit.config.extensions import is_place, parse_options
 from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
 from toolkit.data.sources.image_urls import ImageUrl, image_places
 from toolkit.inference.naming import NamingOptions
-from toolkit.prediction.formats import ENDING_OF, ENDINGS, FOLDER_FORMATS, FORMATS, FormatName, ShownOptions
+from toolkit.prediction.formats import (
+    ENDING_OF,
+    ENDINGS,
+    FOLDER_FORMATS,
+    FORMATS,
+    ShownOptions,
+    add_format,
+    format_name,
+)
 
 #: Pattern of the ending of a file, such as ``.txt``. The ending of the folder ``predictions-0.5`` does not match.
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{0,7}", re.IGNORECASE)
@@ -38,9 +47,11 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     out: Path | None = option(None, "-o", old=("--output",))
     """Folder for the results, with one file per shard or per 512 images. For a few images, --out can be one file. Its
     ending selects the format: .json, .csv, .jsonl, .parquet, .txt."""
-    format: FormatName | None = option(None, "-f")
+    format: str | None = option(None, "-f", parse=format_name)
     """Format of the results: parquet (default), csv or jsonl in a folder, and json or csv on the screen. Without
-    --format, the screen shows text. A single file has the format of its ending."""
+    --format, the screen shows text. A single file has the format of its ending. MODULE:CLASS: a format of your own."""
+    format_options: list[str] | None = option(None, metavar="NAME=VALUE")
+    """Options of a format of your own."""
     split: str | None = None
     """Predict only this split of --shards."""
     ignore_labels: bool = False
@@ -58,6 +69,10 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     def __post_init__(self) -> None:
         super().__post_init__()
         self._place_images()
+        if is_place(self.format):
+            add_format(str(self.format), parse_options(self.format_options, "--format-options"))
+        elif self.format_options:
+            raise UserError("option-missing", "--format-options needs --format MODULE:CLASS")
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
         if len(given) != 1:
             code: Code = "option-conflict" if given else "option-missing"

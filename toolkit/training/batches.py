@@ -5,6 +5,7 @@ shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader �
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from shards.dataset.store import RemoteShards
+from shards.errors import UserError
+from toolkit.config.extensions import explained, make
 from toolkit.config.schema import Config
 from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.loader.faults import FaultPolicy, check_limit
@@ -70,6 +73,11 @@ class Pixels:
         self.trained, self.frozen, self.preprocessing = model, config.model.freeze, preprocessing
         self.augment = Augmenter(config.augment, config.train.seed)
         self.dtype = autocast_dtype(accelerator)
+        self.adapter, self.shapes = config.model.adapter, _shapes(model)
+        if self.adapter is not None:
+            adapt = make("adapter", self.adapter, config.model.adapter_options, "model.adapter_options")
+            explained(f"model.adapter {self.adapter}", lambda: adapt(model))
+            self.merge = adapt.merge
 
     def feed(self, setup: TrainingSetup) -> Feed:
         return Feed(setup)
@@ -87,8 +95,25 @@ class Pixels:
         return self.preprocessing.normalize(images, self.dtype)
 
     def whole(self, trained: nn.Module) -> nn.Module:
-        """Return the model to save: ``trained``, which is the trained model or its moving average."""
-        return trained
+        """Return the model to save: ``trained``, which is the trained model or its moving average.
+
+        The change of model.adapter is undone in a copy. Raises UserError if other names or shapes of weights remain.
+        """
+        if self.adapter is None:
+            return trained
+        copied = copy.deepcopy(trained)
+        explained(f"model.adapter {self.adapter}", lambda: self.merge(copied))
+        if differ := sorted(_shapes(copied).items() ^ self.shapes.items()):
+            raise UserError(
+                "option-value",
+                f"model.adapter {self.adapter}: merge must restore the weights that the model had before, but "
+                f"{differ[0][0]} differs",
+            )
+        return copied
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:

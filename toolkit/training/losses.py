@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shards.errors import UserError
 from shards.extras import load_object
+from toolkit.config.extensions import is_place, make
 from toolkit.config.loss_registry import LOSSES, WeightedOptions
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.helpers import FloatArray
@@ -46,6 +48,12 @@ def build_loss(config: LossConfig, positives: np.ndarray, num_samples: int) -> n
         raise ValueError(f"num_samples must be positive, got {num_samples}")
     if not ((counts >= 0) & (counts <= num_samples)).all():
         raise ValueError(f"positives must lie in [0, {num_samples}], got {counts.min():g} to {counts.max():g}")
+    if is_place(config.name):
+        given = {"counts": counts, "num_samples": num_samples, "smoothing": config.smoothing}
+        own: nn.Module = make("loss", config.name, config.options, "loss.options", **given)
+        if config.smoothing and not isinstance(own, MultiLabelLoss):
+            raise UserError("option-conflict", f"loss.smoothing has no effect on {config.name}: set --loss.smoothing 0")
+        return OwnLoss(own, config.name, len(counts))
     entry = LOSSES[config.name]
     kind: type[MultiLabelLoss] = load_object(entry.computed_by)
     return kind(counts, num_samples, config.smoothing, entry.options(**config.options))
@@ -99,6 +107,27 @@ class MultiLabelLoss(nn.Module):
     def weights(self, targets: torch.Tensor) -> torch.Tensor:
         """Return the factor w of each element, in a shape that broadcasts to (n, G). ``targets`` are not smoothed."""
         return targets.new_ones(())
+
+
+class OwnLoss(nn.Module):
+    """Calls a loss of the user in float32, and checks the shape of its result."""
+
+    def __init__(self, own: nn.Module, name: str, num_labels: int) -> None:
+        super().__init__()
+        self.own, self.name, self.num_labels = own, name, num_labels
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the (n,) float32 losses of (n, G) logits and targets. Raises UserError for another shape."""
+        with torch.autocast(logits.device.type, enabled=False):
+            losses = self.own(logits.float(), targets.float())
+        if not isinstance(losses, torch.Tensor) or losses.shape != logits.shape[:1]:
+            found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise UserError(
+                "option-value",
+                f"loss.name {self.name} returned {found} for logits of shape {tuple(logits.shape)}: it must return "
+                f"one loss per sample, of shape {tuple(logits.shape[:1])}",
+            )
+        return losses.float()
 
 
 class WeightedLoss(MultiLabelLoss):

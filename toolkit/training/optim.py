@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from torch import nn
 
 from shards.errors import UserError, one_line
+from toolkit.config.extensions import is_place, make
 from toolkit.config.schema import OptimConfig
 from toolkit.models.heads import head_prefixes
 
@@ -30,11 +31,23 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     """
     groups = parameter_groups(model, config)
     try:
-        return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum)
+        return _optimizer(groups, config)
+    except UserError:
+        raise
     except Exception as error:  # optimisers raise different errors
         raise UserError(
             "option-value", f"optim.name {config.name} cannot be used here: {one_line(error)[:300]}"
         ) from None
+
+
+def _optimizer(groups: list[Any], config: OptimConfig) -> torch.optim.Optimizer:
+    """Return the optimiser ``config.name`` of timm or of the user. Raises any exception of its constructor."""
+    if is_place(config.name):
+        found: torch.optim.Optimizer = make(
+            "optimiser", config.name, config.options, "optim.options", groups, lr=config.lr
+        )
+        return found
+    return create_optimizer_v2(groups, config.name, lr=config.lr, momentum=config.momentum, **config.options)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -111,7 +124,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 def state_per_weight(config: OptimConfig) -> float:
     """Return the number of bytes of optimiser state per float32 weight, measured on a small matrix."""
     weight = nn.Parameter(torch.zeros(64, 64))
-    optimizer = create_optimizer_v2([weight], config.name, lr=config.lr, momentum=config.momentum)
+    optimizer = _optimizer([weight], config)
     weight.grad = torch.zeros_like(weight)
     optimizer.step()
     kept = [v for v in optimizer.state[weight].values() if isinstance(v, torch.Tensor)]

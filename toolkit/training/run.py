@@ -37,8 +37,9 @@ from toolkit.training.checkpoints.checkpoint import Checkpoint, checkpoints, rem
 from toolkit.training.checkpoints.resume import resumed_checkpoint
 from toolkit.training.epoch_lines import log_result
 from toolkit.training.setup import TrainingSetup, build_setup
-from toolkit.training.trackers import start_trackers
+from toolkit.training.trackers import send_model, send_picture, start_trackers
 from toolkit.training.trainer import Trainer
+from toolkit.training.validation import draw_thresholds
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ def train(config: Config, shards: ShardsAt, out: Path, *, resume: bool = False, 
 
                 config = replace(config, train=replace(config.train, ema=0.0))  # the test needs no moving average
                 find_lr(_prepared(accelerator, config, manifest, readers, out, None))
+                by_main(accelerator, lambda: start_trackers(accelerator, config, out))
+                send_picture(accelerator, "find-lr", out / "find-lr.png")
             else:
                 checkpoint = resumed_checkpoint(accelerator, out, config, manifest) if resume else None
                 by_main(accelerator, lambda: save_config(config, out / "config.yaml"))
@@ -114,11 +117,15 @@ def own_size(name: str) -> int:
 def _train(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
     """Train to the end of the run. If a signal stops the run, every rank raises Stopped."""
     accelerator, out = setup.accelerator, setup.out
-    by_main(accelerator, lambda: start_trackers(accelerator, setup.config.train.trackers, out))
+    by_main(accelerator, lambda: start_trackers(accelerator, setup.config, out))
     trainer = Trainer(setup, checkpoint)
     if not trainer.run():
         raise Stopped("checkpoint saved")
     if accelerator.is_main_process:
+        if accelerator.trackers:
+            if trainer.best is not None and draw_thresholds(trainer.best, out / "thresholds.png"):
+                send_picture(accelerator, "thresholds", out / "thresholds.png")
+            send_model(accelerator, out / "model")
         log_result(setup, trainer.state)
 
 

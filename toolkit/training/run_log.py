@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,24 @@ class RunLog:
     """Writes the logs on the main process. All ranks make the same calls, and all raise an error if writing fails.
 
     A resumed run first removes the rows that it will write again: in log.csv the rows after update ``updates``, in
-    epochs.csv the rows from ``epoch`` on.
+    epochs.csv the rows from ``epoch`` on. ``columns``: columns of epochs.csv after EPOCH_FIELDS.
     """
 
-    def __init__(self, accelerator: Accelerator, out: Path, updates: int, epoch: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, out: Path, updates: int, epoch: int, columns: Sequence[str] = ()
+    ) -> None:
         self.accelerator = accelerator
-        self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": EPOCH_FIELDS}
+        self.files = {out / "log.csv": STEP_FIELDS, out / "epochs.csv": (*EPOCH_FIELDS, *columns)}
         self.steps, self.epochs = self.files
         by_main(accelerator, lambda: _cut(self.steps, STEP_FIELDS, "update", updates))
-        by_main(accelerator, lambda: _cut(self.epochs, EPOCH_FIELDS, "epoch", epoch - 1))
+        by_main(accelerator, lambda: _cut(self.epochs, self.files[self.epochs], "epoch", epoch - 1))
 
     def step(self, row: dict[str, Any]) -> None:
         self._write(self.steps, row, {"train/loss": "loss", "train/lr": "lr", "train/images_per_s": "images_per_s",
                                       "train/data_wait": "data_wait", "train/loss_scale": "loss_scale"})  # fmt: skip
 
     def epoch(self, row: dict[str, Any]) -> None:
-        names = {f"epoch/{name}": name for name in EPOCH_FIELDS if name not in ("epoch", "update")}
+        names = {f"epoch/{name}": name for name in self.files[self.epochs] if name not in ("epoch", "update")}
         self._write(self.epochs, row, names)
 
     def _write(self, path: Path, row: dict[str, Any], tracked: dict[str, str]) -> None:
@@ -56,8 +58,7 @@ class RunLog:
             csv.DictWriter(stream, fields).writerow({name: _short(row[name]) for name in fields})
         values = {label: row[name] for label, name in tracked.items() if row[name] is not None}
         for tracker in self.accelerator.trackers:
-            with naming(path.parent / tracker.name):
-                tracker.log(values, step=row["update"])
+            tracker.log(values, step=row["update"])
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.distributed.collectives import LostData, broadcast_buffers, by_main, sum_over_ranks
 from toolkit.distributed.fsdp import full_state
 from toolkit.distributed.votes import Stopped, StopSignal, Vote
+from toolkit.evaluation.results import own_metrics
 from toolkit.models.wrapping import rewrap
 from toolkit.training.batches import Stopwatch
 from toolkit.training.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
@@ -33,7 +34,7 @@ from toolkit.training.optim import lr_factor
 from toolkit.training.run_log import RunLog
 from toolkit.training.setup import TrainingSetup
 from toolkit.training.train_step import TrainStep
-from toolkit.training.validation import better, export_model, monitored, remeasure_best, validate
+from toolkit.training.validation import ValidationResult, better, export_model, monitored, remeasure_best, validate
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,13 @@ class Trainer:
         if self.state.loss_rows is None:
             self.state.loss_rows = self.plan.start(self.state.step) - self.state.skipped_samples
         self.lines = EpochLines(self.config.train.epochs, self.plan.steps_per_epoch)
-        self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch)
+        self.own_metrics = own_metrics(self.config.metric.name, self.config.metric.options)
+        columns = [f"val_{metric.key}" for metric in self.own_metrics]
+        self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch, columns)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
         self.stop = StopSignal(accelerator)
+        self.best: ValidationResult | None = None
+        """Validation of the best epoch of this process. None before it."""
 
     @property
     def validated_model(self) -> nn.Module:
@@ -273,7 +278,8 @@ class Trainer:
         state, setup = self.state, self.setup
         units = setup.manifest.units_of("val")
         groups = None if units is None else units[decoded]
-        result = validate(setup.val.targets[decoded], logits[decoded], setup.manifest, self.config.decide, groups)
+        targets, decide = setup.val.targets[decoded], self.config.decide
+        result = validate(targets, logits[decoded], setup.manifest, decide, groups, self.own_metrics)
         loss = result.evaluation.loss
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
@@ -283,6 +289,7 @@ class Trainer:
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""
         if improved:
+            self.best = result
             sha256 = export_model(setup, self.validated_model, result, epoch=state.epoch + 1, score=score, state=whole)
         at = {"epoch": state.epoch, "update": state.updates}
         return {**at, **row, **result.row(), "lr": self._rate()}, score, sha256

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError
-from shards.storage.files import fingerprint
+from shards.errors import UserError, one_line
+from shards.extras import load_object
+from shards.storage.files import atomic_write, fingerprint
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.decisions.cross_fit import CrossFit
@@ -19,9 +22,9 @@ from toolkit.decisions.decisions import Decisions, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.helpers import check_arrays
-from toolkit.metrics.registry import METRICS, PLACES, values
-from toolkit.metrics.weighted import Outcome
+from toolkit.metrics.helpers import BoolArray, FloatArray, check_arrays
+from toolkit.metrics.registry import METRICS, PLACES, Metric, values
+from toolkit.metrics.weighted import Outcome, Weighed
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
 from toolkit.models.heads import HeadSpec
 
@@ -42,12 +45,19 @@ class ValidationResult:
     held_out: dict[str, float]
     """Metrics by cross-fitting: each fold is measured with thresholds and calibration from the other folds. The
     metrics of ``decisions`` on this split are too high, because ``decisions`` were chosen on the same samples."""
+    own: dict[str, float | None] = field(default_factory=dict)
+    """Metrics of the user, with labels predicted by cross-fitting."""
+    probabilities: FloatArray | None = None
+    """(n, G) calibrated probabilities."""
+    truth: BoolArray | None = None
+    """(n, G) targets."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
         known = self.evaluation.ranking | self.held_out
         figures = {f"val_{metric.key}": known[metric.key] for metric in PLACES["epochs"]}
-        return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold}
+        own = {f"val_{name}": value for name, value in self.own.items()}
+        return {"val_loss": self.evaluation.loss, **figures, "threshold": self.decisions.global_threshold, **own}
 
 
 def validate(
@@ -56,11 +66,12 @@ def validate(
     manifest: Manifest,
     decide: DecideConfig | None = None,
     groups: np.ndarray | None = None,
+    own: Sequence[Metric] = (),
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
     If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None: no groups. The
-    loss is computed without calibration. Raises UserError if a logit is not finite.
+    loss is computed without calibration. ``own``: metrics of the user. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -69,9 +80,24 @@ def validate(
     decisions = decisions_of(fits.choose(), fits)
     prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
     evaluation = evaluate_arrays(
-        truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set
+        truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set, own=own
     )
-    return ValidationResult(evaluation, decisions, values(Outcome(truth, fits.named()), "decisions"))
+    held_out = Outcome(truth, fits.named(), decisions.probabilities(scores))
+    figures = {metric.key: metric.value(Weighed(held_out)) for metric in own}
+    named = values(held_out, "decisions")
+    return ValidationResult(evaluation, decisions, named, figures, held_out.scores, truth)
+
+
+def draw_thresholds(result: ValidationResult, path: Path) -> bool:
+    """Draw metrics against the threshold into a PNG file. Return whether it worked: a picture must not end a run."""
+    try:
+        sweep = load_object("toolkit.report.plots.threshold_plots:validation_sweep")  # imports matplotlib: seconds
+        with atomic_write(path) as stream:
+            stream.write(sweep(result.truth, result.probabilities, result.decisions).png)
+    except Exception as error:
+        log.warning("the picture %s cannot be drawn: %s", path, one_line(error))
+        return False
+    return True
 
 
 def remeasure_best(setup: TrainingSetup, state: Progress) -> None:

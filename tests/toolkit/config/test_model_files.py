@@ -189,7 +189,7 @@ def put(folder: Path, name: str, **changes: Any) -> None:
         ("config.json", {"pretrained_cfg__input_size": [3, 4096, 4096], "pretrained_cfg__crop_pct": 0.1},
          "makes resized images larger than 16384 pixels"),
         ("config.json", {"pretrained_cfg__crop_mode": "border"}, "invalid enum value 'border'"),
-        ("config.json", {"poster_toolkit__head__kind": "tree"}, "invalid enum value 'tree'"),
+        ("config.json", {"poster_toolkit__head__kind": "tree"}, "no head 'tree'"),
         ("config.json", {"poster_toolkit__head__hidden": [1] * 300_000}, "hidden: expected array of length <= 64"),
         ("config.json", {"poster_toolkit__head__hidden": [10**12]}, "hidden[0]: expected int <= 65536"),
         ("config.json", {"poster_toolkit__head__hidden": [65536] * 64}, "does not fit config.json"),

@@ -1,6 +1,7 @@
 """Augment training pixels after crop and flip, on the device, for a whole micro-batch at once.
 
-First, the operations of AUGMENTATIONS (config/augmentation_registry.py) are applied. Then samples are mixed.
+First, the operations of AUGMENTATIONS (config/augmentation_registry.py) are applied, then the augmentation of the user.
+At the end, samples are mixed.
 Every random number is a hash of (seed, epoch, key, purpose), computed on the CPU (sampling/rng.py). A sample therefore
 gets the same pixels on any rank, for any world size and accumulation, and in any row of a batch. Each operation has its
 own random numbers. No operation sums over a batch, so pixels are bit-identical on two GPUs of the same type.
@@ -8,12 +9,18 @@ own random numbers. No operation sums over a batch, so pixels are bit-identical 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
+from shards.errors import UserError
 from shards.extras import load_object
 from toolkit.config.augmentation_registry import AUGMENTATIONS, AugmentConfig
+from toolkit.config.extensions import make
 from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import MicroBatch
+from toolkit.data.sampling.rng import Stream, uniforms
 
 
 class Augmenter:
@@ -22,7 +29,8 @@ class Augmenter:
     def __init__(self, config: AugmentConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         self.steps = [load_object(entry.done_by) for entry in AUGMENTATIONS if entry.on(config)]
-        self.active = bool(self.steps) or config.mixes
+        self.own = None if config.name is None else make("augmentation", config.name, config.options, "augment.options")
+        self.active = bool(self.steps) or self.own is not None or config.mixes
 
     @torch.no_grad()
     def __call__(
@@ -45,6 +53,21 @@ class Augmenter:
         planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
         for step in self.steps:
             planes = step(planes, config, seed, epoch, keys)
+        if self.own is not None:
+            planes = self._own(planes, lambda count: uniforms(seed, epoch, keys, count, Stream.OWN))
         if config.mixes:
             planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], micro_batch, seed, epoch))
         return planes.permute(0, 2, 3, 1).contiguous(), targets
+
+    def _own(self, planes: torch.Tensor, draws: Callable[[int], Any]) -> torch.Tensor:
+        """Return the result of the user's augmentation. Raises UserError if its shape differs."""
+        assert self.own is not None
+        found = self.own(planes, draws)
+        if not isinstance(found, torch.Tensor) or found.shape != planes.shape:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise UserError(
+                "option-value",
+                f"augment.name {self.config.name} returned {shape} for images of shape {tuple(planes.shape)}: it must "
+                f"return images of the same shape",
+            )
+        return found.float()

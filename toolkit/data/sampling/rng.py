@@ -23,6 +23,7 @@ class Stream(IntEnum):
     ERASE = 3
     NOISE = 4
     MIX = 5
+    OWN = 6
 
 
 def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:

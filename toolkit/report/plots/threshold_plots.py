@@ -50,6 +50,12 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
     return {"threshold": thresholds.tolist(), **swept}
 
 
+def validation_sweep(targets: BoolArray, probabilities: FloatArray, decisions: Decisions) -> Plot:
+    """Plot the sweep of a validation split with (N, G) targets and calibrated probabilities."""
+    outcome = Outcome(targets, scores=probabilities)
+    return sweep_plot(sweep(targets, probabilities), decisions, values(outcome.at(decisions.thresholds), "decisions"))
+
+
 @styled
 def sweep_plot(swept: dict[str, list[float]], decisions: Decisions, chosen: dict[str, float]) -> Plot:
     """Plot the result of `sweep`. Ticks show each genre's threshold. Dotted lines show F1 with these thresholds."""

@@ -25,6 +25,7 @@ from torch import nn
 
 from shards.errors import UserError
 from shards.progress import progress
+from toolkit.config.extensions import code_digest
 from toolkit.config.schema import Config
 from toolkit.data.augment.random_erasing import AREA
 from toolkit.data.loader.loader import Batch
@@ -93,7 +94,8 @@ class FeatureBank:
             "crop": [*crop, data.flip],
             # Options that are off are left out, except NAMED_OPTIONS. So a new option does not change old file names.
             "augment": CONSTANT
-            | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS},
+            | {n: value for n, value in vars(config.augment).items() if value or n in NAMED_OPTIONS}
+            | ({"code": code_digest(config.augment.name)} if config.augment.name else {}),
         }
 
         def pixels(batch: Batch) -> torch.Tensor:

@@ -113,9 +113,20 @@ OTHERWISE: dict[str, Any] = {
     "optim.name": "adamw", "optim.lr": 0.0001,
     "optim.weight_decay": 0.1, "optim.momentum": 0.5, "optim.layer_decay": 0.7, "optim.schedule": "cosine",
     "optim.min_lr": 0.1, "train.precision": "bf16", "train.monitor": "mAP", "train.ema": 0.5,
-    "train.feature_cache": "elsewhere",
+    "train.feature_cache": "elsewhere", "augment.name": "code_of_users:Invert",
+    "augment.options": {"probability": 0.25}, "metric.name": "code_of_users:FBeta", "metric.options": {"beta": 1.0},
+    "model.adapter": "code_of_users:Nothing", "model.adapter_options": {"rank": 2},
+    "model.head_options": {"width": 4}, "optim.options": {"eps": 1e-6},
     "train.on_nonfinite": "skip", "decide.thresholds": "global",
     "decide.aim": "f0.5", "decide.calibration": "platt", "decide.max_micro_f_loss": 0.0,
+}  # fmt: skip
+
+
+HEAD = "code_of_users:Head"
+#: Options of a class → the key that names the class.
+NEEDS = {
+    "augment.options": "augment.name", "metric.options": "metric.name", "model.adapter_options": "model.adapter",
+    "model.head_options": "model.head",
 }  # fmt: skip
 
 
@@ -156,6 +167,12 @@ def test_every_option_is_fixed_or_may_change(tmp_path: Path, key: str):
         usual.loss = LossConfig("focal")
     elif key == "train.feature_views":
         usual.model.freeze = ("backbone",)
+    elif key in NEEDS:
+        setattr(
+            getattr(usual, key.split(".")[0]),
+            NEEDS[key].split(".")[1],
+            HEAD if key == "model.head_options" else OTHERWISE[NEEDS[key]],
+        )
     found, config = saved(tmp_path, usual), otherwise(usual, key)
     check_config(config)
     if key in MAY_CHANGE:
