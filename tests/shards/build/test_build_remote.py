@@ -156,7 +156,7 @@ def test_places_that_are_not_there(few: Source, few_there: Source, bucket: str, 
 
     assert "image folder not found" in line(images=storage_path(f"{bucket}/absent"))
     assert "image folder not found" in line(images=storage_path("s3://no-such-bucket-here/x"))
-    assert "metadata CSV not found" in line(csv=storage_path(f"{bucket}/absent.csv"))
+    assert "metadata not found" in line(csv=storage_path(f"{bucket}/absent.csv"))
     with fails("path-unwritable", "no-such-bucket-here", "bucket first"):
         build(few_there, storage_path("s3://no-such-bucket-here/set"))
     with fails("url-refused", "http://127.0.0.1:9/set"):
