@@ -21,7 +21,7 @@ QUICK = (
     "tests/toolkit/decisions", "tests/toolkit/metrics", "tests/toolkit/model_folder",
     "tests/toolkit/cli/test_functions.py", "tests/toolkit/prediction/test_sources.py",
 )  # fmt: skip
-TOOLS = ("pytest>=8", "hypothesis>=6.100", "aiohttp>=3.9", "markdown-it-py>=3")
+TOOLS = ("pytest>=8", "hypothesis>=6.100", "aiohttp>=3.9", "markdown-it-py>=3", "opencv-python-headless>=4.10")
 
 
 def main() -> int:

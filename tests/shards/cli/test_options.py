@@ -124,7 +124,7 @@ def test_texts_stay_as_they_are_typed():
 def test_help_says_names_defaults_and_docstrings():
     text = Parser("one", COMMANDS).format_help()
     assert text.startswith("usage: posters one ") and "Threads, 100% of them" in text
-    assert "Two numbers (default 1,2)" in text and "-m MODEL, --model MODEL" in text and "{a,b}" in text
+    assert "Two numbers (default 1,2)" in text and "--model MODEL" in text and "{a,b}" in text
     assert "Model folder (required)" in text and "(default [])" not in text
     assert "--workers" not in text and "secret" not in text
 
