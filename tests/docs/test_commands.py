@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import json
 import re
 import shlex
 import shutil
@@ -88,6 +89,18 @@ def test_the_guide_goes_on_with_new_genres(folder: Path, runs: dict[str, Complet
         done = run_forked(["-m", "toolkit", *words, *SMALL * (words[0] == "train")], [clean_env()], 240, folder)
         assert done.returncode == 0, done.stderr
     assert "1 new (Noir), 1 left out (War)" in done.stderr and (folder / "NEW-RUN" / "model").is_dir()
+
+
+def test_the_page_trains_another_backbone(folder: Path, runs: dict[str, CompletedProcess[str]]):
+    """From random weights, at a small size."""
+    assert runs
+    (command,) = commands((ROOT / "docs" / "guides" / "customise.md").read_text(encoding="utf-8"))
+    words = shlex.split(command)[1:]
+    small = ["--model.pretrained=false", "--data.image_size=64", "--data.workers=1", "--train.epochs=1"]
+    done = run_forked(["-m", "toolkit", *words, *small], [clean_env()], 240, folder)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((folder / "CONVNEXT" / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config["architecture"] == "convnext_tiny"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference/python.md"])
