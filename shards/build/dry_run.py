@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from shards.build.planning import splits_of_table
 from shards.build.run import BuildOptions
 from shards.dataset.labels import LabelSet, read_labels
 from shards.errors import UserError, printable_line
@@ -21,7 +23,7 @@ from shards.inputs.images import BadImage, decode, pack_image
 from shards.inputs.listing import Listed, find_posters
 from shards.inputs.metadata import Metadata, Row, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons
-from shards.inputs.usable import no_match, with_known_genres
+from shards.inputs.usable import NOT_COUNTED, no_match, with_known_genres
 from shards.storage.paths import StoragePath
 
 #: Number of rows of the table on the screen, and of posters whose packing is timed.
@@ -51,6 +53,8 @@ class DryRun:
     labels: LabelSet
     seconds: float
     """Estimated time of the build in seconds."""
+    problem: str = ""
+    """Why a build would stop: too many unreadable rows. Empty if it would not."""
 
 
 def dry_run(options: BuildOptions) -> DryRun:
@@ -71,11 +75,28 @@ def dry_run(options: BuildOptions) -> DryRun:
     rejected = metadata.rejected + missing + unknown
     if not rows:
         reasons = first_reasons(rejected)
-        why = no_match(options, images, metadata, [r.id for r in missing]) if not files else f"no usable row: {reasons}"
+        why = f"{metadata.path} has no usable row: {reasons}"
+        if missing and not files:
+            why = no_match(options, images, metadata, [r.id for r in missing])
         raise UserError("table-row", why)
+    if any(row.split for row in rows):
+        splits_of_table(rows, np.arange(len(rows)))
     timed = rows[:: max(1, len(rows) // TIMED)][:TIMED]
     seconds = _seconds(options, images, timed, files) * len(rows) / max(1, len(timed))
-    return DryRun(metadata, rows, files, rejected, labels, seconds / LocalExecutor(options.workers).slots())
+    seconds /= LocalExecutor(options.workers).slots()
+    problem = _problem(options, images, metadata, len(files))
+    return DryRun(metadata, rows, files, rejected, labels, seconds, problem)
+
+
+def _problem(options: BuildOptions, images: StoragePath, metadata: Metadata, good: int) -> str:
+    """Return a message if over --max-rejected of the rows with an image cannot be read, else an empty text."""
+    unreadable = [r for r in metadata.rejected if r.reason not in (*NOT_COUNTED, "no split")]
+    there = find_posters(images, list({r.id for r in unreadable}), metadata.paths, quiet=True) if unreadable else {}
+    bad = [r for r in unreadable if r.id in there]
+    if len(bad) <= options.max_rejected * (good + len(bad)):
+        return ""
+    counts = f"{len(bad)} of {good + len(bad)} rows with an image are unreadable"
+    return f"a build stops: {counts}, over --max-rejected {100 * options.max_rejected:g}%: {first_reasons(bad)}"
 
 
 def _seconds(options: BuildOptions, images: StoragePath, rows: Sequence[Row], files: dict[str, Listed]) -> float:

@@ -43,11 +43,11 @@ from shards.versions import library_versions
 log = logging.getLogger(__name__)
 
 REJECTED = "rejected.csv"
-NO_TAR, NO_SAMPLES = "not a .tar", "no samples"
+NO_TAR, NO_SAMPLES, NO_SPLIT = "not a .tar", "no samples", "in another folder"
 """Reasons in rejected.csv for the rejection of a whole file. All other reasons are for a sample."""
 MAX_TAR_NAME = 240
 """Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
-SPLIT_NAME = re.compile(r"(train|val|validation|test)[-_.]", re.IGNORECASE)
+SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
 
@@ -150,6 +150,10 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
         like = {name for name in names_in(place) if LIKE_TARS.search(name) and PARTIAL not in name}
         others, remedy = sorted(like - {tar.name for tar in here}), "decompress it, or rename it to end with .tar"
         rejected += [Rejection(printable(name), NO_TAR, remedy) for name in others]
+    for path in sorted(folder.rglob("*.tar")):
+        if path.parent not in (folder, *below):
+            name = printable(path.relative_to(folder).as_posix())
+            rejected.append(Rejection(name, NO_SPLIT, "move it to the folder, or to its train, val or test"))
     if not tars:
         why = f": {first_reasons(rejected)}" if rejected else ""
         raise UserError("set-missing", f"no .tar file in {folder}{why}")
@@ -236,7 +240,7 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
         if tar.parent != options.folder:
             found[tar] = SPLIT_NAMES[tar.parent.name.lower()]
         elif named or options.fractions is None:
-            found[tar] = named.group(1).lower().replace("validation", "val") if named else options.split
+            found[tar] = SPLIT_NAMES[named.group(1).lower()] if named else options.split
     if options.fractions is None:
         return found
     left = [tar for tar in samples if tar not in found]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shards.build.dry_run import dry_run
 from shards.build.dry_run import render as render_plan
-from shards.build.index_tars import NO_SAMPLES, NO_TAR, REJECTED, IndexOptions, index_folder
+from shards.build.index_tars import NO_SAMPLES, NO_SPLIT, NO_TAR, REJECTED, IndexOptions, index_folder
 from shards.build.run import BuildOptions, build_shards
 from shards.build.verify import verify_shards
 from shards.console import console
@@ -41,7 +41,10 @@ def run_build(options: BuildOptions) -> int:
     """Build a shard set, print a summary and return the exit status."""
     options.check_executor()
     if options.dry_run:
-        render_plan(dry_run(options), console())
+        plan = dry_run(options)
+        render_plan(plan, console())
+        if plan.problem:
+            raise UserError("table-row", plan.problem)
         return 0
     manifest = build_shards(options)
     render_info(manifest, console())
@@ -86,7 +89,7 @@ def run_index(options: IndexOptions) -> int:
     render_info(manifest, console())
     reasons: dict[str, int] = manifest.source.get("rejected", {})
     samples = sum(shard.samples for shard in manifest.shards)
-    left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES))
+    left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES, NO_SPLIT))
     print(f"taken           {samples} of {samples + left_out} samples")
     if manifest.source.get("other_members"):
         print(f"other members   {manifest.source['other_members']}")

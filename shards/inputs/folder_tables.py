@@ -11,6 +11,8 @@ Each of them can be in a subfolder for each split: train, val (valid, validation
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,6 +23,8 @@ from shards.inputs.image_files import Walk, walk_folders
 from shards.inputs.table import Table, TableOptions
 from shards.inputs.text_tables import decoded
 from shards.storage.endings import is_image_name
+
+log = logging.getLogger(__name__)
 
 #: Name of a folder or a cell, in lower case → split.
 SPLIT_NAMES = {
@@ -52,12 +56,14 @@ class _Contents:
         for _, files in walk_folders(folder, walk):
             for name in files:
                 path = PurePosixPath(name)
+                if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+                    continue  # files of macOS, of notebooks and of other programs
                 if path.name in BESIDE:
                     found.tables.append(name)
                 elif is_image_name(name):
                     found.images.append(name)
-                elif path.suffix in found.of_kind:
-                    found.of_kind[path.suffix].append(name)
+                elif path.suffix.lower() in found.of_kind:
+                    found.of_kind[path.suffix.lower()].append(name)
         for problem in walk.unreadable:
             raise UserError("path-unreadable", problem)
         for names in (found.images, found.tables, *found.of_kind.values()):
@@ -66,9 +72,9 @@ class _Contents:
 
     def per_image(self, ending: str) -> list[str]:
         """Return the files with an ending that belong to an image. Without images in the folder, return all of them."""
-        stems = {str(PurePosixPath(name).with_suffix("")) for name in self.images}
+        stems = {str(PurePosixPath(name).with_suffix("")) for name in self.images} | set(self.images)
         files = self.of_kind[ending]
-        return [name for name in files if name.removesuffix(ending) in stems] if stems else files
+        return [name for name in files if name[: -len(ending)] in stems] if stems else files
 
     def formats(self) -> list[str]:
         """Return the names of the formats (see TableOptions.metadata_format) that fit the folder."""
@@ -79,7 +85,7 @@ class _Contents:
         ]
         parts = [PurePosixPath(name).parts for name in self.images]
         if not found and parts and all(len(below) > 1 for below in parts):
-            split = {below[0].lower() for below in parts} <= set(SPLIT_NAMES)
+            split = all(split_of_folder(below[0]) for below in parts)
             found += ["class-folders"] if not split or all(len(below) > 2 for below in parts) else []
         return found
 
@@ -109,42 +115,74 @@ def folder_table(folder: Path, options: TableOptions) -> tuple[dict[str, Path], 
     ending = ".json" if forms[0] == "json-files" else ".txt"
     if not (names := contents.per_image(ending)):
         raise UserError("table-unreadable", f"{folder} has no {ending} file with the name of an image")
+    if (without := len(contents.images) - len(names)) > 0:
+        log.warning(
+            "%d of %d images in %s have no %s file and are left out", without, len(contents.images), folder, ending
+        )
     return {}, (_json_files if ending == ".json" else _txt_files)(folder, names, options)
 
 
 def _tables_beside(folder: Path, tables: list[str]) -> dict[str, Path]:
     places = [str(PurePosixPath(name).parent) for name in tables]
+    _by_split(folder, [name for name in tables if "/" in name])
     if len(set(places)) < len(places) or ("." in places and len(places) > 1):
         problem = f"{folder} has several tables ({some(tables)})"
         raise UserError("table-unreadable", f"{problem}; choose one with --metadata {folder / tables[0]}")
     return {"" if place == "." else place: folder / name for place, name in zip(places, tables, strict=True)}
 
 
-def _split_of(name: str) -> tuple[str, str]:
-    """Return the split that a path begins with, and the rest of the path. Without a split, the first text is empty."""
-    first, _, rest = name.partition("/")
-    return (SPLIT_NAMES[first.lower()], rest) if rest and first.lower() in SPLIT_NAMES else ("", name)
+def split_of_folder(name: str) -> str:
+    """Return the split that the name of a folder means. Empty if it means none.
+
+    >>> split_of_folder("Validation"), split_of_folder("train_images"), split_of_folder("Drama")
+    ('val', 'train', '')
+    """
+    return SPLIT_NAMES.get(re.sub(r"[-_ ]?(images?|imgs?|set|data|posters)$", "", name.lower()), "")
+
+
+def split_of_path(path: str) -> str:
+    """Return the split of the first folder of a path that means one. Empty if no folder does."""
+    return next(filter(None, map(split_of_folder, PurePosixPath(path).parts[:-1])), "")
+
+
+def _by_split(folder: Path, names: list[str]) -> bool:
+    """Return whether the paths are in folders of splits. Raises UserError if only some of them are."""
+    within = [name for name in names if split_of_path(name)]
+    if within and len(within) < len(names):
+        other = next(name for name in names if not split_of_path(name))
+        problem = f"{folder} has folders of splits, such as that of {within[0]}, but {other} is in none of them"
+        raise UserError("table-unreadable", f"{problem}; move it, or pass --metadata TABLE")
+    return bool(within)
 
 
 def _class_folders(folder: Path, contents: _Contents, options: TableOptions) -> Table:
-    by_split = all(len(PurePosixPath(name).parts) > 2 and _split_of(name)[0] for name in contents.images)
+    by_split = _by_split(folder, contents.images)
     header, rows = [FILE, GENRES, *([SPLIT] if by_split else [])], []
     for name in contents.images:
-        split, rest = _split_of(name) if by_split else ("", name)
+        split, rest = split_of_path(name), name
+        while by_split and rest and not split_of_folder(rest.partition("/")[0]):
+            rest = rest.partition("/")[2]
+        rest = rest.partition("/")[2] if by_split else rest
         genre, _, file = rest.partition("/")
         if not file:
             problem = f"{folder / name} is in no subfolder of a genre"
             raise UserError("table-unreadable", f"{problem}; move it to one, or pass --metadata TABLE")
         rows.append([name, json.dumps([genre], ensure_ascii=False), *([split] if by_split else [])])
-    return Table(folder, header, enumerate(rows, 1), "a subfolder for each genre", options, unit="file", by_file=True)
-
-
-def _with_split(names: list[str]) -> bool:
-    return all(_split_of(name)[0] for name in names)
+    return Table(
+        folder,
+        header,
+        enumerate(rows, 1),
+        "a subfolder for each genre",
+        options,
+        unit="file",
+        by_file=True,
+        has_splits=by_split,
+    )
 
 
 def _txt_files(folder: Path, names: list[str], options: TableOptions) -> Table:
-    by_split, problems = _with_split(names), dict[int, str]()
+    mark = getattr(options, "genre_separator", None) or ","  # GenreOptions has it
+    by_split, problems = _by_split(folder, names), dict[int, str]()
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         for number, name in enumerate(names, 1):
@@ -153,15 +191,26 @@ def _txt_files(folder: Path, names: list[str], options: TableOptions) -> Table:
                 text = decoded(folder / name, _bytes(folder / name), options.encoding)[0]
             except (OSError, UserError) as error:
                 problems[number] = one_line(error)
-            tags = ",".join(line.strip().strip(",") for line in text.splitlines() if line.strip())
-            yield number, [name.removesuffix(".txt"), tags, *([_split_of(name)[0]] if by_split else [])]
+            tags = mark.join(line.strip().strip(mark) for line in text.splitlines() if line.strip())
+            yield number, [name[: -len(".txt")], tags, *([split_of_path(name)] if by_split else [])]
 
     header, form = [FILE, GENRES, *([SPLIT] if by_split else [])], "a .txt file of tags for each image"
-    return Table(folder, header, rows(), form, options, unit="file", by_file=True, separator=",", problems=problems)
+    return Table(
+        folder,
+        header,
+        rows(),
+        form,
+        options,
+        unit="file",
+        by_file=True,
+        has_splits=by_split,
+        separator=mark,
+        problems=problems,
+    )
 
 
 def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
-    by_split, problems = _with_split(names), dict[int, str]()
+    by_split, problems = _by_split(folder, names), dict[int, str]()
 
     def records() -> Iterator[tuple[int, str, Mapping[str, Any]]]:
         for number, name in enumerate(names, 1):
@@ -172,7 +221,7 @@ def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
                     record, problems[number] = {}, f"{name} is not a JSON object"
             except (OSError, UserError, ValueError, RecursionError) as error:
                 problems[number] = f"{name} cannot be read: {one_line(error)}"
-            yield number, name.removesuffix(".json"), record
+            yield number, name[: -len(".json")], record
 
     keys: dict[str, None] = {}
     for number, _, record in records():
@@ -184,10 +233,12 @@ def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
     def rows() -> Iterator[tuple[int, list[str]]]:
         for number, name, record in records():
             cells = [cell_text(record.get(key)) for key in columns]
-            yield number, [name, *cells, *([_split_of(name)[0]] if by_split else [])]
+            yield number, [name, *cells, *([split_of_path(name)] if by_split else [])]
 
     header, form = [FILE, *columns, *([SPLIT] if by_split else [])], "a JSON file for each image"
-    return Table(folder, header, rows(), form, options, unit="file", by_file=True, problems=problems)
+    return Table(
+        folder, header, rows(), form, options, unit="file", by_file=True, has_splits=by_split, problems=problems
+    )
 
 
 def _bytes(path: Path) -> bytes:
@@ -201,5 +252,9 @@ def cell_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+        return json.dumps(value, ensure_ascii=False, default=_text)
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

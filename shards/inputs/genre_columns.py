@@ -53,6 +53,7 @@ def find_genres(
         raise UserError("option-conflict", "--genre-column and --label-columns exclude each other: choose one of them")
     if label_columns:
         found = GenreColumns(tuple(table.column(name, "--label-columns") for name in label_columns), True, True)
+        _refuse_names(table, found.at)
         _refuse_signs(table, found.at, _peek(table))
     elif genre_column is not None:
         found = GenreColumns((table.column(genre_column, "--genre-column"),), chosen=True)
@@ -73,13 +74,15 @@ def _found(table: Table, others: Collection[int]) -> GenreColumns:
             raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
         if named:
             return GenreColumns((named[0],))
-    rows = _peek(table)
-    cells = [row[FALLBACK] for row in rows if len(row) > FALLBACK]
+    rows = _peek(table, None)  # all rows: a rare genre can be blank in the first ones
+    cells = [row[FALLBACK] for row in rows[:PEEK] if len(row) > FALLBACK]
     if not any(is_list(cell.strip()) or "|" in cell for cell in cells):
         _refuse_signs(table, [at for at in range(len(table.header)) if at not in others], rows)
         flags = [at for at in _flag_columns(table, rows) if at not in others]
         if len(flags) > 1:
-            return GenreColumns(tuple(flags), multi_hot=True)
+            found = GenreColumns(tuple(flags), multi_hot=True)
+            _refuse_names(table, found.at)
+            return found
     if len(table.header) <= FALLBACK or FALLBACK in others:
         refuse_missing_header(table, None, ())
         for at in others:
@@ -137,9 +140,9 @@ def _no_column(table: Table, why: str = "") -> UserError:
     return UserError("table-column", message)
 
 
-def _peek(table: Table) -> list[list[str]]:
+def _peek(table: Table, count: int | None = PEEK) -> list[list[str]]:
     with open_table(table.path, table.options) as again:
-        return [row for _, row in islice(again.rows, PEEK)]
+        return [row for _, row in islice(again.rows, count)]
 
 
 def _values(table: Table, at: int, rows: Sequence[Sequence[str]]) -> set[str]:
@@ -147,9 +150,28 @@ def _values(table: Table, at: int, rows: Sequence[Sequence[str]]) -> set[str]:
 
 
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
-    """Return the positions of the columns that contain only flags such as 0 and 1."""
-    columns = [_values(table, at, rows) for at in range(len(table.header))]
-    return [at for at, values in enumerate(columns) if values and values <= FLAGS]
+    """Return the positions of the columns that contain flags such as 0 and 1.
+
+    A few other cells do not matter if another column has only flags. The rows of these cells are rejected later.
+    """
+    filled = [[cell for row in rows if at < len(row) and (cell := row[at].strip().lower())] for at in _all(table)]
+    shares = [sum(cell in FLAGS for cell in cells) / len(cells) if cells else 0.0 for cells in filled]
+    return [at for at, share in enumerate(shares) if share == 1 or (share > 0.5 and 1.0 in shares)]
+
+
+def _all(table: Table) -> range:
+    return range(len(table.header))
+
+
+def _refuse_names(table: Table, columns: Sequence[int]) -> None:
+    """Raise UserError if two columns of genres have the same name, or if their names are flags."""
+    names = [tidy(table.header[at]) for at in columns]
+    if sum(name.lower() in FLAGS for name in names) > 1:
+        problem = f"has no header line: its first line has values ({some([repr(name) for name in names])})"
+        raise UserError("table-unreadable", f"{table.path} {problem}; add a first line with the names of the genres")
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        problem = f"{table.path} has several columns of the genre {twice[0]!r}"
+        raise UserError("table-column", f"{problem}; rename one of them")
 
 
 def _refuse_signs(table: Table, columns: Sequence[int], rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
-from shards.inputs.folder_tables import SPLIT, SPLIT_NAMES
+from shards.inputs.folder_tables import SPLIT_NAMES
 from shards.inputs.genre_checks import doubt_about, found_separator
 from shards.inputs.genre_columns import (
     GenreColumns,
@@ -24,7 +24,7 @@ from shards.inputs.genre_columns import (
     refuse_missing_header,
     refuse_unless_lists,
 )
-from shards.inputs.genres import is_list, parse_genres
+from shards.inputs.genres import NO_GENRE_WORDS, is_list, parse_genres
 from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
 from shards.inputs.sample_ids import SampleIds, sample_ids
 from shards.inputs.table import SplitColumns, Table, TableOptions
@@ -168,7 +168,7 @@ class _Cell:
 def _columns(table: Table, options: GenreOptions, splits: SplitColumns) -> _Columns:
     id_at = table.id_column()
     split = table.column(splits.split_column, "--split-column") if splits.split_column is not None else None
-    if split is None and table.by_file and table.header[-1] == SPLIT:  # the splits are subfolders
+    if split is None and table.has_splits:
         split = len(table.header) - 1
     group = table.column(splits.group_column, "--group-column") if splits.group_column is not None else None
     others = [at for at in (id_at, split, group) if at is not None]
@@ -194,15 +194,20 @@ def _read_cells(table: Table, columns: _Columns) -> list[_Cell]:
         else:
             cell.text = row[columns.genres.at[0]].strip()
         if cell.problem is None:
-            cell.group = row[columns.group].strip() if columns.group is not None else ""
+            cell.group = _or_empty(row[columns.group]) if columns.group is not None else ""
             cell.split, cell.problem = _split(table, row, columns.split)
     return out
+
+
+def _or_empty(cell: str) -> str:
+    """Return a cell without spaces around it. Words such as nan and None, which mean a missing value, become empty."""
+    return "" if cell.strip().lower() in NO_GENRE_WORDS else cell.strip()
 
 
 def _split(table: Table, row: Sequence[str], at: int | None) -> tuple[str, tuple[str, str] | None]:
     if at is None:
         return "", None
-    written = row[at].strip()
+    written = _or_empty(row[at])
     split = SPLIT_NAMES.get(written.lower(), "")
     if written and not split:
         remedy = "the values are train, val (valid, validation, dev) and test"
@@ -282,6 +287,10 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
             rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
             continue
         first, genres = rows[0], list(rows[0].genres)
+        if len({(entry.split, entry.group) for entry in rows}) > 1:
+            why = "the rows with this id have different splits or groups"
+            rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
+            continue
         for entry in rows[1:]:
             where = f"line {entry.line}"
             if set(entry.genres) <= set(genres) and (one_each or set(entry.genres) == set(genres)):

@@ -49,7 +49,9 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
         ids = [text.replace("\\", "/") for text in ids]
     if any(map(DECIMAL.fullmatch, ids)) and all(re.fullmatch(r"(\d+(\.0+)?)?", text) for text in ids):
         out.changes.append(f"decimals such as {next(filter(DECIMAL.fullmatch, ids))!r} are read as whole numbers")
-        ids = [text.partition(".")[0] for text in ids]
+        out.ids = [text.partition(".")[0] for text in ids]
+        out.paths = ids  # earlier versions of `posters fetch` wrote files such as 66773.0.jpg
+        return out
     ids = _below_root(ids, images, out.changes)
     out.paths = [_plain(text) for text in ids]
     out.ids = _shortened(_file_names(out.paths) if by_file else out.paths, out.changes)

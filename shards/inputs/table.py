@@ -65,8 +65,9 @@ class Table:
     unit: str = "line"
     """Word for the number of a row in messages: line, record or file."""
     by_file: bool = False
-    """Whether the table was made from the files in a folder. Its ids are file names, and its last column can be the
-    split, which is the name of a subfolder."""
+    """Whether the table was made from the files in a folder. Its ids are file names."""
+    has_splits: bool = False
+    """Whether the last column is the split of each row, which is the name of a subfolder."""
     separator: str | None = None
     """Separator of genres in this format. None if the format has no fixed separator."""
     problems: Mapping[int, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError, one_line
-from shards.inputs.folder_tables import SPLIT, SPLIT_NAMES, cell_text, folder_table
+from shards.inputs.folder_tables import SPLIT, cell_text, folder_table, split_of_path
 from shards.inputs.table import FOLDER_FORMATS, Table, TableOptions
 from shards.inputs.text_tables import decoded, text_table
 from shards.storage.files import file_bytes
@@ -85,17 +85,28 @@ def _joined(folder: Path, tables: Mapping[str, Table]) -> Table:
     first = next(iter(tables.values()))
     if list(tables) == [""]:
         return first
-    if len({tuple(table.header) for table in tables.values()}) > 1:
-        raise UserError("table-unreadable", f"the tables in {folder} have different columns; pass one with --metadata")
-    of = {place: SPLIT_NAMES.get(place.partition("/")[0].lower(), "") for place in tables}
-    split, id_at = all(of.values()), first.id_column()
-    rows = (
-        (number, [f"{place}/{cell}" if at == id_at else cell for at, cell in enumerate(row)] + [of[place]] * split)
-        for place, table in tables.items()
-        for number, row in table.rows
-    )
-    form = f"{len(tables)} tables: {first.form}"
-    return replace(first, path=folder, header=[*first.header, *[SPLIT] * split], rows=rows, form=form, by_file=True)
+    header = list(dict.fromkeys(name for table in tables.values() for name in table.header))
+    if any(len(set(table.header)) < len(table.header) for table in tables.values()):
+        raise UserError("table-column", f"a table in {folder} has several columns of one name; rename one of them")
+    id_name = first.header[first.id_column()]
+    splits = {place: split_of_path(f"{place}/x") for place in tables}
+    has_splits = all(splits.values())
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        for place, table in tables.items():
+            at = [table.header.index(name) if name in table.header else None for name in header]
+            for number, row in table.rows:
+                while len(row) > len(table.header) and not row[-1].strip():
+                    row = row[:-1]
+                if len(row) == len(table.header):
+                    row = ["" if position is None else row[position] for position in at]
+                    where = header.index(id_name)
+                    row[where] = f"{place}/{row[where].strip()}".replace("\\", "/")
+                    row += [splits[place]] * has_splits
+                yield number, row  # a row of another length is rejected later
+
+    joined = replace(first, path=folder, header=[*header, *[SPLIT] * has_splits], rows=rows(), by_file=True)
+    return replace(joined, form=f"{len(tables)} tables: {first.form}", has_splits=has_splits)
 
 
 def _begins_like_parquet(path: StoragePath) -> bool:
@@ -133,7 +144,7 @@ def _json(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     _refuse_unused(path, "JSON", delimiter=options.delimiter)
     text, encoding = decoded(path, data, options.encoding)
     name = "" if encoding == "utf-8" else f", {encoding}"
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     by_line = options.metadata_format == "jsonl" or str(path).lower().endswith((".jsonl", ".ndjson"))
     if not by_line and not (len(lines) > 1 and _is_record(lines[0][1])):
         try:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import itertools
 import logging
 import re
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import charset_normalizer
 import numpy as np
@@ -23,6 +21,8 @@ log = logging.getLogger(__name__)
 #: Separators of columns, in the order of preference.
 DELIMITERS = ",;\t|"
 NAMES = {",": "',' separated", ";": "';' separated", "\t": "tab separated", "|": "'|' separated"}
+#: First line of some CSVs of Excel, which has only the separator.
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 #: Number of lines from which the separator is found.
 HEAD = 200
 #: Byte order marks. A mark of UTF-32 begins like a mark of UTF-16.
@@ -54,31 +54,68 @@ def text_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     """Return the table in the bytes of a CSV with a header line. Raises UserError if the bytes are not such a CSV."""
     csv.field_size_limit(1 << 24)
     text, encoding = decoded(path, data, options.encoding)
-    if text.startswith("sep=") and "\n" in text:  # Excel writes the separator into a first line of its own
-        first, delimiter = text.index("\n") + 1, options.delimiter or text[4:5]
-    else:
-        first, delimiter = 0, options.delimiter or ""
+    lines, first, delimiter = list(io.StringIO(text, newline="")), 0, options.delimiter or ""
+    if lines and (separator := SEPARATOR_LINE.fullmatch(lines[0].rstrip("\r\n"))):
+        lines, first, delimiter = lines[1:], 1, delimiter or separator[1]
     if len(delimiter) > 1 or delimiter in ('"', "\r", "\n"):
         raise UserError("option-value", f"--delimiter takes one character such as ';', not {options.delimiter!r}")
-    stream = io.StringIO(text[first:], newline="")
-    quoted = True
-    if not delimiter:
-        delimiter, quoted = _found_delimiter(list(itertools.islice(io.StringIO(text[first:], newline=""), HEAD)))
-    reader = csv.reader(stream, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
-    header = next(reader, None)
-    if not header or not any(cell.strip() for cell in header):
+    delimiter = delimiter or _found_delimiter(lines[:HEAD])
+    rows = _rows(path, lines, delimiter)
+    _, header = next(rows, (0, []))
+    if not any(cell.strip() for cell in header):
         what = "begins with an empty line" if text else "is empty"
         raise UserError("table-unreadable", f"{path} {what}: a CSV with a header line is needed")
     form = f"CSV, {NAMES.get(delimiter, f'{delimiter!r} separated')}, {encoding}"
-    rows = ((reader.line_num + (first > 0), row) for row in reader if row)
-    return Table(path, header, _readable(path, rows), form, options, delimiter)
+    return Table(path, header, ((line + first, row) for line, row in rows if row), form, options, delimiter)
 
 
-def _readable(path: StoragePath, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    try:
-        yield from rows
-    except csv.Error as error:
-        raise UserError("table-unreadable", f"{path} cannot be read as CSV: {one_line(error)}") from None
+def _rows(path: StoragePath, lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of each record. Raises UserError for a quote that is not closed in its row."""
+    if delimiter == "\t" and _one_line_each(lines):
+        # Some programs write tabs without quotes around texts, so that a quote in a text has no partner.
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, next(csv.reader([line], delimiter="\t", strict=True), [])
+            except csv.Error:
+                yield number, line.rstrip("\r\n").split("\t")
+        return
+    reader, first = csv.reader(lines, delimiter=delimiter, strict=True), None
+    while True:
+        start = reader.line_num
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if reader.line_num - start > 1 or "end of data" in str(error):
+                raise _open_quote(path, start) from None
+            try:
+                row = next(csv.reader([lines[start]], delimiter=delimiter))
+            except csv.Error:
+                raise UserError("table-unreadable", f"{path}, line {start + 1}: {one_line(error)}") from None
+        if first is not None and row and reader.line_num - start > 2:
+            # A cell of several lines. If a line in it looks like a row of its own, a quote is missing.
+            for line in lines[start + 1 : reader.line_num - 1]:
+                cells = line.rstrip("\r\n").split(delimiter)
+                if len(cells) >= len(first) > 1 and _shape(cells[0]) == _shape(row[0]) != "":
+                    raise _open_quote(path, start)
+        first = row if first is None else first
+        yield reader.line_num, row
+
+
+def _open_quote(path: StoragePath, start: int) -> UserError:
+    what = f"line {start + 1} has a quote that is not closed before the next rows"
+    return UserError("table-unreadable", f"{path}: {what}; close it, or write a quote inside of a text twice")
+
+
+def _shape(cell: str) -> str:
+    """Return a text with 0 for each digit and a for each letter. Ids of one table often have the same shape."""
+    return re.sub(r"[A-Za-z]", "a", re.sub(r"\d", "0", cell.strip()))
+
+
+def _one_line_each(lines: Sequence[str]) -> bool:
+    """Return whether each line has as many tabs as the header, so that no cell has several lines."""
+    return all(line.count("\t") == lines[0].count("\t") for line in lines if line.strip())
 
 
 def decoded(path: StoragePath, data: bytes, encoding: str | None = None) -> tuple[str, str]:
@@ -139,20 +176,16 @@ def _found(path: StoragePath, data: bytes) -> str:
     return str(best.encoding)
 
 
-def _found_delimiter(lines: list[str]) -> tuple[str, bool]:
-    """Return the separator of the columns, and whether texts can be in quotes, from the first lines of a CSV."""
+def _found_delimiter(lines: Sequence[str]) -> str:
+    """Return the separator of the columns, from the first lines of a CSV."""
     in_header = [delimiter for delimiter in DELIMITERS if lines and delimiter in lines[0]]
-    best, most = (in_header[0] if in_header else ",", True), -1.0
+    best, most = (in_header[0] if in_header else ","), -1.0
     for delimiter in in_header:
-        # Some programs write tabs without quotes around texts, so that a quote in a text has no partner.
-        for quoted in (True, False) if delimiter == "\t" else (True,):
-            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-            try:
-                rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
-            except csv.Error:
-                continue
-            same = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
-            joined = delimiter == "\t" and quoted and len(rows) < 0.9 * len(lines)
-            if (score := (len(rows[0]) > 1) + same - joined) > most:
-                best, most = (delimiter, quoted), score
+        try:
+            rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
+        except csv.Error:
+            continue
+        same = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+        if (score := (len(rows[0]) > 1) + same) > most:
+            best, most = delimiter, score
     return best

@@ -156,13 +156,14 @@ def test_names_of_tars_that_not_every_system_allows(tmp_path: Path, name: str) -
 
 
 def test_names_of_splits(tmp_path: Path) -> None:
-    for number, name in enumerate(("Train-0", "VAL_0", "Validation.0", "x")):
+    for number, name in enumerate(("Train-0", "VAL_0", "Validation.0", "x", "dev-0")):
         pack(tmp_path / f"{name}.tar", str(number))
     shards = adopt(tmp_path, split="my-split.2").shards
     assert [(s.name, s.split) for s in shards] == [
         ("Train-0.tar", "train"),
         ("VAL_0.tar", "val"),
         ("Validation.0.tar", "val"),
+        ("dev-0.tar", "val"),
         ("x.tar", "my-split.2"),
     ]
     for split in ("../up", "", "a/b", ".hidden", "a b", "é"):
@@ -224,7 +225,7 @@ def test_subfolders_of_splits(tmp_path: Path) -> None:
     wanted = [("train/0.tar", "train"), ("train/1.tar", "train"), ("Validation/0.tar", "val"), ("test/0.tar", "test")]
     assert [(s.name, s.split) for s in manifest.shards] == wanted
     assert index_path(tmp_path / "train" / "0.tar").exists() and not (tmp_path / "others" / "0.index.parquet").exists()
-    assert rejected(tmp_path)["more.tar.gz"] == "not a .tar"
+    assert rejected(tmp_path) == {"more.tar.gz": "not a .tar", "others/0.tar": "in another folder"}
     before = tree(tmp_path)
     assert verify_shards(tmp_path, 1)[1] == [] and adopt(tmp_path) == manifest and tree(tmp_path) == before
     with open(tmp_path / "train" / "1.tar", "r+b") as stream:

@@ -282,7 +282,11 @@ def test_a_dry_run_builds_nothing(posters: tuple[Path, Posters], tmp_path: Path)
     assert {(r.id, r.reason) for r in plan.rejected} == {("absent", "missing file"), ("none", "no genres")}
     with fails("option-conflict", "dry_run builds nothing"):
         build_shards(options)
-    assert not (tmp_path / "out").exists()
+    assert not plan.problem and not (tmp_path / "out").exists()
+    rows = [(i, "['Dr" if number < 20 else g) for number, (i, g) in enumerate(text(genres, "|"))]
+    broken = write_csv(tmp_path / "b.csv", rows, ("id", "genre"))
+    plan = dry_run(BuildOptions(out=tmp_path / "out", images=images, metadata=broken, workers=1))
+    assert "a build stops: 20 of 60 rows with an image are unreadable, over --max-rejected 5%" in plan.problem
     other = write_csv(tmp_path / "n.csv", [("x1", "War"), ("x2", "Drama")], ("id", "genre"))
     with fails("table-row", "no id of", "n.csv", "--id-column"):
         dry_run(BuildOptions(out=tmp_path / "out", images=images, metadata=other, workers=1))

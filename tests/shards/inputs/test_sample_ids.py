@@ -41,6 +41,12 @@ def test_paths_below_the_image_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert any("below images" in change for change in found.changes)
 
 
+def test_decimals_keep_their_path() -> None:
+    """Earlier versions of fetch wrote files such as 66773.0.jpg."""
+    found = sample_ids(["66773.0", "12.0"])
+    assert found.ids == ["66773", "12"] and found.paths == ["66773.0", "12.0"]
+
+
 def test_file_names_unless_two_are_equal() -> None:
     assert sample_ids(["train/p1.jpg", "test/p2.jpg"], by_file=True).ids == ["p1", "p2"]
     assert sample_ids(["Drama/p1.jpg", "War/p1.jpg"], by_file=True).ids == ["Drama/p1", "War/p1"]

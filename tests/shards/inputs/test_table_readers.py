@@ -11,7 +11,9 @@ import pytest
 from failing import fails
 from shard_tools import draw
 
+from shards.errors import Code
 from shards.inputs.metadata import GenreOptions, read_metadata
+from shards.inputs.table import SplitColumns
 from shards.inputs.table_readers import open_table
 
 #: Name of a file, its content, and what the line says.
@@ -147,3 +149,68 @@ def test_missing_values_are_empty_cells(tmp_path: Path, value: object) -> None:
     (tmp_path / "m.json").write_text(json.dumps(value))
     with open_table(tmp_path / "m.json") as table:
         assert table.header == ["id", "g"] and list(table.rows) == [(1, ["p1", ""])]
+
+
+def test_an_odd_cell_drops_no_genre(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("id,Action,Drama,Comedy\n1,0,1,0\n2,0,1,1\n3,0,3,1\n4,1,0,1\n")
+    found = read_metadata(tmp_path / "m.csv")
+    assert [row.genres for row in found.rows] == [("Drama",), ("Drama", "Comedy"), ("Action", "Comedy")]
+    assert [(r.id, r.reason) for r in found.rejected] == [("3", "unparsable genres")]
+
+
+@pytest.mark.parametrize(
+    ("header", "code", "part"),
+    [("1,0,1,0", "table-unreadable", "has no header line"), ("id,War,Drama,War", "table-column", "of the genre")],
+)
+def test_names_of_flag_columns(tmp_path: Path, header: str, code: Code, part: str) -> None:
+    (tmp_path / "m.csv").write_text(f"{header}\n1,0,1,0\n2,1,0,1\n")
+    with fails(code, "m.csv", part):
+        read_metadata(tmp_path / "m.csv")
+
+
+def test_folders_beside_those_of_splits_are_refused(tmp_path: Path) -> None:
+    images(tmp_path, "train/War/a.jpg", "test/Drama/b.jpg", "__MACOSX/train/War/a.jpg", ".thumbs/a.jpg")
+    found = read_metadata(tmp_path)
+    assert [(row.id, row.genres, row.split) for row in found.rows] == [
+        ("b", ("Drama",), "test"),
+        ("a", ("War",), "train"),
+    ]
+    images(tmp_path, "sample/War/c.jpg")
+    with fails("table-unreadable", "has folders of splits", "sample/War/c.jpg is in none of them"):
+        read_metadata(tmp_path)
+
+
+def test_tables_of_splits_can_have_different_columns(tmp_path: Path) -> None:
+    images(tmp_path, "data/train/a.jpg", "data/test/sub/b.jpg")
+    (tmp_path / "data/train/metadata.jsonl").write_text('{"file_name": "a.jpg", "genre": "War"}\n')
+    (tmp_path / "data/test/metadata.jsonl").write_text(
+        '{"note": "x\u2028y", "genre": "Drama", "file_name": "sub\\\\b.jpg"}\n'
+    )
+    found = read_metadata(tmp_path, strict=False)
+    assert [(r.id, r.path, r.genres, r.split) for r in found.rows] == [
+        ("b", "data/test/sub/b.jpg", ("Drama",), "test"),
+        ("a", "data/train/a.jpg", ("War",), "train"),
+    ]
+
+
+def test_names_of_files_with_tags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "a.jpg.txt").write_text("War Drama\nold_war\n")
+    (tmp_path / "b.TXT").write_text("War")
+    found = read_metadata(tmp_path, GenreOptions(genre_separator=" "))
+    assert [(row.id, row.genres) for row in found.rows] == [("a", ("War", "Drama", "old_war")), ("b", ("War",))]
+    assert "1 of 3 images" in caplog.text
+
+
+def test_splits_and_groups_of_joined_rows_agree(tmp_path: Path) -> None:
+    rows = "".join(f"{n},War,train,None\n{n},Drama,train,nan\n" for n in range(9))
+    (tmp_path / "m.csv").write_text(f"id,genre,split,film\n{rows}x,War,train,1\nx,Drama,test,1\ny,War,nan,1\n")
+    found = read_metadata(
+        tmp_path / "m.csv", strict=False, splits=SplitColumns(split_column="split", group_column="film")
+    )
+    assert len(found.rows) == 9 and {row.group for row in found.rows} == {""}
+    assert [(r.id, r.reason) for r in found.rejected] == [
+        ("x", "conflicting rows"),
+        ("x", "conflicting rows"),
+        ("y", "no split"),
+    ]

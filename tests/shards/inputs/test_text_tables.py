@@ -54,7 +54,8 @@ def test_rows_of_any_separator_are_read_as_the_csv_module_wrote_them(delimiter: 
 
 
 def test_a_first_line_with_the_separator_is_skipped() -> None:
-    table = text_table(Path("m.csv"), b"sep=;\nid;genre\np1;Drama\n", TableOptions())
+    for first in (b"sep=;", b'"SEP=;"'):
+        table = text_table(Path("m.csv"), first + b"\r\nid;genre\np1;Drama\n", TableOptions())
     assert table.header == ["id", "genre"] and list(table.rows) == [(3, ["p1", "Drama"])]
 
 
@@ -86,3 +87,31 @@ def test_the_separator_that_was_chosen_is_used() -> None:
 def test_other_files_are_refused_with_their_own_remedy(data: bytes, parts: list[str]) -> None:
     with fails("table-unreadable", "m.csv", *parts):
         text_table(Path("m.csv"), data, TableOptions())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['3,"Three Men in a Boat,Comedy'],
+        ['3,"Three Men in a Boat,Comedy', "4,Four,War", '5,"Five, six",War'],
+        ['3,"Three Men,Comedy', "4,Four,War", '5,End",War'],
+    ],
+)
+def test_a_quote_that_is_not_closed_is_refused(lines: list[str]) -> None:
+    text = "\n".join(["id,title,genre", "1,One,War", *lines, "7,Seven,War", "8,Eight,War"])
+    with fails("table-unreadable", "m.csv: line 3 has a quote that is not closed"):
+        list(text_table(Path("m.csv"), text.encode(), TableOptions()).rows)
+
+
+def test_texts_of_several_lines_and_lone_quotes_are_read() -> None:
+    text = 'id,story,genre\n1,"One, and\ntwo, or three,\nfour",War\n2,5" disc,Drama\n3,"x"y,War\n'
+    rows = [row for _, row in text_table(Path("m.csv"), text.encode(), TableOptions()).rows]
+    assert [row[0] for row in rows] == ["1", "2", "3"] and rows[0][1].count("\n") == 2 and rows[1][1] == '5" disc'
+
+
+def test_a_pair_of_quotes_in_two_lines_of_tabs_joins_nothing() -> None:
+    lines = ["t\ttitle\tgenre", *(f"t{n}\tTitle {n}\tWar" for n in range(300))]
+    lines[250], lines[253], lines[10] = 't249\t"Giliap\tDrama', 't252\tEnd"\tWar', 't9\t"A, ""B"""\tWar'
+    for options in (TableOptions(), TableOptions(delimiter="\t")):
+        rows = [row for _, row in text_table(Path("m.tsv"), "\n".join(lines).encode(), options).rows]
+        assert len(rows) == 300 and rows[249] == ["t249", '"Giliap', "Drama"] and rows[9][1] == 'A, "B"'
