@@ -104,11 +104,15 @@ def tune(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> E
     """Choose thresholds and calibration of a model folder again, as `posters tune` does.
 
     The keywords are the options of the command, such as ``aim="precision>=0.6"``. Return the metrics on the
-    validation split with the new thresholds. Raises UserError for bad input.
+    validation split with the new thresholds. To set thresholds by hand, use `Predictor.thresholds`, or
+    ``posters tune --set``. Raises UserError for bad input.
     """
     from toolkit.evaluation.options import TuneOptions
     from toolkit.evaluation.tune import tune_model
 
+    if "set" in options or "by_hand" in options:
+        remedy = "set model.thresholds['Drama'] = 0.5 of a loaded model, or use `posters tune --set`"
+        raise UserError("option-unknown", f"tune chooses thresholds on a shard set; to set one by hand, {remedy}")
     chosen = options_of(TuneOptions, {**options, "model": model, "shards": _place(shards)})
     with _call("tune", chosen):
         return tune_model(chosen)
@@ -119,12 +123,13 @@ def predict(
 ) -> pd.DataFrame:
     """Predict the genres of images: `Predictor.predict` of a model folder or of a loaded model.
 
-    ``device`` and ``precision`` are keywords of `load_model`. All other keywords are those of `Predictor.predict`.
+    ``device``, ``precision`` and ``trust_code`` are keywords of `load_model`. All other keywords are those of
+    `Predictor.predict`.
     """
     from toolkit.prediction.api import Predictor, load_model
 
     if not isinstance(model, Predictor):
-        loading = {name: options.pop(name) for name in ("device", "precision") if name in options}
+        loading = {name: options.pop(name) for name in ("device", "precision", "trust_code") if name in options}
         model = load_model(model, **loading)
     return model.predict(images, **options)
 

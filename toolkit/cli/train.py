@@ -14,6 +14,7 @@ from docstring_parser import parse_from_object
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError, printable_line
 from shards.options import option
+from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, RENAMED, as_today, check_file, check_text
 from toolkit.config.loss_registry import LOSSES
 from toolkit.config.recipes import config_path
@@ -36,10 +37,14 @@ class TrainOptions(SetOptions):
     """Run folder to write."""
     resume: bool = False
     """Continue the run in --out from its newest valid checkpoint."""
+    trust_code: tuple[str, ...] = option((), parse=parse_modules, metavar="MODULE[,MODULE]")
+    """Python modules with the code that the model of --model.weights may use (default: none). The code runs with your
+    rights."""
     find_lr: bool = False
     """Test increasing learning rates instead of training. Write the loss curve and a suggested rate to --out."""
 
     def __post_init__(self) -> None:
+        trust(self.trust_code)
         check_config(self.config)
         if self.resume and self.find_lr:
             raise UserError("option-conflict", "--find-lr always starts from the initial weights; remove --resume")

@@ -203,7 +203,9 @@ class TrainConfig:
     """Name of a tracker → its options, or a list of names: tensorboard, wandb, mlflow, trackio, ... or MODULE:CLASS."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.trackers, (list, tuple)):
+        if isinstance(self.trackers, str):
+            self.trackers = {name.strip(): {} for name in self.trackers.split(",") if name.strip()}
+        elif isinstance(self.trackers, (list, tuple)):
             self.trackers = {name: {} for name in self.trackers}
 
 

@@ -37,8 +37,8 @@ HeadName = Annotated[str, _HEAD]
 Place = Annotated[str | None, _PLACE]
 if TYPE_CHECKING:
     Trackers = dict[str, dict[str, Any]]
-else:  # a list becomes a dict in TrainConfig
-    Trackers = dict[str, dict[str, Any]] | list[str]
+else:  # a list, or a text such as wandb, becomes a dict in TrainConfig
+    Trackers = dict[str, dict[str, Any]] | list[str] | str
 Side = Annotated[int, _SIDE]
 AreaRange = Annotated[tuple[float, float], Rule("0 < low <= high <= 1", lambda v: 0 < v[0] <= v[1] <= 1)]
 RatioRange = Annotated[tuple[float, float], Rule("0 < low <= high", lambda v: 0 < v[0] <= v[1])]

@@ -157,7 +157,8 @@ def load_model(
     """Load the model of a run folder (RUN) or model folder (RUN/model) onto ``device``. The default is a GPU, if any.
 
     trust_code: names of modules whose classes the model may use, such as the module of a head of your own. Their code
-    runs with your rights. A class that was registered with `toolkit.register` needs no trust.
+    runs with your rights. The trust lasts until the process ends. A class that was registered with `toolkit.register`
+    needs no trust.
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
     Raises UserError if the folder is incomplete. The message says how to repair it.
     """

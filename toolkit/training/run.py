@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardsAt, open_store
 from shards.errors import UserError, did_you_mean
+from shards.storage.kinds import SHARD_SET, kind_of
 from shards.storage.lock import folder_lock
 from toolkit.config.io import save_config
 from toolkit.config.schema import Config
@@ -166,6 +167,8 @@ def _lock_run_folder(locks: contextlib.ExitStack, out: Path, *, allow_existing: 
 
     Raises UserError if the folder cannot be created or locked, or if it contains a run and ``allow_existing`` is false.
     """
+    if kind_of(out) == SHARD_SET:
+        raise UserError("path-exists", f"{out} is a shard set, so no run is written there: choose another --out")
     locks.enter_context(folder_lock(out))
     folder = out / "checkpoints"
     if folder.exists() and not folder.is_dir():

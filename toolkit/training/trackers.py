@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import queue
 import re
 import threading
@@ -170,6 +171,7 @@ def _made(name: str, options: dict[str, Any], out: Path) -> GeneralTracker:
     if name in RUN_NAME:
         options.setdefault(RUN_NAME[name], out.resolve().name)
     if name == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")  # its lines would stand between those of the training
         options.setdefault("dir", str(out))
     elif inspect.signature(kind).parameters.keys() >= {"logging_dir"} and name != "mlflow":
         options.setdefault("logging_dir", str(out))

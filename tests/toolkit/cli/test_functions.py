@@ -207,8 +207,12 @@ def test_a_wrong_argument_of_train(given: dict[str, Any], code: Any, facts: list
 def test_a_wrong_argument_of_the_others(run: toolkit.Run, shards: toolkit.ShardSet, tmp_path: Path):
     with fails("option-unknown", "'imges'", "'images'"):
         toolkit.build_shards(imges="a", out="b")
-    with fails("option-missing", "metadata"):
-        toolkit.build_shards(out=tmp_path / "set")
+    with fails("option-missing", "out"):
+        toolkit.build_shards(images=tmp_path / "images")
+    with fails("option-unknown", "posters tune --set"):
+        toolkit.tune(run.model, shards, set={"Drama": 0.5})
+    with fails("path-exists", "is a shard set", "--out"):
+        toolkit.train(shards, shards.path, SMALL)
     with fails("option-unknown", "'spilt'", "'split'"):
         toolkit.evaluate(run.model, shards, spilt="val")
     with fails("set-split", "'dev'"):
@@ -228,3 +232,14 @@ def test_the_import_is_quick_and_names_are_seen():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "no attribute 'nothing'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("given", ["wandb, mlflow", ["wandb", "mlflow"], {"wandb": {}, "mlflow": {}}])
+def test_trackers_are_named_in_a_text_a_list_or_with_options(given: object):
+    assert config_of(None, {"train.trackers": given}).train.trackers == {"wandb": {}, "mlflow": {}}
+
+
+def test_a_head_of_others_is_trusted_by_predict(run: toolkit.Run, posters: Path):
+    image = posters / "images" / "p00000.jpg"
+    found = toolkit.predict(run.model, image, trust_code=["some_module"])
+    assert found["genres"].tolist() == toolkit.predict(run.model, image)["genres"].tolist()
