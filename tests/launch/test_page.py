@@ -63,7 +63,7 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch):
             return
     elif words[:2] == ["accelerate", "launch"]:
         told = launch_command_parser().parse_args(words[2:])
-        assert Path(told.config_file).exists()
+        assert told.config_file is None or Path(told.config_file).exists()
         script, rest = told.training_script, told.training_script_args
     elif words[0] == "torchrun":
         elastic = get_args_parser().parse_args(words[1:])
@@ -71,8 +71,12 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch):
     else:
         _, (job, script, *rest) = options(words[1:], SBATCH)
         assert Path(job).exists()
+    if script == "toolkit":  # -m toolkit train, where there is no checkout
+        script, rest = f"launch/{rest[0]}.py", rest[1:]
     assert Path(script).exists()
-    if script == "launch/train.py":
+    if script == "launch/train.py" and "-m toolkit" in command:
+        parse_train(rest)
+    elif script == "launch/train.py":
         train = parse_train(rest)
         assert train.resume == (words[0] == "torchrun" or "preemptible" in command)
     else:

@@ -126,7 +126,7 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
     **{
         f"shard {name!r}": edit("shards", 0, "name", to=name)
         for name in (
-            "../victim.tar", "/tmp/victim.tar", "file:///tmp/victim.tar", "a/../b.tar", "./b.tar", "sub/b.tar",
+            "../victim.tar", "/tmp/victim.tar", "file:///tmp/victim.tar", "a/../b.tar", "./b.tar", "sub/c/b.tar",
             "..\\victim.tar", "C:victim.tar", "http://127.0.0.1/b.tar", "", ".", "..", ".tar/", "b.tar\0", "b\n.tar",
             "x.bashrc", "b", "b.tar.gz", "b" * 250 + ".tar", 7, None, ["b.tar"],
         )

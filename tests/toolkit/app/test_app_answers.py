@@ -197,7 +197,7 @@ def test_text_is_off_with_a_note(monkeypatch: pytest.MonkeyPatch):
     )  # fmt: skip
     monkeypatch.setattr(app_answers, "absent", lambda *modules: ["rapidocr"])
     removal, note = text_removal(True, "surround", None)
-    assert removal is None and "rapidocr not installed" in note and "'.[app]'" in note
+    assert removal is None and "rapidocr not installed" in note and "'poster-toolkit[app]'" in note
 
 
 def test_a_fill_network_that_cannot_be_loaded_stops_the_start(tmp_path: Path):

@@ -174,7 +174,7 @@ def test_wrong_options_are_one_line(model_folder: Path, arguments: list[str], co
 
 def test_a_missing_extra_is_named(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"ONNX export needs onnxscript: .*'\.\[export\]'"):
+    with pytest.raises(UserError, match=r"ONNX export needs onnxscript: .*'poster-toolkit\[export\]'"):
         main(["export", "-m", str(model_folder)])
 
 
