@@ -204,6 +204,7 @@ def options_of(words: list[str], folder: Path) -> Any:
         return None
     if made is not None:
         found = vars(made) | {"config": config_dict(made.config)}
+        assert found.pop("trust_code") == ()  # an option of later
         return {key: plain(value) for key, value in found.items()} | {
             "cache": str(made.cache).replace("remote_timeout", "patience")
         }
