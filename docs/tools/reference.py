@@ -10,17 +10,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from docstring_parser import parse, parse_from_object
+from docstring_parser import parse_from_object
+from plain_markdown import plain
+from python_page import python
 
-import toolkit
 from shards.cli.log_options import LogOptions
 from shards.cli.options import Argument, Parser, arguments
 from shards.values import rules_of
@@ -35,15 +34,6 @@ CONFIGURED = "train"
 #: End of the help of a required option.
 MARK = " (required)"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
-
-#: Class → its members on the page of Python.
-CLASSES = {
-    "Predictor": ("predict", "preprocess", "genres", "thresholds", "model"),
-    "ShardSet": ("to_pandas", "genres", "splits", "ids", "targets"),
-    "Run": ("model", "epoch", "monitor", "score", "figures", "epochs", "log", "config"),
-    "Evaluation": ("figures", "to_dict", "render"),
-    "UserError": (),
-}
 
 COMMAND_LINE = """# Command line
 
@@ -79,55 +69,6 @@ once, the last value is used. `--print_config` prints the resulting configuratio
 
 Sections: {sections}.
 """
-PYTHON = """# Python
-
-This page describes the functions and classes for your own programs and notebooks. [From Python](../guides/python.md)
-shows how to use them.
-
-_This page is generated. To change it, edit the docstrings and run `python docs/tools/reference.py`._
-
-```python
-import toolkit
-
-model = toolkit.load_model("RUN/model")
-found = model.predict(["poster.jpg", "another.jpg"])
-print(found[["image", "genres"]])
-```
-
-`found` is a pandas DataFrame with one row per image. An image may be a path, bytes, an open file, a Pillow picture,
-or a `uint8` array.
-
-`toolkit.__version__` is the version of the toolkit. `import toolkit` takes some milliseconds. torch is imported at the
-first use of a function that needs it.
-
-## Keywords
-
-`build_shards`, `train`, `evaluate` and `tune` take the options of their commands as keywords. A keyword is the name of
-the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The lists of
-options are on the page [Command line](command-line.md). A value may be a Python object or the text of the command line.
-Sections of the [configuration](configuration.md) are also keywords of `train`.
-"""
-PYTHON_ERRORS = """[Error codes](error-codes.md) lists the values of `code`.
-
-```python
-import toolkit
-
-try:
-    model = toolkit.load_model("RUN/model")
-except toolkit.UserError as error:
-    print(error.code, error)
-```
-
-All other modules are internal and may change in any version.
-"""
-
-
-def plain(text: str) -> str:
-    """Return a docstring or help text as one line of Markdown that fits into a cell of a table."""
-    text = " ".join(text.replace("``", "`").split())
-    parts = text.split("`")  # every second part is code
-    parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
-    return "`".join(parts).replace("|", r"\|")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -265,55 +206,6 @@ def _yaml(value: Any) -> str:
 
 
 # python.md
-
-
-def python() -> str:
-    """Return the page of the public functions and classes."""
-    functions = ("build_shards", "open_shards", "train", "evaluate", "tune", "load_model", "predict", "register")
-    parts = [PYTHON, *(_described(f"toolkit.{name}", getattr(toolkit, name)) for name in functions)]
-    for name, members in CLASSES.items():
-        kind = getattr(toolkit, name)
-        parts.append(f"## toolkit.{name}\n\n{_text(kind)}\n")
-        parts += [_described(f"{name}.{member}", getattr(kind, member), "###") for member in members]
-    parts.append(PYTHON_ERRORS)
-    return "\n".join(parts)
-
-
-def _described(title: str, member: Any, level: str = "##") -> str:
-    if isinstance(member, (property, cached_property)):
-        return f"{level} {title}\n\n{_text(member)}\n"
-    return f"{level} {title}\n\n```python\n{_signature(title, member)}\n```\n\n{_text(member)}\n"
-
-
-def _signature(title: str, function: Callable[..., Any]) -> str:
-    """Return the signature of a function with one parameter per line."""
-    parameters = list(inspect.signature(function).parameters.values())
-    lines, keyword_only = [], False
-    for parameter in parameters:
-        if parameter.name == "self":
-            continue
-        if parameter.kind is parameter.VAR_KEYWORD:
-            lines.append(f"    **{parameter.name}: {parameter.annotation},")
-            continue
-        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
-            keyword_only = True
-            lines.append("    *,")
-        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        lines.append(f"    {parameter.name}: {parameter.annotation}{default},")
-    returns = inspect.signature(function).return_annotation
-    return "\n".join([f"{title}(", *lines, f") -> {returns}"]) if lines else f"{title}() -> {returns}"
-
-
-def _text(member: Any) -> str:
-    """Return a docstring as Markdown, with its parameters as a list."""
-    found = parse(inspect.getdoc(member) or "")
-    parts = [plain(part) for part in (found.description or "").split("\n\n")]
-    if found.params:
-        parts.append("\n".join(f"- `{doc.arg_name}`: {plain(doc.description or '')}" for doc in found.params))
-    if found.returns and found.returns.description:
-        parts.append(f"Returns: {plain(found.returns.description)}")
-    parts += [f"Raises {doc.type_name or ''}: {plain(doc.description or '')}" for doc in found.raises]
-    return "\n\n".join(part for part in parts if part).replace(r"\|", "|")
 
 
 PAGES = {"command-line.md": command_line, "configuration.md": configuration, "python.md": python}

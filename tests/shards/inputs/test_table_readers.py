@@ -24,7 +24,7 @@ FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "empty JSON": ("m.json", b"[]", ["not a list of records"]),
     "empty JSON lines": ("m.jsonl", b"", ["no columns"]),
     "a bad line": ("m.jsonl", b'{"id": "p1", "genre": "War"}\n{"id": p2}\n', ["line 2 is not a JSON object"]),
-    "a line that is no object": ("m.jsonl", b'{"id": "p1"}\n[1]\n', ["line 2 is not a JSON object"]),
+    "a line with a list": ("m.jsonl", b'{"id": "p1"}\n[1]\n', ["line 2 is not a JSON object"]),
     "deep JSON": ("m.json", b"[" * 100_000, ["not valid JSON"]),
     "several lists": ("m.csv", b"id,genre,tags\n1,War,x\n", ["several columns", "--genre-column"]),
 }

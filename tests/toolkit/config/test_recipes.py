@@ -40,7 +40,7 @@ def test_other_names_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_file_is_used_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("best").mkdir()
-    assert config_path("best").name == "poster_resnet50_best.yaml"  # a folder is no configuration
+    assert config_path("best").name == "poster_resnet50_best.yaml"  # not the folder
     Path("best").rmdir()
     Path("best").write_text("optim: {lr: 0.5}\n")
     assert parse_train(["--config", "best", "--shards", "S", "--out", "O"]).config.optim.lr == 0.5
