@@ -33,6 +33,8 @@ class Outcome:
     """Predicted labels. Empty if only probabilities are measured."""
     scores: FloatArray = field(default_factory=lambda: NO_SCORES)
     """Probabilities. Empty for a baseline without probabilities."""
+    weights: FloatArray | None = None
+    """(N,) sample weights above 0. None if all samples have the same weight."""
 
     def at(self, thresholds: ArrayLike) -> Outcome:
         """Return a copy that predicts the labels with ``scores >= thresholds`` (one number or one per label)."""
@@ -49,9 +51,9 @@ class Outcome:
         for label, support in enumerate(self.truth.sum(axis=0)):
             column = self.truth[:, label], self.scores[:, label]
             if support > 0:
-                ap[label] = average_precision_score(*column)
+                ap[label] = average_precision_score(*column, sample_weight=self.weights)
             if 0 < support < num_samples:
-                roc_auc[label] = roc_auc_score(*column)
+                roc_auc[label] = roc_auc_score(*column, sample_weight=self.weights)
         return ap, roc_auc
 
     @cached_property
@@ -93,11 +95,22 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """An outcome under B weightings of its samples. Without weights, B is 1 and each sample has the weight 1."""
+    """An outcome under B weightings of its samples. Without weightings, B is 1.
+
+    The weight of a sample is the product of its weight in the weighting and its own weight in the outcome.
+    """
 
     outcome: Outcome
-    weights: FloatArray | None = None
+    weightings: FloatArray | None = None
     """(B, N) weights of at least 0. Each row is one weighting and has a positive sum."""
+
+    @cached_property
+    def weights(self) -> FloatArray | None:
+        """(B, N) weights of the samples. None if all weights are 1."""
+        own = self.outcome.weights
+        if own is None or self.weightings is None:
+            return self.weightings if own is None else own[None]
+        return self.weightings * own
 
     @cached_property
     def total(self) -> FloatArray:
