@@ -21,10 +21,10 @@ from shards.inputs.duplicates import perceptual_hashes, poster_signature
 from shards.inputs.image_files import default_image_folder, read_image_file, require_images
 from shards.inputs.images import BadImage, decode, pack_image
 from shards.inputs.listing import Listed, find_posters
-from shards.inputs.metadata import Metadata, Row, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons
-from shards.inputs.usable import NOT_COUNTED, no_match, with_known_genres
 from shards.storage.paths import StoragePath
+from shards.tables.metadata import Metadata, Row, read_metadata
+from shards.tables.row_checks import NOT_COUNTED, no_match, with_known_genres
 
 #: Number of rows of the table on the screen, and of posters whose packing is timed.
 SHOWN, TIMED = 10, 24

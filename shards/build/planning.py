@@ -20,11 +20,11 @@ from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import warn_of_unknown_indexes
 from shards.errors import UserError
-from shards.inputs.metadata import Row
 from shards.inputs.scan import Scan
 from shards.storage.csv_text import write_for_people
 from shards.storage.files import atomic_write
 from shards.storage.paths import StoragePath
+from shards.tables.metadata import Row
 from shards.text.pipeline import removal_fingerprint
 
 if TYPE_CHECKING:

@@ -34,15 +34,15 @@ from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import default_image_folder, require_images
 from shards.inputs.images import ImageOptions
-from shards.inputs.metadata import Metadata, Row, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import Scan, scan_images
-from shards.inputs.table import SplitColumns
-from shards.inputs.usable import PostersOptions, problem_with_rows, with_known_genres
 from shards.options import option
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
 from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, storage_path
+from shards.tables.metadata import Metadata, Row, read_metadata
+from shards.tables.row_checks import PostersOptions, problem_with_rows, with_known_genres
+from shards.tables.table import SplitColumns
 from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
 from shards.values import Count
 from shards.versions import library_versions

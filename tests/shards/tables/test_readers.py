@@ -12,9 +12,9 @@ from failing import fails
 from shard_tools import draw
 
 from shards.errors import Code
-from shards.inputs.metadata import GenreOptions, read_metadata
-from shards.inputs.table import SplitColumns
-from shards.inputs.table_readers import open_table
+from shards.tables.metadata import GenreOptions, read_metadata
+from shards.tables.readers import open_table
+from shards.tables.table import SplitColumns
 
 #: Name of a file, its content, and what the line says.
 FILES: dict[str, tuple[str, bytes, list[str]]] = {

@@ -1,7 +1,7 @@
 """Read a user's table of posters and genres. A row becomes a sample, is joined to another row, or is rejected.
 
-file or folder ─ table_readers.open_table ─→ texts of each row ─ genre_columns.find_genres ─→ the columns in use
-    ─ sample_ids.sample_ids, genres.parse_genres ─→ rows with an id and genres, rejected rows
+file or folder ─ readers.open_table ─→ texts of each row ─ genre_columns.find_genres ─→ the columns in use
+    ─ sample_ids.sample_ids, genre_cells.parse_genres ─→ rows with an id and genres, rejected rows
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from functools import lru_cache
 
 from shards.dataset.labels import merge_spellings
 from shards.errors import UserError, one_line, some
-from shards.inputs.folder_tables import SPLIT_NAMES
-from shards.inputs.genre_checks import doubt_about, found_separator
-from shards.inputs.genre_columns import (
+from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
+from shards.options import option
+from shards.storage.paths import StoragePath
+from shards.tables.folder_tables import SPLIT_NAMES
+from shards.tables.genre_cells import NO_GENRE_WORDS, is_list, parse_genres
+from shards.tables.genre_checks import doubt_about, found_separator
+from shards.tables.genre_columns import (
     GenreColumns,
     find_genres,
     genres_of_flags,
@@ -24,13 +28,9 @@ from shards.inputs.genre_columns import (
     refuse_missing_header,
     refuse_unless_lists,
 )
-from shards.inputs.genres import NO_GENRE_WORDS, is_list, parse_genres
-from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
-from shards.inputs.sample_ids import SampleIds, sample_ids
-from shards.inputs.table import SplitColumns, Table, TableOptions
-from shards.inputs.table_readers import open_table
-from shards.options import option
-from shards.storage.paths import StoragePath
+from shards.tables.readers import open_table
+from shards.tables.sample_ids import SampleIds, sample_ids
+from shards.tables.table import SplitColumns, Table, TableOptions
 
 log = logging.getLogger(__name__)
 
