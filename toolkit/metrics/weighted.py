@@ -175,6 +175,7 @@ class _Ranking:
         self._segments = _indicator(order[:last], bounds, len(order))
         positive_bounds = np.concatenate([[0], np.searchsorted(np.flatnonzero(is_positive), ends)])
         self._positives = _indicator(order[is_positive], positive_bounds, len(order))
+        self._negatives = ~truth
 
     def __call__(self, columns: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the (B,) AP and the (B,) ROC-AUC under (N, B) weights. Undefined values are NaN."""
@@ -184,7 +185,7 @@ class _Ranking:
         down_to = np.cumsum(between + tied, axis=0)
         hits = np.cumsum(positive, axis=0)
         support = positive.sum(axis=0)
-        negatives = columns.sum(axis=0) - support
+        negatives = self._negatives @ columns  # a difference of two sums could be 1e-17 in place of 0
         ap = (positive * ratio(hits, down_to)).sum(axis=0)
         above = (down_to - hits) - (tied - positive)  # weight of negatives with a higher score
         below = negatives - above - (tied - positive) / 2  # negatives with the same score count half
