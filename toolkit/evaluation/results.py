@@ -70,6 +70,8 @@ class Evaluation:
     """Table of `per_label_table` at the chosen thresholds."""
     own: dict[str, float | None] = field(default_factory=dict)
     """Metrics of the user at the chosen thresholds."""
+    weighted: bool = False
+    """Whether the metrics use sample weights."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -81,9 +83,9 @@ class Evaluation:
         return f"Evaluation({self.split}, {self.num_samples:,} samples: {figures})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types. Undefined values (NaN) become None. ``own`` is left out if it is empty."""
+        """Convert to JSON types. Undefined values (NaN) become None. ``own`` and ``weighted`` are left out if empty."""
         found = json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
-        return found if self.own else {key: value for key, value in found.items() if key != "own"}
+        return {key: value for key, value in found.items() if value or key not in ("own", "weighted")}
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables, by default on standard output with `REPORT_WIDTH` columns."""
@@ -115,6 +117,7 @@ class Evaluation:
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
         if top:
             notes.append("always top-k names the first k of: " + ", ".join(self.genres[i] for i in top))
+        notes += ["metrics use the sample weights of the shard set; counts do not"] if self.weighted else []
         notes += [f"{name}: {format_number(value)} at the chosen threshold" for name, value in self.own.items()]
         table.caption = Text("\n".join(notes))
         return table
@@ -226,6 +229,7 @@ def evaluate_arrays(
         baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)], weights),
         per_genre=per_label_table(outcome, decisions.thresholds, genres),
         own={metric.key: metric.value(Weighed(outcome.at(decisions.thresholds))) for metric in own},
+        weighted=weights is not None,
     )
 
 
