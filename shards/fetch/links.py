@@ -39,9 +39,8 @@ def read_links(
 ) -> tuple[list[Link], dict[int, Rejection]]:
     """Return the links of a table, in file order, and the rejected rows by their number.
 
-    A column is given by its header or by its number from 0.
-    Raises UserError if the file or a column is missing, or if this first column has row numbers instead of ids. A bad
-    row does not raise an error, but becomes a Rejection.
+    A column is given by its header or by its number from 0. Raises UserError if the file or a column is missing, or if
+    the column of ids has row numbers. A bad row does not raise an error, but becomes a Rejection.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}

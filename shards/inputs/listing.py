@@ -73,8 +73,9 @@ def find_posters(
 ) -> dict[str, Listed]:
     """Return id → image file, as list_posters does, but also look for ids without such a file.
 
-    paths: path of an image as the table has it, for ids that differ from it. In a local folder, an id is also looked
-    for in all subfolders, in each Unicode form. An id with files in several subfolders is left out and logged.
+    paths: id → path of its image in the table. Ids that are equal to their path are left out. In a local folder, this
+    function also looks for an id in all subfolders, in each Unicode form. An id with files in several subfolders is
+    left out and logged.
     """
     found = list_posters(folder, ids, quiet)
     written = {paths[sample_id]: sample_id for sample_id in ids if sample_id not in found and sample_id in paths}
@@ -112,7 +113,7 @@ def _in_subfolders(folder: Path, ids: Sequence[str], quiet: bool) -> dict[str, L
 
 
 def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """An id can begin with a subfolder. Yield (ids, files) of each subfolder. The keys of ``files`` are paths."""
+    """Yield (ids, files) of each subfolder with which an id begins. The keys of ``files`` are paths."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)

@@ -5,7 +5,7 @@
     FOLDER/p1.jpg, FOLDER/p1.txt              tags, separated by commas or one in each line
     FOLDER/Drama/p1.jpg                       one subfolder per genre
 
-Each of them can be in a subfolder for each split: train, val (valid, validation or dev) and test.
+Each of these formats can be in a subfolder for each split: train, val (valid, validation or dev) and test.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def split_of_folder(name: str) -> str:
 
 
 def split_of_path(path: str) -> str:
-    """Return the split of the first folder of a path that means one. Empty if no folder does."""
+    """Return the split that a folder of a path means. The first such folder decides. Empty if there is none."""
     return next(filter(None, map(split_of_folder, PurePosixPath(path).parts[:-1])), "")
 
 

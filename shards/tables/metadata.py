@@ -37,7 +37,7 @@ class Row:
     line: int = field(default=0, compare=False)
     """Number of the row in the table."""
     path: str = field(default="", compare=False)
-    """Path of the image below the image folder as the table has it. It can differ from ``id``."""
+    """Path of the image in the table, below the image folder. It can differ from ``id``."""
     split: str = ""
     """Split that the table gives the poster: train, val or test. Empty if the table has no column of splits."""
     group: str = ""
@@ -66,7 +66,7 @@ class Metadata:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Sample id → path of the image as the table has it, for the ids that differ from their path."""
+        """Sample id → path of its image in the table. Ids that are equal to their path are left out."""
         return {row.id: row.path for row in self.rows if row.path not in ("", row.id)}
 
 

@@ -30,7 +30,7 @@ LISTS = ("data", "rows", "records", "items", "images")
 
 @contextlib.contextmanager
 def open_table(path: StoragePath, options: TableOptions = TableOptions()) -> Iterator[Table]:
-    """Open a table of posters. Raises UserError if it is missing or cannot be read. Reading a row can also raise it.
+    """Open a table of posters. Raises UserError if the table cannot be read, also while its rows are read.
 
     A Parquet file is recognised by its first bytes, JSON by its first character, and other files are CSV.
     """
@@ -76,7 +76,7 @@ def _refuse_unused(path: StoragePath, form: str, **given: str | None) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(
-                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave it out"
+                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave the option out"
             )
 
 
@@ -153,7 +153,7 @@ def _json(path: StoragePath, data: bytes, options: TableOptions) -> Table:
             raise UserError("table-unreadable", f"{path} is not valid JSON: {one_line(error)}") from None
         if found is None:
             what = 'is not a list of records such as [{"id": "p1", "genres": ["Drama"]}]'
-            raise UserError("table-unreadable", f"{path} {what}; write it so, or one record on each line")
+            raise UserError("table-unreadable", f"{path} {what}; write such a list, or one record on each line")
         return record_table(path, found, f"JSON{name}", options)
     records = []
     for number, line in lines:

@@ -27,7 +27,7 @@ class SampleIds:
 
     ids: list[str]
     paths: list[str]
-    """Path of each image below the image folder as the table has it. It can differ from the id."""
+    """Path of each image in the table, below the image folder. It can differ from the id."""
     changes: list[str] = field(default_factory=list)
     """One text for each rule that changed ids."""
 
@@ -59,7 +59,7 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
 
 
 def _below_root(ids: list[str], images: StoragePath | None, changes: list[str]) -> list[str]:
-    """Make absolute paths relative. A path outside of the image folder stays as it is if others are relative."""
+    """Make absolute paths relative. If some paths are in the image folder or relative, all others stay unchanged."""
     if not any(map(_is_absolute, ids)):
         return ids
     if isinstance(images, Path):

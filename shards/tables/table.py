@@ -96,8 +96,9 @@ class Table:
     def id_column(self) -> int:
         """Return the position of the column of ids.
 
-        It is the column that --id-column names, or else column 0. If the name of column 0 is not in ID_NAMES, it is the
-        column whose name comes first in ID_NAMES. Raises UserError if --id-column names no column.
+        --id-column names this column. Without the option, column 0 is used if its name is in ID_NAMES. If it is not,
+        the column whose name comes first in ID_NAMES is used. If there is no such column, column 0 is used. Raises
+        UserError if --id-column names no column.
         """
         if self.options.id_column is not None:
             return self.column(self.options.id_column, "--id-column")

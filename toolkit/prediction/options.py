@@ -38,7 +38,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     """Images, folders of images with their subfolders, patterns such as "posters/*.jpg", URLs of images (http:// or
     https://), or one shard set."""
     image: list[Path | ImageUrl] | None = option(None, "-i", several="words", parse=image_places, metavar="IMAGE")
-    """Images, folders, patterns or URLs, as without -i."""
+    """Images, folders, patterns or URLs. They can also be given without -i."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)

@@ -52,7 +52,7 @@ class EpochLines:
         """Cause of the bottleneck of the epoch before."""
 
     def start(self, updates: int) -> None:
-        """Start the clock of an epoch, or of the rest of it. The run has made ``updates`` updates."""
+        """Start the clock of an epoch, or of the rest of an epoch. The run has made ``updates`` updates."""
         self.began, self.updates = time.perf_counter(), updates
 
     def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
@@ -144,7 +144,7 @@ def next_command(out: Path, store: ShardStore, manifest: Manifest) -> str:
 
 
 def _kept_figures(path: Path, epoch: int) -> dict[str, float | None]:
-    """Return the numbers of an epoch in epochs.csv. Empty values are None. Empty if the file has no such row."""
+    """Return the numbers of an epoch in epochs.csv, None for empty values. Return {} if the file has no such row."""
     with open(path, newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["epoch"] == str(epoch - 1)]
     figures = [(key, value) for row in rows for key, value in row.items() if key.startswith(("train_", "val_"))]

@@ -69,10 +69,10 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None: no groups. The
-    loss is computed without calibration. ``own``: metrics of the user. ``weights`` (n,): sample weights for the
-    metrics, or None if all samples have the same weight. Decisions are chosen without weights. Raises UserError if a
-    logit is not finite.
+    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None if
+    there are no near-duplicates. The loss is computed without calibration. ``own``: metrics of the user. ``weights``
+    (n,): sample weights for the metrics, or None if all samples have the same weight. Decisions are chosen without
+    weights. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -91,7 +91,7 @@ def validate(
 
 
 def draw_thresholds(result: ValidationResult, path: Path) -> bool:
-    """Draw metrics against the threshold into a PNG file. Return whether it worked: a picture must not end a run."""
+    """Draw metrics against the threshold into a PNG file. Return False after an error, which must not end a run."""
     try:
         sweep = load_object("toolkit.report.plots.threshold_plots:validation_sweep")  # imports matplotlib: seconds
         with atomic_write(path) as stream:
@@ -118,8 +118,8 @@ def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
         state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, or with "
-            "other decide options); measured again: %s",
+            "the best %s so far, %.4f of epoch %d, was measured with another rule, because the version or the decide "
+            "options differ; measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
