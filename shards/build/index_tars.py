@@ -248,7 +248,7 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
     shares = {split: share for split, share in zip(SPLITS, options.fractions, strict=True) if share > 0}
     if len(left) < len(shares):
         remedy = "divide the samples into more tars, or leave --splits out"
-        raise UserError("option-value", f"--splits divides {len(left)} tars into {len(shares)} splits; {remedy}")
+        raise UserError("option-value", f"--splits cannot divide {len(left)} tars into {len(shares)} splits; {remedy}")
     total, taken = sum(samples[tar] for tar in left), dict.fromkeys(shares, 0)
     for number, tar in enumerate(left):
         # The last tars go to the splits without a tar.

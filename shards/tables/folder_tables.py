@@ -44,7 +44,7 @@ MOST = 1 << 24
 
 @dataclass
 class _Contents:
-    """Relative paths of the files in a folder and its subfolders, without the hidden ones, in alphabetical order."""
+    """Relative paths of the files in a folder and its subfolders, in alphabetical order. Hidden files are left out."""
 
     images: list[str] = field(default_factory=list)
     of_kind: dict[str, list[str]] = field(default_factory=lambda: {".json": [], ".txt": []})

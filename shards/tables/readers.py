@@ -87,7 +87,7 @@ def _joined(folder: Path, tables: Mapping[str, Table]) -> Table:
         return first
     header = list(dict.fromkeys(name for table in tables.values() for name in table.header))
     if any(len(set(table.header)) < len(table.header) for table in tables.values()):
-        raise UserError("table-column", f"a table in {folder} has several columns of one name; rename one of them")
+        raise UserError("table-column", f"a table in {folder} repeats the name of a column; rename one of the columns")
     id_name = first.header[first.id_column()]
     splits = {place: split_of_path(f"{place}/x") for place in tables}
     has_splits = all(splits.values())
@@ -209,7 +209,7 @@ def record_table(
     names: Sequence[str] | None = None,
     unit: str = "record",
 ) -> Table:
-    """Return a table of records. ``names`` are the columns (None: all keys, in the order of their first use)."""
+    """Return a table of records. ``names`` are the columns, or None for all keys in the order of their first use."""
     header = list(names) if names is not None else list(dict.fromkeys(key for record in records for key in record))
     if not header:
         raise UserError("table-unreadable", f'{path} has no columns: records such as {{"id": "p1"}} are needed')

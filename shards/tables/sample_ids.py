@@ -35,7 +35,7 @@ class SampleIds:
 def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_file: bool = False) -> SampleIds:
     """Return the sample ids of the texts in a column of ids.
 
-    written: the texts, one per row. images: the image folder, to which absolute paths can belong (None: no folder).
+    written: the texts, one per row. images: the image folder, to which absolute paths can belong, or None.
     by_file: whether ids are the file names at the end of the paths, unless two file names are equal.
     An absolute path becomes a path below the image folder. If the paths are not below this folder, they become paths
     below their own common folder. Image endings and the common folder of file paths are removed from ids, unless two

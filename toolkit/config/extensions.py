@@ -116,10 +116,7 @@ def named_in_file(kind: str, place: str, where: object) -> type:
     module = place.partition(":")[0]
     parents = {module[:end] for end in (*(at.start() for at in re.finditer(r"\.", module)), len(module))}
     if place not in _USED and not parents & _TRUSTED:
-        raise UserError(
-            "weights-refused",
-            f"{where} uses {place}; code of others is not loaded unless you pass --trust-code {module}",
-        )
+        raise UserError("weights-refused", f"{where} uses {place}; its code is only loaded with --trust-code {module}")
     return use(kind, place, str(where))
 
 

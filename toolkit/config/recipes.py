@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
 
 
 def recipes() -> list[Recipe]:
-    """Return all recipes. The best recipe to start with is first, and the others are sorted by name."""
+    """Return all recipes. The best recipe to start with is first, and the other recipes are sorted by name."""
     found = []
     for path in Path(str(files("toolkit") / "recipes")).glob("*.yaml"):
         with open(path, encoding="utf-8") as stream:

@@ -73,7 +73,7 @@ def _check_head(config: Config) -> None:
     if not is_place(model.head):
         if model.head_options:
             raise UserError(
-                "option-unknown", f"model.head_options are for model.head MODULE:CLASS; {model.head} has none"
+                "option-unknown", f"model.head_options are for model.head MODULE:CLASS; {model.head} has no options"
             )
         return
     _check_entry("model.head", model.head, "model.head_options", model.head_options, {}, "head")

@@ -78,8 +78,9 @@ class TuneOptions(ModelOption, SetOptions, PassOptions):
     by_hand: Mapping[str, float] | None = option(
         None, "--set", metavar="GENRE=NUMBER", several="times", parse=parse_set
     )
-    """Set the threshold of one genre in the model by hand, such as Drama=0.5, and keep the others. No shard set is
-    needed. You can give this option several times. A later `posters tune` without --set chooses all thresholds."""
+    """Set the threshold of one genre in the model by hand, such as Drama=0.5, and keep the other thresholds. No
+    shard set is needed. You can give this option several times. A later `posters tune` without --set chooses all
+    thresholds."""
     decide: DecideConfig = field(default_factory=DecideConfig)
 
     def __post_init__(self) -> None:

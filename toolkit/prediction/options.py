@@ -106,7 +106,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
         }
         if others := [name for name, value in unused.items() if value]:
             raise UserError(
-                "option-conflict", f"--sidecar {kind} replaces other results; remove {' and '.join(others)}"
+                "option-conflict", f"--sidecar {kind} writes no other results; remove {' and '.join(others)}"
             )
 
     def _place_images(self) -> None:

@@ -84,7 +84,7 @@ class EpochLines:
         self.before = cause
 
     def _seconds_left(self, done: int, updates: int) -> float:
-        """Return the seconds until the last epoch ends, at the speed of this epoch, with its validation."""
+        """Return the seconds until the last epoch ends, if each epoch with its validation takes as long as this one."""
         each = (time.perf_counter() - self.began) / max(updates - self.updates, 1)
         return each * self.steps * (self.epochs - done)
 

@@ -57,7 +57,7 @@ class Run:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """Metrics of the model on the validation split, at its own thresholds: mAP, macro_f1, micro_f1, loss, ..."""
+        """Metrics on the validation split, at the model's own thresholds: mAP, macro_f1, micro_f1, loss, ..."""
         path = self.model / "metrics-val.json"
         try:
             return figures_of(json.loads(path.read_bytes()))
