@@ -138,7 +138,7 @@ def decoded(path: StoragePath, data: bytes, encoding: str | None = None) -> tupl
     except LookupError:
         raise UserError("option-value", f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     except UnicodeError as error:  # UTF-16 without a byte order mark raises this base class of UnicodeDecodeError
-        remedy = "pass the encoding of the file with --encoding, or leave --encoding out to find it"
+        remedy = "pass the encoding of the file with --encoding, or leave --encoding out"
         raise UserError("table-unreadable", f"{path} is not {encoding} text ({one_line(error)}); {remedy}") from None
     name = {"utf-8-sig": "utf-8", "iso8859-1": "latin-1"}.get(name, name)
     if found and not name.startswith("utf"):

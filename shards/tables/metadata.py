@@ -81,7 +81,7 @@ class GenreOptions(TableOptions):
     """Columns of 0 and 1, one for each genre, by name or by number from 0. The name of a column is its genre. By
     default, all columns of 0 and 1 are used if the table has no column of genres."""
     genre_separator: str | None = None
-    """Separator between the genres of a cell that is not a list (default: | , ; or /, found from the content)."""
+    """Separator between the genres of a cell that is not a list, such as | or a comma. By default, it is detected."""
     spellings: str = option("merge", choices=("merge", "refuse"))
     """What to do with genres that differ only in case, spaces, invisible characters or Unicode form. ``merge`` combines
     them and logs the change (default). ``refuse`` rejects the table."""

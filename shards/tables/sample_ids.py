@@ -67,13 +67,13 @@ def _below_root(ids: list[str], images: StoragePath | None, changes: list[str]) 
         roots = {root.rstrip("/") + "/" for root in roots if root.startswith("/")}
         below = [next((text[len(root) :] for root in roots if text.startswith(root)), text) for text in ids]
         if below != ids:
-            changes.append(f"absolute paths are read below {images}")
+            changes.append(f"absolute paths become paths below {images}")
         ids = below
     absolute = [text for text in ids if text]
     if not all(map(_is_absolute, absolute)):
         return ids
     root = _common_folder(absolute)
-    changes.append(f"absolute paths are read below {root}, their common folder")
+    changes.append(f"absolute paths become paths below {root}, their common folder")
     return [text[len(root) :].lstrip("/") for text in ids]
 
 

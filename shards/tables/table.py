@@ -25,18 +25,18 @@ FOLDER_FORMATS = ("json-files", "txt-files", "class-folders")
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Format, text encoding and column of ids of a table. By default, they are found from the table's content."""
+    """Format, text encoding and column of ids of a table. By default, they are detected."""
 
     id_column: str | None = None
-    """Column of ids or image paths, by name or by number from 0 (default: column 0, or a column with a usual name such
-    as id or file_name). Required if column 0 contains row numbers and no column has such a name."""
+    """Column of ids or image paths, by name or by number from 0. The default is column 0, or a column with a usual
+    name such as id or file_name. Required if column 0 contains row numbers and no column has such a name."""
     metadata_format: str = option("auto", choices=("auto", *TEXT_FORMATS, *FOLDER_FORMATS))
-    """Format of the metadata. ``auto`` finds it from the content. A folder can have a JSON file (``json-files``) or a
+    """Format of the metadata. ``auto`` detects the format. A folder can have a JSON file (``json-files``) or a
     text file of tags (``txt-files``) for each image, or a subfolder of images for each genre (``class-folders``)."""
     encoding: str | None = None
-    """Text encoding of a table (default: found from the content). Examples are utf-8, latin-1 and utf-16."""
+    """Text encoding of a table, such as utf-8, latin-1 or utf-16. By default, it is detected."""
     delimiter: str | None = None
-    """Separator of the columns of a CSV (default: comma, semicolon, tab or |, found from the content)."""
+    """Separator of the columns of a CSV. By default, a comma, semicolon, tab or | is detected."""
 
 
 @dataclass(frozen=True, kw_only=True)
