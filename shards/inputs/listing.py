@@ -71,7 +71,7 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
 def find_posters(
     folder: StoragePath, ids: Sequence[str], paths: Mapping[str, str], quiet: bool = False
 ) -> dict[str, Listed]:
-    """Return id → image file, as list_posters does, but also look for ids without such a file.
+    """Return id → image file, as list_posters does. Also look for ids that list_posters does not find.
 
     paths: id → path of its image in the table. Ids that are equal to their path are left out. In a local folder, this
     function also looks for an id in all subfolders, in each Unicode form. An id with files in several subfolders is
