@@ -178,7 +178,7 @@ def _refuse_signs(table: Table, columns: Sequence[int], rows: Sequence[Sequence[
     """Raise UserError if columns contain -1 and 1. Their meaning is not known."""
     signed = [at for at in columns if (v := _values(table, at, rows)) & SIGNS and v <= SIGNS | {"0", "1", "0.0", "1.0"}]
     if signed:
-        readings = "-1 can mean that a poster does not have the genre, or that nobody knows whether it has the genre"
+        readings = "-1 can mean that a poster does not have the genre, or that the genre is not known"
         remedy = "write 0 for `does not have`, and leave posters with unknown genres out"
         names = some([table.name(at) for at in signed])
         raise UserError("table-column", f"{table.path}: the columns {names} contain -1 and 1, and {readings}; {remedy}")
