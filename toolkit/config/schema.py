@@ -89,7 +89,7 @@ class ModelConfig:
     freeze: values.Modules = ("stem",)
     """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
     adapter: values.Place = None
-    """Your own change of the network in training, MODULE:CLASS, such as LoRA. The saved model does not have this change."""
+    """Your own change of the network in training, MODULE:CLASS, such as LoRA. The saved model has no such change."""
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Options of your own change of the network."""
     checkpointing: bool = False
