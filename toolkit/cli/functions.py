@@ -26,9 +26,9 @@ from toolkit.device.out_of_memory import explain_out_of_memory
 if TYPE_CHECKING:
     import pandas as pd
 
+    from toolkit.cli.run_folder import Run
     from toolkit.evaluation.results import Evaluation
     from toolkit.prediction.api import ImageLike, Predictor
-    from toolkit.training.run_folder import Run
 
 #: A shard set: its folder, its URL, or the result of `open_shards`.
 ShardsLike = str | StoragePath | ShardSet
@@ -74,7 +74,7 @@ def train(
     Raises UserError for bad input. Ctrl-C saves a checkpoint and raises KeyboardInterrupt. With ``resume=True``, the
     same call continues the run.
     """
-    from toolkit.training.run_folder import Run
+    from toolkit.cli.run_folder import Run
 
     own = {name: value for name, value in options.items() if name in set(keywords_of(TrainOptions))}
     keys = {name: value for name, value in options.items() if name not in own}

@@ -155,6 +155,20 @@ def explained(what: str, call: Callable[[], T]) -> T:
         raise UserError("option-value", f"{what} fails with {_said(error)}") from error
 
 
+def checked_tensor(found: Any, shape: tuple[int, ...], what: str, given: str, needed: str) -> Any:
+    """Return what a call of the user's object returned. Raises UserError if it is not a tensor of ``shape``.
+
+    The words ``what``, ``given`` and ``needed`` of the message are the object, its argument, and the required result.
+    """
+    is_tensor = isinstance(found, load_object("torch:Tensor"))
+    if not is_tensor or found.shape != shape:
+        returned = tuple(found.shape) if is_tensor else type(found).__name__
+        raise UserError(
+            "option-value", f"{what} returned {returned} for {given}: it must return {needed}, of shape {shape}"
+        )
+    return found
+
+
 def check_options(kind: str, place: str, found: type, options: Mapping[str, Any] | None, where: str) -> Any:
     """Return checked options of a class: an instance of its dataclass ``Options``, or a dict of keyword arguments.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from failing import fails
 
-from toolkit.training.run_folder import Run
+from toolkit.cli.run_folder import Run
 
 
 def test_what_is_missing_is_named(tmp_path: Path, model_folder: Path):
