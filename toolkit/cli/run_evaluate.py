@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
-from toolkit.config.extensions import parse_options
+from toolkit.config.options import parse_options
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate
@@ -57,7 +57,7 @@ def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluatio
             write_card(options.model)
         written = {"metrics": out, "predictions": predictions}
         if report is not None:
-            written["report"] = report.write(outputs, others)
+            written["report"] = report.write(outputs, others, own)
         if show:
             print("".join(f"{name:<12}{path}\n" for name, path in written.items()), end="")
     accelerator.end_training()

@@ -19,13 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.dataset.manifest import Manifest
+from shards.errors import UserError
 from toolkit.config.extensions import explained, make
 from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, sigmoid
-from toolkit.metrics.registry import PLACES, Metric, format_number, per_label_table, values
+from toolkit.metrics.registry import METRICS, PLACES, Metric, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome, Weighed
 
 TOP_K = (1, 2, 3)
@@ -168,20 +169,32 @@ def own_metrics(place: str | None, options: Mapping[str, Any], where: str = "met
     """Return the metric of the user at ``place`` (MODULE:CLASS) as a list. Empty if ``place`` is None.
 
     The object is called with (N, G) bool targets, (N, G) bool predicted labels and (N, G) float64 probabilities, and
-    returns a number. NaN means undefined. Raises UserError if the call fails or returns something else.
+    returns a number. NaN means undefined. Under weights, which are counts of a bootstrap resample, the samples are
+    repeated. Raises UserError if the call fails or returns something else, or if a known metric has the name.
     """
     if place is None:
         return []
     own = make("metric", place, options, where)
     name = place.rpartition(":")[2]
-
-    def value(weighed: Weighed) -> FloatArray:
-        outcome = weighed.outcome
-        return explained(
-            f"the metric {place}", lambda: np.array([float(own(outcome.truth, outcome.named, outcome.scores))])
+    if name in METRICS:
+        raise UserError(
+            "option-value", f"the metric {place} has the name of a known metric: give the class another name"
         )
 
-    return [Metric(name, name, value, "own", top=math.inf)]
+    def one(*arrays: np.ndarray) -> float:
+        found = float(explained(f"the metric {place}", lambda: float(own(*arrays))))
+        if math.isinf(found):
+            raise UserError("option-value", f"the metric {place} returned {found}: it must return a number, or NaN")
+        return found
+
+    def value(weighed: Weighed) -> FloatArray:
+        arrays = weighed.outcome.truth, weighed.outcome.named, weighed.outcome.scores
+        if weighed.weights is None:
+            return np.array([one(*arrays)])
+        resamples = (np.repeat(np.arange(len(counts)), counts) for counts in weighed.weights.astype(np.int64))
+        return np.array([one(*(array[rows] for array in arrays)) for rows in resamples])
+
+    return [Metric(name, name, value, "own", better=getattr(type(own), "better", None), top=math.inf)]
 
 
 def evaluate_arrays(

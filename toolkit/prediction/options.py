@@ -12,8 +12,8 @@ from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.kinds import SHARD_SET, kind_of
 from shards.storage.paths import StoragePath, is_url, storage_path
-from toolkit.config.extensions import is_place, parse_options
-from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
+from toolkit.config.extensions import is_place
+from toolkit.config.options import ForwardOptions, ModelOption, PassOptions, parse_options
 from toolkit.data.sources.image_urls import ImageUrl, image_places
 from toolkit.inference.naming import NamingOptions
 from toolkit.prediction.formats import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from toolkit.decisions.decisions import Decisions
 from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
+from toolkit.metrics.registry import Metric
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 #: Key of the fingerprint in `ReportInputs.shard_set`.
@@ -78,6 +79,8 @@ class ReportInputs:
     command: str
     units: IntArray | None = None
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
+    own: Sequence[Metric] = ()
+    """Metrics of the user (`toolkit.evaluation.results.own_metrics`)."""
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
         """Return whether the model was trained on a different shard set. That set can have samples of this report."""
