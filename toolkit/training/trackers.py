@@ -6,7 +6,6 @@ thread of its own (`Guarded`).
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import queue
@@ -38,7 +37,17 @@ PROJECT = "posters"
 #: Trackers that the extra "trackers" installs.
 IN_EXTRA = ("wandb", "mlflow", "trackio")
 #: Tracker of accelerate → its option for the name of the run.
-RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+RUN_NAME = {
+    "wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name", "clearml": "task_name",
+}  # fmt: skip
+#: Tracker of accelerate → its option for the folder of its files, and the folder in the run folder. The files would
+#: otherwise lie in the current folder.
+FOLDER = {
+    "wandb": ("dir", "."),
+    "aim": ("logging_dir", "."),
+    "swanlab": ("log_dir", "swanlab"),
+    "dvclive": ("dir", "dvclive"),
+}
 
 
 class Guarded(GeneralTracker):
@@ -170,11 +179,21 @@ def _made(name: str, options: dict[str, Any], out: Path) -> GeneralTracker:
     project = options.pop("project", options.pop("experiment_name", PROJECT) if name == "mlflow" else PROJECT)
     if name in RUN_NAME:
         options.setdefault(RUN_NAME[name], out.resolve().name)
+    if name in FOLDER:
+        option, folder = FOLDER[name]
+        options.setdefault(option, str(out / folder))
     if name == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")  # its lines would stand between those of the training
-        options.setdefault("dir", str(out))
-    elif inspect.signature(kind).parameters.keys() >= {"logging_dir"} and name != "mlflow":
-        options.setdefault("logging_dir", str(out))
+    elif name == "dvclive":  # it would commit to the user's Git repository, and turn that into a DVC repository
+        options = {"save_dvc_exp": False, "dvcyaml": False, **options}
+    elif name == "aim":  # accelerate's name of the project is the name of the run
+        options.setdefault("experiment", project)
+        project = out.resolve().name
+    elif name == "comet_ml" and "experiment_config" not in options:
+        import comet_ml
+
+        config = comet_ml.ExperimentConfig(name=out.resolve().name, offline_directory=str(out / "comet_ml"))
+        options["experiment_config"] = config
     return kind(project, **options)
 
 
