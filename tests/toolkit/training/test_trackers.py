@@ -125,6 +125,26 @@ def test_a_tracker_that_ends_the_process_does_not(caplog: pytest.LogCaptureFixtu
     assert "SystemExit: no more" in warnings_of(caplog)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("dvclive", {}, {"dir": "R/dvclive", "save_dvc_exp": False, "dvcyaml": False}),
+        ("dvclive", {"save_dvc_exp": True, "dir": "D"}, {"dir": "D", "save_dvc_exp": True, "dvcyaml": False}),
+        ("swanlab", {}, {"log_dir": "R/swanlab", "experiment_name": "R"}),
+        ("clearml", {"task_name": "films"}, {"task_name": "films"}),
+        ("aim", {}, {"experiment": "posters"}),
+    ],
+)
+def test_files_lie_in_the_run_folder_and_the_run_has_its_name(
+    name: str, options: dict[str, Any], expected: dict[str, Any]
+):
+    """These trackers need no package until they start. dvclive must not commit to the user's repository."""
+    tracker: Any = trackers._made(name, dict(options), Path("R"))
+    assert tracker.init_kwargs == expected
+    if name == "aim":
+        assert (tracker.run_name, tracker.aim_repo_path) == ("R", "R")
+
+
 @pytest.fixture(scope="module")
 def offline(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training RUN and of a range test LR with three real trackers, without a network."""
