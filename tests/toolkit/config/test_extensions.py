@@ -100,6 +100,7 @@ def test_options_have_the_types_of_the_constructor():
     ("words", "facts"),
     [
         (["--loss.name=own_code:Scalar"], ["returned () for logits", "(18,)"]),
+        (["--augment.name=own_code:Grey"], ["own_code:Grey returned (18, 32, 32)", "images, of shape (18, 3, 32, 32)"]),
         (["--loss.name=own_code:Loss", "--loss.smoothing=0.1"], ["loss.smoothing has no effect"]),
         (["--model.head=own_code:Wrong"], ["own_code:Wrong returned (2, 8)", "(2, 7)"]),
         (["--model.head=own_code:Broken"], ["ZeroDivisionError: no such thing", "own_code.py, line"]),
