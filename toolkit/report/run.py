@@ -89,6 +89,7 @@ class ReportRun:
             },
             self.command,
             self.manifest.units_of(outputs.split),
+            outputs.sample_weights,
             own,
         )
         return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))

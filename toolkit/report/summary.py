@@ -27,7 +27,7 @@ from toolkit.metrics.bootstrap import (
     paired_difference,
 )
 from toolkit.metrics.registry import METRICS, PLACES, Better
-from toolkit.metrics.weighted import Outcome, Weighed
+from toolkit.metrics.weighted import Weighed
 from toolkit.report.inputs import ReportInputs
 
 log = logging.getLogger(__name__)
@@ -43,17 +43,17 @@ MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single thres
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     """Measure the model and its references (baselines, one threshold, --compare) on the same bootstrap resamples."""
     model, truth = inputs.model, inputs.targets
-    outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
+    outcomes = {MODEL: inputs.outcome(model.named, model.probabilities)}
     if inputs.other is not None:
-        outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
+        outcomes[OTHER] = inputs.outcome(inputs.other.named, inputs.other.probabilities)
     # Only probabilities of the prevalence baseline are used. Its decisions would equal the decisions of always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
-    outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
+    outcomes[PREVALENCE] = inputs.outcome(np.zeros_like(truth), constant)
     for k in TOP_K:
         if k <= truth.shape[1]:
-            outcomes[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
+            outcomes[f"top-{k}"] = inputs.outcome(always_top_k(truth.shape, inputs.train_prevalence, k))
     if model.decisions.per_label:
-        outcomes[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
+        outcomes[SINGLE] = inputs.outcome(scores=model.probabilities).at(model.decisions.global_threshold)
     return bootstrap(outcomes, rounds, inputs.units)
 
 
@@ -67,7 +67,7 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
 
 def own_rows(inputs: ReportInputs, rounds: int) -> list[dict[str, Any]]:
     """Return one row like those of `headline` for each metric of the user. A row without an interval has no bounds."""
-    outcome, found = Outcome(inputs.targets, inputs.model.named, inputs.model.probabilities), []
+    outcome, found = inputs.outcome(inputs.model.named, inputs.model.probabilities), []
     for metric in inputs.own:
         interval = Interval(metric.value(Weighed(outcome)), None, None)
         try:

@@ -20,18 +20,16 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.config.extensions import register
-from toolkit.evaluation.results import own_metrics
 from toolkit.metrics.bootstrap import Difference
 from toolkit.metrics.helpers import sigmoid
-from toolkit.metrics.registry import METRICS, Metric
+from toolkit.metrics.registry import METRICS
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, logit_difference
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.per_label import notes as build_notes
-from toolkit.report.summary import comparisons, headline, in_words, own_rows, resampled
+from toolkit.report.summary import comparisons, headline, in_words, resampled
 
 ROUNDS = 100
 
@@ -164,7 +162,7 @@ def test_words_of_a_difference(metric: str, interval: tuple[float, float], words
 def test_calibration_before_and_after():
     given = inputs()
     targets, logits = simulate()
-    found = calibration(given.model, given.targets)
+    found = calibration(given)
     plain = 1 / (1 + np.exp(-logits))
     assert found["before"]["ece"] == pytest.approx(calibration_summary(targets, plain)["ece"])
     after = calibration_summary(targets, decisions().probabilities(logits))["ece"]
@@ -332,42 +330,3 @@ def test_label_errors_are_listed_with_their_genres(report: Report):
     first = report.errors.examples[0]
     assert first.id == rows[0]["id"]
     assert {line.genre for line in first.lines if line.is_reason} == {r["genre"] for r in rows if r["id"] == first.id}
-
-
-class Shared:
-    """Micro-F1, as a user would compute it."""
-
-    def __call__(self, truth: np.ndarray, named: np.ndarray, probabilities: np.ndarray) -> float:
-        return float(f1_score(truth, named, average="micro", zero_division=0))
-
-
-class Fragile(Shared):
-    """Fails on samples that occur twice, so on every resample."""
-
-    def __call__(self, truth: np.ndarray, named: np.ndarray, probabilities: np.ndarray) -> float:
-        if len(np.unique(probabilities, axis=0)) < len(probabilities):
-            raise ValueError("samples occur twice")
-        return super().__call__(truth, named, probabilities)
-
-
-def own(kind: type) -> list[Metric]:
-    register(kind)
-    return own_metrics(f"{kind.__module__}:{kind.__qualname__}", {})
-
-
-@pytest.mark.parametrize("units", [None, np.arange(SAMPLES) // 3])
-def test_a_metric_of_the_user_has_the_interval_of_the_same_known_metric(units: np.ndarray | None):
-    given = replace(inputs(), units=units, own=own(Shared))
-    known = {row["metric"]: row for row in headline(resampled(given, ROUNDS))}["micro_f1"]
-    (row,) = own_rows(given, ROUNDS)
-    assert row["metric"] == row["name"] == "Shared"
-    for bound in ("value", "low", "high"):
-        assert row[bound] == pytest.approx(known[bound], abs=1e-9)
-    assert row["low"] < row["value"] < row["high"]
-
-
-def test_a_metric_that_fails_on_a_resample_has_no_interval(caplog: pytest.LogCaptureFixture):
-    (row,) = own_rows(replace(inputs(), own=own(Fragile)), ROUNDS)
-    assert row["value"] > 0 and row["low"] is None and row["high"] is None
-    (line,) = caplog.messages
-    assert line.startswith("Fragile has no interval in the report") and "samples occur twice" in line

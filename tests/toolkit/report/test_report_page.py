@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
 from toolkit.metrics.helpers import sigmoid
-from toolkit.metrics.registry import Metric
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MAX_PICTURE_BYTES, small_picture
 from toolkit.report.output import render_page
@@ -161,7 +161,7 @@ def test_plots_show_the_data():
 
     def draw(scores: np.ndarray) -> Plot:
         reached = threshold_metrics(targets, scores, decisions().thresholds)
-        return sweep_plot(sweep(targets, scores), decisions(), reached)
+        return sweep_plot(sweep(Outcome(targets, scores=scores)), decisions(), reached)
 
     assert draw(probabilities).png == draw(probabilities).png != draw(probabilities**2).png
     bins = genre_bins(targets[:, 0], sigmoid(logits[:, 0]), probabilities[:, 0])
@@ -267,16 +267,3 @@ def test_small_charts_in_tables():
     row = {"difference": 0.1, "low": 0.0, "high": 0.2, "words": "not distinguishable"}
     assert "left:50.0%;width:50.0%" in span(row, 0.2) and "left:75.0%" in span(row, 0.2)
     assert "real" in span(row | {"words": "real: better"}, 0.2) and "real" not in span(row, 0.2)
-
-
-def test_metrics_of_the_user_are_rows_with_escaped_names():
-    """A metric without an interval has the word "none" there."""
-    undefined = Metric("<b>mine</b>", "<b>mine</b>", lambda weighed: np.array([np.nan]), "own")
-    constant = Metric("two", "two", lambda w: np.full(1 if w.weights is None else len(w.weights), 2.0), "own")
-    page = render_page(build_report(replace(inputs(), own=[undefined, constant]), label_errors=False, rounds=20))
-    table = page[page.index('id="headline"') : page.index('id="baselines"')]
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", table)
-    intervals = {name: interval for name, _, interval in rows}
-    assert intervals["&lt;b&gt;mine&lt;/b&gt;"] == "none" and "<b>mine" not in page
-    assert ("two", "2.000", "2.000 to 2.000") in rows
-    assert [name for name, interval in intervals.items() if interval == "none"] == ["&lt;b&gt;mine&lt;/b&gt;"]
