@@ -17,8 +17,8 @@ WORK = ROOT / "build" / "matrix"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 #: Tests of all layers that need no optional package. They take some minutes for each Python.
 QUICK = (
-    "tests/shards/inputs", "tests/shards/dataset", "tests/shards/cli", "tests/toolkit/config",
-    "tests/toolkit/decisions", "tests/toolkit/metrics", "tests/toolkit/model_folder",
+    "tests/shards/inputs", "tests/shards/tables", "tests/shards/dataset", "tests/shards/cli",
+    "tests/toolkit/config", "tests/toolkit/decisions", "tests/toolkit/metrics", "tests/toolkit/model_folder",
     "tests/toolkit/cli/test_functions.py", "tests/toolkit/prediction/test_sources.py",
     "tests/toolkit/prediction/test_predict_tables.py", "tests/shards/storage/test_csv_text.py",
 )  # fmt: skip

@@ -11,8 +11,8 @@ from pathlib import Path
 from shards.build.index_read import Contents
 from shards.build.tar_reader import path_of
 from shards.errors import UserError
-from shards.inputs.metadata import Metadata
 from shards.storage.endings import is_image_name
+from shards.tables.metadata import Metadata
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from shards.build.tar_samples import read_tar
 from shards.dataset.index import SCHEMA, Member, build_table
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line, printable
-from shards.inputs.genres import parse_genres
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, upright_size
 from shards.inputs.rejections import Rejection, Unusable
 from shards.storage.files import sha256_file
+from shards.tables.genre_cells import parse_genres
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22

@@ -30,14 +30,14 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
-from shards.inputs.folder_tables import SPLIT_NAMES
-from shards.inputs.genre_checks import doubt_about_classes
-from shards.inputs.metadata import GenreOptions, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import warn_of_frames
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
+from shards.tables.folder_tables import SPLIT_NAMES
+from shards.tables.genre_checks import doubt_about_classes
+from shards.tables.metadata import GenreOptions, read_metadata
 from shards.versions import library_versions
 
 log = logging.getLogger(__name__)

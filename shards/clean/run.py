@@ -22,14 +22,14 @@ from shards.executors.local import Executor, open_executor
 from shards.inputs.image_files import holds_images, require_images
 from shards.inputs.images import LIMITS, ImageOptions
 from shards.inputs.listing import list_sizes
-from shards.inputs.metadata import read_metadata
 from shards.inputs.rejections import Rejection, first_reasons, id_problem, write_rejected
 from shards.inputs.scan import Scan, scan_images
-from shards.inputs.usable import PostersOptions, problem_with_rows
 from shards.options import option
 from shards.storage.files import read_json, read_present, remove_file, remove_partials, write_json
 from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
+from shards.tables.metadata import read_metadata
+from shards.tables.row_checks import PostersOptions, problem_with_rows
 from shards.text.pipeline import MAX_FAILURES_IN_A_ROW, TEXT_LIBRARIES, TextRemoval, removal_fingerprint
 from shards.text.report import NAME as REPORT
 from shards.text.report import write_report

@@ -11,8 +11,8 @@ from yarl import URL
 
 from shards.errors import one_line, without_secrets
 from shards.inputs.rejections import Rejection, id_problem
-from shards.inputs.table import TableOptions
-from shards.inputs.table_readers import open_table
+from shards.tables.readers import open_table
+from shards.tables.table import TableOptions
 
 #: Longest accepted link, in characters.
 MAX_LINK_TEXT = 8000

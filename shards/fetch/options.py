@@ -8,9 +8,9 @@ from typing import Annotated
 from shards.errors import UserError
 from shards.executors.local import ExecutorOptions
 from shards.inputs.images import ImageOptions
-from shards.inputs.table import TableOptions
 from shards.options import option
 from shards.storage.paths import StoragePath, storage_path
+from shards.tables.table import TableOptions
 from shards.values import Checked, Count, NotNegative, Positive, at_least
 
 

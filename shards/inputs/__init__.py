@@ -1,1 +1,1 @@
-"""Read and check the posters and tables of a user, and find duplicate posters."""
+"""Read and check the posters of a user, and find duplicate posters."""

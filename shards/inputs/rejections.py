@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from shards.inputs.table import TableOptions
-from shards.inputs.text_tables import text_table
-from shards.storage.csv_text import unescaped, write_for_people
-from shards.storage.files import atomic_write, file_bytes
+from shards.storage.csv_text import write_for_people
+from shards.storage.files import atomic_write
 from shards.storage.paths import StoragePath
 
 REJECTED_COLUMNS = ("id", "reason", "detail")
@@ -58,16 +56,6 @@ def write_rejected(path: StoragePath, rejected: Sequence[Rejection]) -> None:
     rows = [REJECTED_COLUMNS, *((r.id, r.reason, r.detail) for r in rejected)]
     with atomic_write(path, "w") as stream:
         write_for_people(stream, rows, end="\r\n")
-
-
-def read_rejected(path: StoragePath) -> dict[str, str]:
-    """Return id → reason of a rejected.csv. Empty if the file is missing or has unknown columns."""
-    if not path.is_file():
-        return {}
-    table = text_table(path, file_bytes(path), TableOptions(encoding="utf-8", delimiter=","))
-    if tuple(table.header) != REJECTED_COLUMNS:
-        return {}
-    return {unescaped(row[0]): row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
 
 
 def first_reasons(rejected: Sequence[Rejection]) -> str:

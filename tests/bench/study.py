@@ -25,8 +25,8 @@ from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.cli.log_options import set_up_logging  # noqa: E402
 from shards.dataset.manifest import Manifest  # noqa: E402
 from shards.errors import UserError  # noqa: E402
-from shards.inputs.metadata import GenreOptions  # noqa: E402
 from shards.storage.files import fingerprint, write_json  # noqa: E402
+from shards.tables.metadata import GenreOptions  # noqa: E402
 from toolkit.cli.commands import read  # noqa: E402
 from toolkit.cli.main import main as posters  # noqa: E402
 from toolkit.config.io import config_dict  # noqa: E402

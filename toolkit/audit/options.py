@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.inputs.metadata import GenreOptions
 from shards.options import option
+from shards.tables.metadata import GenreOptions
 from shards.values import Count
 from toolkit.config.options import ModelOption, PassOptions
 

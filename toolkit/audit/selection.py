@@ -13,8 +13,8 @@ import numpy as np
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line, some
-from shards.inputs.metadata import GenreOptions, read_metadata
 from shards.inputs.rejections import Rejection, first_reasons
+from shards.tables.metadata import GenreOptions, read_metadata
 from toolkit.audit.images import Poster
 from toolkit.audit.options import AuditOptions
 

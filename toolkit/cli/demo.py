@@ -16,9 +16,9 @@ from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import open_store
 from shards.extras import install
-from shards.inputs.metadata import read_metadata
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
+from shards.tables.metadata import read_metadata
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
 from toolkit.cli.demo_options import DemoOptions
 from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

@@ -24,7 +24,7 @@ from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, mean_element, sigmoid
 from toolkit.metrics.registry import PLACES, Metric, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome, Weighed
 
@@ -70,6 +70,8 @@ class Evaluation:
     """Table of `per_label_table` at the chosen thresholds."""
     own: dict[str, float | None] = field(default_factory=dict)
     """Metrics of the user at the chosen thresholds."""
+    weighted: bool = False
+    """Whether the metrics use sample weights."""
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -81,9 +83,9 @@ class Evaluation:
         return f"Evaluation({self.split}, {self.num_samples:,} samples: {figures})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types. Undefined values (NaN) become None. ``own`` is left out if it is empty."""
+        """Convert to JSON types. Undefined values (NaN) become None. ``own`` and ``weighted`` are left out if empty."""
         found = json_types(asdict(self) | {"per_genre": self.per_genre.to_dict("records")})
-        return found if self.own else {key: value for key, value in found.items() if key != "own"}
+        return {key: value for key, value in found.items() if value or key not in ("own", "weighted")}
 
     def render(self, console: Console | None = None) -> None:
         """Print the tables, by default on standard output with `REPORT_WIDTH` columns."""
@@ -115,6 +117,7 @@ class Evaluation:
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
         if top:
             notes.append("always top-k names the first k of: " + ", ".join(self.genres[i] for i in top))
+        notes += ["metrics use the sample weights of the shard set; counts do not"] if self.weighted else []
         notes += [f"{name}: {format_number(value)} at the chosen threshold" for name, value in self.own.items()]
         table.caption = Text("\n".join(notes))
         return table
@@ -195,16 +198,18 @@ def evaluate_arrays(
     split: str,
     shard_set: str,
     own: Sequence[Metric] = (),
+    weights: FloatArray | None = None,
 ) -> Evaluation:
     """Compute the metrics of (N, G) logits ``scores`` for (N, G) targets, and the metrics of the baselines.
 
     train_prevalence (G,): share of positives in the training set. The result has a row for each fixed threshold in
     ``thresholds``, then for the best single threshold of validation, and last for the thresholds of ``decisions``. The
     row of the single threshold is left out if all genres use it. The prevalence baseline never has this row. ``own``:
-    metrics of the user.
+    metrics of the user, which do not get sample weights. ``weights`` (N,): sample weights, or None if all samples have
+    the same weight.
     """
-    outcome = Outcome(truth, scores=decisions.probabilities(scores))
-    calibration = _calibration(truth, scores, decisions)
+    outcome = Outcome(truth, scores=decisions.probabilities(scores), weights=weights)
+    calibration = _calibration(truth, scores, decisions, weights)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
     single, chosen = _validation_thresholds(decisions)
@@ -221,9 +226,10 @@ def evaluate_arrays(
             ThresholdRow(label, np.asarray(value).tolist(), values(outcome.at(value), "decisions"))
             for label, value in [*fixed, *single, chosen]
         ],
-        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
+        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)], weights),
         per_genre=per_label_table(outcome, decisions.thresholds, genres),
         own={metric.key: metric.value(Weighed(outcome.at(decisions.thresholds))) for metric in own},
+        weighted=weights is not None,
     )
 
 
@@ -236,10 +242,12 @@ def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayL
     return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
 
 
-def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
+def _calibration(
+    truth: BoolArray, scores: FloatArray, decisions: Decisions, weights: FloatArray | None
+) -> dict[str, Any]:
     def results(logits: FloatArray) -> dict[str, Any]:
-        loss = float(cross_entropy(logits, truth).mean())
-        return {"loss": loss, **reliability(truth, sigmoid(logits))}
+        loss = mean_element(cross_entropy(logits, truth), weights)
+        return {"loss": loss, **reliability(truth, sigmoid(logits), weights)}
 
     return {"method": decisions.calibration, "before": results(scores), "after": results(decisions.logits(scores))}
 

@@ -22,7 +22,7 @@ from shard_tools import draw_posters, write_csv
 from shards.build.dry_run import dry_run
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.index import read_index
-from shards.inputs.metadata import read_metadata
+from shards.tables.metadata import read_metadata
 
 #: Labelled posters that some machines have beside the project.
 REAL = Path(__file__).resolve().parents[4] / "shared" / "posters"

@@ -11,7 +11,7 @@ from shard_tools import write_csv, write_file
 from shards.errors import UserError
 from shards.fetch.links import BadLink, parse_link, read_links
 from shards.inputs.rejections import Rejection
-from shards.inputs.table import TableOptions
+from shards.tables.table import TableOptions
 
 
 def test_every_row_becomes_a_link_or_a_rejection(tmp_path: Path) -> None:

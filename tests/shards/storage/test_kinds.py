@@ -10,9 +10,9 @@ from failing import fails
 
 from shards.dataset.manifest import Manifest
 from shards.inputs.image_files import require_images
-from shards.inputs.table_readers import open_table
 from shards.storage import kinds
 from shards.storage.kinds import REMEDIES, kind_of, other_kind
+from shards.tables.readers import open_table
 
 #: Path → the kind that it is. A path with a slash at its end is an empty folder.
 PATHS = {

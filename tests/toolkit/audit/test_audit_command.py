@@ -26,7 +26,7 @@ from audit_tools import GENRES, Folders, Reader, audit, settings_of, write_anywh
 
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
-from shards.inputs.metadata import GenreOptions
+from shards.tables.metadata import GenreOptions
 from shards.text.registry import make_fill
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.results import page

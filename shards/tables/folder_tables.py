@@ -20,9 +20,9 @@ from typing import Any
 
 from shards.errors import UserError, one_line, some
 from shards.inputs.image_files import Walk, walk_folders
-from shards.inputs.table import Table, TableOptions
-from shards.inputs.text_tables import decoded
 from shards.storage.endings import is_image_name
+from shards.tables.csv_tables import decoded
+from shards.tables.table import Table, TableOptions
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.inputs.table import TableOptions
-from shards.inputs.text_tables import decoded, text_table
+from shards.tables.csv_tables import decoded, text_table
+from shards.tables.table import TableOptions
 
 TEXTS = {
     "latin-1": "id,genre\n1,Comédie|Drame\n2,Été\n3,Señor\n",

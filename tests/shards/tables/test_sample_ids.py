@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.inputs.sample_ids import sample_ids
+from shards.tables.sample_ids import sample_ids
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
     "ids stay": (["tt1", "sub/tt2", "a.b"], ["tt1", "sub/tt2", "a.b"]),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from shard_tools import write_csv
 
 from shards.dataset.labels import tidy
-from shards.inputs.genres import NO_GENRE_WORDS, parse_genres
-from shards.inputs.metadata import Row, read_metadata
+from shards.tables.genre_cells import NO_GENRE_WORDS, parse_genres
+from shards.tables.metadata import Row, read_metadata
 
 NUL = pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file before Python 3.11")
 

@@ -9,10 +9,10 @@ from itertools import islice
 
 from shards.dataset.labels import tidy
 from shards.errors import UserError, some
-from shards.inputs.genre_checks import FLAGS, mostly_unique
-from shards.inputs.genres import is_list
-from shards.inputs.table import Table
-from shards.inputs.table_readers import open_table
+from shards.tables.genre_cells import is_list
+from shards.tables.genre_checks import FLAGS, mostly_unique
+from shards.tables.readers import open_table
+from shards.tables.table import Table
 
 #: Usual names of a column of genres, in lower case. The second group is used if no column has a name of the first.
 GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")

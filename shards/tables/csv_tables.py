@@ -13,8 +13,8 @@ import charset_normalizer
 import numpy as np
 
 from shards.errors import UserError, one_line
-from shards.inputs.table import Table, TableOptions
 from shards.storage.paths import StoragePath
+from shards.tables.table import Table, TableOptions
 
 log = logging.getLogger(__name__)
 

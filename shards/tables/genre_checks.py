@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from shards.dataset.labels import tidy
 from shards.errors import some
-from shards.inputs.genres import is_list
-from shards.inputs.table import Table
+from shards.tables.genre_cells import is_list
+from shards.tables.table import Table
 
 NUMBER = re.compile(r"[-+]?[\d.,\s/:-]+%?")
 YEAR = re.compile(r"(18[89]|19\d|20\d)\d(\.0)?")

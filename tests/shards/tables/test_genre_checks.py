@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from failing import fails
 
-from shards.inputs.genre_checks import NUMBER
-from shards.inputs.metadata import GenreOptions, Metadata, read_metadata
+from shards.tables.genre_checks import NUMBER
+from shards.tables.metadata import GenreOptions, Metadata, read_metadata
 
 GENRES = (("Drama",), ("Comedy", "Drama"), ("Romance", "Drama"), ("Horror",), ("Horror", "Comedy"), ("Romance",)) * 4
 

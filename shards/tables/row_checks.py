@@ -14,17 +14,20 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError, nearest, one_line, some
 from shards.executors.local import ExecutorOptions, WorkersOption
 from shards.inputs.duplicates import MAX_DISTANCE
-from shards.inputs.genre_columns import PEEK
 from shards.inputs.image_files import Walk, walk_images
 from shards.inputs.listing import find_posters
-from shards.inputs.metadata import GenreOptions, Metadata, Row
-from shards.inputs.rejections import Rejection, first_reasons, read_rejected
+from shards.inputs.rejections import REJECTED_COLUMNS, Rejection, first_reasons
 from shards.inputs.scan import Scan
-from shards.inputs.table_readers import open_table
 from shards.options import option
+from shards.storage.csv_text import unescaped
 from shards.storage.endings import is_image_name
-from shards.storage.files import names_in
+from shards.storage.files import file_bytes, names_in
 from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
+from shards.tables.csv_tables import text_table
+from shards.tables.genre_columns import PEEK
+from shards.tables.metadata import GenreOptions, Metadata, Row
+from shards.tables.readers import open_table
+from shards.tables.table import TableOptions
 from shards.values import FromZeroToOne, between
 
 log = logging.getLogger(__name__)
@@ -100,6 +103,16 @@ def problem_with_rows(
         f"{len(unreadable)} of {found} rows with an image are unreadable, over --max-rejected "
         f"{100 * limit:g}%: {first_reasons(unreadable)}"
     )
+
+
+def read_rejected(path: StoragePath) -> dict[str, str]:
+    """Return id → reason of a rejected.csv. Empty if the file is missing or has unknown columns."""
+    if not path.is_file():
+        return {}
+    table = text_table(path, file_bytes(path), TableOptions(encoding="utf-8", delimiter=","))
+    if tuple(table.header) != REJECTED_COLUMNS:
+        return {}
+    return {unescaped(row[0]): row[1] for _, row in table.rows if len(row) == len(REJECTED_COLUMNS)}
 
 
 def no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, ids: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Open the metadata of a user: a CSV, JSON, JSONL or Parquet file, or a folder. The content decides how it is read.
 
-    file ─ text_tables.py (CSV) │ this module (JSON, JSONL, Parquet) ─→ Table
+    file ─ csv_tables.py (CSV) │ this module (JSON, JSONL, Parquet) ─→ Table
     folder ─ folder_tables.py ─→ Table
 
 Cells of JSON and Parquet become texts, so that all formats are parsed by the same rules. A list becomes JSON text.
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError, one_line
-from shards.inputs.folder_tables import SPLIT, cell_text, folder_table, split_of_path
-from shards.inputs.table import FOLDER_FORMATS, Table, TableOptions
-from shards.inputs.text_tables import decoded, text_table
 from shards.storage.files import file_bytes
 from shards.storage.kinds import CONFIG, IMAGES, TABLE, kind_of, other_kind
 from shards.storage.paths import StoragePath
+from shards.tables.csv_tables import decoded, text_table
+from shards.tables.folder_tables import SPLIT, cell_text, folder_table, split_of_path
+from shards.tables.table import FOLDER_FORMATS, Table, TableOptions
 
 #: Keys of a JSON object that contains a list of records.
 LISTS = ("data", "rows", "records", "items", "images")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from shard_tools import read_csv, write_csv
 
 from shards.errors import UserError
-from shards.inputs.metadata import GenreOptions, Metadata, Row, read_metadata
-from shards.inputs.rejections import Rejection, read_rejected, write_rejected
+from shards.inputs.rejections import Rejection, write_rejected
 from shards.storage.csv_text import unescaped
+from shards.tables.metadata import GenreOptions, Metadata, Row, read_metadata
+from shards.tables.row_checks import read_rejected
 
 HEADER = "id,title,year,genre\n"
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
