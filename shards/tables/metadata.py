@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from shards.dataset.labels import merge_spellings
+from shards.dataset.labels import merge_spellings, tidy
 from shards.errors import UserError, one_line, some
 from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
 from shards.options import option
 from shards.storage.paths import StoragePath
-from shards.tables.folder_tables import SPLIT_NAMES
-from shards.tables.genre_cells import NO_GENRE_WORDS, is_list, parse_genres
-from shards.tables.genre_checks import doubt_about, found_separator
+from shards.tables.genre_cells import is_list, parse_genres
+from shards.tables.genre_checks import doubt_about, found_separator, warn_of_words, words_left_out
 from shards.tables.genre_columns import (
     GenreColumns,
     find_genres,
@@ -30,6 +29,7 @@ from shards.tables.genre_columns import (
 )
 from shards.tables.readers import open_table
 from shards.tables.sample_ids import SampleIds, sample_ids
+from shards.tables.split_names import split_of_row, value_or_empty
 from shards.tables.table import SplitColumns, Table, TableOptions
 
 log = logging.getLogger(__name__)
@@ -117,19 +117,22 @@ def read_metadata(
         cells = _read_cells(table, columns)
         separator = options.genre_separator or table.separator or found_separator([c.text for c in cells], known)
         ids = _ids(table, columns, cells, images)
-    entries, rejected, lists = _parsed(table, columns, cells, ids, separator)
+    kept = frozenset(tidy(genre).lower() for genre in (*known, *table.genres))
+    words = words_left_out([cell.text for cell in cells], separator, kept)
+    remedy = "rename it, or list all genres in a file for --labels"
+    warn_of_words(f"{path}: {columns.genres.text(table)}", words, remedy)
+    entries, rejected, lists = _parsed(table, columns, cells, ids, separator, kept)
     read = [row.genres for row in entries]
     _refuse_doubtful(table, columns, cells, read, lists, separator)
     merged, lines = merge_spellings(read, known)
-    names = some([table.name(at) for at in columns.genres.at], 4)
     if lines and options.spellings == "refuse":
         spellings = "; ".join(lines[:3]).replace(": merged", "")
-        remedy = f"repair the column {names}, or pass --spellings merge"
+        remedy = f"repair the {columns.genres.text(table)}, or pass --spellings merge"
         raise UserError("table-row", f"{path} has several spellings of a genre: {spellings}; {remedy}")
     metadata = Metadata(path, id_column=table.header[columns.id], genre_column=table.header[columns.genres.at[0]])
-    how = f"{len(columns.genres.at)} columns of 0 and 1: {names}" if columns.genres.multi_hot else f"column {names}"
+    how = f"ids in column {table.name(columns.id)}, genres in {columns.genres.text(table)}"
     how += f", separated by {separator!r}" if any(separator in c.text and not is_list(c.text) for c in cells) else ""
-    metadata.reading = f"{table.form}; ids in column {table.name(columns.id)}, genres in {how}"
+    metadata.reading = "; ".join(filter(None, (table.form, how, columns.genres.unused)))
     _join([replace(row, genres=genres) for row, genres in zip(entries, merged, strict=True)], rejected, metadata)
     if not columns.genres.multi_hot:
         samples = [row.genres for row in metadata.rows]
@@ -194,25 +197,9 @@ def _read_cells(table: Table, columns: _Columns) -> list[_Cell]:
         else:
             cell.text = row[columns.genres.at[0]].strip()
         if cell.problem is None:
-            cell.group = _or_empty(row[columns.group]) if columns.group is not None else ""
-            cell.split, cell.problem = _split(table, row, columns.split)
+            cell.group = value_or_empty(row[columns.group]) if columns.group is not None else ""
+            cell.split, cell.problem = split_of_row(table, row, columns.split)
     return out
-
-
-def _or_empty(cell: str) -> str:
-    """Return a cell without spaces around it. Words such as nan and None, which mean a missing value, become empty."""
-    return "" if cell.strip().lower() in NO_GENRE_WORDS else cell.strip()
-
-
-def _split(table: Table, row: Sequence[str], at: int | None) -> tuple[str, tuple[str, str] | None]:
-    if at is None:
-        return "", None
-    written = _or_empty(row[at])
-    split = SPLIT_NAMES.get(written.lower(), "")
-    if written and not split:
-        remedy = "the values are train, val (valid, validation, dev) and test"
-        raise UserError("table-row", f"{table.path}: column {table.name(at)} has {written[:40]!r}, no split; {remedy}")
-    return split, None if split else ("no split", f"column {table.name(at)} is empty")
 
 
 def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: StoragePath | None) -> SampleIds:
@@ -223,9 +210,12 @@ def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: Storag
 
 
 def _parsed(
-    table: Table, columns: _Columns, cells: Sequence[_Cell], ids: SampleIds, separator: str
+    table: Table, columns: _Columns, cells: Sequence[_Cell], ids: SampleIds, separator: str, kept: Collection[str]
 ) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
-    """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists."""
+    """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists.
+
+    kept: words that are genres, see parse_genres.
+    """
     rows, rejected, lists = [], [], 0
     parse = lru_cache(1 << 16)(parse_genres)  # few texts repeat in many rows
     for cell, sample_id, path in zip(cells, ids.ids, ids.paths, strict=True):
@@ -233,7 +223,7 @@ def _parsed(
         problem = ("bad id", why) if (why := id_problem(sample_id)) else cell.problem
         if problem is None:
             try:
-                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator)
+                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator, kept)
                 problem = None if genres else ("no genres", "")
             except ValueError as error:
                 problem = "unparsable genres", one_line(error)

@@ -21,7 +21,8 @@ from shards.storage.files import file_bytes
 from shards.storage.kinds import CONFIG, IMAGES, TABLE, kind_of, other_kind
 from shards.storage.paths import StoragePath
 from shards.tables.csv_tables import decoded, text_table
-from shards.tables.folder_tables import SPLIT, cell_text, folder_table, split_of_path
+from shards.tables.folder_tables import SPLIT, cell_text, folder_table
+from shards.tables.split_names import split_of_path
 from shards.tables.table import FOLDER_FORMATS, Table, TableOptions
 
 #: Keys of a JSON object that contains a list of records.

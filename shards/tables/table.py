@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shards.dataset.labels import tidy
@@ -70,6 +70,8 @@ class Table:
     """Whether the last column is the split of each row, which is the name of a subfolder."""
     separator: str | None = None
     """Separator of genres in this format. None if the format has no fixed separator."""
+    genres: Collection[str] = ()
+    """Names that are genres even if they look like a missing value, such as those of subfolders."""
     problems: Mapping[int, str] = field(default_factory=dict)
     """Number of a row that could not be read → reason. It is filled while ``rows`` is read."""
 
