@@ -22,7 +22,7 @@ from shards.inputs.image_files import Walk, walk_folders
 from shards.storage.endings import is_image_name
 from shards.tables.csv_tables import decoded
 from shards.tables.split_names import split_of_folder, split_of_path
-from shards.tables.table import Table, TableOptions
+from shards.tables.table import Table, TableOptions, cell_text
 
 log = logging.getLogger(__name__)
 
@@ -237,16 +237,3 @@ def _bytes(path: Path) -> bytes:
     if (size := path.stat().st_size) > MOST:
         raise UserError("table-unreadable", f"{path} has {size} bytes, too many for the genres of one image")
     return path.read_bytes()
-
-
-def cell_text(value: Any) -> str:
-    """Return a value as the text of a CSV cell. A missing value becomes an empty text, and a list becomes JSON."""
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, ensure_ascii=False, default=_text)
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

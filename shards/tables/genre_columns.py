@@ -12,11 +12,8 @@ from shards.errors import UserError, some
 from shards.tables.genre_cells import is_list
 from shards.tables.genre_checks import FLAGS, mostly_unique
 from shards.tables.readers import open_table
-from shards.tables.table import Table
+from shards.tables.table import GENRE_NAMES, MORE_NAMES, Table, is_genre_name
 
-#: Usual names of a column of genres, in lower case. The second group is used if no column has a name of the first.
-GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
-MORE_NAMES = ("category", "categories", "class", "classes", "genre_names", "genre_list", "movie_genre", "listed_in")
 #: Position of the column that is tried if no column has one of these names.
 FALLBACK = 3
 #: Flags that tables of films (TMDB, IMDb) have besides genres. Names are compared in lower case, without underscores.
@@ -77,10 +74,12 @@ def find_genres(
 
 def _found(table: Table, others: Collection[int]) -> GenreColumns:
     for names in (GENRE_NAMES, MORE_NAMES):
-        named = [at for at in range(len(table.header)) if at not in others and is_named(table, at, names)]
+        named = [at for at in range(len(table.header)) if at not in others and is_genre_name(table.header[at], names)]
         if len(named) > 1:
             problem = f"several columns that may hold the genres: {some([table.name(at) for at in named])}"
             raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
+        if unread := [name for name in table.unread if is_genre_name(name, names)]:
+            raise table.not_text(unread[0])
         if named:
             free = [at for at in _all(table) if at not in (*others, named[0])]
             return GenreColumns((named[0],), unused=_unused_flags(table, free, _peek(table) if len(free) > 1 else []))
@@ -99,17 +98,13 @@ def _found(table: Table, others: Collection[int]) -> GenreColumns:
     if len(table.header) <= FALLBACK or FALLBACK in others:
         refuse_missing_header(table, None, ())
         for at in others:
-            if is_named(table, at, GENRE_NAMES):
+            if is_genre_name(table.header[at], GENRE_NAMES):
                 problem = f"column {table.name(at)} has a name for genres, but it is the column of ids"
-                remedy = f"choose the column of ids with --id-column. The columns are {table.listing()}"
-                raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
+                remedy = "choose the column of ids with --id-column, or write the ids too (in pandas: reset_index())"
+                message = f"{table.path}: {problem}; {remedy}. The columns are {table.listing()}"
+                raise UserError("table-column", message)
         raise _no_column(table)
     return GenreColumns((FALLBACK,), unused=_unused_flags(table, [at for at in free if at != FALLBACK], rows))
-
-
-def is_named(table: Table, at: int, names: Sequence[str] = GENRE_NAMES + MORE_NAMES) -> bool:
-    """Return whether a column has one of the usual ``names`` of a column of genres."""
-    return tidy(table.header[at]).lower() in names
 
 
 def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:

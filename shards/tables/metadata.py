@@ -23,14 +23,13 @@ from shards.tables.genre_columns import (
     GenreColumns,
     find_genres,
     genres_of_flags,
-    is_named,
     refuse_missing_header,
     refuse_unless_lists,
 )
 from shards.tables.readers import open_table
 from shards.tables.sample_ids import SampleIds, sample_ids
 from shards.tables.split_names import split_of_row, value_or_empty
-from shards.tables.table import SplitColumns, Table, TableOptions
+from shards.tables.table import SplitColumns, Table, TableOptions, is_genre_name
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +242,7 @@ def _refuse_doubtful(
     at = None if columns.genres.multi_hot else columns.genres.at[0]
     if not (columns.genres.chosen and table.options.genre_column in map(str.strip, table.header)):  # type: ignore[attr-defined]
         refuse_missing_header(table, at, {genre for genres in read for genre in genres}, separator)
-    if at is not None and not columns.genres.chosen and not is_named(table, at):
+    if at is not None and not columns.genres.chosen and not is_genre_name(table.header[at]):
         refuse_unless_lists(table, sum(bool(cell.text) for cell in cells), lists, read)
 
 
