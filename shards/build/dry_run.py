@@ -37,6 +37,8 @@ REMEDIES = {
     "bad id": "write file names or paths below the image folder",
     "repeated id": "nothing: the genres are those of the earlier row",
     "conflicting rows": "keep one row for each id, or write one genre in each row",
+    "no weight": "write a number into the column of weights",
+    "bad weight": "write a number above 0, with a point: 0.5",
     "no split": "write train, val or test into the column of splits",
 }
 
@@ -66,7 +68,7 @@ def dry_run(options: BuildOptions) -> DryRun:
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
     known = given.genres if given else ()
-    metadata = read_metadata(options.metadata or images, options, known=known, images=images, splits=options)
+    metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
     files = find_posters(images, [row.id for row in metadata.rows], metadata.paths)
     rows = [row for row in metadata.rows if row.id in files]
     missing = [Rejection(row.id, "missing file") for row in metadata.rows if row.id not in files]
@@ -117,12 +119,14 @@ def _seconds(options: BuildOptions, images: StoragePath, rows: Sequence[Row], fi
 def render(plan: DryRun, console: Console) -> None:
     """Print the first rows as a table, the genres, the rejected rows with remedies, and the estimated time."""
     console.print(f"{printable_line(str(plan.metadata.path))}: {printable_line(plan.metadata.reading)}")
-    with_split = any(row.split for row in plan.rows)
+    more = {"split": lambda row: row.split} if any(row.split for row in plan.rows) else {}
+    if any(row.weight is not None for row in plan.rows):
+        more["weight"] = lambda row: f"{row.weight:g}"
     table = Table(title=f"The first {min(SHOWN, len(plan.rows))} of {len(plan.rows)} posters", title_justify="left")
-    for name in ("id", "file", "genres", *(["split"] if with_split else [])):
+    for name in ("id", "file", "genres", *more):
         table.add_column(name, overflow="fold")
     for row in plan.rows[:SHOWN]:
-        cells = row.id, plan.files[row.id].name, ", ".join(row.genres), *([row.split] if with_split else [])
+        cells = row.id, plan.files[row.id].name, ", ".join(row.genres), *(text(row) for text in more.values())
         table.add_row(*map(printable_line, cells))
     console.print(table)
     counts = Counter(genre for row in plan.rows for genre in row.genres)

@@ -35,6 +35,8 @@ class Sample:
     genres: tuple[str, ...]
     name: str | None = None
     """Path of the source file relative to the image folder. None if unknown."""
+    weight: float | None = None
+    """Weight of the sample in loss and metrics. None if the set has no weights."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,17 @@ class PackTask:
         return f"shard {self.name}"
 
     @property
+    def weighted(self) -> bool:
+        """Whether the samples have weights. All samples of a set have weights, or none has."""
+        return any(sample.weight is not None for sample in self.samples)
+
+    @property
     def tar(self) -> StoragePath:
         return self.out / f"{self.name}.tar"
 
     def plan(self) -> str:
         """Return a fingerprint of everything that determines the shard's bytes. Paths and times are not included."""
-        samples = [[s.id, s.digest, list(s.genres)] for s in self.samples]
+        samples = [[s.id, s.digest, list(s.genres), *([] if s.weight is None else [s.weight])] for s in self.samples]
         content = [self.name, self.split, samples, list(self.labels.genres), asdict(self.options)]
         return fingerprint([*content, self.text_facts] if self.text else content)
 
@@ -102,7 +109,7 @@ def pack_shard(task: PackTask) -> Shard:
 def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any] | None]]:
     """Write the samples to the local file ``tar``. Return the index table and the rows of the cleaning report."""
     rows: list[dict[str, Any] | None] = []
-    ids, sizes, columns = list[str](), list[tuple[int, int]](), list[list[int]]()
+    packed_samples, sizes, columns = list[Sample](), list[tuple[int, int]](), list[list[int]]()
     with open(tar, "wb") as stream:
         # PAX allows keys of any length, and adds no extra headers if mtime is an int and the names are ASCII.
         with tar_writer()(stream, encoder=False, mtime=0, user="", group="", format="PAX_FORMAT") as writer:
@@ -111,19 +118,21 @@ def _write_tar(task: PackTask, tar: Path) -> tuple[pa.Table, list[dict[str, Any]
                     packed, row = _pack_sample(task, sample)
                 except BadImage as bad:
                     rows.append({"id": sample.id, "rejected": [bad.reason, bad.detail]})
-                    if not ids and len(rows) == MAX_FAILURES_IN_A_ROW:
+                    if not packed_samples and len(rows) == MAX_FAILURES_IN_A_ROW:
                         what = f"none of {MAX_FAILURES_IN_A_ROW} posters could be cleaned: {bad.detail}"
                         raise UserError("images-none", what) from None
                     continue
                 rows.append(row)
-                ids.append(sample.id)
+                packed_samples.append(sample)
                 columns.append(task.labels.columns(sample.genres))
                 names, multi_hot = [task.labels.genres[c] for c in columns[-1]], task.labels.multi_hot(columns[-1])
-                record = {"id": sample.id, "genres": names, "multi_hot": multi_hot}
+                record: dict[str, Any] = {"id": sample.id, "genres": names, "multi_hot": multi_hot}
+                record |= {} if sample.weight is None else {"weight": sample.weight}
                 text = json.dumps(record, ensure_ascii=False).encode()
                 writer.write({"__key__": sample_key(sample.id), "jpg": packed.data, "json": text})
                 sizes.append((packed.width, packed.height))
-    return build_table(tar, read_members(tar), ids, sizes, columns), rows
+    ids, weights = [sample.id for sample in packed_samples], [s.weight for s in packed_samples if s.weight is not None]
+    return build_table(tar, read_members(tar), ids, sizes, columns, weights if task.weighted else None), rows
 
 
 def _pack_sample(task: PackTask, sample: Sample) -> tuple[Packed, dict[str, Any] | None]:

@@ -114,7 +114,9 @@ def _cut(
     for number, split in enumerate(SPLITS):
         members = [row for row, of in zip(rows, splits, strict=True) if of == number]
         members.sort(key=lambda row: hashlib.blake2b(f"{options.seed}/{row.id}".encode(), digest_size=16).digest())
-        samples = [Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id)) for row in members]
+        samples = [
+            Sample(row.id, scan.digests[row.id], row.genres, scan.names.get(row.id), row.weight) for row in members
+        ]
         count = -(-len(samples) // options.samples_per_shard)
         for shard in range(count):
             part = tuple(samples[shard * len(samples) // count : (shard + 1) * len(samples) // count])

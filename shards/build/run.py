@@ -42,7 +42,7 @@ from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, storage_path
 from shards.tables.metadata import Metadata, Row, read_metadata
 from shards.tables.row_checks import PostersOptions, problem_with_rows, with_known_genres
-from shards.tables.table import SplitColumns
+from shards.tables.table import SampleColumns
 from shards.text.pipeline import REPORT, TEXT_LIBRARIES, TextRemoval
 from shards.values import Count
 from shards.versions import library_versions
@@ -53,7 +53,7 @@ WORK = ".work"
 
 
 @dataclass(frozen=True)
-class BuildOptions(PostersOptions, SplitColumns):
+class BuildOptions(PostersOptions, SampleColumns):
     """Options of ``posters shards build``."""
 
     out: StoragePath = option(MISSING, parse=storage_path)
@@ -94,7 +94,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     require_images(images)
     given = read_labels(options.labels) if options.labels else None
     known = given.genres if given else ()
-    metadata = read_metadata(options.metadata or images, options, known=known, images=images, splits=options)
+    metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
     if not metadata.rows:
         raise UserError("table-row", f"{metadata.path} has no usable row: {first_reasons(metadata.rejected)}")
     rejected_csv = options.out / "rejected.csv"
@@ -124,11 +124,11 @@ def build_shards(options: BuildOptions) -> Manifest:
             list(labels.genres),
             shards,
             {**asdict(options.image), "samples_per_shard": options.samples_per_shard, "text_removal": text},
-            _source(options, metadata, len(rows), rejected, groups) | _given_splits(options, rows),
+            _source(options, metadata, len(rows), rejected, groups) | _given_columns(options, rows),
             library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
-        manifest.write_tables(options.out)
+        manifest.write_tables(options.out, weighted=options.weight_column is not None)
         manifest.write(options.out)
         remove_tree(options.out / WORK)
     _report_balance(manifest)
@@ -173,9 +173,10 @@ def _source(
     }
 
 
-def _given_splits(options: BuildOptions, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the facts about splits and groups that the table gives. Empty if it gives none."""
-    facts: dict[str, Any] = {"group_column": options.group_column} if options.group_column is not None else {}
+def _given_columns(options: BuildOptions, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the facts about splits, groups and weights that the table gives. Empty if it gives none."""
+    named = {"group_column": options.group_column, "weight_column": options.weight_column}
+    facts: dict[str, Any] = {key: name for key, name in named.items() if name is not None}
     if any(row.split for row in rows):
         counts = Counter(row.split for row in rows)
         facts |= {"split_column": options.split_column or "", "fractions": {s: counts[s] / len(rows) for s in SPLITS}}

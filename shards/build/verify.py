@@ -205,6 +205,8 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
             return "its id differs from the id in the index"
         if not indexed:
             same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
+            if record.get("weight") != row.get("weight"):
+                return "its sample weight differs from the weight in the index"
         else:  # the JSONs may have several spellings of a genre, and the genres may come from a table
             own = genres_of(record, field, task.source.genre_separator)
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)

@@ -4,6 +4,7 @@
 - ``image_offset``, ``image_size``, ``json_offset`` and ``json_size`` are in bytes. Without a JSON, json_* are -1.
 - ``crc32`` is the checksum of the bytes of the image, followed by the bytes of the JSON.
 - ``height`` and ``width`` of the image are in pixels. ``labels`` are the column numbers of the genres.
+- ``weight`` is the sample weight. Sets without sample weights do not have this column.
 - The schema's metadata ``poster_toolkit`` identifies the input of the shard, so that a later run can reuse the shard.
 
 The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets can come from
@@ -44,9 +45,12 @@ SCHEMA = pa.schema(
         "labels": pa.list_(pa.int16()),
     }
 )
+WEIGHTED_SCHEMA = SCHEMA.append(pa.field("weight", pa.float64()))
 
 #: Pillow refuses images with more pixels.
 MAX_PIXELS = 178_956_970
+#: Smallest and largest sample weight.
+WEIGHTS = (1e-6, 1e6)
 #: Smallest and largest value of each numeric column.
 BOUNDS = {
     "image_offset": (0, 1 << 53),
@@ -56,6 +60,7 @@ BOUNDS = {
     "crc32": (0, (1 << 32) - 1),
     "height": (1, MAX_PIXELS),
     "width": (1, MAX_PIXELS),
+    "weight": WEIGHTS,
 }
 #: Largest size of a key or an id in bytes.
 NAME_BYTES = 1 << 14
@@ -97,11 +102,16 @@ def member_checksum(stream: IO[bytes], member: Member) -> int:
 
 
 def build_table(
-    tar: Path, members: Sequence[Member], ids: Sequence[str], sizes: Sequence[tuple[int, int]], labels: Sequence[Any]
+    tar: Path,
+    members: Sequence[Member],
+    ids: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Any],
+    weights: Sequence[float] | None = None,
 ) -> pa.Table:
-    """Return the index table of a shard. ``ids``, ``sizes`` and ``labels`` have one value for each of ``members``.
+    """Return the index table of a shard. All sequences have one value for each of ``members``.
 
-    sizes: (width, height) in pixels. labels: list of genre columns.
+    sizes: (width, height) in pixels. labels: list of genre columns. weights: None if the set has no sample weights.
     """
     columns: dict[str, Sequence[Any]] = {}
     for name in Member.__dataclass_fields__:
@@ -109,7 +119,9 @@ def build_table(
     with open(tar, "rb") as stream:
         columns["crc32"] = [member_checksum(stream, member) for member in members]
     columns |= {"id": ids, "labels": labels, "width": [w for w, _ in sizes], "height": [h for _, h in sizes]}
-    return pa.table(columns, schema=SCHEMA)
+    if weights is None:
+        return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns | {"weight": weights}, schema=WEIGHTED_SCHEMA)
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -198,7 +210,8 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         metadata = file.schema_arrow.metadata or {}
-        if not file.schema_arrow.remove_metadata().equals(SCHEMA) or b"poster_toolkit" not in metadata:
+        schema = file.schema_arrow.remove_metadata()
+        if schema not in (SCHEMA, WEIGHTED_SCHEMA) or b"poster_toolkit" not in metadata:
             remedy = "run `posters shards index` on its folder"
             raise UserError("set-format", f"{path} is not an index of this toolkit; {remedy}")
         if rows not in (None, count := file.metadata.num_rows):
@@ -211,7 +224,7 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
         table = names.read(use_threads=False)
         if problem := _unsound(table):
             raise _not_sound(path, problem)
-        table = table.cast(SCHEMA)
+        table = table.cast(schema)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise UserError("set-damaged", f"the index {path} cannot be read: {one_line(error)}") from None
     return table, parse_as(metadata[b"poster_toolkit"], dict[str, Any], path, "index", AGAIN, "set-damaged")
@@ -229,7 +242,7 @@ def _unsound(table: pa.Table) -> str:
     """Return a message about the first wrong value of an index. Empty if all values are valid."""
     table.validate(full=True)  # finds text that is not UTF-8, and offsets outside of their buffers
     labels = table["labels"].combine_chunks().flatten()
-    for name in SCHEMA.names:
+    for name in table.column_names:
         if table[name].null_count or (name == "labels" and labels.null_count):
             return f"the column {name!r} has empty values"
     for name in ("key", "id"):
@@ -237,7 +250,7 @@ def _unsound(table: pa.Table) -> str:
         if longest > NAME_BYTES:
             return f"the column {name!r} has a value of {longest} bytes"
     for name, (low, high) in BOUNDS.items():
-        values = table[name].to_numpy()
+        values = table[name].to_numpy() if name in table.column_names else np.empty(0)
         if len(values) and not low <= values.min() <= values.max() <= high:
             return f"the column {name!r} has values that are not from {low} to {high}"
     pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()

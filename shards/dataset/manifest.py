@@ -29,7 +29,8 @@ from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
 NAME = "manifest.json"
-FORMAT = 1
+#: Format of a manifest. A set with sample weights has its own format: versions that do not know weights refuse it.
+FORMAT, WEIGHTED_FORMAT = 1, 2
 #: Largest length of a shard's name in bytes. Such a name plus .jsonl.facts.json is still a valid file name.
 NAME_BYTES = 242
 # Slashes, and on Windows backslashes and colons, could lead to other folders. Control characters could end a line.
@@ -177,10 +178,16 @@ class Manifest:
             for name, shards in self.by_split.items()
         }
 
-    def write_tables(self, folder: StoragePath) -> None:
+    @property
+    def weighted(self) -> bool:
+        """Whether the set has sample weights."""
+        return any(table.weighted for table in self.tables.values())
+
+    def write_tables(self, folder: StoragePath, weighted: bool = False) -> None:
         """Write the sample tables from the indexes in ``folder``. Add the digests of the indexes to ``self.shards``.
 
-        Call this method before ``write``. Raises UserError if the set does not pass the checks of ``read``.
+        weighted: whether the indexes have sample weights. Call this method before ``write``. Raises UserError if the
+        set does not pass the checks of ``read``.
         """
         if problem := self._problem():
             raise UserError("path-name", f"{folder} cannot become a shard set: {problem}")
@@ -188,7 +195,7 @@ class Manifest:
         digests: dict[str, tuple[int, str]] = {}
         for split, shards in self.by_split.items():
             unknown = [replace(shard, index_sha256=None) for shard in shards]
-            self.tables[split], found = write_sample_table(folder, split, unknown, self.genres)
+            self.tables[split], found = write_sample_table(folder, split, unknown, self.genres, weighted)
             digests.update(zip((shard.name for shard in shards), found, strict=True))
         self.shards = self.with_index_digests(digests)
         ours = {table.name for table in self.tables.values()}
@@ -206,11 +213,11 @@ class Manifest:
         write_json(
             folder / NAME,
             {
-                "format": FORMAT,
+                "format": WEIGHTED_FORMAT if self.weighted else FORMAT,
                 "fingerprint": self.fingerprint,
                 "labels": {"fingerprint": self.labels.fingerprint, "genres": self.genres},
                 "splits": self.split_summary(),
-                "tables": {split: dataclasses.asdict(table) for split, table in self.tables.items()},
+                "tables": {split: _fields(table) for split, table in self.tables.items()},
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
                 **({} if self.duplicates is None else {"duplicates": self.duplicates}),
                 "packing": self.packing,
@@ -239,9 +246,9 @@ class Manifest:
             raise UserError("set-missing", f"{folder} has no {NAME}: finish its `posters shards build`, {other}")
         message = path, "manifest", _REMEDY
         head = parse_as(data, _Head, *message, "set-damaged")
-        if head.format != FORMAT:
+        if head.format not in (FORMAT, WEIGHTED_FORMAT):
             remedy = "build the set again"
-            what = f"{path} has format {head.format}, but this version reads format {FORMAT}"
+            what = f"{path} has format {head.format}, but this version reads formats {FORMAT} and {WEIGHTED_FORMAT}"
             raise UserError("set-format", f"{what}; {remedy}")
         raw = parse_as(data, _Document, *message, "set-damaged")
         check_as(raw.source, Source, *message, "set-damaged")
@@ -286,6 +293,12 @@ class Manifest:
             if max(members, default=-1) >= samples:
                 return f"its duplicates in {split[:100]!r} have positions beyond the {samples} samples of the split"
         return ""
+
+
+def _fields(table: SampleTable) -> dict[str, Any]:
+    """Return the fields of a table for the manifest. ``weighted`` is left out if it is false."""
+    fields = dataclasses.asdict(table)
+    return fields if table.weighted else {key: value for key, value in fields.items() if key != "weighted"}
 
 
 def column_sums(shards: Sequence[Shard], genres: int) -> list[int]:

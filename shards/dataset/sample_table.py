@@ -3,9 +3,9 @@
     SPLIT-FINGERPRINT.samples.npy      a NumPy array of the records, in the order of the shards and of their indexes
 
 A build writes the table at its end, from the Parquet indexes. 20 bytes of a record are the byte range, height and width
-of the image. The other bytes have one bit per genre. Readers start fast, because only the used pages of the file are
-read. All processes of a node share these pages. The fingerprint in the file name depends on the shards of the split. So
-a table of another build is not used by mistake.
+of the image. In a set with sample weights, 8 bytes are the weight. The other bytes have one bit per genre. Readers
+start fast, because only the used pages of the file are read. All processes of a node share these pages. The
+fingerprint in the file name depends on the shards of the split. So a table of another build is not used by mistake.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from shards.dataset.index import MAX_PIXELS, index_bytes, index_of, index_path
+from shards.dataset.index import AGAIN, MAX_PIXELS, WEIGHTS, index_bytes, index_of, index_path
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256
 from shards.storage.files import atomic_path, fingerprint, sha256_file, sha256_stream
@@ -42,18 +42,25 @@ class SampleTable:
     """Name of the file. Manifest.table_of compares it with the result of ``table_name`` for the split's shards."""
     bytes: Count
     sha256: Sha256
+    weighted: bool = False
+    """Whether the records have sample weights."""
 
 
-def record_type(genres: int) -> np.dtype[Any]:
-    """Return the type of a record: offset and size of the image (bytes), height and width (pixels), genres (bits)."""
+def record_type(genres: int, weighted: bool = False) -> np.dtype[Any]:
+    """Return the type of a record: offset and size of the image (bytes), height and width (pixels), genres (bits).
+
+    If ``weighted`` is true, the sample weight comes before the genres.
+    """
     numbers = [("offset", "<u8"), ("size", "<u4"), ("height", "<u4"), ("width", "<u4")]
-    return np.dtype([*numbers, ("genres", "u1", (max(1, -(-genres // 8)),))])
+    weight = [("weight", "<f8")] if weighted else []
+    return np.dtype([*numbers, *weight, ("genres", "u1", (max(1, -(-genres // 8)),))])
 
 
 def records_of(table: pa.Table, genres: int) -> np.ndarray:
     """Return an array (n,) with the records of the samples in an index table (index.py)."""
-    records = np.zeros(table.num_rows, dtype=record_type(genres))
-    for field in ("offset", "size", "height", "width"):
+    weighted = "weight" in table.column_names
+    records = np.zeros(table.num_rows, dtype=record_type(genres, weighted))
+    for field in ("offset", "size", "height", "width", *(["weight"] if weighted else [])):
         records[field] = table[field if field in table.column_names else f"image_{field}"].to_numpy()
     records["genres"][:, : -(-genres // 8)] = np.packbits(_multi_hot(table["labels"].combine_chunks(), genres), axis=1)
     return records
@@ -70,25 +77,34 @@ def table_name(split: str, sha256s: Sequence[str], genres: Sequence[str]) -> str
 
 
 def write_sample_table(
-    folder: StoragePath, split: str, shards: Sequence[Shard], genres: Sequence[str]
+    folder: StoragePath, split: str, shards: Sequence[Shard], genres: Sequence[str], weighted: bool = False
 ) -> tuple[SampleTable, list[tuple[int, str]]]:
     """Write a split's table from the indexes of its shards. Return the table, and (bytes, SHA-256) of each index.
 
-    Only one index is in memory at a time. Raises UserError if an index is absent, damaged or made for another shard.
+    weighted: whether the indexes have sample weights. Only one index is in memory at a time. Raises UserError if an
+    index is absent, damaged or made for another shard.
     """
     total = sum(shard.samples for shard in shards)
     path = folder / table_name(split, [shard.sha256 for shard in shards], genres)
-    digests = []
+    kind, digests = record_type(len(genres), weighted), []
     with atomic_path(path) as written:
         with open(written, "wb") as stream:
-            header = {"descr": record_type(len(genres)).descr, "fortran_order": False, "shape": (total,)}
+            header = {"descr": kind.descr, "fortran_order": False, "shape": (total,)}
             np.lib.format.write_array_header_1_0(stream, header)
             for shard in shards:
                 tar = folder / shard.name
                 data = index_bytes(tar)
-                stream.write(records_of(index_of(data, index_path(tar), shard), len(genres)).tobytes())
+                records = records_of(index_of(data, index_path(tar), shard), len(genres))
+                if records.dtype != kind:
+                    what = (
+                        "no sample weights, but the set has weights"
+                        if weighted
+                        else "sample weights, but the set has none"
+                    )
+                    raise UserError("set-other", f"the index {index_path(tar)} has {what}; {AGAIN}")
+                stream.write(records.tobytes())
                 digests.append((len(data), hashlib.sha256(data).hexdigest()))
-        table = SampleTable(path.name, written.stat().st_size, sha256_file(written))
+        table = SampleTable(path.name, written.stat().st_size, sha256_file(written), weighted)
     return table, digests
 
 
@@ -111,7 +127,7 @@ def map_sample_table(
     """
     if (size := os.fstat(stream.fileno()).st_size) != table.bytes:
         raise _damaged(path, f"{size} bytes, but the manifest says {table.bytes}")
-    kind = record_type(genres)
+    kind = record_type(genres, table.weighted)
     try:
         version = np.lib.format.read_magic(stream)
         shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
@@ -147,6 +163,8 @@ def check_sample_table(
         pixels = part["height"].astype(np.uint64) * part["width"]
         if not pixels.min() or pixels.max() > MAX_PIXELS:
             raise _damaged(path, f"a sample has no pixels, or more than {MAX_PIXELS}")
+        if table.weighted and not ((part["weight"] >= WEIGHTS[0]) & (part["weight"] <= WEIGHTS[1])).all():
+            raise _damaged(path, f"a sample has a weight that is not from {WEIGHTS[0]:g} to {WEIGHTS[1]:g}")
         first, shard = int(ends[after - 1]), after
 
 

@@ -19,17 +19,11 @@ from shards.options import option
 from shards.storage.paths import StoragePath
 from shards.tables.genre_cells import is_list, parse_genres
 from shards.tables.genre_checks import doubt_about, found_separator, warn_of_words, words_left_out
-from shards.tables.genre_columns import (
-    GenreColumns,
-    find_genres,
-    genres_of_flags,
-    refuse_missing_header,
-    refuse_unless_lists,
-)
+from shards.tables.genre_columns import refuse_missing_header, refuse_unless_lists
 from shards.tables.readers import open_table
+from shards.tables.row_cells import Cell, Columns, find_columns, read_cells
 from shards.tables.sample_ids import SampleIds, sample_ids
-from shards.tables.split_names import split_of_row, value_or_empty
-from shards.tables.table import SplitColumns, Table, TableOptions, is_genre_name
+from shards.tables.table import SampleColumns, Table, TableOptions, is_genre_name
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +42,8 @@ class Row:
     """Split that the table gives the poster: train, val or test. Empty if the table has no column of splits."""
     group: str = ""
     """Value of the column of groups. Posters with the same value stay in one split. Empty for no group."""
+    weight: float | None = None
+    """Sample weight. None if the table has no column of weights."""
 
 
 @dataclass
@@ -98,13 +94,13 @@ def read_metadata(
     known: Sequence[str] = (),
     strict: bool = True,
     images: StoragePath | None = None,
-    splits: SplitColumns = SplitColumns(),
+    others: SampleColumns = SampleColumns(),
 ) -> Metadata:
     """Read ids and genres from a table or folder, and log a summary.
 
     known: labels that are always accepted, such as the labels of a model. A known label replaces its other spellings.
     strict: whether doubtful genres (see genre_checks.doubt_about) raise UserError. If false, a warning is logged.
-    images: the image folder, for tables with absolute paths. splits: columns that decide the split of a poster.
+    images: the image folder, for tables with absolute paths. others: columns of split, group and weight.
 
     Raises UserError if the file or a column is missing, or if several columns can contain the genres. A bad row raises
     no error, but becomes a Rejection.
@@ -112,8 +108,8 @@ def read_metadata(
     if options.genre_separator == "":
         raise UserError("option-value", "--genre-separator must not be empty")
     with open_table(path, options) as table:
-        columns = _columns(table, options, splits)
-        cells = _read_cells(table, columns)
+        columns = find_columns(table, options, others)
+        cells = read_cells(table, columns)
         separator = options.genre_separator or table.separator or found_separator([c.text for c in cells], known)
         ids = _ids(table, columns, cells, images)
     kept = frozenset(tidy(genre).lower() for genre in (*known, *table.genres))
@@ -131,6 +127,7 @@ def read_metadata(
     metadata = Metadata(path, id_column=table.header[columns.id], genre_column=table.header[columns.genres.at[0]])
     how = f"ids in column {table.name(columns.id)}, genres in {columns.genres.text(table)}"
     how += f", separated by {separator!r}" if any(separator in c.text and not is_list(c.text) for c in cells) else ""
+    how += f", weights in column {table.name(columns.weight)}" if columns.weight is not None else ""
     metadata.reading = "; ".join(filter(None, (table.form, how, columns.genres.unused)))
     _join([replace(row, genres=genres) for row, genres in zip(entries, merged, strict=True)], rejected, metadata)
     if not columns.genres.multi_hot:
@@ -141,67 +138,7 @@ def read_metadata(
     return metadata
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Positions of the columns in use."""
-
-    id: int
-    genres: GenreColumns
-    split: int | None
-    group: int | None
-
-
-@dataclass
-class _Cell:
-    """Cells of a row that are in use."""
-
-    line: int
-    id: str
-    text: str = ""
-    """Cell of genres. Empty in a multi-hot table."""
-    flags: tuple[str, ...] = ()
-    """Genres of the row in a multi-hot table."""
-    split: str = ""
-    group: str = ""
-    problem: tuple[str, str] | None = None
-    """(reason, detail) if the row cannot be used."""
-
-
-def _columns(table: Table, options: GenreOptions, splits: SplitColumns) -> _Columns:
-    id_at = table.id_column()
-    split = table.column(splits.split_column, "--split-column") if splits.split_column is not None else None
-    if split is None and table.has_splits:
-        split = len(table.header) - 1
-    group = table.column(splits.group_column, "--group-column") if splits.group_column is not None else None
-    others = [at for at in (id_at, split, group) if at is not None]
-    return _Columns(id_at, find_genres(table, options.genre_column, options.label_columns, others), split, group)
-
-
-def _read_cells(table: Table, columns: _Columns) -> list[_Cell]:
-    out = []
-    last = max(columns.id, *columns.genres.at, columns.split or 0, columns.group or 0)
-    for line, row in table.rows:
-        cell = _Cell(line, row[columns.id].strip() if columns.id < len(row) else "")
-        out.append(cell)
-        if line in table.problems:
-            cell.problem = "bad row", table.problems[line]
-        elif last >= len(row) or any(extra.strip() for extra in row[len(table.header) :]):
-            counts = f"{len(row)} cells, but {len(table.header)} columns"
-            cell.problem = "bad row", f"{counts}; texts that contain {table.delimiter!r} need quotes"
-        elif columns.genres.multi_hot:
-            try:
-                cell.flags = genres_of_flags(table, columns.genres.at, row)
-            except ValueError as error:
-                cell.problem = "unparsable genres", one_line(error)
-        else:
-            cell.text = row[columns.genres.at[0]].strip()
-        if cell.problem is None:
-            cell.group = value_or_empty(row[columns.group]) if columns.group is not None else ""
-            cell.split, cell.problem = split_of_row(table, row, columns.split)
-    return out
-
-
-def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: StoragePath | None) -> SampleIds:
+def _ids(table: Table, columns: Columns, cells: Sequence[Cell], images: StoragePath | None) -> SampleIds:
     written = [cell.id for cell in cells]
     if table.options.id_column is None and cells:
         table.refuse_row_numbers(columns.id, written)
@@ -209,7 +146,7 @@ def _ids(table: Table, columns: _Columns, cells: Sequence[_Cell], images: Storag
 
 
 def _parsed(
-    table: Table, columns: _Columns, cells: Sequence[_Cell], ids: SampleIds, separator: str, kept: Collection[str]
+    table: Table, columns: Columns, cells: Sequence[Cell], ids: SampleIds, separator: str, kept: Collection[str]
 ) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
     """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists.
 
@@ -227,7 +164,7 @@ def _parsed(
             except ValueError as error:
                 problem = "unparsable genres", one_line(error)
         if problem is None:
-            rows.append(Row(sample_id, genres, cell.line, path, cell.split, cell.group))
+            rows.append(Row(sample_id, genres, cell.line, path, cell.split, cell.group, cell.weight))
             continue
         where = f"{table.unit} {cell.line}"
         shown = sample_id if sample_id else cell.id
@@ -236,7 +173,7 @@ def _parsed(
 
 
 def _refuse_doubtful(
-    table: Table, columns: _Columns, cells: Sequence[_Cell], read: Sequence[tuple[str, ...]], lists: int, separator: str
+    table: Table, columns: Columns, cells: Sequence[Cell], read: Sequence[tuple[str, ...]], lists: int, separator: str
 ) -> None:
     """Raise UserError if the table has no header line, or if its default column of genres has no lists."""
     at = None if columns.genres.multi_hot else columns.genres.at[0]
@@ -276,8 +213,8 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
             rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
             continue
         first, genres = rows[0], list(rows[0].genres)
-        if len({(entry.split, entry.group) for entry in rows}) > 1:
-            why = "the rows with this id have different splits or groups"
+        if len({(entry.split, entry.group, entry.weight) for entry in rows}) > 1:
+            why = "the rows with this id have different splits, groups or weights"
             rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
             continue
         for entry in rows[1:]:

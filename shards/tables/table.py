@@ -59,14 +59,17 @@ class TableOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitColumns:
-    """Columns that decide to which split a poster belongs."""
+class SampleColumns:
+    """Columns of the split, the group and the weight of a poster."""
 
     split_column: str | None = None
     """Column of splits, by name or by number from 0. Its cells are train, val (valid, validation, dev) or test."""
     group_column: str | None = None
     """Column of groups, by name or by number from 0, such as the film of a poster. Posters with the same cell stay in
     one split."""
+    weight_column: str | None = None
+    """Column of sample weights, by name or by number from 0. A weight is a number from 0.000001 to 1000000. In the loss
+    and in metrics, a poster with the weight 2 counts as much as two posters with the weight 1."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.M | re.S)
 POSTERS = ("tt0111161", "tt0068646", "tt0468569", "tt0109830", "tt0133093")
 #: Sections whose shard set is another one, or that have no table of their own.
-OTHER = ("One folder per genre", "Your own splits", "K-fold cross-validation", "Tars of other tools")
+OTHER = ("One folder per genre", "Your own splits", "Sample weights", "K-fold cross-validation", "Tars of other tools")
 
 
 def run_section(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -93,6 +93,12 @@ def test_own_splits_and_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         {row["id"] for name, (_, i) in content(out).items() if name.startswith("test") for row in i} for out in sets
     ]
     assert len(tests) == 2 and all(len(ids) == 1 for ids in tests) and not tests[0] & tests[1]
+
+
+def test_sample_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out,) = run_section(SECTIONS["Sample weights"], tmp_path, monkeypatch)
+    found = {row["id"]: row["weight"] for _, index in content(out).values() for row in index}
+    assert found == dict(zip(POSTERS, (1, 1, 0.5, 2, 0.5), strict=True))
 
 
 def test_the_dry_run_of_the_page_writes_nothing(

@@ -10,6 +10,7 @@ import faulthandler
 import io
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import sys
@@ -66,6 +67,7 @@ def run_forked(
         finally:
             _end(processes)
         out, err = (path.read_text(errors="replace") if path.exists() else "" for path in said)
+        err = re.sub(r"^Extension modules: .*$", "", err, flags=re.M)  # faulthandler's longest line hides the others
     return CompletedProcess(words, status, out, err)
 
 

@@ -83,6 +83,7 @@ def evaluate_outputs(
         split=outputs.split,
         shard_set=outputs.shard_set,
         own=own,
+        weights=outputs.sample_weights,
     )
 
 

@@ -24,7 +24,7 @@ from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, sigmoid
+from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, mean_element, sigmoid
 from toolkit.metrics.registry import PLACES, Metric, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome, Weighed
 
@@ -195,16 +195,18 @@ def evaluate_arrays(
     split: str,
     shard_set: str,
     own: Sequence[Metric] = (),
+    weights: FloatArray | None = None,
 ) -> Evaluation:
     """Compute the metrics of (N, G) logits ``scores`` for (N, G) targets, and the metrics of the baselines.
 
     train_prevalence (G,): share of positives in the training set. The result has a row for each fixed threshold in
     ``thresholds``, then for the best single threshold of validation, and last for the thresholds of ``decisions``. The
     row of the single threshold is left out if all genres use it. The prevalence baseline never has this row. ``own``:
-    metrics of the user.
+    metrics of the user, which do not get sample weights. ``weights`` (N,): sample weights, or None if all samples have
+    the same weight.
     """
-    outcome = Outcome(truth, scores=decisions.probabilities(scores))
-    calibration = _calibration(truth, scores, decisions)
+    outcome = Outcome(truth, scores=decisions.probabilities(scores), weights=weights)
+    calibration = _calibration(truth, scores, decisions, weights)
 
     fixed: list[tuple[str, ArrayLike]] = [(threshold_label(value), value) for value in thresholds]
     single, chosen = _validation_thresholds(decisions)
@@ -221,7 +223,7 @@ def evaluate_arrays(
             ThresholdRow(label, np.asarray(value).tolist(), values(outcome.at(value), "decisions"))
             for label, value in [*fixed, *single, chosen]
         ],
-        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)]),
+        baselines=baselines(train_prevalence, truth, [*fixed, chosen], [k for k in TOP_K if k <= len(genres)], weights),
         per_genre=per_label_table(outcome, decisions.thresholds, genres),
         own={metric.key: metric.value(Weighed(outcome.at(decisions.thresholds))) for metric in own},
     )
@@ -236,10 +238,12 @@ def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayL
     return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
 
 
-def _calibration(truth: BoolArray, scores: FloatArray, decisions: Decisions) -> dict[str, Any]:
+def _calibration(
+    truth: BoolArray, scores: FloatArray, decisions: Decisions, weights: FloatArray | None
+) -> dict[str, Any]:
     def results(logits: FloatArray) -> dict[str, Any]:
-        loss = float(cross_entropy(logits, truth).mean())
-        return {"loss": loss, **reliability(truth, sigmoid(logits))}
+        loss = mean_element(cross_entropy(logits, truth), weights)
+        return {"loss": loss, **reliability(truth, sigmoid(logits), weights)}
 
     return {"method": decisions.calibration, "before": results(scores), "after": results(decisions.logits(scores))}
 

@@ -2,7 +2,8 @@
 
 With this file, users can try other thresholds and compare runs without a second forward pass. The file contains no
 pickle. Its arrays are: ids (N,) str, logits (N, G) float32 without calibration, targets (N, G) uint8, genres (G,) str,
-split, and the fingerprints of the weights and of the shard set.
+split, and the fingerprints of the weights and of the shard set. If the shard set has sample weights, another array is
+sample_weights (N,) float64.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class SplitLogits:
     """Fingerprint of the model's weights."""
     shard_set: str
     """Fingerprint of the shard set."""
+    sample_weights: FloatArray | None = None
+    """(N,) sample weights. None if the shard set has no weights."""
 
     def save(self, path: Path) -> None:
         """Write the .npz file atomically."""
@@ -50,6 +53,8 @@ class SplitLogits:
             order = ("ids", "logits", "targets", "genres", "split", "weights", "shard_set")
             types = {"logits": np.float32, "targets": np.uint8}
             arrays: dict[str, Any] = {key: np.array(getattr(self, key), types.get(key)) for key in order}
+            if self.sample_weights is not None:
+                arrays["sample_weights"] = self.sample_weights
             np.savez_compressed(stream, **arrays)
 
 
@@ -80,4 +85,5 @@ def infer_split(
         logits, _ = infer_all(forward, loader, transforms, batch_size, accelerator, lambda n: bar.update(n * world))
     require_finite_outputs((logits,), ids.__getitem__, accelerator.mixed_precision != "no")
     scores, truth = logits.astype(np.float64), reader.targets.astype(np.bool_)
-    return SplitLogits(split, ids, scores, truth, folder.labels.genres, folder.fingerprint, manifest.fingerprint)
+    facts = folder.labels.genres, folder.fingerprint, manifest.fingerprint
+    return SplitLogits(split, ids, scores, truth, *facts, reader.weights)

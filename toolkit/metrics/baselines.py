@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.metrics.helpers import BoolArray, FloatArray, clipped_cross_entropy
+from toolkit.metrics.helpers import BoolArray, FloatArray, clipped_cross_entropy, mean_element
 from toolkit.metrics.registry import values
 from toolkit.metrics.weighted import Outcome
 
@@ -52,19 +52,24 @@ def always_top_k(shape: tuple[int, ...], train_prevalence: FloatArray, k: int) -
 
 
 def baselines(
-    train_prevalence: FloatArray, truth: BoolArray, thresholds: Sequence[tuple[str, ArrayLike]], k_values: Sequence[int]
+    train_prevalence: FloatArray,
+    truth: BoolArray,
+    thresholds: Sequence[tuple[str, ArrayLike]],
+    k_values: Sequence[int],
+    weights: FloatArray | None = None,
 ) -> list[BaselineRow]:
     """Return rows for the prevalence baseline at each threshold, then for always-top-k at each k.
 
     train_prevalence (G,) in [0, 1]: each label's share of positives in the TRAINING set. truth (N, G): targets of the
     evaluated split. thresholds: pairs of (name, one number or a (G,) array). k_values: numbers of labels up to G.
+    weights: (N,) sample weights, or None if all samples have the same weight.
 
     The prevalence baseline uses the training prevalence as the probability of every sample. Its AP is the label's
     prevalence in the evaluated split, and its ROC-AUC is 0.5. If both splits have the same prevalence, no other
     constant probability has a lower loss. In the loss, a label without training positives has the probability 1e-7.
     """
-    constant = Outcome(truth, scores=np.broadcast_to(train_prevalence, truth.shape))
-    loss = float(clipped_cross_entropy(truth, constant.scores).mean())
+    constant = Outcome(truth, scores=np.broadcast_to(train_prevalence, truth.shape), weights=weights)
+    loss = mean_element(clipped_cross_entropy(truth, constant.scores), weights)
     ranking = {**values(constant, "ranking"), "loss": loss}
     rows = [
         BaselineRow(
@@ -80,7 +85,9 @@ def baselines(
         BaselineRow(
             label=f"always top-{k}",
             kind="top_k",
-            metrics=values(Outcome(truth, always_top_k(truth.shape, train_prevalence, k)), "decisions"),
+            metrics=values(
+                Outcome(truth, always_top_k(truth.shape, train_prevalence, k), weights=weights), "decisions"
+            ),
             genre_indices=commonest_labels(train_prevalence, k),
         )
         for k in k_values

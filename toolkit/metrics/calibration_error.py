@@ -16,37 +16,40 @@ from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray
 BINS = 15
 
 
-def reliability(truth: BoolArray, scores: FloatArray) -> dict[str, Any]:
+def reliability(truth: BoolArray, scores: FloatArray, weights: FloatArray | None = None) -> dict[str, Any]:
     """Return a dictionary with ``ece``, ``ece_macro`` and the reliability ``curve``.
 
+    weights: (N,) sample weights, or None if all samples have the same weight.
     ece: the sum over bins of (share of elements) * |mean probability - share of positives|, over all N x G elements.
     Common labels and the many elements near 0 contribute most to ``ece``. ece_macro: the mean of the calibration errors
     of single labels, so that rare labels have the same weight as common labels.
 
     curve: one dictionary per bin, from 0 to 1, over all elements. ``centre``: the middle of the bin. ``count``: the
-    number of elements. ``predicted``: the mean probability. ``observed``: the share of positives. The last two values
-    are None for an empty bin.
+    number of elements, not weighted. ``predicted``: the mean probability. ``observed``: the share of positives. The
+    last two values are None for an empty bin.
     """
-    count, predicted, positives = _sums(truth.ravel(), scores.ravel())
+    each = None if weights is None else np.repeat(weights, truth.shape[1])
+    total, predicted, positives = _sums(truth.ravel(), scores.ravel(), each)
+    count = total if weights is None else np.bincount(bins_of(scores.ravel()), minlength=BINS)
     return {
-        "ece": float(np.abs(predicted - positives).sum() / scores.size),
-        "ece_macro": float(label_calibration_errors(truth, scores).mean()),
+        "ece": float(np.abs(predicted - positives).sum() / total.sum()),
+        "ece_macro": float(label_calibration_errors(truth, scores, weights).mean()),
         "curve": [
             {
                 "centre": (number + 0.5) / BINS,
                 "count": int(count[number]),
-                "predicted": float(predicted[number] / count[number]) if count[number] else None,
-                "observed": float(positives[number] / count[number]) if count[number] else None,
+                "predicted": float(predicted[number] / total[number]) if count[number] else None,
+                "observed": float(positives[number] / total[number]) if count[number] else None,
             }
             for number in range(BINS)
         ],
     }
 
 
-def label_calibration_errors(truth: BoolArray, scores: FloatArray) -> FloatArray:
-    """Return the (G,) calibration errors of the labels."""
-    sums = [_sums(*columns) for columns in zip(truth.T, scores.T, strict=True)]
-    return np.array([np.abs(predicted - positives).sum() / len(truth) for _, predicted, positives in sums])
+def label_calibration_errors(truth: BoolArray, scores: FloatArray, weights: FloatArray | None = None) -> FloatArray:
+    """Return the (G,) calibration errors of the labels. ``weights``: see `reliability`."""
+    sums = [_sums(*columns, weights) for columns in zip(truth.T, scores.T, strict=True)]
+    return np.array([np.abs(predicted - positives).sum() / total.sum() for total, predicted, positives in sums])
 
 
 def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, FloatArray]:
@@ -58,13 +61,15 @@ def calibration_influence(truth: BoolArray, scores: FloatArray) -> tuple[float, 
     return error, signed / truth.size - error / len(truth)
 
 
-def _sums(truth: BoolArray, scores: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Return three (bins,) arrays: numbers of elements, sums of probabilities, and numbers of positives."""
-    number = bins_of(scores)
-    count = np.bincount(number, minlength=BINS).astype(np.int64)
-    predicted = np.bincount(number, weights=scores, minlength=BINS).astype(np.float64)
-    positives = np.bincount(number, weights=truth, minlength=BINS).astype(np.float64)
-    return count, predicted, positives
+def _sums(
+    truth: BoolArray, scores: FloatArray, weights: FloatArray | None
+) -> tuple[FloatArray | IntArray, FloatArray, FloatArray]:
+    """Return three (bins,) sums over elements with ``weights`` (1 if None): of ones, of probabilities, of targets."""
+    number, each = bins_of(scores), 1.0 if weights is None else weights
+    total = np.bincount(number, weights=weights, minlength=BINS)
+    predicted = np.bincount(number, weights=scores * each, minlength=BINS).astype(np.float64)
+    positives = np.bincount(number, weights=truth * each, minlength=BINS).astype(np.float64)
+    return total, predicted, positives
 
 
 def bins_of(scores: FloatArray) -> IntArray:

@@ -60,6 +60,15 @@ def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
     return -np.log(np.where(truth, clipped, 1.0 - clipped))
 
 
+def mean_element(values: FloatArray, weights: FloatArray | None) -> float:
+    """Return the mean of (N, G) values under (N,) sample weights. ``weights`` None: all samples have the same weight.
+
+    >>> mean_element(np.array([[0.0, 2.0], [4.0, 4.0]]), np.array([3.0, 1.0]))
+    1.75
+    """
+    return float(values.mean() if weights is None else np.average(values.mean(axis=1), weights=weights))
+
+
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> FloatArray:
     """Divide elementwise. The result is 0 where the denominator is 0 (scikit-learn's zero_division=0)."""
     top = np.asarray(numerator, dtype=np.float64)

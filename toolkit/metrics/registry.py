@@ -181,12 +181,12 @@ def label_rates(weighed: Weighed) -> dict[str, FloatArray]:
 def per_label_table(outcome: Outcome, thresholds: ArrayLike, genres: Sequence[str]) -> pd.DataFrame:
     """Return a table with one row per label, in the given order. ``thresholds``: one number or a (G,) array.
 
-    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. For a
-    label without positives, ap, recall and f1 are NaN. For a label that is never predicted, precision is NaN. If all
-    samples have the same target, roc_auc is NaN.
+    Columns: genre, support (positives), prevalence (support / N), ap, roc_auc, threshold, precision, recall, f1. Sample
+    weights have no effect on support and prevalence. For a label without positives, ap, recall and f1 are NaN. For a
+    label that is never predicted, precision is NaN. If all samples have the same target, roc_auc is NaN.
     """
     named = Weighed(outcome.at(thresholds))
-    support = named.each.support[0]
+    support = outcome.truth.sum(axis=0)
     ap, roc_auc = outcome.ranking
     return pd.DataFrame(
         {

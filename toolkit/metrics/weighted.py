@@ -33,6 +33,8 @@ class Outcome:
     """Predicted labels. Empty if only probabilities are measured."""
     scores: FloatArray = field(default_factory=lambda: NO_SCORES)
     """Probabilities. Empty for a baseline without probabilities."""
+    weights: FloatArray | None = None
+    """(N,) sample weights above 0. None if all samples have the same weight."""
 
     def at(self, thresholds: ArrayLike) -> Outcome:
         """Return a copy that predicts the labels with ``scores >= thresholds`` (one number or one per label)."""
@@ -49,9 +51,9 @@ class Outcome:
         for label, support in enumerate(self.truth.sum(axis=0)):
             column = self.truth[:, label], self.scores[:, label]
             if support > 0:
-                ap[label] = average_precision_score(*column)
+                ap[label] = average_precision_score(*column, sample_weight=self.weights)
             if 0 < support < num_samples:
-                roc_auc[label] = roc_auc_score(*column)
+                roc_auc[label] = roc_auc_score(*column, sample_weight=self.weights)
         return ap, roc_auc
 
     @cached_property
@@ -93,11 +95,22 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Weighed:
-    """An outcome under B weightings of its samples. Without weights, B is 1 and each sample has the weight 1."""
+    """An outcome under B weightings of its samples. Without weightings, B is 1.
+
+    The weight of a sample is the product of its weight in the weighting and its own weight in the outcome.
+    """
 
     outcome: Outcome
-    weights: FloatArray | None = None
+    weightings: FloatArray | None = None
     """(B, N) weights of at least 0. Each row is one weighting and has a positive sum."""
+
+    @cached_property
+    def weights(self) -> FloatArray | None:
+        """(B, N) weights of the samples. None if all weights are 1."""
+        own = self.outcome.weights
+        if own is None or self.weightings is None:
+            return self.weightings if own is None else own[None]
+        return self.weightings * own
 
     @cached_property
     def total(self) -> FloatArray:
@@ -162,6 +175,7 @@ class _Ranking:
         self._segments = _indicator(order[:last], bounds, len(order))
         positive_bounds = np.concatenate([[0], np.searchsorted(np.flatnonzero(is_positive), ends)])
         self._positives = _indicator(order[is_positive], positive_bounds, len(order))
+        self._negatives = ~truth
 
     def __call__(self, columns: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the (B,) AP and the (B,) ROC-AUC under (N, B) weights. Undefined values are NaN."""
@@ -171,7 +185,7 @@ class _Ranking:
         down_to = np.cumsum(between + tied, axis=0)
         hits = np.cumsum(positive, axis=0)
         support = positive.sum(axis=0)
-        negatives = columns.sum(axis=0) - support
+        negatives = self._negatives @ columns  # a difference of two sums could be 1e-17 in place of 0
         ap = (positive * ratio(hits, down_to)).sum(axis=0)
         above = (down_to - hits) - (tied - positive)  # weight of negatives with a higher score
         below = negatives - above - (tied - positive) / 2  # negatives with the same score count half

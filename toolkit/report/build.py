@@ -13,7 +13,7 @@ from shards.versions import library_versions
 from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
-from toolkit.metrics.helpers import clipped_cross_entropy, cross_entropy
+from toolkit.metrics.helpers import clipped_cross_entropy, cross_entropy, mean_element
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import Group, choose_groups, error_group
 from toolkit.report.inputs import ModelOutputs, ReportInputs
@@ -59,7 +59,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
     rows, compared = headline(draws), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)
     substitutions = Substitutions(inputs.targets, inputs.model.named)
-    swept = sweep(inputs.targets, inputs.model.probabilities)
+    swept = sweep(inputs.outcome(scores=inputs.model.probabilities))
     found = find_label_errors(inputs.targets, inputs.model.probabilities, inputs.genres) if label_errors else None
     groups = choose_groups(inputs)
     training = read_training_curves(inputs.model.folder.path)
@@ -78,7 +78,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
             "per_genre": genres,
             "genre_comparison": genre_comparison(inputs, draws),
             "threshold_sweep": swept,
-            "calibration": {**calibration(inputs.model, inputs.targets), "genres": genre_calibration(inputs)},
+            "calibration": {**calibration(inputs), "genres": genre_calibration(inputs)},
             "pairs": pairs(inputs.targets, inputs.model.named, inputs.genres),
             "together": cooccurrence(inputs.targets),
             "instead": substitutions.rows(inputs.genres),
@@ -101,14 +101,15 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
     )
 
 
-def calibration(model: ModelOutputs, targets: np.ndarray) -> dict[str, Any]:
-    """Return the loss, calibration errors and reliability curve of a model, before and after calibration."""
-    before = {"loss": float(cross_entropy(model.logits, targets).mean())}
-    after = {"loss": float(clipped_cross_entropy(targets, model.probabilities).mean())}
+def calibration(inputs: ReportInputs) -> dict[str, Any]:
+    """Return the loss, calibration errors and reliability curve of the model, before and after calibration."""
+    model, targets, weights = inputs.model, inputs.targets, inputs.weights
+    before = {"loss": mean_element(cross_entropy(model.logits, targets), weights)}
+    after = {"loss": mean_element(clipped_cross_entropy(targets, model.probabilities), weights)}
     return {
         "method": model.decisions.calibration,
-        "before": before | reliability(targets, model.uncalibrated),
-        "after": after | reliability(targets, model.probabilities),
+        "before": before | reliability(targets, model.uncalibrated, weights),
+        "after": after | reliability(targets, model.probabilities, weights),
     }
 
 

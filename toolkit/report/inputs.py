@@ -11,6 +11,7 @@ import numpy as np
 
 from toolkit.decisions.decisions import Decisions
 from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
+from toolkit.metrics.weighted import NO_SCORES, NOTHING_NAMED, Outcome
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
 #: Key of the fingerprint in `ReportInputs.shard_set`.
@@ -78,6 +79,12 @@ class ReportInputs:
     command: str
     units: IntArray | None = None
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
+    weights: FloatArray | None = None
+    """(N,) sample weights. None if the shard set has no weights."""
+
+    def outcome(self, named: BoolArray = NOTHING_NAMED, scores: FloatArray = NO_SCORES) -> Outcome:
+        """Return the (N, G) predicted labels and probabilities as an outcome, with the targets and the weights."""
+        return Outcome(self.targets, named, scores, self.weights)
 
     def may_have_seen(self, outputs: ModelOutputs) -> bool:
         """Return whether the model was trained on a different shard set. That set can have samples of this report."""

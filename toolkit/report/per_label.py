@@ -9,7 +9,6 @@ import numpy as np
 from toolkit.metrics.bootstrap import Draws, label_differences, label_intervals
 from toolkit.metrics.calibration_error import label_calibration_errors
 from toolkit.metrics.registry import per_label_table
-from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.summary import MODEL, OTHER, in_words
 
@@ -24,10 +23,10 @@ MAX_LISTED = 8
 def genre_rows(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:
     """Return one row of metrics per genre, in the order of the model. An undefined value is None."""
     model, plain = inputs.model, draws[MODEL]
-    outcome = Outcome(inputs.targets, scores=model.probabilities)
+    outcome = inputs.outcome(scores=model.probabilities)
     table = per_label_table(outcome, model.decisions.thresholds, inputs.genres)
     rows: list[dict[Any, Any]] = table.to_dict("records")
-    uncalibrated = label_calibration_errors(inputs.targets, model.uncalibrated)
+    uncalibrated = label_calibration_errors(inputs.targets, model.uncalibrated, inputs.weights)
     ap, f1 = label_intervals(plain, "ap"), label_intervals(plain, "f1")
     for column, row in enumerate(rows):
         row["train_prevalence"] = float(inputs.train_prevalence[column])
@@ -70,6 +69,8 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
         if outputs is not None and inputs.may_have_seen(outputs)
     ]
     found += _duplicates(inputs)
+    if inputs.weights is not None:
+        found.append("The shard set has sample weights. Metrics use the weights, but counts of posters do not.")
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:

@@ -87,6 +87,7 @@ class ReportRun:
             },
             self.command,
             self.manifest.units_of(outputs.split),
+            outputs.sample_weights,
         )
         return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))
 

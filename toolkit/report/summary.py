@@ -16,7 +16,6 @@ from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
 from toolkit.metrics.registry import METRICS, PLACES, Better
-from toolkit.metrics.weighted import Outcome
 from toolkit.report.inputs import ReportInputs
 
 #: Metrics of the comparison with baselines: metrics of decisions, and metrics of probabilities.
@@ -30,17 +29,17 @@ MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single thres
 def resampled(inputs: ReportInputs, rounds: int) -> dict[str, Draws]:
     """Measure the model and its references (baselines, one threshold, --compare) on the same bootstrap resamples."""
     model, truth = inputs.model, inputs.targets
-    outcomes = {MODEL: Outcome(truth, model.named, model.probabilities)}
+    outcomes = {MODEL: inputs.outcome(model.named, model.probabilities)}
     if inputs.other is not None:
-        outcomes[OTHER] = Outcome(truth, inputs.other.named, inputs.other.probabilities)
+        outcomes[OTHER] = inputs.outcome(inputs.other.named, inputs.other.probabilities)
     # Only probabilities of the prevalence baseline are used. Its decisions would equal the decisions of always-top-k.
     constant = np.broadcast_to(inputs.train_prevalence, truth.shape)
-    outcomes[PREVALENCE] = Outcome(truth, np.zeros_like(truth), constant)
+    outcomes[PREVALENCE] = inputs.outcome(np.zeros_like(truth), constant)
     for k in TOP_K:
         if k <= truth.shape[1]:
-            outcomes[f"top-{k}"] = Outcome(truth, always_top_k(truth.shape, inputs.train_prevalence, k))
+            outcomes[f"top-{k}"] = inputs.outcome(always_top_k(truth.shape, inputs.train_prevalence, k))
     if model.decisions.per_label:
-        outcomes[SINGLE] = Outcome(truth, scores=model.probabilities).at(model.decisions.global_threshold)
+        outcomes[SINGLE] = inputs.outcome(scores=model.probabilities).at(model.decisions.global_threshold)
     return bootstrap(outcomes, rounds, inputs.units)
 
 

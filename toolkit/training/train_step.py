@@ -39,6 +39,10 @@ class TrainStep:
         self.accelerator, self.setup = setup.accelerator, setup
         self.plan, self.accumulation = setup.plan, setup.accumulation
         self.guard, self.lost = guard, lost
+        weights = setup.train.weights
+        self.mean_weight = None if weights is None else float(weights.mean())
+        """Mean weight of the training samples. The loss of a sample is multiplied by its weight / this mean. Learning
+        rates therefore mean the same with and without weights. None if the shard set has no weights."""
         self.overflows = 0
         """Number of updates in a row that the gradient scaler (fp16) skipped. 0 if it did not skip the last update."""
 
@@ -47,8 +51,8 @@ class TrainStep:
     ) -> tuple[torch.Tensor, int]:
         """Make one update. It is update ``updates`` of the run (from 1), and update ``step`` of ``epoch`` (from 0).
 
-        Return (sums, samples). ``sums`` (2,) float32: the sum of the losses (mean over genres) of this rank's valid
-        rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.
+        Return (sums, samples). ``sums`` (2,) float32: the sum of the weighted losses (mean over genres) of this rank's
+        valid rows, and the number of these rows. A row is valid if its sample could be decoded and it is not padding.
         ``samples``: number of samples of the update over all ranks, or 0 for a skipped update. An update is skipped if
         ``guard.allow`` returns False, or if its gradient overflows in fp16. A skipped update changes no weights,
         buffers, optimiser state or moving average. optim.clip_norm limits the gradient of the loss. This loss is summed
@@ -157,15 +161,22 @@ class TrainStep:
         return plain(self.setup.model)
 
     def losses(self, model: nn.Module, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return two (n,) tensors: the float32 loss of each row, summed over genres, and whether the row is valid."""
-        device = self.accelerator.device
-        targets = to_device(targets_of(batch.micro_batch, self.setup.train), device)
-        valid = to_device(batch.micro_batch.valid, device)
+        """Return two (n,) tensors: the float32 loss of each row, summed over genres, and whether the row is valid.
+
+        A loss is multiplied by the weight of its sample, if the shard set has weights.
+        """
+        device, genres = self.accelerator.device, len(self.setup.manifest.genres)
+        targets = targets_of(batch.micro_batch, self.setup.train)
+        if self.mean_weight is not None:
+            # The weight is one more column, because mixup and cutmix must mix weights as they mix targets.
+            weights = self.setup.train.weights_of(batch.micro_batch.indices) / self.mean_weight
+            targets = torch.cat([targets, torch.from_numpy(weights).float()[:, None]], dim=1)
+        targets, valid = to_device(targets, device), to_device(batch.micro_batch.valid, device)
         inputs, targets = self.setup.inputs.prepare(batch, targets, epoch)
         with self.accelerator.autocast():
             logits = model(inputs)
-        losses: torch.Tensor = self.setup.criterion(logits, targets)
-        return losses, valid
+        losses: torch.Tensor = self.setup.criterion(logits, targets[:, :genres])
+        return losses if self.mean_weight is None else losses * targets[:, genres], valid
 
 
 def _kept_buffers(model: nn.Module) -> Callable[[], None]:

@@ -276,10 +276,12 @@ class Trainer:
         Called on the main process. ``whole`` is the model's whole state dict if the model is sharded, else None.
         """
         state, setup = self.state, self.setup
-        units = setup.manifest.units_of("val")
-        groups = None if units is None else units[decoded]
+        groups, weights = (
+            None if values is None else values[decoded]
+            for values in (setup.manifest.units_of("val"), setup.val.weights)
+        )
         targets, decide = setup.val.targets[decoded], self.config.decide
-        result = validate(targets, logits[decoded], setup.manifest, decide, groups, self.own_metrics)
+        result = validate(targets, logits[decoded], setup.manifest, decide, groups, self.own_metrics, weights)
         loss = result.evaluation.loss
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")

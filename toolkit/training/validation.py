@@ -22,7 +22,7 @@ from toolkit.decisions.decisions import Decisions, decisions_of
 from toolkit.distributed.collectives import by_main
 from toolkit.evaluation.results import Evaluation, evaluate_arrays, train_prevalence
 from toolkit.inference.split_outputs import infer_split
-from toolkit.metrics.helpers import BoolArray, FloatArray, check_arrays
+from toolkit.metrics.helpers import FloatArray, check_arrays
 from toolkit.metrics.registry import METRICS, PLACES, Metric, values
 from toolkit.metrics.weighted import Outcome, Weighed
 from toolkit.model_folder.folder import load_model_folder, save_model_folder
@@ -47,10 +47,8 @@ class ValidationResult:
     metrics of ``decisions`` on this split are too high, because ``decisions`` were chosen on the same samples."""
     own: dict[str, float | None] = field(default_factory=dict)
     """Metrics of the user, with labels predicted by cross-fitting."""
-    probabilities: FloatArray | None = None
-    """(n, G) calibrated probabilities."""
-    truth: BoolArray | None = None
-    """(n, G) targets."""
+    outcome: Outcome | None = None
+    """Targets, labels predicted by cross-fitting, and calibrated probabilities."""
 
     def row(self) -> dict[str, Any]:
         """Return the validation columns of epochs.csv."""
@@ -67,11 +65,14 @@ def validate(
     decide: DecideConfig | None = None,
     groups: np.ndarray | None = None,
     own: Sequence[Metric] = (),
+    weights: FloatArray | None = None,
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
     If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None: no groups. The
-    loss is computed without calibration. ``own``: metrics of the user. Raises UserError if a logit is not finite.
+    loss is computed without calibration. ``own``: metrics of the user. ``weights`` (n,): sample weights for the
+    metrics, or None if all samples have the same weight. Decisions are chosen without weights. Raises UserError if a
+    logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -80,12 +81,13 @@ def validate(
     decisions = decisions_of(fits.choose(), fits)
     prevalence, shard_set = train_prevalence(manifest), manifest.fingerprint
     evaluation = evaluate_arrays(
-        truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set, own=own
-    )
-    held_out = Outcome(truth, fits.named(), decisions.probabilities(scores))
+        truth, scores, manifest.genres, prevalence, decisions, split="val", shard_set=shard_set, own=own,
+        weights=weights,
+    )  # fmt: skip
+    held_out = Outcome(truth, fits.named(), decisions.probabilities(scores), weights)
     figures = {metric.key: metric.value(Weighed(held_out)) for metric in own}
     named = values(held_out, "decisions")
-    return ValidationResult(evaluation, decisions, named, figures, held_out.scores, truth)
+    return ValidationResult(evaluation, decisions, named, figures, held_out)
 
 
 def draw_thresholds(result: ValidationResult, path: Path) -> bool:
@@ -93,7 +95,7 @@ def draw_thresholds(result: ValidationResult, path: Path) -> bool:
     try:
         sweep = load_object("toolkit.report.plots.threshold_plots:validation_sweep")  # imports matplotlib: seconds
         with atomic_write(path) as stream:
-            stream.write(sweep(result.truth, result.probabilities, result.decisions).png)
+            stream.write(sweep(result.outcome, result.decisions).png)
     except Exception as error:
         log.warning("the picture %s cannot be drawn: %s", path, one_line(error))
         return False
@@ -131,7 +133,14 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
     folder.model.to("cpu")  # frees memory of the device
     return by_main(
         accelerator,
-        lambda: validate(outputs.targets, outputs.logits, manifest, config.decide, manifest.units_of("val")),
+        lambda: validate(
+            outputs.targets,
+            outputs.logits,
+            manifest,
+            config.decide,
+            manifest.units_of("val"),
+            weights=outputs.sample_weights,
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from shard_tools import draw
 from shards.errors import Code
 from shards.tables.metadata import GenreOptions, read_metadata
 from shards.tables.readers import open_table
-from shards.tables.table import SplitColumns
+from shards.tables.table import SampleColumns
 
 #: Name of a file, its content, and what the line says.
 FILES: dict[str, tuple[str, bytes, list[str]]] = {
@@ -206,7 +206,7 @@ def test_splits_and_groups_of_joined_rows_agree(tmp_path: Path) -> None:
     rows = "".join(f"{n},War,train,None\n{n},Drama,train,nan\n" for n in range(9))
     (tmp_path / "m.csv").write_text(f"id,genre,split,film\n{rows}x,War,train,1\nx,Drama,test,1\ny,War,nan,1\n")
     found = read_metadata(
-        tmp_path / "m.csv", strict=False, splits=SplitColumns(split_column="split", group_column="film")
+        tmp_path / "m.csv", strict=False, others=SampleColumns(split_column="split", group_column="film")
     )
     assert len(found.rows) == 9 and {row.group for row in found.rows} == {""}
     assert [(r.id, r.reason) for r in found.rejected] == [

@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import shutil
+import signal
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,8 +75,21 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All runs of two processes, in one launch: starting torch takes longer than any of them."""
-    folder = tmp_path_factory.mktemp("fsdp")
+    """All runs of two processes, in one launch: starting torch takes longer than any of them.
+
+    The processes make some 60 process groups one after the other, which no user does. Once in dozens of launches, a
+    thread of gloo aborted one of them. Such a launch is made once more. A second abort fails the tests.
+    """
+    status, said, folder = _launch(shard_set, tmp_path_factory.mktemp("fsdp"))
+    if status == -signal.SIGABRT:
+        warnings.warn(f"a process was aborted: {said[-2000:]}", stacklevel=1)
+        status, said, folder = _launch(shard_set, tmp_path_factory.mktemp("fsdp"))
+    assert status == 0, said
+    return Runs(folder)
+
+
+def _launch(shard_set: Path, folder: Path) -> tuple[int, str, Path]:
+    """Make all runs below ``folder``. Return the exit status, standard error and ``folder``."""
     plan: list[Run] = []
 
     def add(name: str, options: list[str], **more: Any) -> None:
@@ -100,8 +115,7 @@ def runs(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     add("stop-fsdp", [*SKIP, "--train.on_nonfinite=stop", FSDP], bad_gradient=3)
     (folder / "plan.json").write_text(json.dumps([dataclasses.asdict(run) for run in plan]))
     launched = launch_2(PROBE, shard_set, folder / "plan.json")
-    assert launched.returncode == 0, launched.stderr
-    return Runs(folder)
+    return launched.returncode, launched.stderr, folder
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

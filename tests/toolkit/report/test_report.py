@@ -162,7 +162,7 @@ def test_words_of_a_difference(metric: str, interval: tuple[float, float], words
 def test_calibration_before_and_after():
     given = inputs()
     targets, logits = simulate()
-    found = calibration(given.model, given.targets)
+    found = calibration(given)
     plain = 1 / (1 + np.exp(-logits))
     assert found["before"]["ece"] == pytest.approx(calibration_summary(targets, plain)["ece"])
     after = calibration_summary(targets, decisions().probabilities(logits))["ece"]

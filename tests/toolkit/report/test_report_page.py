@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score
 
 from shards.visuals.templates import ENVIRONMENT
 from toolkit.metrics.helpers import sigmoid
+from toolkit.metrics.weighted import Outcome
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MAX_PICTURE_BYTES, small_picture
 from toolkit.report.output import render_page
@@ -160,7 +161,7 @@ def test_plots_show_the_data():
 
     def draw(scores: np.ndarray) -> Plot:
         reached = threshold_metrics(targets, scores, decisions().thresholds)
-        return sweep_plot(sweep(targets, scores), decisions(), reached)
+        return sweep_plot(sweep(Outcome(targets, scores=scores)), decisions(), reached)
 
     assert draw(probabilities).png == draw(probabilities).png != draw(probabilities**2).png
     bins = genre_bins(targets[:, 0], sigmoid(logits[:, 0]), probabilities[:, 0])

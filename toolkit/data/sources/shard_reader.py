@@ -89,6 +89,15 @@ class ShardReader:
         return multi_hot_of(self.records, len(self.labels))
 
     @property
+    def weights(self) -> np.ndarray | None:
+        """Return the (N,) float64 sample weights. None if the set has no weights."""
+        return self.records["weight"] if "weight" in self.records.dtype.names else None
+
+    def weights_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return the (n,) float64 weights of samples in a set with weights."""
+        return np.asarray(self.records["weight"][indices])
+
+    @property
     def positives(self) -> np.ndarray:
         """Return the (G,) int64 number of samples of each label."""
         return np.array(column_sums(self.shards, len(self.labels)), dtype=np.int64)

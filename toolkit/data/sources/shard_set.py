@@ -85,7 +85,8 @@ class ShardSet:
     def to_pandas(self) -> pd.DataFrame:
         """Return a table with one row per sample: id, split, shard, width and height in pixels, list of genres.
 
-        Pictures are not read. Raises UserError if an index is missing or damaged.
+        If the set has sample weights, the last column is ``weight``. Pictures are not read. Raises UserError if an
+        index is missing or damaged.
         """
         parts = []
         for shard in self.shards:
@@ -94,6 +95,8 @@ class ShardSet:
             part.insert(1, "split", shard.split)
             part.insert(2, "shard", shard.name)
             part["genres"] = [[self.genres[column] for column in row] for row in index["labels"].to_pylist()]
+            if "weight" in index.column_names:
+                part["weight"] = index["weight"].to_numpy()
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 

@@ -38,11 +38,10 @@ SWEPT = {metric.key: metric.column for metric in PLACES["report, sweep"]}
 _LOOKS = dict(zip(SWEPT, cycle(((BLUE, "-"), (ORANGE, "-"), (GREEN, "--"), (PURPLE, ":"))), strict=False))
 
 
-def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float]]:
-    """Return the metrics for a series of thresholds. Each threshold is used for all genres."""
+def sweep(outcome: Outcome) -> dict[str, list[float]]:
+    """Return the metrics of ``outcome.scores`` for a series of thresholds. Each threshold is used for all genres."""
     low, high = (float(np.log(end / (1.0 - end))) for end in (LOWEST, HIGHEST))
     thresholds = sigmoid(np.linspace(low, high, STEPS))
-    outcome = Outcome(targets, scores=probabilities)
     found = [values(outcome.at(threshold), "decisions") for threshold in thresholds]
     swept: dict[str, list[float]] = {key: [row[key] for row in found] for key in SWEPT}
     # Precision is undefined if no genre is predicted. Use NaN, since 0 would look like a sudden drop in the plot.
@@ -50,10 +49,9 @@ def sweep(targets: BoolArray, probabilities: FloatArray) -> dict[str, list[float
     return {"threshold": thresholds.tolist(), **swept}
 
 
-def validation_sweep(targets: BoolArray, probabilities: FloatArray, decisions: Decisions) -> Plot:
-    """Plot the sweep of a validation split with (N, G) targets and calibrated probabilities."""
-    outcome = Outcome(targets, scores=probabilities)
-    return sweep_plot(sweep(targets, probabilities), decisions, values(outcome.at(decisions.thresholds), "decisions"))
+def validation_sweep(outcome: Outcome, decisions: Decisions) -> Plot:
+    """Plot the sweep of a validation split with calibrated probabilities."""
+    return sweep_plot(sweep(outcome), decisions, values(outcome.at(decisions.thresholds), "decisions"))
 
 
 @styled

@@ -1,0 +1,166 @@
+"""Sample weights from the table of a build to the shard set: --weight-column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from failing import fails
+from shard_tools import Source, build, draw_posters, read_csv, write_csv
+
+from shards.build.tar_samples import read_members
+from shards.build.verify import verify_shards
+from shards.dataset.index import WEIGHTED_SCHEMA, index_path, list_tars, read_index, write_index
+from shards.dataset.manifest import Manifest
+from shards.dataset.sample_table import map_sample_table, open_sample_table
+from shards.tables.metadata import GenreOptions, read_metadata
+from shards.tables.table import SampleColumns
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.sources.shard_set import ShardSet
+
+WEIGHTS = SampleColumns(weight_column="weight")
+
+
+def weighted_source(folder: Path, count: int = 40) -> tuple[Source, dict[str, float]]:
+    """Posters, and a table with a column of weights. Return them, and the weight of each id."""
+    source = draw_posters(folder, count)
+    weights = {row["id"]: 0.25 * (1 + number % 7) for number, row in enumerate(read_csv(source.csv))}
+    rows = [(*row.values(), weights[row["id"]]) for row in read_csv(source.csv)]
+    write_csv(source.csv, rows, ("id", "title", "year", "genre", "weight"))
+    return source, weights
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("weighted")
+    source, weights = weighted_source(folder)
+    build(source, folder / "set", weight_column="weight")
+    return folder / "set", source, weights
+
+
+def test_every_part_of_a_set_has_the_weights_of_the_table(weighted: tuple[Path, Source, dict[str, float]]) -> None:
+    out, _, weights = weighted
+    manifest = Manifest.read(out)
+    assert manifest.weighted and manifest.source["weight_column"] == "weight"
+    assert json.loads((out / "manifest.json").read_text())["format"] == 2
+    found: dict[str, float] = {}
+    for tar in list_tars(out):
+        table = read_index(tar)[0]
+        with open(tar, "rb") as stream:
+            for member, row in zip(read_members(tar), table.to_pylist(), strict=True):
+                stream.seek(member.json_offset)
+                assert json.loads(stream.read(member.json_size))["weight"] == row["weight"]
+                found[row["id"]] = row["weight"]
+    assert found == weights
+    for split in manifest.split_names:
+        reader = ShardReader.of_split(out, split)
+        assert reader.weights is not None and reader.weights.tolist() == [weights[i] for i in reader.sample_ids()]
+        assert reader.weights_of(np.array([2, 0])).tolist() == reader.weights[[2, 0]].tolist()
+    frame = ShardSet(out).to_pandas()
+    assert dict(zip(frame["id"], frame["weight"], strict=True)) == weights
+    assert verify_shards(out, workers=1)[1] == []
+
+
+def test_a_set_without_weights_stays_as_it_was(tmp_path: Path) -> None:
+    source = draw_posters(tmp_path, 20)
+    manifest = build(source, tmp_path / "set")
+    raw = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert raw["format"] == 1 and not manifest.weighted and "weight" not in json.dumps(raw)
+    assert ShardReader.of_split(tmp_path / "set", "train").weights is None
+    assert "weight" not in read_index(list_tars(tmp_path / "set")[0])[0].column_names
+
+
+def test_a_build_with_other_weights_is_another_build(weighted: tuple[Path, Source, dict[str, float]]) -> None:
+    out, source, _ = weighted
+    before = (out / "manifest.json").read_bytes()
+    build(source, out, weight_column="weight")  # the same build again
+    with fails("path-exists", out):
+        build(source, out, weight_column="year")
+    with fails("path-exists", out):
+        build(source, out)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("", "no weight"),
+        ("nan", "no weight"),
+        ("heavy", "bad weight"),
+        ("0,5", "bad weight"),
+        ("0", "bad weight"),
+        ("-1", "bad weight"),
+        ("inf", "bad weight"),
+        ("1e9", "bad weight"),
+    ],
+)
+def test_a_row_without_a_usable_weight_is_rejected(tmp_path: Path, cell: str, reason: str) -> None:
+    rows = [("a", "['War']", "1"), ("b", "['War', 'Drama']", cell), ("c", "['Drama']", "2e0")]
+    found = read_metadata(
+        write_csv(tmp_path / "m.csv", rows, ("id", "genre", "weight")), GenreOptions(), strict=False, others=WEIGHTS
+    )
+    assert [(row.id, row.weight) for row in found.rows] == [("a", 1.0), ("c", 2.0)]
+    assert [(r.id, r.reason) for r in found.rejected] == [("b", reason)]
+    assert "line 3" in found.rejected[0].detail and "weights in column 2 'weight'" in found.reading
+
+
+def test_rows_of_a_poster_need_one_weight(tmp_path: Path) -> None:
+    rows = [(f"p{n}", genre, 1) for n in range(9) for genre in ("War", "Drama")] + [("x", "War", 1), ("x", "Drama", 2)]
+    found = read_metadata(
+        write_csv(tmp_path / "m.csv", rows, ("id", "genre", "weight")), GenreOptions(), strict=False, others=WEIGHTS
+    )
+    assert len(found.rows) == 9 and {row.weight for row in found.rows} == {1.0}
+    assert [(r.id, r.reason) for r in found.rejected] == [("x", "conflicting rows")] * 2
+    assert "weights" in found.rejected[0].detail
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "m.csv", [("a", "War", 1)], ("id", "genre", "weight"))
+    with fails("table-column", path, "wieght", "did you mean", "--weight-column"):
+        read_metadata(path, GenreOptions(), strict=False, others=SampleColumns(weight_column="wieght"))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), None])
+def test_an_index_with_another_weight_is_damaged(
+    weighted: tuple[Path, Source, dict[str, float]], tmp_path: Path, value: Any
+) -> None:
+    tar = list_tars(weighted[0])[0]
+    table, facts = read_index(tar)
+    column = pa.array([value, *table["weight"].to_pylist()[1:]], pa.float64())
+    write_index(tmp_path / tar.name, table.set_column(table.num_columns - 1, "weight", column), facts)
+    with fails("set-damaged", index_path(tmp_path / tar.name), "'weight'"):
+        read_index(tmp_path / tar.name)
+
+
+def test_weights_that_differ_between_the_files_of_a_set_are_found(tmp_path: Path) -> None:
+    source, _ = weighted_source(tmp_path, 20)
+    manifest = build(source, out := tmp_path / "set", weight_column="weight")
+    tar = list_tars(out)[0]
+    table, facts = read_index(tar)
+    doubled = pa.array([2 * weight for weight in table["weight"].to_pylist()], pa.float64())
+    write_index(
+        tar, pa.table(table.set_column(table.num_columns - 1, "weight", doubled), schema=WEIGHTED_SCHEMA), facts
+    )
+    problems = "\n".join(verify_shards(out, workers=1)[1])
+    assert "its index changed" in problems and "its samples differ between" in problems
+    assert "its sample weight differs from the weight in the index" in problems
+    # A set whose manifest says nothing of weights does not take indexes with weights, and the other way round.
+    with fails("set-other", "sample weights, but the set has none"):
+        manifest.write_tables(out, weighted=False)
+
+
+def test_a_table_of_samples_must_have_the_layout_of_the_manifest(
+    weighted: tuple[Path, Source, dict[str, float]],
+) -> None:
+    out = weighted[0]
+    manifest = Manifest.read(out)
+    table, genres = manifest.tables["train"], len(manifest.genres)
+    samples = sum(shard.samples for shard in manifest.of_split("train"))
+    path = out / table.name
+    other = type(table)(table.name, table.bytes, table.sha256)
+    with open_sample_table(path) as stream, fails("set-damaged", path, "layout"):
+        map_sample_table(stream, path, other, samples, genres)
