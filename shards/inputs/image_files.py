@@ -38,7 +38,7 @@ class Walk:
     unreadable: list[str] = field(default_factory=list)  # one message for each folder that cannot be listed
     links: list[str] = field(default_factory=list)  # relative paths of the links to folders
     follow: bool = False
-    """Whether the folders behind links are walked through. A link to a folder that contains the link is left out."""
+    """Whether links are followed. A link to a folder above it is left out, because the walk would have no end."""
 
     def warn(self, folder: StoragePath) -> None:
         """Log a line about files that are not images, a line about links, and lines about unreadable folders."""
@@ -90,8 +90,9 @@ def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], li
                     folders.append(f"{name}/")
                     continue
                 if entry.is_symlink() and not is_image_name(name) and os.path.isdir(entry.path):
-                    walk.links.append(name)
-                    folders += [f"{name}/"] if walk.follow and not _is_above(folder / name) else []
+                    if not walk.follow or not _is_above(folder / name):
+                        walk.links.append(name)
+                        folders += [f"{name}/"] if walk.follow else []
                     continue
                 files.append(name)
                 if not is_image_name(entry.name) and not entry.name.startswith("."):
@@ -102,7 +103,7 @@ def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], li
 
 
 def _is_above(link: Path) -> bool:
-    """Return whether a link leads to a folder above it on the path, so that a walk through it would have no end."""
+    """Return whether a link leads to a folder above it on the path, or to a folder that contains such a folder."""
     above = (Path(os.path.realpath(folder)) for folder in link.parents)
     return any(Path(os.path.realpath(link)) in (folder, *folder.parents) for folder in above)
 

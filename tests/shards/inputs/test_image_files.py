@@ -208,7 +208,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "self").symlink_to(tmp_path / "self")
     walk = Walk(follow=True)
     assert sorted(walk_images(tmp_path, walk)) == ["a/a.jpg", "a/other/b.jpg", "b/b.jpg", "b/other/a.jpg"]
-    assert {"a/other", "a/up", "a/other/other"} <= set(walk.links)
+    assert sorted(walk.links) == ["a/other", "b/other"]
     assert sorted(walk_images(tmp_path, Walk())) == ["a/a.jpg", "b/b.jpg"]
 
 
