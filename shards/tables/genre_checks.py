@@ -106,7 +106,7 @@ def warn_of_words(where: str, counts: Counter[str], remedy: str) -> None:
     """Log a warning about the words of ``words_left_out``. Nothing is logged if there are none."""
     if counts:
         shown = some([f"{word!r} ({count})" for word, count in counts.most_common()])
-        log.warning("%s: these texts are read as `no genre`: %s; if one is a genre, %s", where, shown, remedy)
+        log.warning("%s: these texts are read as a missing genre: %s; if one is a genre, %s", where, shown, remedy)
 
 
 def found_separator(cells: Sequence[str], known: Sequence[str] = ()) -> str:

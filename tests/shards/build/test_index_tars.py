@@ -279,6 +279,8 @@ def test_words_for_a_missing_value_are_said(tmp_path: Path, caplog: pytest.LogCa
     )
     adopt(tmp_path)
     assert labels(tmp_path) == {"b": ["War"], "c": ["Drama"]}
-    said = "the JSONs' field 'genres': these texts are read as `no genre`: 'None' (1), 'none' (1); if one is a genre"
+    said = (
+        "the JSONs' field 'genres': these texts are read as a missing genre: 'None' (1), 'none' (1); if one is a genre"
+    )
     assert said in caplog.text
     assert [row[:2] for row in rows_of(tmp_path / "rejected.csv")] == [["a", "no genres"]]

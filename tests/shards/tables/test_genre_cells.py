@@ -226,7 +226,7 @@ def test_words_for_a_missing_value_are_said(tmp_path: Path, caplog: pytest.LogCa
     }  # fmt: skip
     words = "'None' (1), 'none' (1), 'N/A' (1), 'nan' (1)"
     remedy = "if one is a genre, rename it, or list all genres in a file for --labels"
-    said = f"{path}: column 1 'genre': these texts are read as `no genre`: {words}; {remedy}"
+    said = f"{path}: column 1 'genre': these texts are read as a missing genre: {words}; {remedy}"
     assert said in [record.getMessage() for record in caplog.records]
 
 
@@ -239,4 +239,4 @@ def test_both_remedies_for_a_genre_called_none(tmp_path: Path, caplog: pytest.Lo
     caplog.clear()
     renamed = [(key, cell.replace("None", "No genre")) for key, cell in rows[:3]]
     read_metadata(write_csv(tmp_path / "m.csv", renamed, ("id", "genre")))
-    assert "no genre`" not in caplog.text
+    assert "a missing genre" not in caplog.text
