@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +58,11 @@ def read_links(
     rejected: dict[int, Rejection] = {}
     seen: set[str] = set()
     with open_table(path, options) as table:
-        at = table.id_column(), table.column(url_column, "--url-column")
-        rows = [(line, *(row[where].strip() if where < len(row) else "" for where in at)) for line, row in table.rows]
+        id_at, url_at = table.id_column(), table.column(url_column, "--url-column")
+        rows = [(line, _cell(row, id_at), _cell(row, url_at)) for line, row in table.rows]
         written = [text for _, text, _ in rows]
         if options.id_column is None:
-            table.refuse_row_numbers(at[0], list(filter(None, written)))
+            table.refuse_row_numbers(id_at, list(filter(None, written)))
         found = sample_ids(written, images, by_file=table.by_file)
     for change in found.changes:
         log.info("%s", change)
@@ -78,6 +79,10 @@ def read_links(
             except BadLink as bad:
                 rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
     return links, rejected
+
+
+def _cell(row: Sequence[str], at: int) -> str:
+    return row[at].strip() if at < len(row) else ""
 
 
 def parse_link(text: str) -> URL:

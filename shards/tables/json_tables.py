@@ -112,7 +112,8 @@ def _of_columns(columns: Mapping[str, Sequence[Any]], index: Sequence[str]) -> l
     The index has the ids if no other column has a usual name for ids. Then it becomes the first column, or the last
     one if it has numbers, because these can be the row numbers of a table of which rows were deleted.
     """
-    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = zip(*columns.values(), strict=True)
+    records: list[Mapping[str, Any]] = [dict(zip(columns, row, strict=True)) for row in rows]
     if list(index) == [str(number) for number in range(len(index))]:
         return records
     if any(map(is_id_name, columns)) or all(key.isdecimal() for key in index):

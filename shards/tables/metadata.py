@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -146,7 +146,7 @@ def _ids(table: Table, columns: Columns, cells: Sequence[Cell], images: StorageP
 
 
 def _parsed(
-    table: Table, columns: Columns, cells: Sequence[Cell], ids: SampleIds, separator: str, kept: Collection[str]
+    table: Table, columns: Columns, cells: Sequence[Cell], ids: SampleIds, separator: str, kept: frozenset[str]
 ) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
     """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists.
 

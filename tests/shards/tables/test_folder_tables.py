@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing import fails
@@ -20,7 +21,7 @@ def images(folder: Path, *names: str) -> Path:
     return folder
 
 
-def genres(folder: Path, **options: str) -> dict[str, tuple[str, ...]]:
+def genres(folder: Path, **options: Any) -> dict[str, tuple[str, ...]]:
     return {row.id: row.genres for row in read_metadata(folder, GenreOptions(**options)).rows}
 
 

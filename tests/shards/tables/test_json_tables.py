@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ def films(ids: list[str] | list[int] = IDS, name: str = "film") -> pd.DataFrame:
     return pd.DataFrame({name: ids, "genre": GENRES, "year": [1999, 2001, 1950, 1960]})
 
 
-def read(path: Path, **options: str) -> dict[str, tuple[str, ...]]:
+def read(path: Path, **options: Any) -> dict[str, tuple[str, ...]]:
     return {row.id: row.genres for row in read_metadata(path, GenreOptions(**options)).rows}
 
 
@@ -26,17 +27,17 @@ WANTED = {key: tuple(genres) for key, genres in zip(IDS, GENRES, strict=True)}
 
 
 @pytest.mark.parametrize("orient", ["index", "columns", "split", "table"])
-def test_ids_in_the_index(tmp_path: Path, orient: str) -> None:
-    films().set_index("film").to_json(tmp_path / "m.json", orient=orient)  # type: ignore[call-overload]
+def test_ids_in_the_index(tmp_path: Path, orient: Any) -> None:
+    films().set_index("film").to_json(tmp_path / "m.json", orient=orient)
     assert read(tmp_path / "m.json") == WANTED
 
 
 @pytest.mark.parametrize("orient", ["columns", "split", "records"])
 @pytest.mark.parametrize("name", ["film", "imdb_id"])
-def test_ids_in_a_column(tmp_path: Path, orient: str, name: str) -> None:
-    films(name=name).to_json(tmp_path / "m.json", orient=orient)  # type: ignore[call-overload]
+def test_ids_in_a_column(tmp_path: Path, orient: Any, name: str) -> None:
+    films(name=name).to_json(tmp_path / "m.json", orient=orient)
     assert read(tmp_path / "m.json") == WANTED
-    films(name=name).drop(index=1).to_json(tmp_path / "m.json", orient=orient)  # type: ignore[call-overload]
+    films(name=name).drop(index=1).to_json(tmp_path / "m.json", orient=orient)
     assert read(tmp_path / "m.json") == {key: genres for key, genres in WANTED.items() if key != "tt3"}
 
 
@@ -47,9 +48,9 @@ def test_another_index_beside_a_column_of_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orient", ["columns", "split"])
-def test_numbers_in_the_index_need_a_choice(tmp_path: Path, orient: str) -> None:
+def test_numbers_in_the_index_need_a_choice(tmp_path: Path, orient: Any) -> None:
     """They can be ids, or the row numbers of a table of which rows were deleted."""
-    films([862, 15602, 949, 5]).set_index("film").to_json(tmp_path / "m.json", orient=orient)  # type: ignore[call-overload]
+    films([862, 15602, 949, 5]).set_index("film").to_json(tmp_path / "m.json", orient=orient)
     with fails("table-column", "0 'genre' has a name for genres", "--id-column", "2 'index'"):
         read(tmp_path / "m.json")
     assert list(read(tmp_path / "m.json", id_column="index")) == ["862", "15602", "949", "5"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +21,7 @@ IMAGES = [encoded(draw("a", 400, 400)), encoded(draw("b", 400, 400))]
 UUIDS = [uuid.UUID(int=(255 << 120) + number).bytes for number in (1, 2)]
 
 
-def read(folder: Path, columns: dict[str, object], **options: str) -> Metadata:
+def read(folder: Path, columns: dict[str, object], **options: Any) -> Metadata:
     pq.write_table(pa.table(columns), folder / "m.parquet")
     return read_metadata(folder / "m.parquet", GenreOptions(**options))
 
