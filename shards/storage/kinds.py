@@ -27,6 +27,8 @@ FILES = {
     **dict.fromkeys((".yaml", ".yml"), CONFIG),
     ".safetensors": WEIGHTS, ".onnx": ONNX, ".tar": TAR,
 }  # fmt: skip
+#: Kind of a path → the option that takes it.
+OPTION_OF = {SHARD_SET: "--shards", MODEL: "--model", RUN: "--model", CONFIG: "--config"}
 #: Largest number of names that are read per folder.
 LOOK_AT = 1000
 

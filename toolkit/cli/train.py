@@ -105,8 +105,7 @@ class TrainOptions(SetOptions):
         for at, word in enumerate(words):
             name, given, value = word.partition("=")
             value = value if given else " ".join(words[at + 1 : at + 2])
-            # argparse accepts abbreviations. It also reports a missing value.
-            if "--config".startswith(name) and len(name) > len("--c") and (given or at + 1 < len(words)):
+            if name == "--config" and (given or at + 1 < len(words)):  # argparse reports a missing value
                 path = config_path(value)
                 check_file(path, sections)
                 found[at if given else at + 1] = f"{name}={path}" if given else str(path)
