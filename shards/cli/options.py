@@ -246,8 +246,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _explained(self, text: str) -> UserError:
         """Turn a message of jsonargparse or argparse into a UserError. If a name is unknown, suggest a similar name."""
-        lone = re.search(r"unrecognized arguments: ([^\s-]\S*)", text)
-        if lone and (line := self._lone(lone.group(1))):
+        if (lone := re.search(r"unrecognized arguments: ([^\s-]\S*)", text)) and (line := self._lone(lone[1])):
             return UserError("option-unknown", line)
         for pattern in (
             r"unrecognized arguments: (\S+)",
@@ -258,6 +257,10 @@ class Parser(jsonargparse.ArgumentParser):
                 parts = found.groupdict()
                 name = f"{parts['group']}.{parts['key']}" if parts else found.group(1)
                 return UserError("option-unknown", self._unknown(name))
+        if found := re.search(r"Parser key \"([\w.]+)\": .*NestedArg\(key='([\w.:]+)'", text):
+            key, _, name = found[2].partition(".")
+            example = f"--{found[1]} '{{{key}: {{{name or 'NAME'}: VALUE}}}}'"
+            return UserError("option-value", f"{found[1]}.{found[2]} needs a mapping of options; write {example}")
         key = r"Parser key \"([\w.]+)\": "
         text = re.sub(key, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
         text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -112,9 +114,18 @@ class TrainOptions(SetOptions):
                 path = config_path(value)
                 check_file(path, sections)
                 found[at if given else at + 1] = f"{name}={path}" if given else str(path)
+            elif name == "--train.trackers" and any(other.startswith(f"{name}.") for other in words[at:]):
+                found[at if given else at + 1] = f"{name}=" * bool(given) + _as_mapping(value)
             elif name.startswith("--") and (section := name.removeprefix("--")) in sections:
                 _check_section(section, value)
         return found
+
+
+def _as_mapping(trackers: str) -> str:
+    """Return a text such as "wandb,mlflow" or "[wandb, mlflow]" as a mapping, to which options can be added."""
+    if trackers.lstrip().startswith("{"):
+        return trackers
+    return json.dumps({name: {} for name in re.split(r"[\s,]+", trackers.strip(" []")) if name})
 
 
 def _check_section(section: str, value: str) -> None:

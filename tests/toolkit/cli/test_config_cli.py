@@ -174,6 +174,23 @@ def test_the_beginning_of_a_key_is_refused(words: list[str], meant: str):
     assert error(*words) == meant
 
 
+@pytest.mark.parametrize("names", ["mlflow,wandb", "[mlflow, wandb]", "[wandb,mlflow]", "{mlflow: {}, wandb: {}}"])
+def test_a_list_of_trackers_takes_options(names: str):
+    for words in (["--train.trackers", names], [f"--train.trackers={names}"]):
+        found = parse(*words, "--train.trackers.mlflow.tracking_uri", "x").train.trackers
+        assert found == {"mlflow": {"tracking_uri": "x"}, "wandb": {}}
+
+
+def test_options_of_a_tracker_are_a_mapping(tmp_path: Path):
+    line = "train.trackers.mlflow needs a mapping of options; write --train.trackers '{mlflow: {NAME: VALUE}}'"
+    assert error("--train.trackers.mlflow", "x") == line
+    (tmp_path / "c.yaml").write_text("train: {trackers: [mlflow]}")
+    assert error("--config", str(tmp_path / "c.yaml"), "--train.trackers.mlflow.run_name=x") == (
+        "train.trackers.mlflow.run_name needs a mapping of options; "
+        "write --train.trackers '{mlflow: {run_name: VALUE}}'"
+    )
+
+
 def test_a_value_without_its_option(drawn_set: Path, tmp_path: Path):
     assert error(str(drawn_set)) == f"unknown argument {drawn_set}: write --shards {drawn_set}"
     (tmp_path / "c.yaml").touch()
