@@ -63,10 +63,10 @@ class ForwardOptions:
         return {"tta": self.tta, "embeddings": self.embeddings}
 
 
-def parse_options(words: Sequence[str] | None, flag: str) -> dict[str, Any]:
+def parse_options(words: Sequence[str], flag: str) -> dict[str, Any]:
     """Convert ["beta=2", "name=x"] to a dict. Values are YAML. Raises UserError for other texts."""
     found: dict[str, Any] = {}
-    for word in words or ():
+    for word in words:
         name, equals, value = word.partition("=")
         if not (name.isidentifier() and equals):
             raise UserError("option-value", f"{flag} takes NAME=VALUE such as beta=2, not {word!r}")

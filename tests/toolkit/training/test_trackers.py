@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import sqlite3
 import subprocess
@@ -163,8 +164,10 @@ def offline(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # wandb has one temporary folder for all processes that are forked from one, so these are fresh
     for words in (["--out", "RUN", "--optim.lr=0.002"], ["--out", "LR", "--find-lr"]):
         command = [sys.executable, "-m", "toolkit", "train", *map(str, common), *words, f"--train.trackers={wanted}"]
+        command += ["--log", "json"]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0 and "is off" not in done.stderr, done.stderr
+        assert all(isinstance(json.loads(line), dict) for line in (done.stdout + done.stderr).splitlines())
     return folder
 
 
