@@ -35,7 +35,7 @@ REMEDIES = {
     "unparsable genres": "write the cells as Drama|War or ['Drama', 'War']",
     "bad row": "correct the number of cells; a text with the separator of the columns needs quotes",
     "bad id": "write file names or paths below the image folder",
-    "repeated id": "nothing: the genres are those of the earlier row",
+    "repeated id": "no change is needed, because the earlier row has the same genres",
     "conflicting rows": "keep one row for each id, or write one genre in each row",
     "no weight": "write a number into the column of weights",
     "bad weight": "write a number above 0, with a point: 0.5",
@@ -56,7 +56,7 @@ class DryRun:
     seconds: float
     """Estimated time of the build in seconds."""
     problem: str = ""
-    """Why a build would stop: too many unreadable rows. Empty if it would not."""
+    """Why a build would stop, such as too many unreadable rows. Empty if a build would not stop."""
 
 
 def dry_run(options: BuildOptions) -> DryRun:
@@ -91,7 +91,7 @@ def dry_run(options: BuildOptions) -> DryRun:
 
 
 def _problem(options: BuildOptions, images: StoragePath, metadata: Metadata, good: int) -> str:
-    """Return a message if over --max-rejected of the rows with an image cannot be read, else an empty text."""
+    """Return a message if the share of unreadable rows exceeds --max-rejected. Count only rows with an image."""
     unreadable = [r for r in metadata.rejected if r.reason not in (*NOT_COUNTED, "no split")]
     there = find_posters(images, list({r.id for r in unreadable}), metadata.paths, quiet=True) if unreadable else {}
     bad = [r for r in unreadable if r.id in there]

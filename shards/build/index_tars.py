@@ -61,8 +61,8 @@ class IndexOptions(GenreOptions, WorkersOption):
     split: str = "train"
     """Split of the tars whose names do not start with train-, val- or test-, and which are not in such a folder."""
     fractions: tuple[float, ...] | None = option(None, "--splits", parse=parse_splits)
-    """Divide these tars into train, val and test instead, such as 0.8,0.1,0.1. Each tar belongs to one split, so the
-    shares are not exact, and near-duplicates in different tars are not found."""
+    """Divide the tars that --split describes into train, val and test, such as 0.8,0.1,0.1. Each tar belongs to one
+    split, so the shares are not exact, and near-duplicates in different tars are not found."""
     genre_field: str = "genres"
     """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a cell of a table."""
     metadata: Path | None = None
@@ -232,7 +232,7 @@ def _is_indexed(contents: Contents) -> bool:
 
 
 def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, str]:
-    """Return the split of each tar: from its folder or name, or else --split, or a division by --splits.
+    """Return the split of each tar, from its folder or name. Other tars get --split, or are divided by --splits.
 
     samples: number of samples of each tar. Raises UserError if --splits needs more tars than there are.
     """
@@ -250,7 +250,7 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
     shares = {split: share for split, share in zip(SPLITS, options.fractions, strict=True) if share > 0}
     if len(left) < len(shares):
         remedy = "divide the samples into more tars, or leave --splits out"
-        raise UserError("option-value", f"--splits divides {len(left)} tars into {len(shares)} splits; {remedy}")
+        raise UserError("option-value", f"--splits cannot divide {len(left)} tars into {len(shares)} splits; {remedy}")
     total, taken = sum(samples[tar] for tar in left), dict.fromkeys(shares, 0)
     for number, tar in enumerate(left):
         # The last tars go to the splits without a tar.
@@ -259,7 +259,7 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
         split = max(chosen, key=lambda split: shares[split] * total - taken[split])
         found[tar], taken[split] = split, taken[split] + samples[tar]
     shown = ", ".join(f"{count / total:.1%} {split}" for split, count in taken.items())
-    log.info("%d tars are divided by whole tars: %s of the samples", len(left), shown)
+    log.info("%d tars are divided into splits: %s of the samples", len(left), shown)
     return found
 
 
@@ -267,4 +267,4 @@ def _members(others: Counter[str]) -> str:
     most = others.most_common(10)
     rest = others.total() - sum(count for _, count in most)
     shown = ", ".join(f"{count} {printable(kind[:40])}" for kind, count in most)
-    return shown + (f" and {rest} of other kinds" if rest else "")
+    return shown + (f" and {rest} more" if rest else "")

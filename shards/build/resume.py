@@ -59,7 +59,8 @@ def is_same_build(out: StoragePath, tasks: Sequence[PackTask]) -> bool:
 def finished_shard(task: PackTask, names: Collection[str] | None = None) -> Shard | None:
     """Return the shard if an earlier run finished the same task. None if the task must run.
 
-    ``names`` are all file names in ``out`` (None: list the folder). Raises OtherShards if another build wrote the tar.
+    ``names`` are all file names in ``out``. If None, the folder is listed. Raises OtherShards if another build wrote
+    the tar.
     """
     names = names_in(task.out) if names is None else names
     there = task.tar.name in names

@@ -89,7 +89,8 @@ class BuildOptions(PostersOptions, SampleColumns):
 def build_shards(options: BuildOptions) -> Manifest:
     """Build the shard set and return its manifest. Raises UserError if the input has no usable posters."""
     if options.dry_run:
-        raise UserError("option-conflict", "dry_run builds nothing: call shards.build.dry_run.dry_run, or leave it out")
+        remedy = "leave dry_run out, or call shards.build.dry_run.dry_run"
+        raise UserError("option-conflict", f"dry_run builds nothing: {remedy}")
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     given = read_labels(options.labels) if options.labels else None

@@ -76,7 +76,7 @@ def has_members(tar: Path, members: Sequence[Member]) -> bool:
 
 
 def _no_part(entry: Entry) -> str:
-    """Return a short reason why a member cannot belong to a sample. The reason is empty if the member can."""
+    """Return a short reason why a member cannot belong to a sample. Empty if the member can belong to a sample."""
     name = entry.path[-1] if entry.path else ""
     stem, _, extension = name.partition(".")
     if not stem:

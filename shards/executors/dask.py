@@ -4,8 +4,8 @@ Only tasks and their results are sent. Workers read and write posters and shards
 file system. Each worker is checked before its first task. It must have access to the same folders as this machine.
 The libraries that determine the output bytes must have the same versions. So results do not depend on the cluster.
 
-If a worker dies, Dask runs its tasks on another worker. If more than
-``distributed.scheduler.allowed-failures`` workers die while they run the same task, the task fails.
+If a worker is lost, Dask runs its tasks on another worker. If more than
+``distributed.scheduler.allowed-failures`` workers are lost while they run the same task, the task fails.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class DaskExecutor:
 
     ``scheduler`` is an address such as ``tcp://host:8786`` or the path of a scheduler file. Workers must have access to
     the local folders ``reads`` and ``writes``. Raises UserError if the scheduler does not answer or is lost, or if a
-    worker cannot read these folders or its library versions differ from this machine's.
+    worker cannot read these folders or has other library versions than this machine.
     """
 
     def __init__(

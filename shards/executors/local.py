@@ -163,7 +163,7 @@ class _Pool(Backend):
 
 @contextlib.contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Prevent that new workers import the user's script. Without a ``__main__`` guard, each of them would run it."""
+    """Prevent new workers from importing the user's script. Without a ``__main__`` guard, each worker would run it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:

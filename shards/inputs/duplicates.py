@@ -6,7 +6,7 @@ Two posters are duplicates if their files are equal (SHA-256), or if both of the
   "Implementation and benchmarking of perceptual image hash functions" (2010).
 * Their signatures (8x8 RGB thumbnails) agree, see `signatures_agree`.
 
-Each poster is also compared with the mirror images of the others, because training flips pictures. A group is a
+Each poster is also compared with the mirror images of other posters, because training flips pictures. A group is a
 connected component of the graph of duplicate pairs. Similar hashes are found with multi-index hashing (Norouzi,
 Punjani, Fleet, "Fast search in Hamming space with multi-index hashing", 2012). See docs/results/duplicates.md.
 """

@@ -77,8 +77,9 @@ def find_posters(
 ) -> dict[str, Listed]:
     """Return id → image file, as list_posters does, but also look for ids without such a file.
 
-    paths: path of an image as the table has it, for ids that differ from it. In a local folder, an id is also looked
-    for in all subfolders, in each Unicode form. An id with files in several subfolders is left out and logged.
+    paths: id → path of its image in the table. Ids that are equal to their path are left out. In a local folder, this
+    function also looks for an id in all subfolders, in each Unicode form. An id with files in several subfolders is
+    left out and logged.
     """
     found = list_posters(folder, ids, quiet, paths.values())
     written = {paths[sample_id]: sample_id for sample_id in ids if sample_id not in found and sample_id in paths}

@@ -100,7 +100,7 @@ def scan_images(
 ) -> Scan:
     """Check the posters of ``ids`` in tasks of ``chunk`` posters. A restarted build reads old results from ``work``.
 
-    paths: path of an image as the table has it, for ids that differ from it.
+    paths: id → path of its image in the table. Ids that are equal to their path are left out.
     """
     log.info("looking for %d posters in %s", len(ids), folder)
     listed = find_posters(folder, ids, paths)

@@ -109,7 +109,7 @@ def _rows(path: StoragePath, lines: list[str], delimiter: str) -> Iterator[tuple
 
 def _open_quote(path: StoragePath, start: int) -> UserError:
     what = f"line {start + 1} has a quote that is not closed before the next rows"
-    return UserError("table-unreadable", f"{path}: {what}; close it, or write a quote inside of a text twice")
+    return UserError("table-unreadable", f"{path}: {what}; close it, or write two quotes for a quote in a text")
 
 
 def _shape(cell: str) -> str:
@@ -125,8 +125,9 @@ def _one_line_each(lines: Sequence[str]) -> bool:
 def decoded(path: StoragePath, data: bytes, encoding: str | None = None) -> tuple[str, str]:
     """Return the text in the bytes of a file, and the name of its encoding.
 
-    encoding: the encoding that the user chose. If it is None, a byte order mark decides. Without a mark, the text is
-    UTF-8 if it can be, or else in the encoding that charset-normalizer finds. Raises UserError if there is none.
+    encoding: the encoding that the user chose. If it is None, a byte order mark decides. Without a mark,
+    UTF-8 is used if the bytes are valid UTF-8. Otherwise charset-normalizer finds the encoding. Raises UserError if no
+    encoding is found.
     """
     if other := next((what for begin, what in OTHER_FILES.items() if data.startswith(begin)), ""):
         raise UserError("table-unreadable", f"{path} is not a table: it is {other}")
@@ -141,7 +142,7 @@ def decoded(path: StoragePath, data: bytes, encoding: str | None = None) -> tupl
     except LookupError:
         raise UserError("option-value", f"unknown text encoding {encoding!r}; try utf-8 or latin-1") from None
     except UnicodeError as error:  # UTF-16 without a byte order mark raises this base class of UnicodeDecodeError
-        remedy = "pass the encoding of the file with --encoding, or leave --encoding out to find it"
+        remedy = "pass the encoding of the file with --encoding, or leave --encoding out"
         raise UserError("table-unreadable", f"{path} is not {encoding} text ({one_line(error)}); {remedy}") from None
     name = {"utf-8-sig": "utf-8", "iso8859-1": "latin-1"}.get(name, name)
     if found and not name.startswith("utf"):

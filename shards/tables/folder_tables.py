@@ -5,7 +5,7 @@
     FOLDER/p1.jpg, FOLDER/p1.txt              tags, separated by commas or one in each line
     FOLDER/Drama/p1.jpg                       one subfolder per genre
 
-Each of them can be in a subfolder for each split: train, val (valid, validation or dev) and test.
+Each of these formats can be in a subfolder for each split: train, val (valid, validation or dev) and test.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MOST = 1 << 24
 
 @dataclass
 class _Contents:
-    """Relative paths of the files in a folder and its subfolders, without the hidden ones, in alphabetical order."""
+    """Relative paths of the files in a folder and its subfolders, in alphabetical order. Hidden files are left out."""
 
     images: list[str] = field(default_factory=list)
     of_kind: dict[str, list[str]] = field(default_factory=lambda: {".json": [], ".txt": []})

@@ -160,7 +160,7 @@ def _values(table: Table, at: int, rows: Sequence[Sequence[str]]) -> set[str]:
 def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
     """Return the positions of the columns that contain flags such as 0 and 1.
 
-    A few other cells do not matter if another column has only flags. The rows of these cells are rejected later.
+    If a column has only flags, other columns may have a few other cells, whose rows are rejected later.
     """
     filled = [[cell for row in rows if at < len(row) and (cell := row[at].strip().lower())] for at in _all(table)]
     shares = [sum(cell in FLAGS for cell in cells) / len(cells) if cells else 0.0 for cells in filled]
@@ -216,7 +216,7 @@ def _refuse_signs(table: Table, columns: Sequence[int], rows: Sequence[Sequence[
     """Raise UserError if columns contain -1 and 1. Their meaning is not known."""
     signed = [at for at in columns if (v := _values(table, at, rows)) & SIGNS and v <= SIGNS | {"0", "1", "0.0", "1.0"}]
     if signed:
-        readings = "-1 can mean that a poster does not have the genre, or that it is not known"
+        readings = "-1 can mean that a poster does not have the genre, or that nobody knows whether it has the genre"
         remedy = "write 0 for `does not have`, and leave posters with unknown genres out"
         names = some([table.name(at) for at in signed])
         raise UserError("table-column", f"{table.path}: the columns {names} contain -1 and 1, and {readings}; {remedy}")

@@ -37,7 +37,7 @@ class Row:
     line: int = field(default=0, compare=False)
     """Number of the row in the table."""
     path: str = field(default="", compare=False)
-    """Path of the image below the image folder as the table has it. It can differ from ``id``."""
+    """Path of the image in the table, below the image folder. It can differ from ``id``."""
     split: str = ""
     """Split that the table gives the poster: train, val or test. Empty if the table has no column of splits."""
     group: str = ""
@@ -66,7 +66,7 @@ class Metadata:
 
     @property
     def paths(self) -> dict[str, str]:
-        """Sample id → path of the image as the table has it, for the ids that differ from their path."""
+        """Sample id → path of its image in the table. Ids that are equal to their path are left out."""
         return {row.id: row.path for row in self.rows if row.path not in ("", row.id)}
 
 
@@ -81,7 +81,7 @@ class GenreOptions(TableOptions):
     """Columns of 0 and 1, one for each genre, by name or by number from 0. The name of a column is its genre. By
     default, all columns of 0 and 1 are used if the table has no column of genres."""
     genre_separator: str | None = None
-    """Separator between the genres of a cell that is not a list (default: | , ; or /, found from the content)."""
+    """Separator between the genres of a cell that is not a list, such as | or a comma. By default, it is detected."""
     spellings: str = option("merge", choices=("merge", "refuse"))
     """What to do with genres that differ only in case, spaces, invisible characters or Unicode form. ``merge`` combines
     them and logs the change (default). ``refuse`` rejects the table."""

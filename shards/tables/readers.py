@@ -27,7 +27,7 @@ from shards.tables.table import FOLDER_FORMATS, Table, TableOptions, refuse_unus
 
 @contextlib.contextmanager
 def open_table(path: StoragePath, options: TableOptions = TableOptions()) -> Iterator[Table]:
-    """Open a table of posters. Raises UserError if it is missing or cannot be read. Reading a row can also raise it.
+    """Open a table of posters. Raises UserError if the table cannot be read, also while its rows are read.
 
     A Parquet file is recognised by its first bytes, JSON by its first character, and other files are CSV.
     """
@@ -75,7 +75,7 @@ def _joined(folder: Path, tables: Mapping[str, Table]) -> Table:
         return first
     header = list(dict.fromkeys(name for table in tables.values() for name in table.header))
     if any(len(set(table.header)) < len(table.header) for table in tables.values()):
-        raise UserError("table-column", f"a table in {folder} has several columns of one name; rename one of them")
+        raise UserError("table-column", f"a table in {folder} repeats the name of a column; rename one of the columns")
     id_name = first.header[first.id_column()]
     splits = {place: split_of_path(f"{place}/x") for place in tables}
     has_splits = all(splits.values())

@@ -46,7 +46,7 @@ class Cell:
 
 
 def find_columns(table: Table, options: GenreOptions, others: SampleColumns) -> Columns:
-    """Return the positions of the columns in use. Raises UserError for a missing column, or if genres are unclear."""
+    """Return the positions of the columns in use. Raises UserError for a missing or a doubtful column."""
 
     def position(wanted: str | None, option: str) -> int | None:
         return None if wanted is None else table.column(wanted, option)

@@ -57,8 +57,9 @@ class PostersOptions(GenreOptions, ExecutorOptions, WorkersOption):
     """Options of ``shards build`` and ``clean``: the table, the posters and the workers."""
 
     metadata: StoragePath | None = option(None, parse=storage_path)
-    """Table with the ids and genres of the posters (CSV, JSON, JSONL or Parquet), or a folder with metadata.csv or
-    metadata.jsonl, a .json or .txt file for each image, or a subfolder for each genre (default: the image folder)."""
+    """Table with the ids and genres of the posters: CSV, JSON, JSONL or Parquet. A folder is also accepted: with
+    metadata.csv or metadata.jsonl, a .json or .txt file for each image, or a subfolder for each genre. The default is
+    the image folder."""
 
     max_rejected: FromZeroToOne = option(0.05, metavar="SHARE", parse=parse_share, text="5%")
     """Largest share of unreadable genres among the rows with an image. A build also counts unreadable images."""

@@ -27,7 +27,7 @@ class SampleIds:
 
     ids: list[str]
     paths: list[str]
-    """Path of each image below the image folder as the table has it. It can differ from the id."""
+    """Path of each image in the table, below the image folder. It can differ from the id."""
     changes: list[str] = field(default_factory=list)
     """One text for each rule that changed ids."""
 
@@ -35,7 +35,7 @@ class SampleIds:
 def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_file: bool = False) -> SampleIds:
     """Return the sample ids of the texts in a column of ids.
 
-    written: the texts, one per row. images: the image folder, to which absolute paths can belong (None: no folder).
+    written: the texts, one per row. images: the image folder, to which absolute paths can belong, or None.
     by_file: whether ids are the file names at the end of the paths, unless two file names are equal.
     An absolute path becomes a path below the image folder. If the paths are not below this folder, they become paths
     below their own common folder. Image endings and the common folder of file paths are removed from ids, unless two
@@ -59,7 +59,7 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
 
 
 def _below_root(ids: list[str], images: StoragePath | None, changes: list[str]) -> list[str]:
-    """Make absolute paths relative. A path outside of the image folder stays as it is if others are relative."""
+    """Make absolute paths relative. If some paths are in the image folder or relative, all others stay unchanged."""
     if not any(map(_is_absolute, ids)):
         return ids
     if isinstance(images, Path):
@@ -67,13 +67,13 @@ def _below_root(ids: list[str], images: StoragePath | None, changes: list[str]) 
         roots = {root.rstrip("/") + "/" for root in roots if root.startswith("/")}
         below = [next((text[len(root) :] for root in roots if text.startswith(root)), text) for text in ids]
         if below != ids:
-            changes.append(f"absolute paths are read below {images}")
+            changes.append(f"absolute paths become paths below {images}")
         ids = below
     absolute = [text for text in ids if text]
     if not all(map(_is_absolute, absolute)):
         return ids
     root = _common_folder(absolute)
-    changes.append(f"absolute paths are read below {root}, their common folder")
+    changes.append(f"absolute paths become paths below {root}, their common folder")
     return [text[len(root) :].lstrip("/") for text in ids]
 
 

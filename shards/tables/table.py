@@ -44,18 +44,18 @@ def _plain(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Format, text encoding and column of ids of a table. By default, they are found from the table's content."""
+    """Format, text encoding and column of ids of a table. By default, they are detected."""
 
     id_column: str | None = None
-    """Column of ids or image paths, by name or by number from 0 (default: column 0, or a column with a usual name such
-    as id or file_name). Required if column 0 contains row numbers and no column has such a name."""
+    """Column of ids or image paths, by name or by number from 0. The default is column 0, or a column with a usual
+    name such as id or file_name. Required if column 0 contains row numbers and no column has such a name."""
     metadata_format: str = option("auto", choices=("auto", *TEXT_FORMATS, *FOLDER_FORMATS))
-    """Format of the metadata. ``auto`` finds it from the content. A folder can have a JSON file (``json-files``) or a
+    """Format of the metadata. ``auto`` detects the format. A folder can have a JSON file (``json-files``) or a
     text file of tags (``txt-files``) for each image, or a subfolder of images for each genre (``class-folders``)."""
     encoding: str | None = None
-    """Text encoding of a table (default: found from the content). Examples are utf-8, latin-1 and utf-16."""
+    """Text encoding of a table, such as utf-8, latin-1 or utf-16. By default, it is detected."""
     delimiter: str | None = None
-    """Separator of the columns of a CSV (default: comma, semicolon, tab or |, found from the content)."""
+    """Separator of the columns of a CSV. By default, a comma, semicolon, tab or | is detected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,9 @@ class Table:
     def id_column(self) -> int:
         """Return the position of the column of ids.
 
-        It is the column that --id-column names, or else column 0. If the name of column 0 is not in ID_NAMES, it is the
-        column whose name comes first in ID_NAMES. Raises UserError if --id-column names no column.
+        --id-column names this column. Without the option, column 0 is used if its name is in ID_NAMES. If it is not,
+        the column whose name comes first in ID_NAMES is used. If there is no such column, column 0 is used. Raises
+        UserError if --id-column names no column.
         """
         if self.options.id_column is not None:
             return self.column(self.options.id_column, "--id-column")

@@ -30,7 +30,7 @@ STRIP = 2_000_000
 
 
 def surround(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Fill the mask with a smooth interpolation of the surrounding colours, and add grain as strong as around the mask.
+    """Fill the mask with a smooth interpolation of the surrounding colours. Add grain as strong as the grain around it.
 
     The interpolation solves Laplace's equation on a pyramid, from coarse to fine. The colours around the mask are the
     boundary values (Perez, Gangnet, Blake 2003, "Poisson image editing", with a guidance field of zero). The grain,

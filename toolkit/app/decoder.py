@@ -107,7 +107,7 @@ class _Child:
         theirs.close()
 
     def answer(self, job: tuple[Any, ...], seconds: float) -> Any:
-        """Return the result of a job, or None if the time limit is exceeded or the child dies."""
+        """Return the result of a job, or None if the time limit is exceeded or the child ends early."""
         try:
             self._pipe.send(job)
             return self._pipe.recv() if self._pipe.poll(seconds) else None

@@ -134,7 +134,7 @@ class PredictionService:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return the rows and columns of a heat map before resizing, or (0, 0) without heat maps."""
+        """Return the rows and columns of a heat map before resizing, or (0, 0) if there are no heat maps."""
         return self._cam.grid if self._cam else (0, 0)
 
     def paint(self, poster: Poster) -> Painted:
@@ -147,7 +147,8 @@ class PredictionService:
                 try:
                     poster.painted = self._paint(poster, image, self.removal)
                 except BadImage as bad:
-                    raise UserError("image-unreadable", f"{poster.name} {bad.reason} ({bad.detail})") from None
+                    what = f"{poster.name} cannot be cleaned: {bad.reason} ({bad.detail})"
+                    raise UserError("image-unreadable", what) from None
             assert poster.painted is not None
             return poster.painted
 

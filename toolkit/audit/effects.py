@@ -46,7 +46,7 @@ class Effect:
     flips: np.ndarray
     """(n,) share of genres for which the prediction (yes or no) changed, with the thresholds of the model."""
     any_flip: np.ndarray
-    """(n,) numbers: 1 if the prediction (yes or no) of any genre changed, else 0. With several controls, the mean."""
+    """(n,) numbers: 1 if the prediction (yes or no) of any genre changed, else 0. Several controls give their mean."""
 
     def take(self, rows: np.ndarray) -> Effect:
         return Effect(**{name: values[rows] for name, values in vars(self).items()})

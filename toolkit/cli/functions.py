@@ -58,7 +58,7 @@ def build_shards(**options: Any) -> ShardSet:
 
 
 def open_shards(shards: str | StoragePath, split: str | None = None) -> ShardSet:
-    """Open a shard set, or one of its splits: its length, its pictures and genres, and its table of samples.
+    """Open a shard set or one of its splits. The result has a length, pictures with genres, and a table of samples.
 
     ``shards`` is a folder or a URL. Raises UserError if the set or the split is missing, or if a file is damaged.
     """
@@ -94,7 +94,7 @@ def train(
 
 
 def evaluate(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> Evaluation:
-    """Evaluate a model folder on a split, as `posters evaluate` does: the metrics, also per genre.
+    """Evaluate a model folder on a split, as `posters evaluate` does. Return the metrics, also per genre.
 
     The keywords are the options of the command, such as ``split="val"`` or ``report="REPORT"``. The files of the
     command are written as well. Raises UserError for bad input.
@@ -128,7 +128,7 @@ def tune(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> E
 def predict(
     model: str | os.PathLike[str] | Predictor, images: ImageLike | ShardSet | Iterable[ImageLike], **options: Any
 ) -> pd.DataFrame:
-    """Predict the genres of images: `Predictor.predict` of a model folder or of a loaded model.
+    """Predict the genres of images with a model folder or a loaded model, as `Predictor.predict` does.
 
     ``device``, ``precision`` and ``trust_code`` are keywords of `load_model`. All other keywords are those of
     `Predictor.predict`, such as ``threshold={"Drama": 0.9}`` or ``top_k=3``.
@@ -210,7 +210,7 @@ def _place(shards: ShardsLike) -> str | StoragePath:
 
 @contextlib.contextmanager
 def _call(command: str, options: Any) -> Iterator[None]:
-    """Run a command's function: explain full memory, and leave no settings in the user's process."""
+    """Turn out-of-memory errors of the block into UserError. Restore the settings of the user's process after it."""
     from toolkit.distributed.isolation import isolated
 
     with in_python(type(options)), explain_out_of_memory(lambda: memory_line(command, options)), isolated():

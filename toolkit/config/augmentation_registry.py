@@ -35,7 +35,7 @@ class AugmentConfig:
     cutmix: values.Alpha = 0.0
     """Alpha of cutmix's Beta distribution. 0 switches cutmix off. If mixup is also on, a pair gets mixup or cutmix."""
     name: values.Place = None
-    """Your own augmentation, MODULE:CLASS. It comes after the others and before mixup and cutmix."""
+    """Your own augmentation, MODULE:CLASS. It comes after the other augmentations, and before mixup and cutmix."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of your own augmentation."""
 

@@ -1,8 +1,8 @@
 """Code of users: ``MODULE:CLASS`` as the name of a loss, an augmentation, a metric, a head, an optimiser, and so on.
 
-The user's command line, configuration or program names such a class. `use` imports it for these. Model folders,
-checkpoints and shard sets may come from strangers. A name in such a file is only looked up (`named_in_file`): it must
-have been used, registered or trusted (--trust-code) by the user in this process.
+If the user's command line, configuration or program names such a class, `use` imports it. Model folders, checkpoints
+and shard sets may come from strangers. `named_in_file` returns a class that such a file names only if the user has used
+or registered the class in this process, or has trusted its module (--trust-code).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Kind(NamedTuple):
     """What a class must offer to extend one registry."""
 
     base: str = ""
-    """Base class as MODULE:CLASS. Empty: any class with the ``methods``."""
+    """Base class as MODULE:CLASS. If it is empty, any class with the ``methods`` fits."""
     first: int = 0
-    """Number of positional arguments of the constructor. The toolkit gives them."""
+    """Number of positional arguments that the toolkit passes to the constructor."""
     given: tuple[str, ...] = ()
-    """Keyword arguments that the toolkit gives if the constructor has them. All others are options."""
+    """Keyword arguments that the toolkit passes if the constructor has them. Other keyword arguments are options."""
     methods: tuple[str, ...] = ("__call__",)
-    """Methods of a class without a base class."""
+    """Methods that a class must have if ``base`` is empty."""
 
 
 #: Kind of extension, in words → what its classes must offer. docs/guides/extend.md describes all kinds.
@@ -115,15 +115,12 @@ def named_in_file(kind: str, place: str, where: object) -> type:
     module = place.partition(":")[0]
     parents = {module[:end] for end in (*(at.start() for at in re.finditer(r"\.", module)), len(module))}
     if place not in _USED and not parents & _TRUSTED:
-        raise UserError(
-            "weights-refused",
-            f"{where} uses {place}; code of others is not loaded unless you pass --trust-code {module}",
-        )
+        raise UserError("weights-refused", f"{where} uses {place}; its code is only loaded with --trust-code {module}")
     return use(kind, place, str(where))
 
 
 def make(kind: str, place: str, options: Mapping[str, Any], where: str, *first: Any, **given: Any) -> Any:
-    """Return an instance of a used class, from positional arguments, options, and those of ``given`` that it takes.
+    """Return an instance of a used class. ``first``: positional arguments. ``given``: arguments, if the class has them.
 
     Raises UserError if an option does not fit, or if the constructor fails.
     """
@@ -254,16 +251,15 @@ def _check_kind(kind: str, place: str, found: type, where: str) -> None:
     if base and not issubclass(found, load_object(base)):
         bases = ", ".join(f"{one.__module__}.{one.__qualname__}" for one in found.__bases__)
         raise UserError(
-            "option-value",
-            f"{where} {place}: for this, a class must be a subclass of {base.replace(':', '.')}, not of {bases}",
+            "option-value", f"{where} {place}: the class must be a subclass of {base.replace(':', '.')}, not of {bases}"
         )
     for method in () if base else KINDS[kind].methods:
         if not any(method in vars(one) for one in found.__mro__):
-            raise UserError("option-value", f"{where} {place}: for this, a class must have the method {method}")
+            raise UserError("option-value", f"{where} {place}: the class must have the method {method}")
 
 
 def _parameters(found: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a constructor. Empty if Python cannot tell them."""
+    """Return the parameters of a constructor. Empty if Python cannot find its signature."""
     try:
         return dict(inspect.signature(found).parameters)
     except ValueError:
@@ -277,7 +273,7 @@ def _own_dataclass(kind: str, found: type) -> type | None:
 
 @functools.cache
 def _options_class(kind: str, found: type) -> type | None:
-    """Return a dataclass with the options of a constructor. None if it takes any keyword argument."""
+    """Return a dataclass with the options of a constructor. None if the constructor takes any keyword argument."""
     maker: Any = found
     parameters = list(_parameters(found).values())[KINDS[kind].first :]
     if any(one.kind is one.VAR_KEYWORD for one in parameters):

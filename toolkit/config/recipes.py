@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
 
 
 def recipes() -> list[Recipe]:
-    """Return all recipes. The best recipe to start with is first, and the others are sorted by name."""
+    """Return all recipes. The best recipe to start with is first, and the other recipes are sorted by name."""
     found = []
     for path in Path(str(files("toolkit") / "recipes")).glob("*.yaml"):
         with open(path, encoding="utf-8") as stream:
@@ -34,7 +34,7 @@ def recipes() -> list[Recipe]:
 
 
 def config_path(text: str) -> Path:
-    """Return the path of a configuration: a file, or else the recipe with this name. Raises UserError without either.
+    """Return the path of a configuration: a file, or else the recipe of this name. Raises UserError if neither exists.
 
     The name of a recipe's file, such as poster_cpu or configs/poster_cpu.yaml, is accepted as well, so the paths of a
     checkout also work with an installed package.

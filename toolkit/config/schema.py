@@ -89,7 +89,8 @@ class ModelConfig:
     freeze: values.Modules = ("stem",)
     """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
     adapter: values.Place = None
-    """Your own change of the network before training, MODULE:CLASS, such as LoRA. It is undone in the saved model."""
+    """Your own change of the network before training, MODULE:CLASS, such as LoRA. The saved model has the same layers
+    as before the change."""
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Options of your own change of the network."""
     checkpointing: bool = False

@@ -19,12 +19,12 @@ class Tracker(NamedTuple):
     """One entry of the registry."""
 
     options: type | None
-    """Dataclass of the tracker's options. check_config accepts only its fields as options. None: any option."""
+    """Dataclass of the tracker's options. check_config accepts only its fields as options, or any option if None."""
     package: str
     """Required package, or "" if there is none. The tracker is disabled if the package is not installed."""
     made_by: str = ""
-    """MODULE:FUNCTION. The function takes (run folder, options) and returns a GeneralTracker that is not started. Empty
-    for the tracker of accelerate with this name."""
+    """MODULE:FUNCTION. The function takes (run folder, options) and returns a GeneralTracker that is not started. If it
+    is empty, accelerate's tracker of this name is used."""
 
 
 #: Key of train.trackers → the tracker.

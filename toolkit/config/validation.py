@@ -50,7 +50,7 @@ def check_config(config: Config) -> None:
 
 
 def _check_entry(key: str, name: Any, where: str, given: Any, registry: Mapping[str, Any], kind: str) -> None:
-    """Raise UserError for a ``name`` that is neither in ``registry`` nor a class, or for an unknown option of it."""
+    """Raise UserError if ``name`` is neither in ``registry`` nor a class, or if an option in ``given`` does not fit."""
     if is_place(name):
         check_options(kind, name, use(kind, name, key), given, where)
     elif name in registry:
@@ -93,7 +93,7 @@ def _check_head(config: Config) -> None:
     if not is_place(model.head):
         if model.head_options:
             raise UserError(
-                "option-unknown", f"model.head_options are for model.head MODULE:CLASS; {model.head} has none"
+                "option-unknown", f"model.head_options are for model.head MODULE:CLASS; {model.head} has no options"
             )
         return
     _check_entry("model.head", model.head, "model.head_options", model.head_options, {}, "head")

@@ -59,7 +59,7 @@ class Decisions:
         return cls(array, np.ones(size), np.zeros(size), float(np.median(array)), source=source)
 
     def with_thresholds(self, given: Mapping[str, float], labels: LabelSet) -> Decisions:
-        """Return these decisions with the thresholds that the user gives for some labels. The others are kept."""
+        """Return these decisions with the thresholds that the user gives for some labels. Other thresholds stay."""
         values = self.thresholds.copy()
         for label, value in given.items():
             values[labels.index[label]] = value

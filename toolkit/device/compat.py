@@ -52,7 +52,7 @@ def change_class(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def shared_settings() -> list[dict[str, Any]]:
-    """Return the dicts with the settings of a process's first Accelerator, which accelerate keeps for all later ones.
+    """Return the dicts with accelerate's settings, which a process's first Accelerator sets for all later Accelerators.
 
     With empty dicts, the next Accelerator has new settings. PartialState, with the process group and the device, is not
     in the list, because processes connect only once.

@@ -177,7 +177,7 @@ def require_read(
 ) -> None:
     """Raise LostData on every rank if ``failure`` is not None on at least one rank. A collective call.
 
-    ``owed`` is the number of collective calls that a failed rank missed. A failed rank makes up for them with ``call``.
+    ``owed`` is the number of collective calls that a failed rank missed. A failed rank makes these calls with ``call``.
     """
     if failure is not None:
         for _ in range(owed):

@@ -26,7 +26,7 @@ REFUSED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("split models or samples", _PARALLEL),
     "ACCELERATE_USE_SAGEMAKER": ("connect through SageMaker", _PARALLEL),
     "ACCELERATE_DYNAMO_BACKEND": ("compile models", "unset it, and use --train.compile true, or --compile"),
-    "ACCELERATE_FP8_*": ("compute in fp8", "unset it, and use bf16, fp16 or no"),
+    "ACCELERATE_FP8_*": ("compute in fp8", "unset it, and set the precision to bf16, fp16 or no"),
     "ACCELERATE_DOWNCAST_BF16": ("use bf16 in place of float32", "unset it, and use --train.precision"),
     "ACCELERATE_TORCH_DEVICE": ("use one device", "unset it, and set CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=true"),
 }
@@ -68,9 +68,9 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
     value = env.get(PRECISION, "").lower() or "no"
     configured = f"accelerate is configured to compute in {value} ({PRECISION})"
     if value not in ("no", "bf16", "fp16"):
-        raise UserError("environment", f"{configured}: use bf16, fp16 or no")
+        raise UserError("environment", f"{configured}: set the precision to bf16, fp16 or no")
     if value == "fp16" and on_cpu:
-        raise UserError("environment", f"{configured}, which needs a GPU: use bf16 or no")
+        raise UserError("environment", f"{configured}, which needs a GPU: set the precision to bf16 or no")
     return value
 
 

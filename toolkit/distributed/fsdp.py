@@ -123,7 +123,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def full_state(tree: Any, keep: bool) -> Any:
-    """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded ones.
+    """Return a copy of the state dict ``tree``, with whole tensors on the CPU in place of sharded tensors.
 
     Called by every rank with the same tree. If ``keep`` is false, the copy has None in place of each tensor. This
     process then has at most one whole tensor in memory.

@@ -1,4 +1,4 @@
-"""Leave no trace of a function in the user's process: settings of accelerate, random generators."""
+"""Restore accelerate's settings and the random generators of the user's process after a function of the toolkit."""
 
 from __future__ import annotations
 

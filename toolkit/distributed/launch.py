@@ -117,7 +117,7 @@ def join(wanted: int, cpu: bool, record: Record) -> None:
     limit, env = wait_seconds(), os.environ
     if env.get("RANK") == "0" and restarts_share_a_store(env):
         log.warning(
-            "torchrun will restart lost processes, but the new ones may read the addresses of the lost ones: set "
+            "torchrun will restart lost processes, but new processes may read addresses of lost processes: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment (see docs/scale/nodes-and-slurm.md)"
         )
     if wanted > int(env.get("LOCAL_WORLD_SIZE", "1")) and (name := interface_toward(env.get("MASTER_ADDR", ""))):

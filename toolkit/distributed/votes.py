@@ -1,4 +1,4 @@
-"""Votes over gloo: every process learns whether any process must stop or cannot read its samples.
+"""Votes over gloo: the result is whether any process must stop or cannot read its samples.
 
 A vote starts early, and its result is read after some other work. The result has usually arrived by then, so no process
 waits.
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 class Vote:
-    """A vote on whether any rank says yes. ``ask`` starts the vote, and ``answer`` returns its result."""
+    """A vote of all ranks. ``ask`` starts it, and ``answer`` returns whether any rank called ``ask(True)``."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         """Create the process group for votes. This is a collective call, and so are ``ask`` and ``answer``."""
@@ -48,7 +48,7 @@ class Vote:
             self._work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def answer(self, limit: timedelta | None = None) -> bool:
-        """Return whether any rank said yes in the last vote, or False before the first vote. Wait at most ``limit``."""
+        """Return the result of the last vote, or False before the first vote. Wait at most ``limit``."""
         work, self._work = self._work, None
         if work is not None:
             work.wait() if limit is None else work.wait(limit)

@@ -51,7 +51,7 @@ def evaluate(
 
 
 def warn_of_another_set(folder: ModelFolder, manifest: Manifest, shards: ShardsAt, split: str) -> None:
-    """Warn if the model was not trained on this shard set. Its training samples could then be in this split."""
+    """Warn if the model was not trained on this shard set. The model's training samples could then be in this split."""
     trained_on = folder.config[OWN_KEY].get("shard_set")
     if trained_on and trained_on != manifest.fingerprint:
         log.warning(

@@ -78,19 +78,21 @@ class TuneOptions(ModelOption, SetOptions, PassOptions):
     """Options of ``posters tune``."""
 
     shards: StoragePath | None = option(None, parse=storage_path)  # type: ignore[assignment]
-    """Shard set: a folder or URL (s3://, gs://, hf://, http://). It is required without --set."""
+    """Shard set: a folder or URL (s3://, gs://, hf://, http://). It is optional only with --set."""
     by_hand: Mapping[str, float] | None = option(
         None, "--set", metavar="GENRE=NUMBER", several="times", parse=parse_set
     )
-    """Set the threshold of one genre in the model by hand, such as Drama=0.5, and keep the others. No shard set is
-    needed. You can give this option several times. A later `posters tune` without --set chooses all thresholds."""
+    """Set the threshold of one genre in the model by hand, such as Drama=0.5, and keep the other thresholds. No
+    shard set is needed. You can give this option several times. A later `posters tune` without --set chooses all
+    thresholds."""
     decide: DecideConfig = field(default_factory=DecideConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_rules(self.decide, flag)
         if self.by_hand is None and self.shards is None:
-            raise UserError("option-missing", "--shards is missing; or set a threshold by hand with --set GENRE=NUMBER")
+            remedy = "name a shard set, or set a threshold by hand with --set GENRE=NUMBER"
+            raise UserError("option-missing", f"--shards is missing: {remedy}")
         if self.by_hand is not None and (self.shards is not None or self.decide != DecideConfig()):
             raise UserError(
                 "option-conflict",

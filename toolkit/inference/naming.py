@@ -83,7 +83,7 @@ class NamingOptions(Checked):
         return self.threshold if isinstance(self.threshold, Mapping) else {EVERY: self.threshold}
 
     def require_fit(self, labels: LabelSet) -> None:
-        """Raise UserError if a genre of ``threshold`` is not in ``labels``, or if ``top_k`` is over their number."""
+        """Raise UserError if a genre of ``threshold`` is not in ``labels``, or if ``top_k`` is too large."""
         require_genres([genre for genre in self.given if genre != EVERY], labels, "--threshold")
         if self.top_k is not None and self.top_k > len(labels):
             raise UserError(
@@ -91,7 +91,7 @@ class NamingOptions(Checked):
             )
 
     def thresholds(self, own: FloatArray, labels: LabelSet) -> FloatArray:
-        """Return (G,) thresholds: the given ones, and the model's ``own`` ones for genres without a given threshold.
+        """Return (G,) thresholds: the given threshold of a genre, or else the model's ``own`` threshold.
 
         Raises UserError if the options do not fit ``labels``.
         """

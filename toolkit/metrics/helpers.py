@@ -5,7 +5,7 @@ calibration_error.py has the ECE, baselines.py the baselines, and bootstrap.py t
 
 Shapes: N samples, G labels. ``truth`` is (N, G) bool. ``scores`` is (N, G) float64: logits, or probabilities in
 [0, 1]. ``thresholds`` is one number or a (G,) array in [0, 1]. A label is predicted if ``probability >= threshold`` in
-float64. Most functions do not check their arrays: `check_arrays` does it in training, `infer_split` in other commands.
+float64. Most functions do not check their arrays. `check_arrays` does so in training, `infer_split` elsewhere.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def clipped_cross_entropy(truth: BoolArray, scores: FloatArray) -> FloatArray:
 
 
 def mean_element(values: FloatArray, weights: FloatArray | None) -> float:
-    """Return the mean of (N, G) values under (N,) sample weights. ``weights`` None: all samples have the same weight.
+    """Return the mean of (N, G) values under (N,) sample weights. If ``weights`` is None, all weights are equal.
 
     >>> mean_element(np.array([[0.0, 2.0], [4.0, 4.0]]), np.array([3.0, 1.0]))
     1.75

@@ -70,7 +70,7 @@ class Format:
     """Whether a file contains its facts (model, data, options). For other formats, a second file contains them."""
     embeddings: ClassVar[bool] = True
     screen: ClassVar[Literal["", "printable", "exact"]] = ""
-    """On the screen, escape control characters always (printable) or on terminals only (exact). Empty: no screen."""
+    """On the screen, escape control characters always (printable) or on terminals only (exact). "": no screen."""
 
     def text(self, rows: Rows, shown: Shown | None) -> str:
         """Return the whole file as text. ``shown`` is None for a file in a folder of predictions."""

@@ -39,7 +39,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     """Images, folders of images with their subfolders, patterns such as "posters/*.jpg", URLs of images (http:// or
     https://), or one shard set."""
     image: list[Path | ImageUrl] | None = option(None, "-i", several="words", parse=image_places, metavar="IMAGE")
-    """Images, folders, patterns or URLs, as without -i."""
+    """Images, folders, patterns or URLs. They can also be given without -i."""
     directory: Path | None = option(None, "-d")
     """Folder of images, with its subfolders."""
     shards: StoragePath | None = option(None, parse=storage_path)
@@ -109,7 +109,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
         }
         if others := [name for name, value in unused.items() if value]:
             raise UserError(
-                "option-conflict", f"--sidecar {kind} replaces other results; remove {' and '.join(others)}"
+                "option-conflict", f"--sidecar {kind} writes no other results; remove {' and '.join(others)}"
             )
 
     def _place_images(self) -> None:

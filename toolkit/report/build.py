@@ -42,9 +42,9 @@ class Report:
     plots: dict[str, Plot]
     """Plots of all genres together, by the name of the plot, in the order of the page."""
     curves: list[tuple[Plot, dict[str, Any]]]
-    """For some genres: the precision-recall curve, and the row of the genre in ``numbers["per_genre"]``."""
+    """Precision-recall curves of some genres, each with the row of the genre in ``numbers["per_genre"]``."""
     diagrams: list[tuple[Plot, dict[str, Any]]]
-    """For some genres: the reliability diagram, and the row of the genre in ``numbers["per_genre"]``."""
+    """Reliability diagrams of some genres, each with the row of the genre in ``numbers["per_genre"]``."""
     training_plots: list[Plot]
     groups: list[Group]
     errors: Group | None

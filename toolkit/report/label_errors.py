@@ -1,8 +1,8 @@
 """Find probably wrong labels with cleanlab: confident learning (Northcutt et al. 2021, Thyagarajan et al. 2023).
 
 For a genre, the label of a poster is yes or no. A label is suspected if the model gives the opposite label a high
-probability. High means: above the mean probability of this opposite label, taken over the posters with this label. The
-model must not have been trained on the samples, so use a test or validation split.
+probability. A probability is high if it is above the mean probability of the opposite label over all posters that have
+the opposite label. The model must not have been trained on the samples, so use a test or validation split.
 """
 
 from __future__ import annotations

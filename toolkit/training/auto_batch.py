@@ -1,9 +1,9 @@
 """Automatic batch size: divide an update into so many micro-batches that each micro-batch fits in memory.
 
 The number of micro-batches per update and process is called accumulation. Before training, every rank tries a forward
-and a backward pass of its largest micro-batch, with random images and the run's precision. During this test, the
-weights of all epochs are unfrozen, and the memory that the run needs later is reserved. If memory runs out, the rank
-doubles accumulation and repeats the test. All ranks use the largest result. The global batch stays the same.
+and a backward pass of its largest micro-batch, with random images and the run's precision. During this test, all
+weights that some epoch trains are unfrozen, and the memory that the run needs later is reserved. If memory runs out,
+the rank doubles accumulation and repeats the test. All ranks use the largest result. The global batch stays the same.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class EpochLines:
         """Cause of the bottleneck of the epoch before."""
 
     def start(self, updates: int) -> None:
-        """Start the clock of an epoch, or of the rest of it. The run has made ``updates`` updates."""
+        """Start the clock of an epoch, or of the rest of an epoch. The run has made ``updates`` updates."""
         self.began, self.updates = time.perf_counter(), updates
 
     def epoch(self, row: Mapping[str, Any], *, best: bool) -> None:
@@ -84,7 +84,7 @@ class EpochLines:
         self.before = cause
 
     def _seconds_left(self, done: int, updates: int) -> float:
-        """Return the seconds until the last epoch ends, at the speed of this epoch, with its validation."""
+        """Return the seconds until the last epoch ends, if each epoch with its validation takes as long as this one."""
         each = (time.perf_counter() - self.began) / max(updates - self.updates, 1)
         return each * self.steps * (self.epochs - done)
 
@@ -144,7 +144,7 @@ def next_command(out: Path, store: ShardStore, manifest: Manifest) -> str:
 
 
 def _kept_figures(path: Path, epoch: int) -> dict[str, float | None]:
-    """Return the numbers of an epoch in epochs.csv. Empty values are None. Empty if the file has no such row."""
+    """Return the numbers of an epoch in epochs.csv, None for empty values. Return {} if the file has no such row."""
     with open(path, newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["epoch"] == str(epoch - 1)]
     figures = [(key, value) for row in rows for key, value in row.items() if key.startswith(("train_", "val_"))]

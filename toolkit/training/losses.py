@@ -3,7 +3,7 @@
 An element is one label of one sample, with logit x and target y. Its loss is w * (y * positive(x) + (1 - y) *
 negative(x)). Each loss defines positive(x), negative(x) and w. For targets 0 and 1 these are the losses of the
 papers. With soft targets (between 0 and 1, from mixup or label smoothing), the loss is the weighted mean of both costs.
-timm and torchvision also use soft targets in the focusing factor, so their losses differ.
+timm and torchvision also use soft targets in the focusing factor, so their losses differ from the losses here.
 """
 
 from __future__ import annotations

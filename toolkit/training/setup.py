@@ -171,7 +171,7 @@ def _model(
 ) -> tuple[nn.Module, bool]:
     """Return the network, and whether its head is already trained.
 
-    ``first`` says whether to load initial weights, from a file, a folder or the hub. ``prevalence`` (G,) is the share
+    ``first``: whether to load initial weights, from a file, a folder or the hub. ``prevalence`` (G,) is the share
     of training samples with each label. If model.prior is true, the biases of a new head start from ``prevalence``.
     """
     wanted, size, num_genres = config.model, config.data.image_size, len(prevalence)

@@ -70,10 +70,10 @@ def validate(
 ) -> ValidationResult:
     """Return metrics and decisions for validation logits (n, G) and targets (n, G) of 0 and 1.
 
-    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None: no groups. The
-    loss is computed without calibration. ``own``: metrics of the user. ``weights`` (n,): sample weights for the
-    metrics, or None if all samples have the same weight. Decisions are chosen without weights. Raises UserError if a
-    logit is not finite.
+    If ``decide`` is None, use DecideConfig(). ``groups`` (n,): near-duplicates have equal numbers. None if
+    there are no near-duplicates. The loss is computed without calibration. ``own``: metrics of the user. ``weights``
+    (n,): sample weights for the metrics, or None if all samples have the same weight. Decisions are chosen without
+    weights. Raises UserError if a logit is not finite.
     """
     if not np.isfinite(logits).all():
         raise UserError("not-finite", "the model's outputs on validation are not finite: lower --optim.lr")
@@ -92,7 +92,7 @@ def validate(
 
 
 def draw_thresholds(result: ValidationResult, path: Path) -> bool:
-    """Draw metrics against the threshold into a PNG file. Return whether it worked: a picture must not end a run."""
+    """Draw metrics against the threshold into a PNG file. Return False after an error, which must not end a run."""
     try:
         sweep = load_object("toolkit.report.plots.threshold_plots:validation_sweep")  # imports matplotlib: seconds
         with atomic_write(path) as stream:

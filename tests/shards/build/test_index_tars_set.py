@@ -72,7 +72,7 @@ def test_classes_that_are_hardly_meant_are_warned_of(
 def test_other_kinds_of_members_are_many(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(draw(1))} | {f"{n}.e{n}": b"" for n in range(30)})
     text = adopt(tmp_path).source["other_members"]
-    assert text.startswith("1 e0, 1 e1, ") and text.endswith("1 e9 and 20 of other kinds")
+    assert text.startswith("1 e0, 1 e1, ") and text.endswith("1 e9 and 20 more")
 
 
 def test_nothing_taken_is_a_failure(tmp_path: Path, command: Command) -> None:
@@ -245,7 +245,7 @@ def test_tars_are_divided_by_shares(tmp_path: Path) -> None:
 
 def test_shares_that_cannot_be(tmp_path: Path) -> None:
     pack(tmp_path / "0.tar", "a")
-    with fails("option-value", "--splits divides 1 tars into 3 splits", "more tars"):
+    with fails("option-value", "--splits cannot divide 1 tars into 3 splits", "more tars"):
         adopt(tmp_path, fractions=(0.8, 0.1, 0.1))
     with fails("option-value", "sum to 1"):
         adopt(tmp_path, fractions=(0.8, 0.1, 0.2))

@@ -106,7 +106,7 @@ def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:
         ("m.parquet", GenreOptions(delimiter=";"), "--delimiter"),
         ("m.jsonl", GenreOptions(delimiter=";"), "--delimiter"),
     ):
-        with fails("option-conflict", name, f"{flag} has no meaning", "leave it out"):
+        with fails("option-conflict", name, f"{flag} has no meaning", "leave the option out"):
             read_metadata(tmp_path / name, options)
 
 

@@ -75,7 +75,7 @@ def asked(*words: str) -> None:
         (["--metric.options.beta=1"], ["metric.options needs metric.name"]),
         (["--metric.name=beta"], ["metric.name must be MODULE:CLASS"]),
         (["--model.head=mpl"], ["model.head must be mlp", "mpl"]),
-        (["--model.head_options.width=1"], ["model.head_options", "mlp has none"]),
+        (["--model.head_options.width=1"], ["model.head_options", "mlp has no options"]),
         (["--model.head=own_code:Head", "--model.prior=true"], ["model.prior", "own_code:Head"]),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_model_with_code_of_others_is_refused_in_one_line(
         "audit": ["--images", images, "--cleaned", images],
     }
     (line,) = error_lines(posters(hostile, command, "--model", ".", *each[command]))
-    assert line == ("error: . uses stealing:Head; code of others is not loaded unless you pass --trust-code stealing")
+    assert line == ("error: . uses stealing:Head; its code is only loaded with --trust-code stealing")
     assert not (hostile / "stolen").exists()
 
 

@@ -47,7 +47,7 @@ def images_at(place: Path) -> list[Path]:
     """Return the images that a path means: a file, a folder with its subfolders, or a pattern such as ``x/*.jpg``.
 
     Raises UserError if a folder or pattern has no images, or if the path is known to be something else, such as a CSV.
-    A missing file is returned, and reading it is an error of this file only.
+    The path of a missing file is returned. Reading this file then gives an error for this file only.
     """
     if place.is_dir():
         return list_images(place)

@@ -1,4 +1,4 @@
-"""The samples of a shard set for people: ``image, genres = toolkit.open_shards("SHARDS")[0]``."""
+"""Samples of a shard set as pictures and lists of genres: ``image, genres = toolkit.open_shards("SHARDS")[0]``."""
 
 from __future__ import annotations
 

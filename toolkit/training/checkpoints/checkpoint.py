@@ -81,7 +81,7 @@ class Progress:
     def made(self) -> int:
         """Number of updates of the run that were not skipped. Learning rate and moving average depend on this number.
 
-        Checkpoints of earlier versions do not contain left_out. For them it is 0, and `made` counts all updates.
+        Checkpoints of earlier versions do not contain left_out. left_out is then 0, and `made` counts all updates.
         """
         return self.updates - self.left_out
 
@@ -136,7 +136,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None if there are no checkpoints. Log a warning for damaged ones.
+    """Return the newest valid checkpoint, or None if there are no checkpoints. Log a warning for damaged checkpoints.
 
     Raises UserError if all checkpoints are damaged, because a new start overwrites the run's other files.
     """

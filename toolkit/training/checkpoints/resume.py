@@ -79,7 +79,7 @@ def resumed_checkpoint(accelerator: Accelerator, out: Path, config: Config, mani
 def reconcile_best(folder: Path, progress: Progress, config: dict[str, Any], shard_set: str) -> tuple[Progress, str]:
     """Return ``progress`` with the best epoch of RUN/model (``folder``), and a message ("" if nothing differed).
 
-    RUN/model is written before its checkpoint. Their best epochs differ if the run ended between these writes, if an
+    RUN/model is written before its checkpoint. The two best epochs differ if the run ended between these writes, if an
     older checkpoint replaces a damaged one, or if another program changed RUN/model. RUN/model is the result of the
     run, so a later epoch replaces it only if it is better. If the run repeats the best epoch, an equal score is enough.
     """

@@ -206,7 +206,7 @@ def _name_of(folder: ModelFolder) -> str:
 
 
 def _same_genres(theirs: LabelSet, labels: LabelSet) -> dict[int, int]:
-    """Return column in ``labels`` → column in ``theirs`` of the genres with the same name, or the same after `tidy`."""
+    """Return column in ``labels`` → column in ``theirs`` for genres with the same name, if needed after `tidy`."""
     tidied: dict[str, list[int]] = {}
     for genre, column in theirs.index.items():
         tidied.setdefault(tidy(genre), []).append(column)
