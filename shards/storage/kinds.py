@@ -29,8 +29,10 @@ FILES = {
 }  # fmt: skip
 #: Kind of a path → the option that takes it.
 OPTION_OF = {SHARD_SET: "--shards", MODEL: "--model", RUN: "--model", CONFIG: "--config"}
-#: Largest number of names that are read per folder.
+#: Largest number of names that are read per folder to recognise its kind.
 LOOK_AT = 1000
+#: Largest number of names that are compared with the name of a missing file. The comparison takes 1 to 2 s.
+COMPARED = 50_000
 
 _SHARDS, _MODEL = "pass it with --shards", "pass it with --model"
 _PREDICT = "predict its genres with `posters predict --model RUN {path}`"
@@ -129,13 +131,13 @@ def kind_of(path: Path) -> str | None:
 
 def near_name(path: Path) -> str:
     """Return the end of the message about a missing path, which suggests a similar name in its folder."""
-    return did_you_mean(path.name, _names(path.parent) or ())
+    return did_you_mean(path.name, _names(path.parent, COMPARED) or ())
 
 
-def _names(folder: Path) -> set[str] | None:
-    """Return at most LOOK_AT names in a folder. None if it cannot be listed."""
+def _names(folder: Path, most: int = LOOK_AT) -> set[str] | None:
+    """Return at most ``most`` names in a folder. None if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in itertools.islice(entries, LOOK_AT)}
+            return {entry.name for entry in itertools.islice(entries, most)}
     except OSError:
         return None
