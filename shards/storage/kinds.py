@@ -10,7 +10,7 @@ import itertools
 import os
 from pathlib import Path
 
-from shards.errors import printable_line
+from shards.errors import did_you_mean, printable_line
 from shards.storage.endings import ending, is_image_name
 from shards.storage.paths import StoragePath, is_remote
 
@@ -27,6 +27,8 @@ FILES = {
     **dict.fromkeys((".yaml", ".yml"), CONFIG),
     ".safetensors": WEIGHTS, ".onnx": ONNX, ".tar": TAR,
 }  # fmt: skip
+#: Kind of a path → the option that takes it.
+OPTION_OF = {SHARD_SET: "--shards", MODEL: "--model", RUN: "--model", CONFIG: "--config"}
 #: Largest number of names that are read per folder.
 LOOK_AT = 1000
 
@@ -66,6 +68,7 @@ REMEDIES = {
         TARS: "make a shard set from it with `posters shards index {path}`",
     },
     IMAGE: {},
+    RUN: {MODEL: "name the folder of its training; `load_model` opens a model folder"},
     TABLE: {
         IMAGES: "pass it with --images, and the table of the genres with --metadata",
         IMAGE: "pass the folder of the images with --images, and the table of the genres with --metadata",
@@ -122,6 +125,11 @@ def kind_of(path: Path) -> str | None:
     if any(is_image_name(inner) for name in sorted(names)[:20] for inner in _names(path / name) or ()):
         return IMAGES
     return None
+
+
+def near_name(path: Path) -> str:
+    """Return the end of the message about a missing path, which suggests a similar name in its folder."""
+    return did_you_mean(path.name, _names(path.parent) or ())
 
 
 def _names(folder: Path) -> set[str] | None:

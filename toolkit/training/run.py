@@ -199,6 +199,9 @@ def _log_setup(setup: TrainingSetup, checkpoint: Checkpoint | None) -> None:
         "global batch %d = %d process(es) x %d accumulation x up to %d; %d steps per epoch",
         *(*samples, *batch, plan.steps_per_epoch),
     )
+    if (weights := setup.train.weights) is not None:
+        span = weights.min(), weights.max(), weights.mean()
+        log.info("sample weights from %g to %g, mean %.3g: a loss is multiplied by weight / mean", *span)
     if checkpoint is not None:
         state = checkpoint.progress
         log.info("resumed from %s: epoch %d, step %d", checkpoint.path, state.epoch + 1, state.step)

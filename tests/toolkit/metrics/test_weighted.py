@@ -58,6 +58,7 @@ def test_a_whole_evaluation_is_that_of_the_repeats(problem: tuple[np.ndarray, np
     logits, rows = scores * 6 - 3, np.repeat(np.arange(len(weights)), weights)
     ours = evaluated(targets, logits, weights.astype(np.float64)).to_dict()
     theirs = evaluated(targets[rows], logits[rows]).to_dict()
+    assert ours["weighted"] is True and "weighted" not in theirs
     assert ours["num_samples"] == len(targets) and theirs["num_samples"] == len(rows)
     for moment in ("before", "after"):
         curves = [evaluation["calibration"][moment].pop("curve") for evaluation in (ours, theirs)]
