@@ -268,7 +268,7 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", '["Drama"]', "{}", '{"labels": ["Drama"]}', '{"labels": 3}', '{"genres": []}', '{"genres": [1]}', "{",
+    ["[]", '["War", "War"]', "{}", '{"labels": ["Drama"]}', '{"labels": 3}', '{"genres": []}', '{"genres": [1]}', "{",
      '{"genres": ["Drama", "Drama"]}'],
 )  # fmt: skip
 def test_labels_files_that_are_none(few: Source, tmp_path: Path, content: str) -> None:
