@@ -47,7 +47,7 @@ def doubt_about(
         remedy = "if each genre has such a column, name these columns with --label-columns"
         return f"{column} contains flags instead of genres ({shown}); {remedy}, or choose another with --genre-column"
     if doubt := _several_in_one(column, labels, len(samples), known):
-        return f"{doubt}; if each of these is one genre, list all genres in a file for --labels"
+        return f"{doubt}; if each of these is one genre, list all genres in a JSON file for --labels"
     if chosen or known:
         return ""
     remedy = f"choose another column with --genre-column, or accept this column with --genre-column {at}"

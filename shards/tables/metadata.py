@@ -114,7 +114,7 @@ def read_metadata(
         ids = _ids(table, columns, cells, images)
     kept = frozenset(tidy(genre).lower() for genre in (*known, *table.genres))
     words = words_left_out([cell.text for cell in cells], separator, kept)
-    remedy = "rename it, or list all genres in a file for --labels"
+    remedy = "rename it, or list all genres in a JSON file for --labels"
     warn_of_words(f"{path}: {columns.genres.text(table)}", words, remedy)
     entries, rejected, lists = _parsed(table, columns, cells, ids, separator, kept)
     read = [row.genres for row in entries]

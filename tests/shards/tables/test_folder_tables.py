@@ -30,7 +30,9 @@ def test_names_of_several_genres(tmp_path: Path, mark: str, shown: str) -> None:
     """The line has two remedies. Each of them reads the folder."""
     parts = {"a": ("Drama", "War"), "b": ("War",), "c": ("Drama",), "d": ("War", "Drama"), "e": ("Drama", "War")}
     folder = images(tmp_path / "posters", *(f"{mark.join(names)}/{key}.jpg" for key, names in parts.items()))
-    with fails("table-column", "several genres in one label", f"--genre-separator {shown!r}", "a file for --labels"):
+    with fails(
+        "table-column", "several genres in one label", f"--genre-separator {shown!r}", "a JSON file for --labels"
+    ):
         read_metadata(folder)
     assert genres(folder, genre_separator=shown) == parts
     whole = {key: (mark.join(names),) for key, names in parts.items()}

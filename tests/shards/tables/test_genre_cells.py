@@ -225,7 +225,7 @@ def test_words_for_a_missing_value_are_said(tmp_path: Path, caplog: pytest.LogCa
         "p1": ("Drama",), "p2": ("War",), "p7": ("Drama",), "p8": ("NA",)
     }  # fmt: skip
     words = "'None' (1), 'none' (1), 'N/A' (1), 'nan' (1)"
-    remedy = "if one is a genre, rename it, or list all genres in a file for --labels"
+    remedy = "if one is a genre, rename it, or list all genres in a JSON file for --labels"
     said = f"{path}: column 1 'genre': these texts are read as a missing genre: {words}; {remedy}"
     assert said in [record.getMessage() for record in caplog.records]
 
