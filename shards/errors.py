@@ -65,9 +65,14 @@ def one_line(error: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return at most ``count`` known names that are similar to ``name``. Case is ignored."""
-    lowered = {other.lower(): other for other in known}
-    return [lowered[near] for near in get_close_matches(name[:100].lower(), lowered, n=count, cutoff=cutoff)]
+    """Return at most ``count`` known names that are similar to ``name``. Case is ignored.
+
+    Names that begin with ``name`` come first, if it has three characters or more.
+    """
+    lowered, start = {other.lower(): other for other in known}, name[:100].lower()
+    near = [other for other in lowered if len(start) > 2 and other.startswith(start)]
+    near += [other for other in get_close_matches(start, lowered, n=count, cutoff=cutoff) if other not in near]
+    return [lowered[other] for other in near[:count]]
 
 
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr, count: int = 1) -> str:

@@ -20,8 +20,9 @@ QUICK = (
     "tests/shards/inputs", "tests/shards/tables", "tests/shards/dataset", "tests/shards/cli",
     "tests/toolkit/config", "tests/toolkit/decisions", "tests/toolkit/metrics", "tests/toolkit/model_folder",
     "tests/toolkit/cli/test_functions.py", "tests/toolkit/prediction/test_sources.py",
+    "tests/toolkit/prediction/test_predict_tables.py", "tests/shards/storage/test_csv_text.py",
 )  # fmt: skip
-TOOLS = ("pytest>=8", "hypothesis>=6.100", "aiohttp>=3.9", "markdown-it-py>=3", "opencv-python-headless>=4.10")
+TOOLS = ("pytest>=8", "hypothesis>=6.100", "aiohttp>=3.10", "markdown-it-py>=3", "opencv-python-headless>=4.10.0.84")
 
 
 def main() -> int:

@@ -16,11 +16,11 @@ from shards.errors import UserError
 
 if TYPE_CHECKING:
     from toolkit.cli.functions import build_shards, evaluate, open_shards, predict, train, tune
+    from toolkit.cli.run_folder import Run
     from toolkit.config.extensions import register
     from toolkit.data.sources.shard_set import ShardSet
     from toolkit.evaluation.results import Evaluation
     from toolkit.prediction.api import Predictor, load_model
-    from toolkit.training.run_folder import Run
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _PLACES = {
     "ShardSet": "toolkit.data.sources.shard_set",
     "Evaluation": "toolkit.evaluation.results",
     **dict.fromkeys(("Predictor", "load_model"), "toolkit.prediction.api"),
-    "Run": "toolkit.training.run_folder",
+    "Run": "toolkit.cli.run_folder",
     "register": "toolkit.config.extensions",
 }
 

@@ -16,7 +16,7 @@ import toolkit
 CLASSES = {
     "Predictor": ("predict", "preprocess", "genres", "thresholds", "model"),
     "ShardSet": ("to_pandas", "genres", "splits", "ids", "targets"),
-    "Run": ("model", "epoch", "monitor", "score", "figures", "epochs", "log", "config"),
+    "Run": ("model", "epoch", "monitor", "score", "cross_fitted", "figures", "epochs", "log", "config"),
     "Evaluation": ("figures", "to_dict", "render"),
     "UserError": (),
 }

@@ -46,8 +46,8 @@ posters COMMAND [OPTIONS]
 ```
 
 {table}
-You may shorten an option to a beginning that no other option of the command has. `--option VALUE` and
-`--option=VALUE` mean the same. Every command also has these options, which cannot be shortened:
+Write the name of an option in full. `--option VALUE` and
+`--option=VALUE` mean the same. Every command also has these options:
 
 {every}"""
 KEYS = """Every key of the [configuration](configuration.md) is also an option, such as `--optim.lr 0.001`.

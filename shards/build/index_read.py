@@ -20,6 +20,7 @@ from shards.inputs.images import BadImage, upright_size
 from shards.inputs.rejections import Rejection, Unusable
 from shards.storage.files import sha256_file
 from shards.tables.genre_cells import parse_genres
+from shards.tables.genre_checks import words_left_out
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
@@ -60,6 +61,8 @@ class Contents:
     sha256: str
     films: list[str]
     """Keys of samples whose image has several frames. Only the first frame is used."""
+    words: Counter[str]
+    """Number of samples of each word such as None that is read as "no genre"."""
 
     def names(self) -> list[tuple[str, str]]:
         """Return an (id, key) pair for each usable sample."""
@@ -90,7 +93,7 @@ def read_contents(task: ReadTask) -> Contents:
     """Read all images and JSONs of a tar. Raises UserError if the tar is damaged, or changes while it is read."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
-    members, ids, sizes, genres, films = [], [], [], [], []
+    members, ids, sizes, genres, films, words = [], [], [], [], [], Counter[str]()
     with open(task.tar, "rb") as stream:
         for member in samples.members:
             try:
@@ -109,12 +112,13 @@ def read_contents(task: ReadTask) -> Contents:
             ids.append(sample_id)
             sizes.append(size)
             genres.append(own)
+            words += words_left_out([_text(record.get(task.genre_field))] if task.genre_field else [], task.separator)
     table = build_table(task.tar, members, ids, sizes, [[] for _ in ids])
     digest = sha256_file(task.tar)
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise UserError("file-changed", f"{task.tar} changed while it was read; run the same command again")
-    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films)
+    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, words)
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:
@@ -164,6 +168,10 @@ def id_of(record: dict[str, Any], key: str) -> str:
     return text
 
 
+def _text(genres: Any) -> str:
+    return genres if isinstance(genres, str) else json.dumps(genres)
+
+
 def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
     """Return the genres in a JSON's ``field``, or () if it is missing. Raises Unusable if the genres are invalid."""
     if (value := record.get(field) if field else None) is None:
@@ -171,7 +179,7 @@ def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tupl
     if not isinstance(value, (list, str)):
         raise Unusable("unparsable genres", f"the field is neither a list nor text: {json.dumps(value)[:60]}")
     try:
-        genres = parse_genres(value if isinstance(value, str) else json.dumps(value), separator)
+        genres = parse_genres(_text(value), separator)
     except ValueError as error:
         raise Unusable("unparsable genres", one_line(error)) from None
     if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):

@@ -35,9 +35,9 @@ from shards.inputs.scan import warn_of_frames
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
-from shards.tables.folder_tables import SPLIT_NAMES
-from shards.tables.genre_checks import doubt_about_classes
+from shards.tables.genre_checks import doubt_about_classes, warn_of_words
 from shards.tables.metadata import GenreOptions, read_metadata
+from shards.tables.split_names import SPLIT_NAMES
 from shards.versions import library_versions
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,9 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
 
 
 def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
-    """Give each genre of the JSONs one spelling. Warn if ``genre_field`` is probably the wrong field."""
+    """Give each genre of the JSONs one spelling. Warn about texts that are not genres, and about a wrong field."""
+    where = f"{options.folder}: the JSONs' field {options.genre_field!r}"
+    warn_of_words(where, sum((contents.words for contents in found), Counter[str]()), "rename it")
     merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
     if lines and options.spellings == "refuse":
         why = f"{'; '.join(lines[:3])}; correct the JSONs, or pass --spellings merge"
@@ -174,7 +176,7 @@ def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
         log.warning("%s", line)
     samples = [genres for genres in merged if genres]
     labels = Counter(label for genres in samples for label in genres)
-    if doubt := doubt_about_classes(f"{options.folder}: the JSONs' field {options.genre_field!r}", labels, samples):
+    if doubt := doubt_about_classes(where, labels, samples):
         log.warning("%s; if this is the wrong field, choose another with --genre-field, or use --metadata", doubt)
     left = iter(merged)
     for contents in found:

@@ -61,7 +61,7 @@ class BuildOptions(PostersOptions, SampleColumns):
     images: StoragePath | None = option(None, parse=storage_path)
     """Folder or URL of the posters (default: ./cleaned_posters_local, or else ./Data/cleaned_posters)."""
     labels: StoragePath | None = option(None, parse=storage_path)
-    """Take the genres and their order from this labels.json or manifest.json. Other genres are left out."""
+    """Take the genres and their order from this labels.json, manifest.json or JSON list. Other genres are left out."""
     fractions: tuple[float, ...] = option((0.8, 0.1, 0.1), "--splits", parse=parse_splits, text="0.8,0.1,0.1")
     """Shares of the posters in train, val and test."""
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,17 @@ class Command:
     def __call__(self, options: Any) -> int:
         """Run the command and return the exit status."""
         return int(load_object(self.run)(options))
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap the paragraphs of a description, but keep the lines of an indented paragraph (examples)."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            part if "\n  " in part else super(HelpFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )
 
 
 def choose(commands: Mapping[str, Command], words: Sequence[str], top: Command) -> tuple[str, list[str]]:

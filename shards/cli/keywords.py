@@ -5,11 +5,13 @@ A keyword is the name of an option without its dashes: ``cache_limit`` for ``--c
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 
@@ -29,8 +31,43 @@ def options_of(kind: type[Options], given: Mapping[str, Any]) -> Options:
         if name not in known:
             hint = did_you_mean(name, known) or f"; the arguments are {', '.join(known)}"
             raise UserError("option-unknown", f"unknown argument {name!r}{hint}")
-    made: Options = _made(kind, given, ())
+    with in_python(kind):
+        made: Options = _made(kind, given, ())
     return made
+
+
+@contextlib.contextmanager
+def in_python(kind: type) -> Iterator[None]:
+    """Write the options of ``kind`` as keywords in the message of a UserError: ``resume=True`` for ``--resume``.
+
+    Commands in backticks stay unchanged.
+    """
+    try:
+        yield
+    except UserError as error:
+        words = dict(_words(kind))
+        parts = str(error).split("`")
+        parts[::2] = [_OPTION.sub(lambda found: words.get(found[0], found[1] or found[0]), part) for part in parts[::2]]
+        error.args = ("`".join(parts),)
+        raise
+
+
+#: An option of the command line. The group is the key of a configuration.
+_OPTION = re.compile(r"(?<![\w-])--(?:([a-z_]+(?:\.\w+)+)|[a-z][\w-]*)")
+
+
+def _words(kind: type, only: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yield pairs of an option and its form in Python."""
+    for argument in arguments(kind, only):
+        if argument.declared.switch:
+            yield argument.declared.switch, f"{_keyword(argument.declared.switch)}=True"
+        if argument.is_group and not argument.declared.sections:
+            yield from _words(argument.kind, argument.declared.only)
+        elif argument.kind is bool:
+            yield argument.flags[-1], f"{argument.dest}=True"
+            yield argument.flags[-1].replace("--", "--no-"), f"{argument.dest}=False"
+        else:
+            yield argument.flags[-1], argument.dest
 
 
 def keywords_of(kind: type, only: tuple[str, ...] = ()) -> Iterator[str]:
@@ -71,6 +108,10 @@ def _converted(argument: Argument, value: Any) -> Any:
     if declared.sections or (kind is Path and isinstance(value, os.PathLike)):
         return value
     if declared.parse is not None:
+        if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):  # on the command line: NAME=VALUE
+            return dict(value)
+        if declared.several:
+            return declared.parse([str(one) for one in (value if isinstance(value, (list, tuple)) else [value])])
         listed = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         return declared.parse(listed)
     if declared.choices and value not in declared.choices:

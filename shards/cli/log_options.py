@@ -16,7 +16,7 @@ from shards.progress import show_progress
 #: Libraries of which users see only warnings and errors.
 NOISY = (
     "httpx", "httpx2", "huggingface_hub", "filelock", "timm", "PIL", "torch.distributed", "botocore", "aiobotocore",
-    "s3transfer",
+    "s3transfer", "mlflow", "alembic",
 )  # fmt: skip
 
 

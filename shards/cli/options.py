@@ -11,15 +11,17 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import jsonargparse
 
-from shards.cli.commands import Command, examples_text
+from shards.cli.commands import Command, HelpFormatter, examples_text
 from shards.cli.log_options import LogOptions
 from shards.errors import UserError, did_you_mean, one_line
 from shards.options import Option
+from shards.storage.kinds import OPTION_OF, kind_of
 from shards.values import flag
 
 log = logging.getLogger(__name__)
@@ -107,17 +109,6 @@ def _shown(default: Any) -> str:
     return json.dumps(default) if isinstance(default, dict) else str(default)
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """Wrap the paragraphs of a description, but keep the lines of an indented paragraph (examples)."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.split("\n\n")
-        return "\n\n".join(
-            part if "\n  " in part else super(HelpFormatter, self)._fill_text(part, width, indent)
-            for part in paragraphs
-        )
-
-
 @cache
 def arguments(options: type, only: tuple[str, ...] = ()) -> list[Argument]:
     """Return the fields of a dataclass as arguments. Required fields come first."""
@@ -152,7 +143,7 @@ class Parser(jsonargparse.ArgumentParser):
             prog=f"posters {name}",
             description="\n\n".join(filter(None, (about, examples_text(command.examples)))),
             exit_on_error=False,
-            allow_abbrev=True,
+            allow_abbrev=False,
             formatter_class=HelpFormatter,
         )
         self.commands = commands
@@ -222,13 +213,11 @@ class Parser(jsonargparse.ArgumentParser):
         return parsed
 
     def _renamed(self, word: str) -> str:
-        """Replace an option's old name, complete or shortened, by the current name. Log the replacement."""
+        """Replace an option's old name by the current name. Log the replacement."""
         name, given, value = word.partition("=")
-        if len(name) < 3 or any(flag.startswith(name) for flag in self.flags):
-            return word
-        old, new = next((names for names in self.old.items() if names[0].startswith(name)), (name, name))
+        new = self.old.get(name, name)
         if new != name:
-            log.info("%s is called %s in this version", old, new)
+            log.info("%s is called %s in this version", name, new)
         return new + given + value
 
     def make(self, parsed: Any) -> Any:
@@ -257,6 +246,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _explained(self, text: str) -> UserError:
         """Turn a message of jsonargparse or argparse into a UserError. If a name is unknown, suggest a similar name."""
+        if (lone := re.search(r"unrecognized arguments: ([^\s-]\S*)", text)) and (line := self._lone(lone[1])):
+            return UserError("option-unknown", line)
         for pattern in (
             r"unrecognized arguments: (\S+)",
             r"Option '([\w.\-]+)' is not accepted",
@@ -266,9 +257,10 @@ class Parser(jsonargparse.ArgumentParser):
                 parts = found.groupdict()
                 name = f"{parts['group']}.{parts['key']}" if parts else found.group(1)
                 return UserError("option-unknown", self._unknown(name))
-        if self.has_sections and (found := re.search(r"ambiguous option: (--\w+)", text)):
-            unknown = self._unknown(found.group(1))
-            text = unknown if "did you mean" in unknown else text
+        if found := re.search(r"Parser key \"([\w.]+)\": .*NestedArg\(key='([\w.:]+)'", text):
+            key, _, name = found[2].partition(".")
+            example = f"--{found[1]} '{{{key}: {{{name or 'NAME'}: VALUE}}}}'"
+            return UserError("option-value", f"{found[1]}.{found[2]} needs a mapping of options; write {example}")
         key = r"Parser key \"([\w.]+)\": "
         text = re.sub(key, lambda found: f"{self.shown.get(found.group(1), found.group(1))}: ", text)
         text = re.sub(r"Expected a (?:<class '(\w+)'>|typing\.)", r"expected \1", text)
@@ -278,6 +270,17 @@ class Parser(jsonargparse.ArgumentParser):
             text = text[: found.start()] + ", ".join(missing)
         text = text if self.has_sections else f"{text} (see `{self.prog} --help`)"
         return UserError("option-missing" if found else "option-value", text)
+
+    def _lone(self, word: str) -> str:
+        """Return the message about a word without an option. Empty if the command has no required option."""
+        options, flags = arguments(self.options), [*self.flags, *(["--config"] if self.has_sections else [])]
+        if several := [argument.name for argument in options if argument.details().get("nargs") == "*"]:
+            return f"unknown argument {word}: give all {several[0]} in one place, before or after the options"
+        if (meant := OPTION_OF.get(kind_of(Path(word)) or "")) in flags:
+            return f"unknown argument {word}: write {meant} {word}"
+        needed = [argument.flags[-1] for argument in options if argument.default is MISSING]
+        shown = " ".join(f"{flag} {flag.lstrip('-').upper()}" for flag in needed if flag.startswith("--"))
+        return shown and f"unknown argument {word}: each value follows its option, as in {shown}"
 
     def _unknown(self, word: str) -> str:
         name = word.partition("=")[0]
@@ -290,13 +293,10 @@ class Parser(jsonargparse.ArgumentParser):
             hint = near or did_you_mean(key.rpartition(".")[2], last, last.__getitem__)
             return f"unknown key {key!r}{hint or '; see --help'}"
         others = {flag for name in self.commands if name != "train" for flag in _flags(self.commands[name])}
-        positional = [argument for argument in arguments(self.options) if argument.details().get("nargs") == "*"]
-        if not word.startswith("-") and positional:
-            hint = f": give all {positional[0].name} in one place, before or after the options"
-        elif name in others:
-            hint = ": only other commands have this argument"
-        else:
-            hint = did_you_mean(name, self.flags, str) or did_you_mean(name, others, str)
+        hint = ": only other commands have this argument"
+        if name not in others:
+            own = did_you_mean(name, [*self.flags, *self.old], lambda flag: self.old.get(flag, flag))
+            hint = own or did_you_mean(name, others, str)
         return f"unknown argument {word}{hint} (see `{self.prog} --help`)"
 
 

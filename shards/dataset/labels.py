@@ -160,10 +160,10 @@ def require_same(left_name: str, left: LabelSet, right_name: str, right: LabelSe
 
 
 def read_labels(path: StoragePath) -> LabelSet:
-    """Return the genres in a manifest, a labels.json or another JSON file with "genres". Raises UserError."""
+    """Return the genres in a manifest, a labels.json, or a JSON file with a list of them. Raises UserError."""
     raw = read_json(path, "labels file")
-    holder = raw.get("labels", raw) if isinstance(raw, dict) else raw
-    remedy = "give a model's labels.json or a manifest.json"
+    holder = raw.get("labels", raw) if isinstance(raw, dict) else {"genres": raw}
+    remedy = 'give a model\'s labels.json, a manifest.json, or a JSON list such as ["Drama", "War"]'
     if not isinstance(holder, dict) or not holder.get("genres"):
         raise UserError("labels-invalid", f"{path} has no list of genres; {remedy}")
     genres = check_as(holder["genres"], Genres, path, "list of genres", remedy, "labels-invalid")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,12 @@ from yarl import URL
 
 from shards.errors import one_line, without_secrets
 from shards.inputs.rejections import Rejection, id_problem
+from shards.storage.paths import StoragePath
 from shards.tables.readers import open_table
+from shards.tables.sample_ids import sample_ids
 from shards.tables.table import TableOptions
+
+log = logging.getLogger(__name__)
 
 #: Longest accepted link, in characters.
 MAX_LINK_TEXT = 8000
@@ -26,44 +32,57 @@ class BadLink(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Link of a poster. ``line`` is its line in the table, ``host`` is the host of ``url``."""
+    """Link of a poster. ``line`` is its line in the table, ``host`` is the host of ``url``.
+
+    written: the id as the table has it. Earlier versions used it as the id. Empty if it cannot be an id.
+    """
 
     line: int
     id: str
     url: str
     host: str
+    written: str = ""
 
 
 def read_links(
-    path: Path, url_column: str, options: TableOptions = TableOptions()
+    path: Path, url_column: str, options: TableOptions = TableOptions(), images: StoragePath | None = None
 ) -> tuple[list[Link], dict[int, Rejection]]:
     """Return the links of a table, in file order, and the rejected rows by their number.
 
-    A column is given by its header or by its number from 0. Raises UserError if the file or a column is missing, or if
-    the column of ids has row numbers. A bad row does not raise an error, but becomes a Rejection.
+    A column is given by its header or by its number from 0. The ids are those of a build with the same table and with
+    ``images``, the folder of the posters (see sample_ids).
+    Raises UserError if the file or a column is missing, or if this first column has row numbers instead of ids. A bad
+    row does not raise an error, but becomes a Rejection.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}
     seen: set[str] = set()
     with open_table(path, options) as table:
-        id_at = table.id_column()
-        url_at = table.column(url_column, "--url-column")
-        for line, row in table.rows:
-            sample_id, text = (row[at].strip() if at < len(row) else "" for at in (id_at, url_at))
-            if problem := id_problem(sample_id):
-                rejected[line] = Rejection(sample_id, "bad id", f"line {line}: {problem}")
-            elif sample_id in seen:
-                rejected[line] = Rejection(sample_id, "repeated id", f"line {line}: the first row with this id is used")
-            else:
-                seen.add(sample_id)
-                try:
-                    host = sys.intern(parse_link(text).raw_host or "")  # one string in memory for all links of a host
-                    links.append(Link(line, sample_id, text, host))
-                except BadLink as bad:
-                    rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
+        id_at, url_at = table.id_column(), table.column(url_column, "--url-column")
+        rows = [(line, _cell(row, id_at), _cell(row, url_at)) for line, row in table.rows]
+        written = [text for _, text, _ in rows]
         if options.id_column is None:
-            table.refuse_row_numbers(id_at, list(seen))
+            table.refuse_row_numbers(id_at, list(filter(None, written)))
+        found = sample_ids(written, images, by_file=table.by_file)
+    for change in found.changes:
+        log.info("%s", change)
+    for (line, text, url), sample_id in zip(rows, found.ids, strict=True):
+        if problem := id_problem(sample_id):
+            rejected[line] = Rejection(sample_id, "bad id", f"line {line}: {problem}")
+        elif sample_id in seen:
+            rejected[line] = Rejection(sample_id, "repeated id", f"line {line}: the first row with this id is used")
+        else:
+            seen.add(sample_id)
+            try:
+                host = sys.intern(parse_link(url).raw_host or "")  # one string in memory for all links of a host
+                links.append(Link(line, sample_id, url, host, "" if id_problem(text) else text))
+            except BadLink as bad:
+                rejected[line] = Rejection(sample_id, "bad link", f"line {line}: {bad}")
     return links, rejected
+
+
+def _cell(row: Sequence[str], at: int) -> str:
+    return row[at].strip() if at < len(row) else ""
 
 
 def parse_link(text: str) -> URL:

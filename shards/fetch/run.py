@@ -49,7 +49,7 @@ def fetch_posters(options: FetchOptions) -> Fetched:
     from shards.fetch.links import read_links
     from shards.storage.address_policy import is_any, is_public
 
-    links, rejected = read_links(options.metadata, options.url_column, options)
+    links, rejected = read_links(options.metadata, options.url_column, options, options.out)
     with folder_lock(options.out, options.break_lock), as_user_error("fetch posters", options.out):
         remove_partials(options.out)
         allowed = is_any if options.allow_private else is_public
@@ -78,11 +78,18 @@ def _fetch_missing(
     """Download the missing posters and update ``result``. The caller must hold the lock of the output folder."""
     key = place_key(options.out)
     wanted = _of_own_places(links, key, result.rejected)
-    urls = {key(link.id): link.url for link in wanted}
+    # Earlier versions used the text in the table as the id. Their posters and rejections stay valid.
+    earlier = {link.written: link.url for link in wanted if link.written not in ("", link.id)}
+    urls = {key(name): url for name, url in (earlier | {link.id: link.url for link in wanted}).items()}
     moved, rejected = recall(options.out / JOURNAL, urls, options.limits(), key)
-    there = _posters_there(options.out, [link.id for link in wanted])
+    there = _posters_there(options.out, [*(link.id for link in wanted), *earlier])
     todo, replaces = [], set()
     for link in wanted:
+        if link.written in earlier and not there(link.id):
+            if there(link.written):
+                link = replace(link, id=link.written)
+            elif (former := rejected.get(key(link.written))) is not None:
+                rejected.setdefault(key(link.id), former)
         place = key(link.id)
         if there(link.id) and place not in moved:
             result.present += 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, some
 from shards.inputs.images import BadImage
 from shards.storage.endings import ENDINGS_TEXT, IMAGE_ENDINGS, ending, is_image_name, others_text
 from shards.storage.kinds import IMAGES, other_kind
@@ -32,23 +32,33 @@ USUAL_ENDINGS = (*_FIRST, *_LATER, *map(str.upper, _LATER))
 
 @dataclass
 class Walk:
-    """Problems of a walk through a folder: files that are not images, and folders that cannot be listed."""
+    """Findings of a walk through a folder: files that are not images, links to folders, and unreadable folders."""
 
     others: Counter[str] = field(default_factory=Counter)  # ending -> number of files that are not images
     unreadable: list[str] = field(default_factory=list)  # one message for each folder that cannot be listed
+    links: list[str] = field(default_factory=list)  # relative paths of the links to folders
+    follow: bool = False
+    """Whether links are followed. A link to a folder above it is left out, because the walk would have no end."""
 
     def warn(self, folder: StoragePath) -> None:
-        """Log a line about files that are not images, and lines about folders that cannot be listed."""
+        """Log a line about files that are not images, a line about links, and lines about unreadable folders."""
         if self.others:
             log.warning("%s: %s", folder, others_text(self.others))
+        if self.links:
+            log.warning("%s: %s", folder, self.links_text())
         for problem in self.unreadable[:5]:
             log.warning("%s; its contents are left out", problem)
         if len(self.unreadable) > 5:
             log.warning("%d more folders cannot be read; their contents are left out", len(self.unreadable) - 5)
 
+    def links_text(self) -> str:
+        """Return a message that names the links to folders, for a walk that does not follow them."""
+        remedy = "to use their images, put the folders themselves there"
+        return f"links to folders were not followed: {some(sorted(self.links))}; {remedy}"
+
 
 def walk_images(folder: Path, walk: Walk) -> Iterator[str]:
-    """Yield the paths, relative to ``folder``, of all files with an image ending. Links to folders are not followed."""
+    """Yield the paths, relative to ``folder``, of all files with an image ending."""
     for _, files in walk_folders(folder, walk):
         yield from filter(is_image_name, files)
 
@@ -75,15 +85,27 @@ def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], li
     try:
         with os.scandir(folder / subfolder) as entries:
             for entry in entries:
+                name = subfolder + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{subfolder}{entry.name}/")
+                    folders.append(f"{name}/")
                     continue
-                files.append(subfolder + entry.name)
+                if entry.is_symlink() and not is_image_name(name) and os.path.isdir(entry.path):
+                    if not walk.follow or not _is_above(folder / name):
+                        walk.links.append(name)
+                        folders += [f"{name}/"] if walk.follow else []
+                    continue
+                files.append(name)
                 if not is_image_name(entry.name) and not entry.name.startswith("."):
                     walk.others[ending(entry.name)] += 1
     except OSError as error:
         walk.unreadable.append(f"{folder / subfolder} cannot be read ({error.strerror or one_line(error)})")
     return folders, files
+
+
+def _is_above(link: Path) -> bool:
+    """Return whether a link leads to a folder above it on the path, or to a folder that contains such a folder."""
+    above = (Path(os.path.realpath(folder)) for folder in link.parents)
+    return any(Path(os.path.realpath(link)) in (folder, *folder.parents) for folder in above)
 
 
 def image_names(sample_id: str) -> Iterator[str]:
@@ -209,7 +231,7 @@ def require_images(folder: StoragePath) -> None:
             raise no_folder(folder)
         # A remote folder may have a million other files, so it is not searched here. list_posters searches it by id.
         if not is_remote(folder):
-            walk = Walk()
+            walk = Walk(follow=True)
             if next(walk_images(folder, walk), None) is None:
                 raise no_images(folder, walk)
 
@@ -224,11 +246,11 @@ def no_images(folder: StoragePath, walk: Walk) -> UserError:
     if wrong := other_kind(folder, IMAGES):
         return UserError("images-none", wrong)
     found = [others_text(walk.others)] if walk.others else []
-    found += walk.unreadable[:1]
+    found += walk.unreadable[:1] + ([walk.links_text()] if walk.links else [])
     return UserError("images-none", f"no {ENDINGS_TEXT} file in {folder}" + "".join(f"; {text}" for text in found))
 
 
 def holds_images(folder: StoragePath) -> bool:
     """Return whether the folder or a subfolder contains at least one file with an image ending."""
-    names = filter(is_image_name, remote_files(folder)) if is_remote(folder) else walk_images(folder, Walk())
+    names = filter(is_image_name, remote_files(folder)) if is_remote(folder) else walk_images(folder, Walk(follow=True))
     return any(True for _ in names)

@@ -38,8 +38,12 @@ class Listed:
     state: str = ""  # size and version of a remote file; they change if its content changes
 
 
-def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -> dict[str, Listed]:
+def list_posters(
+    folder: StoragePath, ids: Iterable[str], quiet: bool = False, paths: Iterable[str] = ()
+) -> dict[str, Listed]:
     """Return id → image file. Ids without a file are left out. Raises UserError if the folder cannot be listed.
+
+    paths: other paths that the caller reads. The log does not name the links to folders on these paths.
 
     Logs ids that have several files. In a local folder, also logs files that are not images, and unreadable
     subfolders. If ``quiet`` is true, nothing is logged.
@@ -49,7 +53,7 @@ def list_posters(folder: StoragePath, ids: Iterable[str], quiet: bool = False) -
         # With a dot at the end, the prefix of "p1" does not match "p10.jpg". An id such as "p1.jpg" needs no dot.
         groups = _groups_with_files(folder, {i: _plain(i) if is_image_name(i) else f"{_plain(i)}." for i in ids})
     else:
-        groups = _local_posters(folder, ids, quiet)
+        groups = _local_posters(folder, ids, quiet, paths)
     found, several = {}, []
     for members, files in groups:
         # Ids may have ./ and double slashes. So two ids may belong to one file.
@@ -77,7 +81,7 @@ def find_posters(
     function also looks for an id in all subfolders, in each Unicode form. An id with files in several subfolders is
     left out and logged.
     """
-    found = list_posters(folder, ids, quiet)
+    found = list_posters(folder, ids, quiet, paths.values())
     written = {paths[sample_id]: sample_id for sample_id in ids if sample_id not in found and sample_id in paths}
     if written:
         found |= {written[path]: file for path, file in list_posters(folder, written, quiet=True).items()}
@@ -112,8 +116,10 @@ def _in_subfolders(folder: Path, ids: Sequence[str], quiet: bool) -> dict[str, L
     return found
 
 
-def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """Yield (ids, files) of each subfolder with which an id begins. The keys of ``files`` are paths."""
+def _local_posters(
+    folder: Path, ids: Iterable[str], quiet: bool, paths: Iterable[str]
+) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
+    """An id can begin with a subfolder. Yield (ids, files) of each subfolder. The keys of ``files`` are paths."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)
@@ -125,6 +131,8 @@ def _local_posters(folder: Path, ids: Iterable[str], quiet: bool) -> Iterator[tu
         if os.path.isdir(folder / subfolder):  # the path has a link to a folder, which walk_folders does not follow
             yield members, dict.fromkeys(list_folder(folder, f"{subfolder}/", walk)[1])
     if not quiet:
+        used = {*by_folder, *(path.rpartition("/")[0] for path in paths)}
+        walk.links = [link for link in walk.links if not any(f"{name}/".startswith(f"{link}/") for name in used)]
         walk.warn(folder)
 
 

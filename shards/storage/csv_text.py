@@ -44,9 +44,15 @@ def write_for_people(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = 
 
 
 def write_exact(stream: IO[str], rows: Iterable[Sequence[Any]], end: str = "\n") -> None:
-    """Write rows that csv.reader and pandas (``dtype=str``) read back exactly."""
+    """Write rows that csv.reader and pandas (``dtype=str``) read back exactly.
+
+    The csv module of Python 3.10 cannot read a NUL character. Newer versions can.
+    """
     plain = csv.writer(stream, lineterminator=end)
-    quoted = csv.writer(stream, lineterminator=end, quoting=csv.QUOTE_ALL)
     for row in rows:
-        # The csv module can leave \r without quotes, but readers end a line there.
-        (quoted if any(isinstance(cell, str) and "\r" in cell for cell in row) else plain).writerow(row)
+        # The csv module can leave \r without quotes, but readers end a line there. Python 3.10 refuses to write NUL.
+        if any(isinstance(cell, str) and ("\r" in cell or "\0" in cell) for cell in row):
+            texts = ["" if cell is None else str(cell).replace('"', '""') for cell in row]
+            stream.write(",".join(f'"{text}"' for text in texts) + end)
+        else:
+            plain.writerow(row)

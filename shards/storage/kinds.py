@@ -10,7 +10,7 @@ import itertools
 import os
 from pathlib import Path
 
-from shards.errors import printable_line
+from shards.errors import did_you_mean, printable_line
 from shards.storage.endings import ending, is_image_name
 from shards.storage.paths import StoragePath, is_remote
 
@@ -27,8 +27,12 @@ FILES = {
     **dict.fromkeys((".yaml", ".yml"), CONFIG),
     ".safetensors": WEIGHTS, ".onnx": ONNX, ".tar": TAR,
 }  # fmt: skip
-#: Largest number of names that are read per folder.
+#: Kind of a path → the option that takes it.
+OPTION_OF = {SHARD_SET: "--shards", MODEL: "--model", RUN: "--model", CONFIG: "--config"}
+#: Largest number of names that are read per folder to recognise its kind.
 LOOK_AT = 1000
+#: Largest number of names that are compared with the name of a missing file. The comparison takes 1 to 2 s.
+COMPARED = 50_000
 
 _SHARDS, _MODEL = "pass it with --shards", "pass it with --model"
 _PREDICT = "predict its genres with `posters predict --model RUN {path}`"
@@ -66,6 +70,7 @@ REMEDIES = {
         TARS: "make a shard set from it with `posters shards index {path}`",
     },
     IMAGE: {},
+    RUN: {MODEL: "name the folder of its training; `load_model` opens a model folder"},
     TABLE: {
         IMAGES: "pass it with --images, and the table of the genres with --metadata",
         IMAGE: "pass the folder of the images with --images, and the table of the genres with --metadata",
@@ -124,10 +129,15 @@ def kind_of(path: Path) -> str | None:
     return None
 
 
-def _names(folder: Path) -> set[str] | None:
-    """Return at most LOOK_AT names in a folder. None if it cannot be listed."""
+def near_name(path: Path) -> str:
+    """Return the end of the message about a missing path, which suggests a similar name in its folder."""
+    return did_you_mean(path.name, _names(path.parent, COMPARED) or ())
+
+
+def _names(folder: Path, most: int = LOOK_AT) -> set[str] | None:
+    """Return at most ``most`` names in a folder. None if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in itertools.islice(entries, LOOK_AT)}
+            return {entry.name for entry in itertools.islice(entries, most)}
     except OSError:
         return None

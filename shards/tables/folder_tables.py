@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,16 +21,11 @@ from shards.errors import UserError, one_line, some
 from shards.inputs.image_files import Walk, walk_folders
 from shards.storage.endings import is_image_name
 from shards.tables.csv_tables import decoded
-from shards.tables.table import Table, TableOptions
+from shards.tables.split_names import split_of_folder, split_of_path
+from shards.tables.table import Table, TableOptions, cell_text
 
 log = logging.getLogger(__name__)
 
-#: Name of a folder or a cell, in lower case → split.
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 #: Names of the columns of a table that is made from a folder.
 FILE, GENRES, SPLIT = "file", "genres", "split"
 #: Names of tables beside images, as Hugging Face expects them.
@@ -52,7 +46,7 @@ class _Contents:
 
     @classmethod
     def of(cls, folder: Path) -> _Contents:
-        found, walk = cls(), Walk()
+        found, walk = cls(), Walk(follow=True)
         for _, files in walk_folders(folder, walk):
             for name in files:
                 path = PurePosixPath(name)
@@ -64,6 +58,8 @@ class _Contents:
                     found.images.append(name)
                 elif path.suffix.lower() in found.of_kind:
                     found.of_kind[path.suffix.lower()].append(name)
+        if walk.links:
+            log.info("%s: links to folders are followed: %s", folder, some(sorted(walk.links)))
         for problem in walk.unreadable:
             raise UserError("path-unreadable", problem)
         for names in (found.images, found.tables, *found.of_kind.values()):
@@ -131,20 +127,6 @@ def _tables_beside(folder: Path, tables: list[str]) -> dict[str, Path]:
     return {"" if place == "." else place: folder / name for place, name in zip(places, tables, strict=True)}
 
 
-def split_of_folder(name: str) -> str:
-    """Return the split that the name of a folder means. Empty if it means none.
-
-    >>> split_of_folder("Validation"), split_of_folder("train_images"), split_of_folder("Drama")
-    ('val', 'train', '')
-    """
-    return SPLIT_NAMES.get(re.sub(r"[-_ ]?(images?|imgs?|set|data|posters)$", "", name.lower()), "")
-
-
-def split_of_path(path: str) -> str:
-    """Return the split that a folder of a path means. The first such folder decides. Empty if there is none."""
-    return next(filter(None, map(split_of_folder, PurePosixPath(path).parts[:-1])), "")
-
-
 def _by_split(folder: Path, names: list[str]) -> bool:
     """Return whether the paths are in folders of splits. Raises UserError if only some of them are."""
     within = [name for name in names if split_of_path(name)]
@@ -158,6 +140,7 @@ def _by_split(folder: Path, names: list[str]) -> bool:
 def _class_folders(folder: Path, contents: _Contents, options: TableOptions) -> Table:
     by_split = _by_split(folder, contents.images)
     header, rows = [FILE, GENRES, *([SPLIT] if by_split else [])], []
+    mark, names = _separator(options), set[str]()
     for name in contents.images:
         split, rest = split_of_path(name), name
         while by_split and rest and not split_of_folder(rest.partition("/")[0]):
@@ -167,7 +150,9 @@ def _class_folders(folder: Path, contents: _Contents, options: TableOptions) -> 
         if not file:
             problem = f"{folder / name} is in no subfolder of a genre"
             raise UserError("table-unreadable", f"{problem}; move it to one, or pass --metadata TABLE")
-        rows.append([name, json.dumps([genre], ensure_ascii=False), *([split] if by_split else [])])
+        genres = [genre] if mark is None else genre.split(mark)
+        names.update(genres)
+        rows.append([name, json.dumps(genres, ensure_ascii=False), *([split] if by_split else [])])
     return Table(
         folder,
         header,
@@ -177,11 +162,18 @@ def _class_folders(folder: Path, contents: _Contents, options: TableOptions) -> 
         unit="file",
         by_file=True,
         has_splits=by_split,
+        genres=names,
     )
 
 
+def _separator(options: TableOptions) -> str | None:
+    """Return the separator of genres that the user chose. None if the options have none."""
+    chosen: str | None = getattr(options, "genre_separator", None)  # GenreOptions has it
+    return chosen
+
+
 def _txt_files(folder: Path, names: list[str], options: TableOptions) -> Table:
-    mark = getattr(options, "genre_separator", None) or ","  # GenreOptions has it
+    mark = _separator(options) or ","
     by_split, problems = _by_split(folder, names), dict[int, str]()
 
     def rows() -> Iterator[tuple[int, list[str]]]:
@@ -245,16 +237,3 @@ def _bytes(path: Path) -> bytes:
     if (size := path.stat().st_size) > MOST:
         raise UserError("table-unreadable", f"{path} has {size} bytes, too many for the genres of one image")
     return path.read_bytes()
-
-
-def cell_text(value: Any) -> str:
-    """Return a value as the text of a CSV cell. A missing value becomes an empty text, and a list becomes JSON."""
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, ensure_ascii=False, default=_text)
-    return _text(value)
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -7,12 +7,15 @@ import json
 import re
 import unicodedata
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 from shards.dataset.labels import tidy
 
-#: Cells that mean "no genre". The last text is from the data set MovieLens.
+#: Cells that mean "no genre", in lower case. The last text is from the data set MovieLens.
 NO_GENRE_WORDS = {"", "none", "nan", "null", "n/a", "\\n", "(no genres listed)"}
+#: Those that can also be the name of a genre.
+DOUBTFUL_WORDS = frozenset({"none", "nan", "null", "n/a"})
 #: Longest cell that is parsed, in characters.
 MAX_GENRE_TEXT = 100_000
 #: The beginning of a list in a call, such as ``array([...], dtype=object)``, ``list([...])`` or ``set([...])``.
@@ -31,17 +34,18 @@ SHORTENED = "{!r} was shortened when it was printed; write all genres"
 PARTNERS = {"[": "]", "(": ")", "{": "}"}
 
 
-def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
+def parse_genres(text: str, separator: str = "|", known: Collection[str] = ()) -> tuple[str, ...]:
     """Parse ``"['Action', 'Drama']"``, ``"['Action' 'Drama']"`` (NumPy), ``'["Action"]'`` or ``Action|Drama``.
 
     Sets, tuples, ``array([...], dtype=object)`` and lists of dicts with a ``name`` (TMDB) are also accepted. No code in
-    the text is executed. The order of the genres is kept, and repeated genres are dropped. Raises ValueError for other
-    or ambiguous texts. The error message says what to write instead.
+    the text is executed. The order of the genres is kept. Repeated genres are dropped. Words that mean "no genre"
+    (NO_GENRE_WORDS) are also dropped, unless ``known`` has them in lower case. Raises ValueError for other or ambiguous
+    texts. The error message says what to write instead.
     """
     text = text.strip()
     if len(text) > MAX_GENRE_TEXT:
         raise ValueError(f"the cell has {len(text)} characters, over {MAX_GENRE_TEXT}")
-    if text.lower() in NO_GENRE_WORDS:
+    if text.lower() in NO_GENRE_WORDS and text.lower() not in known:
         return ()
     if is_list(text):
         values = _parse_list(text)
@@ -64,7 +68,8 @@ def parse_genres(text: str, separator: str = "|") -> tuple[str, ...]:
         )
     if any(genre in ("...", "\u2026") for genre in genres):
         raise ValueError(SHORTENED.format(text[:60]))
-    return tuple(dict.fromkeys(genre for genre in genres if tidy(genre).lower() not in NO_GENRE_WORDS))
+    words = ((genre, tidy(genre).lower()) for genre in genres)
+    return tuple(dict.fromkeys(genre for genre, word in words if word not in NO_GENRE_WORDS or word in known))
 
 
 def is_list(text: str) -> bool:

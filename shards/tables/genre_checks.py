@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from shards.dataset.labels import tidy
 from shards.errors import some
-from shards.tables.genre_cells import is_list
+from shards.tables.genre_cells import DOUBTFUL_WORDS, is_list, parse_genres
 from shards.tables.table import Table
+
+log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[-+]?[\d.,\s/:-]+%?")
 YEAR = re.compile(r"(18[89]|19\d|20\d)\d(\.0)?")
+DOUBTFUL = re.compile("|".join(sorted(DOUBTFUL_WORDS)), re.IGNORECASE)
 FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no", "y", "n"})
 
 # A label with one of these separators counts as several genres if the parts between the separators fulfil a condition.
@@ -20,7 +24,7 @@ FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no
 PLAIN_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\u060c", "\u00b7", "\u2022")
 #: These are in some names (Sci-Fi/Fantasy). Condition: each part is also a label of its own or a part of another label.
 OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
-#: These are in many names (Film-Noir). Condition: each part is also a label of its own.
+#: These are in many names (Film-Noir). Condition: each part is also a label of its own, or the labels are lists.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 
 MANY = 20  # smallest number of posters for which the share of unique labels is checked
@@ -43,7 +47,7 @@ def doubt_about(
         remedy = "if each genre has such a column, name these columns with --label-columns"
         return f"{column} contains flags instead of genres ({shown}); {remedy}, or choose another with --genre-column"
     if doubt := _several_in_one(column, labels, len(samples), known):
-        return f"{doubt}; if each of these is one genre, list all genres in a file for --labels"
+        return f"{doubt}; if each of these is one genre, list all genres in a JSON file for --labels"
     if chosen or known:
         return ""
     remedy = f"choose another column with --genre-column, or accept this column with --genre-column {at}"
@@ -82,6 +86,29 @@ def _several_in_one(where: str, labels: Counter[str], samples: int, known: Seque
     )
 
 
+def words_left_out(cells: Sequence[str], separator: str, known: Collection[str] = ()) -> Counter[str]:
+    """Return the number of cells of each word such as None that is read as "no genre".
+
+    known: words that are genres, in lower case (see genre_cells.parse_genres).
+    """
+    counts: Counter[str] = Counter()
+    for text, count in Counter(filter(DOUBTFUL.search, cells)).items():
+        try:
+            words = parse_genres(text, separator, DOUBTFUL_WORDS)
+        except ValueError:
+            continue  # the row is rejected with this error
+        out = {word for word in words if (lower := tidy(word).lower()) in DOUBTFUL_WORDS and lower not in known}
+        counts.update(dict.fromkeys(out, count))
+    return counts
+
+
+def warn_of_words(where: str, counts: Counter[str], remedy: str) -> None:
+    """Log a warning about the words of ``words_left_out``. Nothing is logged if there are none."""
+    if counts:
+        shown = some([f"{word!r} ({count})" for word, count in counts.most_common()])
+        log.warning("%s: these texts are read as a missing genre: %s; if one is a genre, %s", where, shown, remedy)
+
+
 def found_separator(cells: Sequence[str], known: Sequence[str] = ()) -> str:
     """Return the separator of genres in the cells that are not lists: ``|``, or a mark that joins names of genres.
 
@@ -106,7 +133,9 @@ def separating_mark(labels: Counter[str], samples: int, known: Sequence[str] = (
             continue
         single = {tidy(label).lower() for label in [*labels, *known] if label not in parts}
         uses = Counter(part for found in parts.values() for part in set(found))
-        recurs = single if mark in WORD_SEPARATORS else single | {part for part in uses if uses[part] > 1}
+        recurs = single | {part for part in uses if uses[part] > 1}
+        if mark in WORD_SEPARATORS and not _are_lists(parts, recurs, labels, samples):
+            recurs = single
         enough = any if mark in PLAIN_SEPARATORS else all
         joined = [label for label, found in parts.items() if enough(part in recurs for part in found)]
         sure = mark in PLAIN_SEPARATORS and all(part in single for label in joined for part in parts[label])
@@ -114,6 +143,20 @@ def separating_mark(labels: Counter[str], samples: int, known: Sequence[str] = (
         if many and len(joined) > (0 if sure else 1):
             return mark, joined
     return "", []
+
+
+def _are_lists(parts: Mapping[str, Sequence[str]], recurs: Collection[str], labels: Counter[str], samples: int) -> bool:
+    """Return whether labels of several words are lists of genres, although no genre may be a label of its own.
+
+    parts: words of each label. recurs: words that are in several labels. Most samples must have such a label, and most
+    of these labels must have only words of ``recurs``. There must be more labels than words. A third of the words must
+    begin a label and end another one. This distinguishes lists from names such as Romantic Comedy and Action Comedy.
+    """
+    lists = {label: words for label, words in parts.items() if all(word in recurs for word in words)}
+    words = {word for found in lists.values() for word in found}
+    both = {found[0] for found in lists.values()} & {found[-1] for found in lists.values()}
+    most = 2 * sum(labels[label] for label in lists) > samples and 10 * len(lists) >= 8 * len(parts)
+    return most and len(lists) > len(words) and 3 * len(both) >= len(words)
 
 
 def _parts(label: str, mark: str) -> Iterator[str]:

@@ -12,13 +12,12 @@ from shards.errors import UserError, some
 from shards.tables.genre_cells import is_list
 from shards.tables.genre_checks import FLAGS, mostly_unique
 from shards.tables.readers import open_table
-from shards.tables.table import Table
+from shards.tables.table import GENRE_NAMES, MORE_NAMES, Table, is_genre_name
 
-#: Usual names of a column of genres, in lower case. The second group is used if no column has a name of the first.
-GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
-MORE_NAMES = ("category", "categories", "class", "classes", "genre_names", "genre_list", "movie_genre", "listed_in")
 #: Position of the column that is tried if no column has one of these names.
 FALLBACK = 3
+#: Flags that tables of films (TMDB, IMDb) have besides genres. Names are compared in lower case, without underscores.
+OTHER_FLAGS = frozenset({"adult", "isadult", "video"})
 
 #: Cells that mean yes in a column of flags.
 YES = frozenset({"1", "1.0", "true", "t", "yes", "y"})
@@ -37,6 +36,13 @@ class GenreColumns:
     multi_hot: bool = False
     chosen: bool = False
     """Whether the user chose the columns."""
+    unused: str = ""
+    """Message about other columns that may contain genres. Empty if there are none, or the user chose the columns."""
+
+    def text(self, table: Table) -> str:
+        """Return the numbers and names of the columns, for a message."""
+        names = some([table.name(at) for at in self.at], 4)
+        return f"{len(self.at)} columns of 0 and 1: {names}" if self.multi_hot else f"column {names}"
 
 
 def find_genres(
@@ -45,9 +51,9 @@ def find_genres(
     """Return the columns that the options name, or else the columns that have genres.
 
     genre_column, label_columns: the options --genre-column and --label-columns. others: positions of columns that are
-    used for something else, such as the column of ids. Without options, the column with a usual name is
-    returned, or else the columns that contain only 0 and 1, or else column 3 (FALLBACK). Raises UserError if several
-    columns have a usual name, if no column remains, or if columns contain -1 and 1.
+    used for something else, such as the column of ids. Without options, it is the column with a usual name, or the
+    columns that contain only 0 and 1, or column 3 (FALLBACK). Raises UserError if several columns have such a name, if
+    no column remains, if columns contain -1 and 1, or if columns of 0 and 1 may be other flags.
     """
     if genre_column is not None and label_columns:
         raise UserError("option-conflict", "--genre-column and --label-columns exclude each other: choose one of them")
@@ -68,35 +74,37 @@ def find_genres(
 
 def _found(table: Table, others: Collection[int]) -> GenreColumns:
     for names in (GENRE_NAMES, MORE_NAMES):
-        named = [at for at in range(len(table.header)) if at not in others and is_named(table, at, names)]
+        named = [at for at in range(len(table.header)) if at not in others and is_genre_name(table.header[at], names)]
         if len(named) > 1:
             problem = f"several columns that may hold the genres: {some([table.name(at) for at in named])}"
             raise UserError("table-column", f"{table.path} has {problem}; choose one with --genre-column")
+        if unread := [name for name in table.unread if is_genre_name(name, names)]:
+            raise table.not_text(unread[0])
         if named:
-            return GenreColumns((named[0],))
+            free = [at for at in _all(table) if at not in (*others, named[0])]
+            return GenreColumns((named[0],), unused=_unused_flags(table, free, _peek(table) if len(free) > 1 else []))
+    free = [at for at in _all(table) if at not in others]
     rows = _peek(table, None)  # all rows: a rare genre can be blank in the first ones
     cells = [row[FALLBACK] for row in rows[:PEEK] if len(row) > FALLBACK]
     if not any(is_list(cell.strip()) or "|" in cell for cell in cells):
-        _refuse_signs(table, [at for at in range(len(table.header)) if at not in others], rows)
-        flags = [at for at in _flag_columns(table, rows) if at not in others]
+        _refuse_signs(table, free, rows)
+        flags = [at for at in _flag_columns(table, rows) if at in free]
         if len(flags) > 1:
-            found = GenreColumns(tuple(flags), multi_hot=True)
-            _refuse_names(table, found.at)
-            return found
+            _refuse_names(table, flags)
+            _refuse_other_flags(table, flags)
+            lists = [table.name(at) for at in free if at not in flags and _has_lists(rows[:PEEK], at)]
+            unused = f"not used: lists in column {lists[0]}, which --genre-column chooses" if lists else ""
+            return GenreColumns(tuple(flags), multi_hot=True, unused=unused)
     if len(table.header) <= FALLBACK or FALLBACK in others:
         refuse_missing_header(table, None, ())
         for at in others:
-            if is_named(table, at, GENRE_NAMES):
+            if is_genre_name(table.header[at], GENRE_NAMES):
                 problem = f"column {table.name(at)} has a name for genres, but it is the column of ids"
-                remedy = f"choose the column of ids with --id-column. The columns are {table.listing()}"
-                raise UserError("table-column", f"{table.path}: {problem}; {remedy}")
+                remedy = "choose the column of ids with --id-column, or write the ids too (in pandas: reset_index())"
+                message = f"{table.path}: {problem}; {remedy}. The columns are {table.listing()}"
+                raise UserError("table-column", message)
         raise _no_column(table)
-    return GenreColumns((FALLBACK,))
-
-
-def is_named(table: Table, at: int, names: Sequence[str] = GENRE_NAMES + MORE_NAMES) -> bool:
-    """Return whether a column has one of the usual ``names`` of a column of genres."""
-    return tidy(table.header[at]).lower() in names
+    return GenreColumns((FALLBACK,), unused=_unused_flags(table, [at for at in free if at != FALLBACK], rows))
 
 
 def refuse_missing_header(table: Table, genres_at: int | None, labels: Collection[str], separator: str = "|") -> None:
@@ -157,6 +165,36 @@ def _flag_columns(table: Table, rows: Sequence[Sequence[str]]) -> list[int]:
     filled = [[cell for row in rows if at < len(row) and (cell := row[at].strip().lower())] for at in _all(table)]
     shares = [sum(cell in FLAGS for cell in cells) / len(cells) if cells else 0.0 for cells in filled]
     return [at for at, share in enumerate(shares) if share == 1 or (share > 0.5 and 1.0 in shares)]
+
+
+def _has_lists(rows: Sequence[Sequence[str]], at: int) -> bool:
+    cells = [cell for row in rows if at < len(row) and (cell := row[at].strip())]
+    return 2 * sum(is_list(cell) or "|" in cell for cell in cells) > len(cells)
+
+
+def _unused_flags(table: Table, free: Sequence[int], rows: Sequence[Sequence[str]]) -> str:
+    """Return a message if two or more of the columns ``free`` are columns of 0 and 1 that may be genres."""
+    flags = [at for at in _flag_columns(table, rows) if at in free and not _is_other_flag(table, at)]
+    names = some([table.name(at) for at in flags], 4)
+    what = f"not used: {len(flags)} columns of 0 and 1 ({names}), which --label-columns chooses"
+    return what if len(flags) > 1 else ""
+
+
+def _is_other_flag(table: Table, at: int) -> bool:
+    return tidy(table.header[at]).lower().replace("_", "") in OTHER_FLAGS
+
+
+def _refuse_other_flags(table: Table, flags: Sequence[int]) -> None:
+    """Raise UserError if columns of 0 and 1 have names of OTHER_FLAGS. Beside two or more genres, Adult is a genre."""
+    others = [at for at in flags if _is_other_flag(table, at)]
+    names = {tidy(table.header[at]).lower() for at in others}
+    if not others or (names == {"adult"} and len(flags) > 2):
+        return
+    found = f"the columns of 0 and 1 are {some([table.name(at) for at in flags], 8)}"
+    doubt = f"{some([table.name(at) for at in others])} may be other flags of a film"
+    remedy = "choose the columns that are genres with --label-columns, or a column of names with --genre-column"
+    message = f"{table.path} has no column named genre, label or tag; {found}, but {doubt}; {remedy}"
+    raise UserError("table-column", f"{message}. The columns are {table.listing()}")
 
 
 def _all(table: Table) -> range:

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from shards.dataset.labels import merge_spellings
+from shards.dataset.labels import merge_spellings, tidy
 from shards.errors import UserError, one_line, some
 from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
 from shards.options import option
 from shards.storage.paths import StoragePath
 from shards.tables.genre_cells import is_list, parse_genres
-from shards.tables.genre_checks import doubt_about, found_separator
-from shards.tables.genre_columns import is_named, refuse_missing_header, refuse_unless_lists
+from shards.tables.genre_checks import doubt_about, found_separator, warn_of_words, words_left_out
+from shards.tables.genre_columns import refuse_missing_header, refuse_unless_lists
 from shards.tables.readers import open_table
 from shards.tables.row_cells import Cell, Columns, find_columns, read_cells
 from shards.tables.sample_ids import SampleIds, sample_ids
-from shards.tables.table import SampleColumns, Table, TableOptions
+from shards.tables.table import SampleColumns, Table, TableOptions, is_genre_name
 
 log = logging.getLogger(__name__)
 
@@ -112,20 +112,23 @@ def read_metadata(
         cells = read_cells(table, columns)
         separator = options.genre_separator or table.separator or found_separator([c.text for c in cells], known)
         ids = _ids(table, columns, cells, images)
-    entries, rejected, lists = _parsed(table, columns, cells, ids, separator)
+    kept = frozenset(tidy(genre).lower() for genre in (*known, *table.genres))
+    words = words_left_out([cell.text for cell in cells], separator, kept)
+    remedy = "rename it, or list all genres in a JSON file for --labels"
+    warn_of_words(f"{path}: {columns.genres.text(table)}", words, remedy)
+    entries, rejected, lists = _parsed(table, columns, cells, ids, separator, kept)
     read = [row.genres for row in entries]
     _refuse_doubtful(table, columns, cells, read, lists, separator)
     merged, lines = merge_spellings(read, known)
-    names = some([table.name(at) for at in columns.genres.at], 4)
     if lines and options.spellings == "refuse":
         spellings = "; ".join(lines[:3]).replace(": merged", "")
-        remedy = f"repair the column {names}, or pass --spellings merge"
+        remedy = f"repair the {columns.genres.text(table)}, or pass --spellings merge"
         raise UserError("table-row", f"{path} has several spellings of a genre: {spellings}; {remedy}")
     metadata = Metadata(path, id_column=table.header[columns.id], genre_column=table.header[columns.genres.at[0]])
-    how = f"{len(columns.genres.at)} columns of 0 and 1: {names}" if columns.genres.multi_hot else f"column {names}"
+    how = f"ids in column {table.name(columns.id)}, genres in {columns.genres.text(table)}"
     how += f", separated by {separator!r}" if any(separator in c.text and not is_list(c.text) for c in cells) else ""
     how += f", weights in column {table.name(columns.weight)}" if columns.weight is not None else ""
-    metadata.reading = f"{table.form}; ids in column {table.name(columns.id)}, genres in {how}"
+    metadata.reading = "; ".join(filter(None, (table.form, how, columns.genres.unused)))
     _join([replace(row, genres=genres) for row, genres in zip(entries, merged, strict=True)], rejected, metadata)
     if not columns.genres.multi_hot:
         samples = [row.genres for row in metadata.rows]
@@ -143,9 +146,12 @@ def _ids(table: Table, columns: Columns, cells: Sequence[Cell], images: StorageP
 
 
 def _parsed(
-    table: Table, columns: Columns, cells: Sequence[Cell], ids: SampleIds, separator: str
+    table: Table, columns: Columns, cells: Sequence[Cell], ids: SampleIds, separator: str, kept: frozenset[str]
 ) -> tuple[list[Row], list[tuple[int, Rejection]], int]:
-    """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists."""
+    """Return the rows with genres, (number, rejection) of each other row, and the number of cells with lists.
+
+    kept: words that are genres, see parse_genres.
+    """
     rows, rejected, lists = [], [], 0
     parse = lru_cache(1 << 16)(parse_genres)  # few texts repeat in many rows
     for cell, sample_id, path in zip(cells, ids.ids, ids.paths, strict=True):
@@ -153,7 +159,7 @@ def _parsed(
         problem = ("bad id", why) if (why := id_problem(sample_id)) else cell.problem
         if problem is None:
             try:
-                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator)
+                genres = cell.flags if columns.genres.multi_hot else parse(cell.text, separator, kept)
                 problem = None if genres else ("no genres", "")
             except ValueError as error:
                 problem = "unparsable genres", one_line(error)
@@ -173,7 +179,7 @@ def _refuse_doubtful(
     at = None if columns.genres.multi_hot else columns.genres.at[0]
     if not (columns.genres.chosen and table.options.genre_column in map(str.strip, table.header)):  # type: ignore[attr-defined]
         refuse_missing_header(table, at, {genre for genres in read for genre in genres}, separator)
-    if at is not None and not columns.genres.chosen and not is_named(table, at):
+    if at is not None and not columns.genres.chosen and not is_genre_name(table.header[at]):
         refuse_unless_lists(table, sum(bool(cell.text) for cell in cells), lists, read)
 
 

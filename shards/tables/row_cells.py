@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from shards.dataset.index import WEIGHTS
 from shards.errors import UserError, one_line
-from shards.tables.folder_tables import SPLIT_NAMES
 from shards.tables.genre_cells import NO_GENRE_WORDS
 from shards.tables.genre_columns import GenreColumns, find_genres, genres_of_flags
+from shards.tables.split_names import SPLIT_NAMES
 from shards.tables.table import SampleColumns, Table
 
 if TYPE_CHECKING:

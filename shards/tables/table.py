@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shards.dataset.labels import tidy
 from shards.errors import UserError, did_you_mean
@@ -18,9 +20,26 @@ ID_NAMES = (
     *("id", "posterid", "imageid", "movieid", "imdbid", "tmdbid", "tconst", "filename", "file", "image", "imagepath"),
     *("imagefile", "imagename", "filepath", "path", "img", "imgpath", "poster", "posterpath", "posterfile", "name"),
 )
+#: Usual names of a column of genres, in lower case. The second group is used if no column has a name of the first.
+GENRE_NAMES = ("genre", "genres", "label", "labels", "tag", "tags")
+MORE_NAMES = ("category", "categories", "class", "classes", "genre_names", "genre_list", "movie_genre", "listed_in")
 #: Forms of metadata, for --metadata-format. The last three are folders.
 TEXT_FORMATS = ("csv", "json", "jsonl", "parquet")
 FOLDER_FORMATS = ("json-files", "txt-files", "class-folders")
+
+
+def is_id_name(name: str) -> bool:
+    """Return whether a name is usual for a column of ids or paths."""
+    return _plain(name) in ID_NAMES
+
+
+def is_genre_name(name: str, names: Sequence[str] = GENRE_NAMES + MORE_NAMES) -> bool:
+    """Return whether a name is one of the usual ``names`` of a column of genres."""
+    return tidy(name).lower() in names
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", tidy(name).lower())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +92,10 @@ class Table:
     """Whether the last column is the split of each row, which is the name of a subfolder."""
     separator: str | None = None
     """Separator of genres in this format. None if the format has no fixed separator."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Name of a column that cannot be read as text → reason. ``header`` does not have this column."""
+    genres: Collection[str] = ()
+    """Names that are genres even if they look like a missing value, such as those of subfolders."""
     problems: Mapping[int, str] = field(default_factory=dict)
     """Number of a row that could not be read → reason. It is filled while ``rows`` is read."""
 
@@ -81,6 +104,8 @@ class Table:
         names = [name.strip() for name in self.header]
         if names.count(wanted) == 1:
             return names.index(wanted)
+        if wanted in self.unread:
+            raise self.not_text(wanted)
         by = ""
         if wanted in names:
             problem, by = f"several columns {wanted!r};", " by its number"
@@ -102,10 +127,15 @@ class Table:
         """
         if self.options.id_column is not None:
             return self.column(self.options.id_column, "--id-column")
-        names = [re.sub(r"[\s_-]", "", tidy(name).lower()) for name in self.header]
+        names = [_plain(name) for name in self.header]
         if names[0] in ID_NAMES:
             return 0
         return next((names.index(name) for name in ID_NAMES if names.count(name) == 1), 0)
+
+    def not_text(self, name: str) -> UserError:
+        """Return the error for a column in ``unread``."""
+        remedy = "write it as text, or choose other columns with --id-column and --genre-column"
+        return UserError("table-column", f"{self.path}: column {name!r} {self.unread[name]}; {remedy}")
 
     def listing(self) -> str:
         """Return the numbers and names of all columns, for a message."""
@@ -122,3 +152,39 @@ class Table:
             remedy = f"choose the column of ids with --id-column (--id-column {position} if these are the ids)"
             message = f"column {self.name(position)} {what}; {remedy}. The columns are {self.listing()}"
             raise UserError("table-column", f"{self.path}: {message}")
+
+
+def record_table(
+    path: StoragePath,
+    records: Sequence[Mapping[str, Any]],
+    form: str,
+    options: TableOptions,
+    numbers: Iterable[int] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    unit: str = "record",
+) -> Table:
+    """Return a table of records. ``names`` are the columns (None: all keys, in the order of their first use)."""
+    header = list(names) if names is not None else list(dict.fromkeys(key for record in records for key in record))
+    if not header:
+        raise UserError("table-unreadable", f'{path} has no columns: records such as {{"id": "p1"}} are needed')
+    rows = ([cell_text(record.get(name)) for name in header] for record in records)
+    return Table(path, header, zip(numbers or range(1, len(records) + 1), rows, strict=True), form, options, unit=unit)
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a CSV cell. A missing value becomes an empty text, and a list becomes JSON."""
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def refuse_unused(path: StoragePath, form: str, **given: str | None) -> None:
+    """Raise UserError if an option was given that has no meaning for this format."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave it out"
+            )

@@ -90,6 +90,14 @@ def test_the_metric_is_where_the_page_says(folder: Path, runs: dict[str, Complet
     one = float(row["val_AtLeastOne"])
     two = json.loads((folder / "METRIC/model/metrics-test.json").read_text())["own"]["AtLeastOne"]
     assert 0 <= two <= 1 and 0 <= one <= 1
+    assert toolkit.Run(folder / "METRIC").monitor == "my_metric:AtLeastOne"
+    (row,) = [
+        row
+        for row in json.loads((folder / "REPORT/metrics.json").read_text())["headline"]
+        if row["metric"] == "AtLeastOne"
+    ]
+    assert row["value"] == pytest.approx(two) and row["low"] <= two <= row["high"]
+    assert "AtLeastOne: metric of your own" in (folder / "REPORT/index.html").read_text()
 
 
 def test_a_tracker_has_the_run(folder: Path, runs: dict[str, CompletedProcess[str]]):

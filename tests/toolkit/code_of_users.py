@@ -54,6 +54,11 @@ class Invert:
         return torch.where(hit[:, None, None, None], 255 - images, images)
 
 
+class Grey(Invert):
+    def __call__(self, images, draws):
+        return images.mean(dim=1)
+
+
 class FBeta:
     def __init__(self, beta: float = 2.0):
         self.beta = beta

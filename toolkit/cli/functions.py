@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from shards.cli.keywords import keywords_of, options_of
+from shards.cli.keywords import in_python, keywords_of, options_of
 from shards.cli.options import Parser
 from shards.errors import UserError, did_you_mean
 from shards.storage.paths import StoragePath
@@ -20,20 +22,23 @@ from toolkit.cli.commands import COMMANDS
 from toolkit.cli.main import memory_line
 from toolkit.cli.train import TrainOptions, run_train
 from toolkit.config.schema import Config
+from toolkit.config.synonyms import MAIN_KEYS, meant
 from toolkit.data.sources.shard_set import ShardSet
 from toolkit.device.out_of_memory import explain_out_of_memory
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from toolkit.cli.run_folder import Run
     from toolkit.evaluation.results import Evaluation
     from toolkit.prediction.api import ImageLike, Predictor
-    from toolkit.training.run_folder import Run
 
 #: A shard set: its folder, its URL, or the result of `open_shards`.
 ShardsLike = str | StoragePath | ShardSet
 #: Keys of a configuration, nested or with dots: ``{"optim": {"lr": 0.001}}`` or ``{"optim.lr": 0.001}``.
 Keys = Mapping[str, Any]
+#: A key of a configuration at the end of a suggestion, as in ``did you mean 'optim.lr'?``.
+_KEY = re.compile(r"'(\w+)\.(\w+)'\?$")
 
 
 def build_shards(**options: Any) -> ShardSet:
@@ -46,8 +51,9 @@ def build_shards(**options: Any) -> ShardSet:
     from shards.build.run import build_shards as build
 
     chosen = options_of(BuildOptions, options)
-    chosen.check_executor()
-    build(chosen)
+    with in_python(BuildOptions):
+        chosen.check_executor()
+        build(chosen)
     return ShardSet(chosen.out)
 
 
@@ -74,11 +80,12 @@ def train(
     Raises UserError for bad input. Ctrl-C saves a checkpoint and raises KeyboardInterrupt. With ``resume=True``, the
     same call continues the run.
     """
-    from toolkit.training.run_folder import Run
+    from toolkit.cli.run_folder import Run
 
     own = {name: value for name, value in options.items() if name in set(keywords_of(TrainOptions))}
     keys = {name: value for name, value in options.items() if name not in own}
-    made = {**own, "shards": _place(shards), "out": out, "config": config_of(config, keys)}
+    with in_python(TrainOptions):
+        made = {**own, "shards": _place(shards), "out": out, "config": config_of(config, keys)}
     chosen = options_of(TrainOptions, made)
     with _call("train", chosen):
         if run_train(chosen):
@@ -124,13 +131,18 @@ def predict(
     """Predict the genres of images with a model folder or a loaded model, as `Predictor.predict` does.
 
     ``device``, ``precision`` and ``trust_code`` are keywords of `load_model`. All other keywords are those of
-    `Predictor.predict`.
+    `Predictor.predict`, such as ``threshold={"Drama": 0.9}`` or ``top_k=3``.
     """
     from toolkit.prediction.api import Predictor, load_model
 
+    of_loading = () if isinstance(model, Predictor) else list(inspect.signature(load_model).parameters)[1:]
+    known = [*list(inspect.signature(Predictor.predict).parameters)[2:], *of_loading]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; the arguments are {', '.join(known)}"
+            raise UserError("option-unknown", f"unknown argument {name!r}{hint}")
     if not isinstance(model, Predictor):
-        loading = {name: options.pop(name) for name in ("device", "precision", "trust_code") if name in options}
-        model = load_model(model, **loading)
+        model = load_model(model, **{name: options.pop(name) for name in of_loading if name in options})
     return model.predict(images, **options)
 
 
@@ -164,7 +176,10 @@ def _flat(keys: Any, sections: list[str]) -> dict[str, Any]:
         section = str(name).partition(".")[0]
         if section not in sections:
             known = [*sections, *keywords_of(TrainOptions)]
-            hint = did_you_mean(str(name), known) or f"; the sections of a configuration are {', '.join(sections)}"
+            whole = [f"{one}.{key}" for one, values in dataclasses.asdict(Config()).items() for key in values]
+            near = did_you_mean(str(name), sections) if isinstance(value, Mapping) else ""
+            near = near or meant(str(name), whole) or did_you_mean(str(name), known)
+            hint = _KEY.sub(r"\1={'\2': ...}?", near) or f"; the sections of a configuration are {', '.join(sections)}"
             raise UserError("option-unknown", f"unknown argument {name!r}{hint}")
         if section != name:
             found[name] = value
@@ -173,7 +188,9 @@ def _flat(keys: Any, sections: list[str]) -> dict[str, Any]:
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             found |= {f"{section}.{key}": one for key, one in dataclasses.asdict(value).items()}
         else:
-            raise UserError("option-value", f"{section} must be a dict of keys, not {type(value).__name__}")
+            key = MAIN_KEYS.get(section, "").partition(".")[2]
+            hint = f"; did you mean {section}={{{key!r}: {value!r}}}?" if key and isinstance(value, str) else ""
+            raise UserError("option-value", f"{section} must be a dict of keys, not {type(value).__name__}{hint}")
     return found
 
 
@@ -196,5 +213,5 @@ def _call(command: str, options: Any) -> Iterator[None]:
     """Turn out-of-memory errors of the block into UserError. Restore the settings of the user's process after it."""
     from toolkit.distributed.isolation import isolated
 
-    with explain_out_of_memory(lambda: memory_line(command, options)), isolated():
+    with in_python(type(options)), explain_out_of_memory(lambda: memory_line(command, options)), isolated():
         yield

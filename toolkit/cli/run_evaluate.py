@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from shards.dataset.store import open_store
 from shards.storage.files import write_json
 from shards.storage.leftovers import remove_dead_partials
-from toolkit.config.extensions import parse_options
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate
@@ -29,7 +28,7 @@ def run_evaluate(options: EvaluateOptions) -> int:
 def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluation:
     """Evaluate and write the files. Return the evaluation, on every rank. ``show``: print the tables and the paths."""
     report = _report_run(options)
-    own = own_metrics(options.metric, parse_options(options.metric_options, "--metric-options"), "--metric-options")
+    own = own_metrics(options.metric, options.metric_options or {}, "--metric-options")
     # make_accelerator checks that all processes have read the same model and shard set.
     folder = report.model if report else load_model_folder(options.model)
     store = report.shards if report else open_store(options.shards, options.cache)
@@ -57,7 +56,7 @@ def evaluate_model(options: EvaluateOptions, *, show: bool = False) -> Evaluatio
             write_card(options.model)
         written = {"metrics": out, "predictions": predictions}
         if report is not None:
-            written["report"] = report.write(outputs, others)
+            written["report"] = report.write(outputs, others, own)
         if show:
             print("".join(f"{name:<12}{path}\n" for name, path in written.items()), end="")
     accelerator.end_training()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -14,9 +16,12 @@ from docstring_parser import parse_from_object
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError, printable_line
 from shards.options import option
+from shards.storage.kinds import MODEL, RUN, kind_of
+from shards.storage.paths import StoragePath, is_remote
 from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.files import CONSTANTS, FLAT_LOSS_OPTIONS, RENAMED, as_today, check_file, check_text
 from toolkit.config.loss_registry import LOSSES
+from toolkit.config.model_files import model_folder_of, read_config
 from toolkit.config.recipes import config_path
 from toolkit.config.schema import Config
 from toolkit.config.synonyms import MAIN_KEYS, meant
@@ -105,14 +110,22 @@ class TrainOptions(SetOptions):
         for at, word in enumerate(words):
             name, given, value = word.partition("=")
             value = value if given else " ".join(words[at + 1 : at + 2])
-            # argparse accepts abbreviations. It also reports a missing value.
-            if "--config".startswith(name) and len(name) > len("--c") and (given or at + 1 < len(words)):
+            if name == "--config" and (given or at + 1 < len(words)):  # argparse reports a missing value
                 path = config_path(value)
                 check_file(path, sections)
                 found[at if given else at + 1] = f"{name}={path}" if given else str(path)
+            elif name == "--train.trackers" and any(other.startswith(f"{name}.") for other in words[at:]):
+                found[at if given else at + 1] = f"{name}=" * bool(given) + _as_mapping(value)
             elif name.startswith("--") and (section := name.removeprefix("--")) in sections:
                 _check_section(section, value)
         return found
+
+
+def _as_mapping(trackers: str) -> str:
+    """Return a text such as "wandb,mlflow" or "[wandb, mlflow]" as a mapping, to which options can be added."""
+    if trackers.lstrip().startswith("{"):
+        return trackers
+    return json.dumps({name: {} for name in re.split(r"[\s,]+", trackers.strip(" []")) if name})
 
 
 def _check_section(section: str, value: str) -> None:
@@ -127,10 +140,23 @@ def _check_section(section: str, value: str) -> None:
         raise UserError("option-value", f"{what}; did you mean --{MAIN_KEYS[section]} {printable_line(value)}?")
 
 
+def _refuse_run(shards: StoragePath) -> None:
+    """Raise UserError if ``shards`` is a run folder or model folder. The message names the set of its training."""
+    kind = None if is_remote(shards) else kind_of(shards)
+    if kind not in (MODEL, RUN):
+        return
+    model, which = model_folder_of(shards), ""
+    if kind_of(model) == MODEL:
+        which = f"; its training used the set {read_config(model)[0].poster_toolkit.shard_set}"
+        which += ", a number that `posters shards info SHARDS` also prints"
+    raise UserError("set-missing", f"{shards} is {kind}, not a shard set{which}; name a shard set with --shards")
+
+
 def run_train(options: TrainOptions) -> int:
     """Train and return the exit status."""
     from shards.dataset.store import open_store
     from toolkit.training.run import train
 
+    _refuse_run(options.shards)
     store = open_store(options.shards, options.cache)
     return train(options.config, store, options.out, resume=options.resume, search_lr=options.find_lr)

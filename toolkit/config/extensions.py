@@ -18,12 +18,11 @@ import re
 import site
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import msgspec
-import yaml
 
 from shards.errors import UserError, did_you_mean, one_line
 from shards.extras import load_object
@@ -152,6 +151,20 @@ def explained(what: str, call: Callable[[], T]) -> T:
         raise UserError("option-value", f"{what} fails with {_said(error)}") from error
 
 
+def checked_tensor(found: Any, shape: tuple[int, ...], what: str, given: str, needed: str) -> Any:
+    """Return the result of a call of the user's object. Raises UserError if it is not a tensor of ``shape``.
+
+    ``what``, ``given`` and ``needed`` are the words of the message for the object, its argument and the right result.
+    """
+    is_tensor = isinstance(found, load_object("torch:Tensor"))
+    if is_tensor and found.shape == shape:
+        return found
+    returned = tuple(found.shape) if is_tensor else type(found).__name__
+    raise UserError(
+        "option-value", f"{what} returned {returned} for {given}: it must return {needed}, of shape {shape}"
+    )
+
+
 def check_options(kind: str, place: str, found: type, options: Mapping[str, Any] | None, where: str) -> Any:
     """Return checked options of a class: an instance of its dataclass ``Options``, or a dict of keyword arguments.
 
@@ -201,20 +214,6 @@ def check_values(where: str, options: Any) -> None:
         if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
             raise UserError("option-value", f"{where}.{name} must be finite, not {value}")
     check_rules(options, lambda name: f"{where}.{name}")
-
-
-def parse_options(words: Sequence[str] | None, flag: str) -> dict[str, Any]:
-    """Convert ["beta=2", "name=x"] to a dict. Values are YAML. Raises UserError for other texts."""
-    found: dict[str, Any] = {}
-    for word in words or ():
-        name, equals, value = word.partition("=")
-        if not (name.isidentifier() and equals):
-            raise UserError("option-value", f"{flag} takes NAME=VALUE such as beta=2, not {word!r}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError("option-value", f"{flag} {name}: {one_line(error)[:200]}") from None
-    return found
 
 
 def _imported(place: str, where: str) -> type:

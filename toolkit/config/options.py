@@ -1,11 +1,15 @@
-"""Options that are common to the commands that use a model."""
+"""Options that are common to the commands that use a model, and options of a class of the user."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from shards.errors import UserError, one_line
 from shards.options import option
 from shards.values import Automatic, Checked
 from toolkit.config.extensions import parse_modules, trust
@@ -57,3 +61,17 @@ class ForwardOptions:
     def forward_facts(self) -> dict[str, Any]:
         """Return the options that change results by more than rounding errors. They are saved in prediction files."""
         return {"tta": self.tta, "embeddings": self.embeddings}
+
+
+def parse_options(words: Sequence[str], flag: str) -> dict[str, Any]:
+    """Convert ["beta=2", "name=x"] to a dict. Values are YAML. Raises UserError for other texts."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UserError("option-value", f"{flag} takes NAME=VALUE such as beta=2, not {word!r}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError("option-value", f"{flag} {name}: {one_line(error)[:200]}") from None
+    return found

@@ -35,6 +35,7 @@ def check_config(config: Config) -> None:
     augment, metric, model = config.augment, config.metric, config.model
     _check_optional("augment.name", augment.name, "augment.options", augment.options, "augmentation")
     _check_optional("metric.name", metric.name, "metric.options", metric.options, "metric")
+    _check_monitor(config)
     _check_optional("model.adapter", model.adapter, "model.adapter_options", model.adapter_options, "adapter")
     _check_head(config)
     _check_combinations(config)
@@ -66,6 +67,25 @@ def _check_optional(key: str, name: str | None, where: str, options: dict[str, A
         _check_entry(key, name, where, options, {}, kind)
     elif options:
         raise UserError("option-missing", f"{where} needs {key} MODULE:CLASS")
+
+
+def _check_monitor(config: Config) -> None:
+    """Raise UserError if train.monitor is a class that is not measured, or whose better direction is unknown."""
+    monitor, measured = config.train.monitor, config.metric.name
+    if not is_place(monitor):
+        return
+    if monitor != measured:
+        raise UserError(
+            "option-conflict",
+            f"train.monitor {monitor} is not measured, because metric.name is {measured or 'null'}: set --metric.name "
+            f"{monitor}",
+        )
+    if getattr(use("metric", monitor, "train.monitor"), "better", None) not in ("higher", "lower"):
+        raise UserError(
+            "option-value",
+            f"train.monitor {monitor}: the class does not tell whether higher or lower values are better: add the line "
+            f'better = "higher" or better = "lower" to the class',
+        )
 
 
 def _check_head(config: Config) -> None:

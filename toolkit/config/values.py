@@ -16,6 +16,8 @@ MAX_HIDDEN, MAX_WIDTH, MAX_MEMBERS = 64, 65536, 1024
 
 #: Names of the heads in toolkit/models/heads.py.
 HeadKind = Literal["mlp", "linear", "levels", "ensemble"]
+#: Metrics of toolkit/metrics/registry.py that can select the best epoch.
+Monitored = Literal["loss", "mAP", "macro_f1"]
 
 Probability = Annotated[float, between(0, 1, "a probability")]
 Share = Annotated[float, between(0, 1, "a share from 0 to 1")]
@@ -24,6 +26,8 @@ Alpha = Annotated[float, or_more("none")]
 _HEADS = ", ".join(get_args(HeadKind))
 _HEAD = Rule(f"{_HEADS} or MODULE:CLASS", lambda value: value in get_args(HeadKind) or is_place(value))
 _PLACE = Rule("MODULE:CLASS", is_place)
+_MONITORED = ", ".join(get_args(Monitored))
+_MONITOR = Rule(f"{_MONITORED} or MODULE:CLASS", lambda value: value in get_args(Monitored) or is_place(value))
 _SIDE = Rule(f"0 (the backbone's size) or from 16 to {MAX_SIDE} pixels", lambda v: v == 0 or 16 <= v <= MAX_SIDE)
 _WIDTHS = Rule(
     f"at most {MAX_HIDDEN} widths from 1 to {MAX_WIDTH}",
@@ -35,6 +39,7 @@ _AIMS = "f1, f0.5, precision>=X or recall>=X with X from 0 to 1"
 
 HeadName = Annotated[str, _HEAD]
 Place = Annotated[str | None, _PLACE]
+Monitor = Annotated[str, _MONITOR]
 if TYPE_CHECKING:
     Trackers = dict[str, dict[str, Any]]
 else:  # a list, or a text such as wandb, becomes a dict in TrainConfig

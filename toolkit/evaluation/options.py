@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shards.dataset.cache_options import SetOptions
 from shards.errors import UserError
@@ -13,7 +15,7 @@ from shards.storage.paths import StoragePath, storage_path
 from shards.values import check_rules, flag
 from toolkit.config.extensions import is_place, use
 from toolkit.config.model_files import model_folder_of
-from toolkit.config.options import ModelOption, PassOptions
+from toolkit.config.options import ModelOption, PassOptions, parse_options
 from toolkit.config.schema import DecideConfig
 from toolkit.inference.naming import parse_thresholds as parse_thresholds_of
 
@@ -39,7 +41,9 @@ class EvaluateOptions(ModelOption, SetOptions, PassOptions):
     """Fixed thresholds. Metrics are shown at these thresholds and at the model's own thresholds."""
     metric: str | None = option(None, metavar="MODULE:CLASS")
     """Also measure a metric of your own."""
-    metric_options: list[str] | None = option(None, metavar="NAME=VALUE")
+    metric_options: dict[str, Any] | None = option(
+        None, metavar="NAME=VALUE", several="words", parse=partial(parse_options, flag="--metric-options")
+    )
     """Options of your own metric."""
     out: Path | None = option(None, "-o")
     """JSON file for the metrics (default MODEL/metrics-SPLIT.json)."""

@@ -6,6 +6,7 @@ draws the borders with ASCII characters.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,20 +20,28 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.dataset.manifest import Manifest
+from shards.errors import UserError
 from toolkit.config.extensions import explained, make
 from toolkit.decisions.decisions import Decisions
 from toolkit.evaluation.tables import json_types, number_table, report_console
 from toolkit.metrics.baselines import BaselineRow, baselines, threshold_label
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.helpers import BoolArray, FloatArray, cross_entropy, mean_element, sigmoid
-from toolkit.metrics.registry import PLACES, Metric, format_number, per_label_table, values
+from toolkit.metrics.registry import METRICS, PLACES, Metric, format_number, per_label_table, values
 from toolkit.metrics.weighted import Outcome, Weighed
 
 TOP_K = (1, 2, 3)
 FIXED_THRESHOLDS = (0.3, 0.5, 0.7)
+#: End of the label of a row with one threshold per genre. A note replaces it in the table.
+PER_GENRE = " (per genre)"
 
-#: Headings of the genre table that differ from the name of their column.
-GENRE_COLUMNS = {"ap": "AP", "roc_auc": "ROC-AUC", "f1": "F1"}
+#: Heading of a column → a shorter one, so that the rows fit into a terminal of 80 columns.
+SHORT = {"subset accuracy": "subset\nacc", "precision": "prec.", "micro-F1": "micro\nF1", "macro-F1": "macro\nF1"}
+#: Columns of the genre table → headings. The JSON file also has the prevalence.
+GENRE_COLUMNS = {
+    "support": "support", "ap": "AP", "roc_auc": "ROC-AUC", "threshold": "threshold", "precision": "prec.",
+    "recall": "recall", "f1": "F1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,20 +107,28 @@ class Evaluation:
         """Return a table with one row per threshold of the model, then one row per baseline."""
         shown = PLACES["decisions"]
         title = f"{self.split}: {self.num_samples:,} samples, {len(self.genres)} genres"
-        # "accuracy" in full is too wide for a terminal of 100 columns
-        table = number_table(title, "", [metric.column.replace("accuracy", "acc") for metric in shown])
+        table = number_table(title, "", [SHORT.get(metric.column, metric.column) for metric in shown])
         named = [(f"model @ {row.label}", row.metrics) for row in self.thresholds]
         named += [(row.label, row.metrics) for row in self.baselines]
         for name, metrics in named:
             cells = [format_number(metrics[metric.key]) for metric in shown]
-            table.add_row(Text(name), *cells, style="bold" if name.startswith("model @ chosen") else None)
+            table.add_row(
+                Text(name.removesuffix(PER_GENRE)), *cells, style="bold" if name.startswith("model @ chosen") else None
+            )
         table.rows[len(self.thresholds) - 1].end_section = True
         covered = self.thresholds[0].metrics["macro_genres"]
-        pooled = ", ".join(metric.heading for metric in shown if metric.key.startswith("micro_") and metric.heading)
+        pooled = ", ".join(
+            SHORT.get(metric.heading, metric.heading)
+            for metric in shown
+            if metric.key.startswith("micro_") and metric.heading
+        )
         notes = [
-            f"{pooled}: micro (pooled over genres). named: predicted genres per sample",
+            f"{pooled}: micro (pooled over genres)",
+            "named: predicted genres per sample",
             f"macro-F1: mean over the {covered} of {len(self.genres)} genres with positives in this split",
         ]
+        if self.thresholds[-1].label.endswith(PER_GENRE):
+            notes.append("chosen: the thresholds of the model, one per genre")
         if any(row.label.startswith("single of") for row in self.thresholds):
             notes.append("single of val: the best single threshold for all genres, chosen on val, not on this split")
         top = max((row.genre_indices or [] for row in self.baselines), key=len, default=[])
@@ -152,12 +169,10 @@ class Evaluation:
 
     def genre_table(self) -> Table:
         """Return a table with one row per genre at its chosen threshold, sorted by falling support, then by name."""
-        first, *others = self.per_genre.columns
-        headings = [GENRE_COLUMNS.get(column, column) for column in others]
-        table = number_table("per genre, at the chosen threshold", first, headings)
+        table = number_table("per genre, at the chosen threshold", "genre", GENRE_COLUMNS.values())
         frame = self.per_genre.sort_values(["support", "genre"], ascending=[False, True])
         for record in frame.to_dict("records"):
-            table.add_row(Text(record["genre"]), *(format_number(record[column]) for column in others))
+            table.add_row(Text(record["genre"]), *(format_number(record[column]) for column in GENRE_COLUMNS))
         return table
 
 
@@ -171,20 +186,38 @@ def own_metrics(place: str | None, options: Mapping[str, Any], where: str = "met
     """Return the metric of the user at ``place`` (MODULE:CLASS) as a list. Empty if ``place`` is None.
 
     The object is called with (N, G) bool targets, (N, G) bool predicted labels and (N, G) float64 probabilities, and
-    returns a number. NaN means undefined. Raises UserError if the call fails or returns something else.
+    returns a number. NaN means undefined. If the call has an argument ``weights``, it gets the (N,) sample weights, or
+    None. Under weightings, which are counts of bootstrap resamples, the samples are repeated. Raises UserError if the
+    call fails or returns something else, or if a known metric has the name.
     """
     if place is None:
         return []
     own = make("metric", place, options, where)
     name = place.rpartition(":")[2]
-
-    def value(weighed: Weighed) -> FloatArray:
-        outcome = weighed.outcome
-        return explained(
-            f"the metric {place}", lambda: np.array([float(own(outcome.truth, outcome.named, outcome.scores))])
+    if name in METRICS:
+        raise UserError(
+            "option-value", f"the metric {place} has the name of a known metric: give the class another name"
         )
 
-    return [Metric(name, name, value, "own", top=math.inf)]
+    weighted = explained(f"the metric {place}", lambda: "weights" in inspect.signature(own).parameters)
+
+    def one(outcome: Outcome) -> float:
+        arrays, weights = (
+            (outcome.truth, outcome.named, outcome.scores),
+            {"weights": outcome.weights} if weighted else {},
+        )
+        found: float = explained(f"the metric {place}", lambda: float(own(*arrays, **weights)))
+        if math.isinf(found):
+            raise UserError("option-value", f"the metric {place} returned {found}: it must return a number, or NaN")
+        return found
+
+    def value(weighed: Weighed) -> FloatArray:
+        if weighed.weightings is None:
+            return np.array([one(weighed.outcome)])
+        resamples = (np.repeat(np.arange(len(counts)), counts) for counts in weighed.weightings.astype(np.int64))
+        return np.array([one(weighed.outcome.rows(rows)) for rows in resamples])
+
+    return [Metric(name, name, value, "own", better=getattr(type(own), "better", None), top=math.inf)]
 
 
 def evaluate_arrays(
@@ -239,7 +272,7 @@ def _validation_thresholds(decisions: Decisions) -> tuple[list[tuple[str, ArrayL
         return [], (f"chosen {threshold_label(value)}", value)
     # The label has the name of the split, because another threshold may be best on the evaluated split.
     split, value = decisions.chosen_on.get("split", "val"), decisions.global_threshold
-    return [(f"single of {split} {threshold_label(value)}", value)], ("chosen (per genre)", decisions.thresholds)
+    return [(f"single of {split} {threshold_label(value)}", value)], (f"chosen{PER_GENRE}", decisions.thresholds)
 
 
 def _calibration(

@@ -22,8 +22,9 @@ REPORT_WIDTH = 110
 
 
 def report_console(file: IO[str] | None = None, width: int = REPORT_WIDTH) -> Console:
-    """Return a console of fixed width. Without a terminal, rich's default is 80 columns, which cuts the tables."""
-    return console_of(file, width)
+    """Return a console with the width of the terminal, or else ``width``. Rich's default of 80 columns cuts tables."""
+    found = console_of(file)
+    return console_of(file, found.width if found.is_terminal else width)
 
 
 def json_types(value: Any) -> Any:

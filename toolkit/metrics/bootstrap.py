@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit.metrics.helpers import FloatArray, IntArray
-from toolkit.metrics.registry import METRICS, label_calibration, label_rates
+from toolkit.metrics.registry import METRICS, Metric, label_calibration, label_rates
 from toolkit.metrics.weighted import Outcome, Weighed
 
 ROUNDS, SEED, COVERAGE = 1000, 0, 0.95
@@ -128,6 +128,13 @@ def confidence_intervals(draws: Draws) -> dict[str, Interval]:
             low, high = max(low, 0.0), min(high, METRICS[name].top)
         found[name] = Interval(value, low, high)
     return found
+
+
+def interval_of(metric: Metric, outcome: Outcome, rounds: int = ROUNDS, units: IntArray | None = None) -> Interval:
+    """Return the value and the interval of one metric that is not in METRICS. Its range of values is not known."""
+    weights = resample_weights(len(outcome.truth), rounds, units=units)
+    plain = metric.of(Weighed(outcome))
+    return _interval(plain, _centred(plain, np.concatenate([metric.of(Weighed(outcome, part)) for part in weights])))
 
 
 def label_intervals(draws: Draws, metric: str) -> list[Interval]:

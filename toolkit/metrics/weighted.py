@@ -40,6 +40,11 @@ class Outcome:
         """Return a copy that predicts the labels with ``scores >= thresholds`` (one number or one per label)."""
         return replace(self, named=self.scores >= np.asarray(thresholds, dtype=np.float64))
 
+    def rows(self, rows: IntArray) -> Outcome:
+        """Return an outcome of the samples with these numbers. A number can occur several times."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Outcome(self.truth[rows], self.named[rows], self.scores[rows], weights)
+
     @cached_property
     def ranking(self) -> tuple[FloatArray, FloatArray]:
         """(G,) average precision and (G,) ROC-AUC, by scikit-learn.

@@ -116,7 +116,7 @@ def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[st
     ]
     for split, values in metrics.items():
         lines += _metrics_section(split, values, ours["shard_set"])
-    plainly = 'The folder loads in plain timm: `timm.create_model("local-dir:.", pretrained=True)`.'
+    plainly = 'The folder loads in plain timm 1.0.26 or newer: `timm.create_model("local-dir:.", pretrained=True)`.'
     return "\n".join([*lines, USE + (plainly if head["kind"] == "linear" else NEEDS_US), ""])
 
 

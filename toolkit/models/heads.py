@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from toolkit.config.extensions import explained, is_place, make
+from toolkit.config.extensions import checked_tensor, explained, is_place, make
 from toolkit.config.schema import ModelConfig
 from toolkit.models.ensemble import Ensemble, mlp
 from toolkit.models.last_layer import last_linears
@@ -83,16 +83,10 @@ def _own(head: HeadSpec, width: int, num_classes: int) -> nn.Module:
     built: nn.Module = make("head", head.kind, head.options, "model.head", width, num_classes)
     if any(tensor.is_meta for tensor in (*built.parameters(), *built.buffers())):
         return built
-    features = torch.zeros(2, width)
+    features, what = torch.zeros(2, width), f"model.head {head.kind}"
     with torch.no_grad():
-        logits = explained(f"model.head {head.kind}", lambda: built.eval()(features))
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(
-            "option-value",
-            f"model.head {head.kind} returned {found} for features of shape {(2, width)}: it must return one logit per "
-            f"genre, of shape {(2, num_classes)}",
-        )
+        logits = explained(what, lambda: built.eval()(features))
+    checked_tensor(logits, (2, num_classes), what, f"features of shape {(2, width)}", "one logit per genre")
     return built.train()
 
 

@@ -5,40 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from pathlib import Path
-from typing import IO, Any, NamedTuple, Union, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from torch import nn
 
 from shards.errors import UserError, one_line
-from shards.inputs.images import ANY
-from shards.inputs.orientation import upright_rgb
 from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.model_files import model_folder_of
 from toolkit.config.options import ForwardOptions, Tta
 from toolkit.data.loader.loader import Source
-from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
-from toolkit.data.sources.image_files import file_id, read_file
 from toolkit.data.sources.shard_set import ShardSet
-from toolkit.data.transforms.batch_transform import FileTransform, RawTransform, Transforms, eval_transforms
+from toolkit.data.transforms.batch_transform import RawTransform, Transforms, eval_transforms
 from toolkit.device.defaults import DTYPES, best_device
 from toolkit.inference.forward import Forward
-from toolkit.inference.naming import NamingOptions
+from toolkit.inference.naming import NamingOptions, require_genres
 from toolkit.inference.rows import OWN, Rows, genre_columns
 from toolkit.inference.scoring import infer_here
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.sources import files_of, shard_set_of
+from toolkit.prediction.sources import ImageLike, Images, listed, name_of, shard_set_of, square
 from toolkit.prediction.threshold_map import Thresholds
 
-#: An image: the path of a file, the bytes of a file, an open binary file, a Pillow picture, or an array of uint8.
-#: An array is RGB (h, w, 3), RGBA (h, w, 4), or grey (h, w) or (h, w, 1).
-ImageLike = Union[str, "os.PathLike[str]", bytes, bytearray, IO[bytes], Image.Image, np.ndarray]
 HUB = "hf://"
 
 
@@ -78,11 +68,11 @@ class Predictor:
         """Return (n, 3, S, S) float32 inputs, on the device of the model. Raises UserError for an unreadable image."""
         transform = RawTransform(self.folder.preprocessing)
         squares = []
-        for number, image in enumerate(_listed(images)):
+        for number, image in enumerate(listed(images)):
             try:
-                squares.append(_square(image, transform))
+                squares.append(square(image, transform))
             except (Undecodable, ValueError) as error:
-                raise UserError("image-unreadable", f"{_name(image, number)} cannot be read: {error}") from None
+                raise UserError("image-unreadable", f"{name_of(image, number)} cannot be read: {error}") from None
         side = self.folder.preprocessing.image_size
         pixels = torch.from_numpy(np.reshape(squares, (-1, side, side, 3)).astype(np.uint8)).to(self.device)
         return self.folder.preprocessing.normalize(pixels)
@@ -91,25 +81,32 @@ class Predictor:
         self,
         images: ImageLike | ShardSet | Iterable[ImageLike],
         *,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
+        top_k: int | None = None,
         batch_size: int = 0,
         tta: Tta = "none",
         embeddings: bool = False,
+        allow_private: bool = False,
     ) -> pd.DataFrame:
         """Return a table with one row per image, in order. Images that cannot be decoded have a row with an error.
 
-        ``images`` is an image, a list of images, a folder, a pattern such as ``posters/*.jpg``, or a shard set: its
-        folder, its URL or the result of `open_shards`.
+        ``images`` is an image, a folder, a pattern such as ``posters/*.jpg``, an http:// or https:// URL of an image, a
+        list of these, or a shard set: its folder, its URL or the result of `open_shards`. For a shard set at an http://
+        or https:// URL, pass the result of `open_shards`.
 
-        The column ``image`` has the path of each image, or the number of an image without a path. For a shard set, the
-        column ``id`` has the ids of the samples. ``genres`` lists the
-        genres that reach ``threshold``, or their own thresholds if ``threshold`` is None. Each genre has a column of
-        calibrated probabilities. ``error`` is None or the reason why the image cannot be decoded. The option
-        ``embeddings`` adds the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"`` averages
-        over each image and its mirror image. Raises UserError for invalid options, and if an output is not finite.
+        The column ``image`` has the path or URL of each image, or the number of an image without a path. For a shard
+        set, the column ``id`` has the ids of the samples. ``genres`` lists the genres that reach their own thresholds,
+        or the ``threshold`` of all genres, or the thresholds of some genres in a dict such as ``{"Drama": 0.9}``. With
+        ``top_k``, ``genres`` lists the ``top_k`` most probable genres, whatever their thresholds.
+
+        Each genre has a column of calibrated probabilities. ``error`` is None or the reason why the image cannot be
+        decoded. ``embeddings`` adds the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"``
+        averages over each image and its mirror image. ``allow_private`` allows URLs on this machine and in private
+        networks. Raises UserError for invalid options, and if an output is not finite.
         """
-        _check_options(threshold, batch_size, tta)
-        found = self._found(images)
+        _check_options(batch_size, tta)
+        naming = self._naming(threshold, top_k)
+        found = self._found(images, allow_private)
         # Reserve all column names of prediction files, so that genres have the same columns as in these files.
         columns = list(genre_columns(self.genres, ("image", *OWN)).values())
         frame = pd.DataFrame({found.key: found.ids})
@@ -118,7 +115,7 @@ class Predictor:
         options = ForwardOptions(tta=tta, embeddings=embeddings)
         forward = Forward(self.folder.model, self.folder.preprocessing, self.dtype, options)
         scored = infer_here(forward, found.source, found.transforms, self.device, batch_size)
-        rows = Rows.of(found.ids, scored, self.folder, NamingOptions(threshold=threshold), found.key)
+        rows = Rows.of(found.ids, scored, self.folder, naming, found.key)
         frame["genres"] = rows.names()
         frame = pd.concat([frame, pd.DataFrame(rows.probabilities, columns=columns)], axis=1)
         frame["error"] = pd.Series(rows.errors, dtype=object)
@@ -129,16 +126,34 @@ class Predictor:
             frame["embedding"] = pd.Series(vectors, dtype=object)
         return frame
 
-    def _found(self, images: Any) -> _Found:
+    def _naming(self, threshold: Any, top_k: Any) -> NamingOptions:
+        """Return the options that decide which genres are named. Raises UserError for invalid ones."""
+        given = threshold if isinstance(threshold, Mapping) else {} if threshold is None else {"": threshold}
+        require_genres([genre for genre in given if genre != ""], self.folder.labels, "threshold")
+        for genre, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
+                what = f"threshold{f' of {genre!r}' if genre else ''} must be a number from 0 to 1"
+                rest = ", or None" if threshold is value else ""
+                raise UserError("option-value", f"{what}{rest}, not {value!r}")
+        if top_k is not None and threshold is not None:
+            raise UserError("option-conflict", "top_k does not use thresholds; remove threshold or top_k")
+        whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
+        if top_k is not None and not (whole and 1 <= top_k <= len(self.genres)):
+            raise UserError(
+                "option-value", f"top_k must be from 1 to {len(self.genres)}, the number of genres, not {top_k!r}"
+            )
+        return NamingOptions(threshold=None if threshold is None else given, top_k=top_k)
+
+    def _found(self, images: Any, allow_private: bool) -> _Found:
         """Return the images to predict, from anything that `predict` takes."""
         preprocessing = self.folder.preprocessing
         if (shards := shard_set_of(images)) is not None:
             transforms = eval_transforms(shards.reader, preprocessing, "auto", self.device)
             return _Found("id", shards.ids, shards.reader, transforms)
-        files = files_of(images) if isinstance(images, (str, os.PathLike)) else None
-        chosen = _listed(images if files is None else files)
-        source = _Images(chosen, RawTransform(preprocessing))
-        return _Found("image", [_name(image, number) for number, image in enumerate(chosen)], source, source.transforms)
+        chosen = listed(images, allow_private)
+        source = Images(chosen, RawTransform(preprocessing))
+        names = [name_of(image, number) for number, image in enumerate(chosen)]
+        return _Found("image", names, source, source.transforms)
 
     def __repr__(self) -> str:
         return (
@@ -183,10 +198,7 @@ def load_model(
     return Predictor(load_model_folder(path), chosen, precision)
 
 
-def _check_options(threshold: Any, batch_size: Any, tta: Any) -> None:
-    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-    if threshold is not None and not (number and 0.0 <= threshold <= 1.0):
-        raise UserError("option-value", f"threshold must be a number from 0 to 1, or None, not {threshold!r}")
+def _check_options(batch_size: Any, tta: Any) -> None:
     if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 0:
         raise UserError(
             "option-value", f"batch_size must be 0 (chosen for the device) or a larger integer, not {batch_size!r}"
@@ -202,109 +214,3 @@ class _Found(NamedTuple):
     ids: list[str]
     source: Source
     transforms: Transforms
-
-
-class _Images:
-    """A list of images as the source of a Loader, which decodes the images in its threads."""
-
-    def __init__(self, images: Sequence[ImageLike], transform: RawTransform) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def read(self, index: int) -> memoryview:
-        """Return no bytes, since the transform reads the image."""
-        return memoryview(bytearray())
-
-    def where(self, index: int) -> str:
-        return _name(self.images[index], index)
-
-    def transforms(self, micro_batch: MicroBatch) -> FileTransform:
-        """Return the transform from the images of a batch to model inputs."""
-        side = self.transform.preprocessing.image_size
-        return FileTransform(
-            len(micro_batch.indices), side, lambda i, _: _square(self.images[micro_batch.indices[i]], self.transform)
-        )
-
-
-def _square(image: ImageLike, transform: RawTransform) -> np.ndarray:
-    """Return the (S, S, 3) uint8 input. Raises Undecodable or ValueError for a bad image."""
-    try:
-        if isinstance(image, (str, os.PathLike)):
-            return transform(read_file(Path(os.fsdecode(image))))
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            return transform(bytes(image))
-        if isinstance(image, _Unread):
-            raise image
-        if isinstance(image, np.ndarray):
-            image = _picture(image)
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"expected a path, bytes, file, picture or array, not {type(image).__name__}")
-        if not 0 < image.width * image.height <= ANY.max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, but 1 to {ANY.max_pixels} pixels are allowed")
-        return transform.square(upright_rgb(image))
-    except (Undecodable, UserError, ValueError):
-        raise
-    except Exception as error:  # plugins of Pillow raise many types of exceptions
-        raise ValueError(f"{type(error).__name__}: {one_line(error)[:200]}") from error
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """Convert an array to a picture. Raises ValueError for an invalid shape or type."""
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise ValueError(
-            f"pixels must be uint8, grey (h, w) or (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), not "
-            f"{pixels.dtype} {pixels.shape}"
-        )
-    if not pixels.size:
-        raise ValueError(f"an empty array of shape {pixels.shape}")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-
-
-class _Unread(ValueError):
-    """The reason why an open file could not be read. It is shown in the row of the file."""
-
-
-def _listed(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return a list of the images. Replace each open file by its bytes, since an open file can be read only once."""
-    one: Any = images
-    if isinstance(images, np.ndarray):
-        single = images.ndim in (2, 3) or (images.ndim < 2 and images.dtype.kind not in "OUS")
-    else:
-        single = isinstance(one, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or _is_file(one)
-    if single:
-        return [_read(one)]
-    if isinstance(one, (Mapping, pd.DataFrame)) or not isinstance(one, Iterable):
-        raise UserError("option-value", f"images must be an image or a list of images, not {type(one).__name__}")
-    return [_read(image) for image in one]
-
-
-def _is_file(image: Any) -> bool:
-    return callable(getattr(image, "read", None)) and not isinstance(image, os.PathLike)
-
-
-def _read(image: Any) -> Any:
-    """Return an image, or the bytes of an open file from its current position.
-
-    Pillow does not detect a truncated JPEG or a JPEG with too many scans. So if Pillow has opened a JPEG but not
-    decoded it, return the bytes of the file.
-    """
-    if isinstance(image, JpegImageFile) and image.tile and image.fp is not None and image.tell() == 0:
-        image.fp.seek(0)
-        image = image.fp
-    if not _is_file(image):
-        return image
-    try:
-        data = image.read()
-        return data if isinstance(data, bytes) else _Unread(f"read() returned {type(data).__name__}, not bytes")
-    except Exception as error:  # a file object of the user may raise anything
-        return _Unread(f"{type(error).__name__}: {one_line(error)[:200]}")
-
-
-def _name(image: ImageLike, number: int) -> str:
-    """Return the path of an image in the form of `file_id`. Return ``number`` as text if the image has no path."""
-    try:
-        return file_id(os.fsdecode(image)) if isinstance(image, (str, os.PathLike)) else str(number)
-    except Exception:  # a path class of the user may raise anything, and the error is in the row
-        return str(number)

@@ -105,10 +105,10 @@ class Parquet(Format):
             columns[column] = pa.array(np.ascontiguousarray(values, np.float32), pa.float32(), mask=failed)
         columns["error"] = pa.array(rows.errors, pa.string())
         if rows.embeddings is not None:
-            flat = pa.array(rows.embeddings.astype(np.float32).ravel())
-            columns["embedding"] = pa.FixedSizeListArray.from_arrays(
-                flat, rows.embeddings.shape[1], mask=pa.array(failed)
-            )
+            # pyarrow before version 25 cannot write nulls in lists of a fixed size
+            each = zip(rows.embeddings.astype(np.float32), failed, strict=True)
+            vectors = [None if bad else vector for vector, bad in each]
+            columns["embedding"] = pa.array(vectors, pa.list_(pa.float32()))
         table = pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
         with atomic_write(path) as stream:
             pq.write_table(table, stream, compression="zstd")

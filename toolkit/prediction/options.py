@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +12,10 @@ from shards.dataset.cache_options import CacheOptions
 from shards.errors import Code, UserError
 from shards.options import option
 from shards.storage.kinds import SHARD_SET, kind_of
-from shards.storage.paths import StoragePath, is_url, storage_path
-from toolkit.config.extensions import is_place, parse_options
-from toolkit.config.options import ForwardOptions, ModelOption, PassOptions
-from toolkit.data.sources.image_urls import ImageUrl, image_places
+from shards.storage.paths import StoragePath, storage_path
+from toolkit.config.extensions import is_place
+from toolkit.config.options import ForwardOptions, ModelOption, PassOptions, parse_options
+from toolkit.data.sources.image_urls import ImageUrl, image_places, is_set_url
 from toolkit.inference.naming import NamingOptions
 from toolkit.prediction.formats import (
     ENDING_OF,
@@ -50,7 +51,9 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     format: str | None = option(None, "-f", parse=format_name)
     """Format of the results: parquet (default), csv or jsonl in a folder, and json or csv on the screen. Without
     --format, the screen shows text. A single file has the format of its ending. MODULE:CLASS: a format of your own."""
-    format_options: list[str] | None = option(None, metavar="NAME=VALUE")
+    format_options: dict[str, Any] | None = option(
+        None, metavar="NAME=VALUE", several="words", parse=partial(parse_options, flag="--format-options")
+    )
     """Options of a format of your own."""
     split: str | None = None
     """Predict only this split of --shards."""
@@ -70,7 +73,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
         super().__post_init__()
         self._place_images()
         if is_place(self.format):
-            add_format(str(self.format), parse_options(self.format_options, "--format-options"))
+            add_format(str(self.format), self.format_options or {})
         elif self.format_options:
             raise UserError("option-missing", "--format-options needs --format MODULE:CLASS")
         given = [source for source in (self.image, self.directory, self.shards) if source is not None]
@@ -116,7 +119,7 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
         only = self.images[0] if len(self.images) == 1 and self.image is None else ""
         name: str = "image"
         value: Any
-        if only and self.shards is None and (_is_set_url(only) or kind_of(Path(only)) == SHARD_SET):
+        if only and self.shards is None and (is_set_url(only) or kind_of(Path(only)) == SHARD_SET):
             name, value = "shards", storage_path(only)
         elif only and self.directory is None and Path(only).is_dir():
             name, value = "directory", Path(only)
@@ -129,11 +132,6 @@ class PredictOptions(ModelOption, PassOptions, ForwardOptions, NamingOptions, Sh
     def onnx_path(self) -> Path:
         """Path of the exported file."""
         return Path(self.onnx) if self.onnx else self.model / "model.onnx"
-
-
-def _is_set_url(text: str) -> bool:
-    """Return whether a URL is one of a shard set. An http:// or https:// URL is one of an image, with any ending."""
-    return is_url(text) and not text.lower().startswith(("http://", "https://"))
 
 
 def wants_a_folder(options: PredictOptions) -> bool:

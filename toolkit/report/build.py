@@ -24,7 +24,7 @@ from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_pl
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
-from toolkit.report.summary import comparisons, headline, resampled, verdict
+from toolkit.report.summary import comparisons, headline, own_rows, resampled, verdict
 
 #: Maximum numbers of genres: for precision-recall curves, for a matrix, and for reliability diagrams.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
@@ -56,7 +56,7 @@ class Report:
 def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int = ROUNDS) -> Report:
     """Compute all contents of a report. Raises UserError if ``label_errors`` is true and cleanlab is missing."""
     draws = resampled(inputs, rounds)
-    rows, compared = headline(draws), comparisons(inputs, draws)
+    rows, compared = headline(draws) + own_rows(inputs, rounds), comparisons(inputs, draws)
     genres = genre_rows(inputs, draws)
     substitutions = Substitutions(inputs.targets, inputs.model.named)
     swept = sweep(inputs.outcome(scores=inputs.model.probabilities))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from toolkit.decisions.decisions import Decisions
 from toolkit.metrics.helpers import BoolArray, FloatArray, IntArray, sigmoid
+from toolkit.metrics.registry import Metric
 from toolkit.metrics.weighted import NO_SCORES, NOTHING_NAMED, Outcome
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
@@ -81,6 +82,8 @@ class ReportInputs:
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
     weights: FloatArray | None = None
     """(N,) sample weights. None if the shard set has no weights."""
+    own: Sequence[Metric] = ()
+    """Metrics of the user (`toolkit.evaluation.results.own_metrics`)."""
 
     def outcome(self, named: BoolArray = NOTHING_NAMED, scores: FloatArray = NO_SCORES) -> Outcome:
         """Return the (N, G) predicted labels and probabilities as an outcome, with the targets and the weights."""

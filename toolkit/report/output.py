@@ -93,6 +93,7 @@ def write_report(folder: Path, report: Report) -> Path:
 def render_page(report: Report) -> str:
     """Return the report as one HTML page without scripts. Pictures and plots are data URIs in the page."""
     numbers = report.numbers
+    own = [row["metric"] for row in numbers["headline"] if row["metric"] not in METRICS]
     return render(
         "toolkit.report/report.html",
         report=numbers,
@@ -110,7 +111,8 @@ def render_page(report: Report) -> str:
         install=INSTALL,
         split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,
         sure=CERTAIN_WORDS,
-        unbounded=[metric.key for metric in PLACES["report"] if metric.top > 1],
+        own=own,
+        unbounded=[*own, *(metric.key for metric in PLACES["report"] if metric.top > 1)],
         without_direction=[metric.key for metric in METRICS.values() if not metric.better],
         calibration_rows=PLACES["report, calibration"],
         few=FEW_POSITIVES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
+from toolkit.metrics.registry import Metric
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.report.build import build_report
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs, ReportInputs
@@ -67,8 +69,8 @@ class ReportRun:
         warn_of_another_set(self.other, self.manifest, self.shards, split)
         return infer_split(accelerator, self.other, self.shards, self.manifest, split, batch_size, workers)
 
-    def write(self, outputs: SplitLogits, others: SplitLogits | None) -> Path:
-        """Build and write the report. Return the path of its page."""
+    def write(self, outputs: SplitLogits, others: SplitLogits | None, own: Sequence[Metric] = ()) -> Path:
+        """Build and write the report. Return the path of its page. ``own``: metrics of the user."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
         inputs = ReportInputs(
@@ -88,6 +90,7 @@ class ReportRun:
             self.command,
             self.manifest.units_of(outputs.split),
             outputs.sample_weights,
+            own,
         )
         return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))
 

@@ -6,17 +6,31 @@ between two of them has an interval.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from shards.errors import UserError
 from shards.visuals.templates import signed
 from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
-from toolkit.metrics.bootstrap import COVERAGE, Difference, Draws, bootstrap, confidence_intervals, paired_difference
+from toolkit.metrics.bootstrap import (
+    COVERAGE,
+    Difference,
+    Draws,
+    Interval,
+    bootstrap,
+    confidence_intervals,
+    interval_of,
+    paired_difference,
+)
 from toolkit.metrics.registry import METRICS, PLACES, Better
+from toolkit.metrics.weighted import Weighed
 from toolkit.report.inputs import ReportInputs
+
+log = logging.getLogger(__name__)
 
 #: Metrics of the comparison with baselines: metrics of decisions, and metrics of probabilities.
 DECISION_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
@@ -49,6 +63,19 @@ def headline(draws: dict[str, Draws]) -> list[dict[str, Any]]:
     return [
         {"metric": metric.key, "name": metric.label, **intervals[metric.key]._asdict()} for metric in PLACES["report"]
     ]
+
+
+def own_rows(inputs: ReportInputs, rounds: int) -> list[dict[str, Any]]:
+    """Return one row like those of `headline` for each metric of the user. A row without an interval has no bounds."""
+    outcome, found = inputs.outcome(inputs.model.named, inputs.model.probabilities), []
+    for metric in inputs.own:
+        interval = Interval(metric.value(Weighed(outcome)), None, None)
+        try:
+            interval = interval_of(metric, outcome, rounds, inputs.units)
+        except UserError as error:  # the user's code may need, for example, both classes of each genre
+            log.warning("%s has no interval in the report, because it fails on a resample: %s", metric.label, error)
+        found.append({"metric": metric.key, "name": metric.label, **interval._asdict()})
+    return found
 
 
 def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str, Any]]:

@@ -46,9 +46,9 @@ class EpochLines:
         self.began, self.updates, self.header = time.perf_counter(), 0, True
         self.bottleneck: Bottleneck | None = None
         """What limited the speed of the epoch."""
-        self.told: str | None = None
+        self.logged_cause: str | None = None
         """Cause of the last bottleneck that was logged. None if no line was logged."""
-        self.before: str | None = None
+        self.previous_cause: str | None = None
         """Cause of the bottleneck of the epoch before."""
 
     def start(self, updates: int) -> None:
@@ -78,10 +78,10 @@ class EpochLines:
         if self.bottleneck is None:
             return
         cause, line = self.bottleneck
-        if cause != self.told and (self.told is None or cause == self.before):
-            self.told = cause
+        if cause != self.logged_cause and (self.logged_cause is None or cause == self.previous_cause):
+            self.logged_cause = cause
             log.info("epoch %d: %s", number, line, extra={"shown": Shown("dim")})
-        self.before = cause
+        self.previous_cause = cause
 
     def _seconds_left(self, done: int, updates: int) -> float:
         """Return the seconds until the last epoch ends, if each epoch with its validation takes as long as this one."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from shards.errors import UserError
 from shards.extras import load_object
-from toolkit.config.extensions import is_place, make
+from toolkit.config.extensions import checked_tensor, is_place, make
 from toolkit.config.loss_registry import LOSSES, WeightedOptions
 from toolkit.config.schema import LossConfig
 from toolkit.metrics.helpers import FloatArray
@@ -120,14 +120,11 @@ class OwnLoss(nn.Module):
         """Return the (n,) float32 losses of (n, G) logits and targets. Raises UserError for another shape."""
         with torch.autocast(logits.device.type, enabled=False):
             losses = self.own(logits.float(), targets.float())
-        if not isinstance(losses, torch.Tensor) or losses.shape != logits.shape[:1]:
-            found = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-            raise UserError(
-                "option-value",
-                f"loss.name {self.name} returned {found} for logits of shape {tuple(logits.shape)}: it must return "
-                f"one loss per sample, of shape {tuple(logits.shape[:1])}",
-            )
-        return losses.float()
+        shape, what = tuple(logits.shape), f"loss.name {self.name}"
+        checked: torch.Tensor = checked_tensor(
+            losses, shape[:1], what, f"logits of shape {shape}", "one loss per sample"
+        )
+        return checked.float()
 
 
 class WeightedLoss(MultiLabelLoss):

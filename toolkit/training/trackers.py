@@ -6,7 +6,7 @@ thread of its own (`Guarded`).
 
 from __future__ import annotations
 
-import inspect
+import importlib
 import logging
 import os
 import queue
@@ -37,8 +37,20 @@ START, FINISH = 120.0, 600.0
 PROJECT = "posters"
 #: Trackers that the extra "trackers" installs.
 IN_EXTRA = ("wandb", "mlflow", "trackio")
+#: Escape codes of colours on a terminal.
+_ESCAPES = re.compile(r"\x1b\[[\d;]*m")
 #: Tracker of accelerate → its option for the name of the run.
-RUN_NAME = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+RUN_NAME = {
+    "wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name", "clearml": "task_name",
+}  # fmt: skip
+#: Tracker of accelerate → its option for the folder of its files, and the folder in the run folder. The files would
+#: otherwise lie in the current folder.
+FOLDER = {
+    "wandb": ("dir", "."),
+    "aim": ("logging_dir", "."),
+    "swanlab": ("log_dir", "swanlab"),
+    "dvclive": ("dir", "dvclive"),
+}
 
 
 class Guarded(GeneralTracker):
@@ -163,19 +175,44 @@ def _made(name: str, options: dict[str, Any], out: Path) -> GeneralTracker:
         made: GeneralTracker = load_object(entry.made_by)(out, entry.options(**options) if entry.options else options)
         return made
     kind = LOGGER_TYPE_TO_CLASS[name]
-    if name == "mlflow" and (uri := options.pop("tracking_uri", None)):
+    if name == "mlflow":
+        os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # its messages then have the form of --log
         import mlflow
 
-        mlflow.set_tracking_uri(uri)
+        if uri := options.pop("tracking_uri", None):
+            mlflow.set_tracking_uri(uri)
     project = options.pop("project", options.pop("experiment_name", PROJECT) if name == "mlflow" else PROJECT)
     if name in RUN_NAME:
         options.setdefault(RUN_NAME[name], out.resolve().name)
+    if name in FOLDER:
+        option, folder = FOLDER[name]
+        options.setdefault(option, str(out / folder))
     if name == "wandb":
         os.environ.setdefault("WANDB_SILENT", "true")  # its lines would stand between those of the training
-        options.setdefault("dir", str(out))
-    elif inspect.signature(kind).parameters.keys() >= {"logging_dir"} and name != "mlflow":
-        options.setdefault("logging_dir", str(out))
+    elif name == "dvclive":  # it would commit to the user's Git repository, and turn that into a DVC repository
+        options = {"save_dvc_exp": False, "dvcyaml": False, **options}
+    elif name == "aim":  # accelerate's name of the project is the name of the run
+        options.setdefault("experiment", project)
+        project = out.resolve().name
+    elif name == "comet_ml" and "experiment_config" not in options:
+        import comet_ml
+
+        config = comet_ml.ExperimentConfig(name=out.resolve().name, offline_directory=str(out / "comet_ml"))
+        options["experiment_config"] = config
+    elif name == "trackio":
+        _quiet_trackio()
     return kind(project, **options)
+
+
+def _quiet_trackio() -> None:
+    """Log what trackio prints, with --debug only. Its lines would stand between those of the training."""
+
+    def say(*words: object, **options: Any) -> None:
+        line = one_line(_ESCAPES.sub("", " ".join(map(str, words))))
+        log.log(logging.WARNING if "warning" in line.lower() else logging.DEBUG, "trackio: %s", line)
+
+    for module in ("trackio", "trackio.run", "trackio.utils"):
+        vars(importlib.import_module(module))["print"] = say  # trackio has no option for it
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:

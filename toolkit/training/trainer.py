@@ -75,7 +75,7 @@ class Trainer:
         began = self.state.updates
         try:
             if not self._over():
-                remeasure_best(self.setup, self.state)
+                remeasure_best(self.setup, self.state, self.own_metrics)
             while not self._over():
                 if not self._epoch():
                     self._save()
@@ -286,7 +286,7 @@ class Trainer:
         if not np.isfinite(loss):
             raise UserError("not-finite", f"the validation loss of epoch {state.epoch + 1} is {loss}: lower --optim.lr")
         score = monitored(result.row(), self.config.train.monitor)
-        improved = better(score, state.best_score, self.config.train.monitor)
+        improved = better(score, state.best_score, self.config.train.monitor, self.own_metrics)
         # If this epoch is repeated, RUN/model may be of this epoch. It is then written again for an equal score.
         improved |= score == state.best_score and state.epoch == state.best_epoch
         sha256 = ""

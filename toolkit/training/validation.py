@@ -15,6 +15,7 @@ from shards.dataset.manifest import Manifest
 from shards.errors import UserError, one_line
 from shards.extras import load_object
 from shards.storage.files import atomic_write, fingerprint
+from toolkit.config.extensions import code_digest, is_place
 from toolkit.config.io import config_dict
 from toolkit.config.schema import Config, DecideConfig
 from toolkit.decisions.cross_fit import CrossFit
@@ -102,29 +103,29 @@ def draw_thresholds(result: ValidationResult, path: Path) -> bool:
     return True
 
 
-def remeasure_best(setup: TrainingSetup, state: Progress) -> None:
+def remeasure_best(setup: TrainingSetup, state: Progress, own: Sequence[Metric] = ()) -> None:
     """Measure a run's best model again if the rule of its score differs from the current rule. Called by every rank.
 
-    If the model cannot be read, the next epoch counts as the best.
+    ``own``: metrics of the user. If the model cannot be read, the next epoch counts as the best.
     """
     config, before, rule = setup.config, state.best_score, scoring_rule(setup.config)
     outdated, state.scored = state.scored != rule, rule
     if before is None or not outdated:
         return
     try:
-        state.best_score = monitored(_validate_folder(setup).row(), config.train.monitor)
+        state.best_score = monitored(_validate_folder(setup, own).row(), config.train.monitor)
         result = f"{state.best_score:.4f}"
     except UserError as error:
         state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured with another rule, because the version or the decide "
-            "options differ; measured again: %s",
+            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, with other "
+            "decide options, or with other code of the metric); measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
 
-def _validate_folder(setup: TrainingSetup) -> ValidationResult:
+def _validate_folder(setup: TrainingSetup, own: Sequence[Metric]) -> ValidationResult:
     """Measure RUN/model on the validation split. Raises UserError if the model cannot be read."""
     accelerator, config, manifest = setup.accelerator, setup.config, setup.manifest
     folder = load_model_folder(setup.out / "model")
@@ -139,6 +140,7 @@ def _validate_folder(setup: TrainingSetup) -> ValidationResult:
             manifest,
             config.decide,
             manifest.units_of("val"),
+            own,
             weights=outputs.sample_weights,
         ),
     )
@@ -148,18 +150,26 @@ def scoring_rule(config: Config) -> str:
     """Return the rule by which the metric train.monitor is measured. Scores of different rules are not comparable.
 
     The rule is "" for metrics without decisions. It is also "" in runs of earlier versions, which chose and
-    measured decisions on the same samples.
+    measured decisions on the same samples. The rule of a metric of the user also has the digest of its code.
     """
-    if METRICS[config.train.monitor].group != "decisions":
+    monitor = config.train.monitor
+    if not is_place(monitor) and METRICS[monitor].group != "decisions":
         return ""
     decide = asdict(config.decide)
     decide["slack"] = decide.pop("max_micro_f_loss")  # the option's earlier name, so that the digest stays the same
-    return f"cross-fit {fingerprint(decide)[:16]}"
+    code = f", code {code_digest(monitor)[:16]}" if is_place(monitor) else ""
+    return f"cross-fit {fingerprint(decide)[:16]}{code}"
 
 
 def monitored(row: dict[str, Any], monitor: str) -> float:
     """Return metric ``monitor`` from an epoch's row. Raises UserError if the metric is not defined on this split."""
-    name = f"val_{monitor}"
+    name = f"val_{monitor.rpartition(':')[2]}"
+    if row[name] is None and is_place(monitor):
+        raise UserError(
+            "option-value",
+            f"the metric {monitor} returned NaN, so this epoch cannot be compared with others: let it return a number, "
+            f"and continue with --resume",
+        )
     if row[name] is None:
         raise UserError(
             "option-value",
@@ -169,9 +179,13 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
     return float(row[name])
 
 
-def better(score: float, best: float | None, monitor: str) -> bool:
-    """Return True if ``best`` (the best score so far) is None, or if ``score`` is better than ``best``."""
-    return best is None or (score < best if METRICS[monitor].better == "lower" else score > best)
+def better(score: float, best: float | None, monitor: str, own: Sequence[Metric] = ()) -> bool:
+    """Return True if ``best`` (the best score so far) is None, or if ``score`` is better than ``best``.
+
+    ``own``: metrics of the user.
+    """
+    metric = own[0] if is_place(monitor) else METRICS[monitor]
+    return best is None or (score < best if metric.better == "lower" else score > best)
 
 
 def export_model(

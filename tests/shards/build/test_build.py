@@ -261,11 +261,14 @@ def test_labels_file_fixes_genres_and_order(few: Source, few_shards: Path, tmp_p
     # A manifest serves too: the same genres and posters make the same set.
     build(few, tmp_path / "again", labels=few_shards / "manifest.json", samples_per_shard=8)
     assert tree(tmp_path / "again") == tree(few_shards)
+    # So does a list.
+    (tmp_path / "list.json").write_text(json.dumps(wanted))
+    assert build(few, tmp_path / "of list", labels=tmp_path / "list.json").genres == wanted
 
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", '["Drama"]', "{}", '{"labels": ["Drama"]}', '{"labels": 3}', '{"genres": []}', '{"genres": [1]}', "{",
+    ["[]", '["War", "War"]', "{}", '{"labels": ["Drama"]}', '{"labels": 3}', '{"genres": []}', '{"genres": [1]}', "{",
      '{"genres": ["Drama", "Drama"]}'],
 )  # fmt: skip
 def test_labels_files_that_are_none(few: Source, tmp_path: Path, content: str) -> None:
@@ -355,6 +358,9 @@ def test_the_conventional_folder_is_found(few: Source, tmp_path: Path, monkeypat
         '{"labels": null}',
         '{"genres": {"Drama": 1}}',
         "[]",
+        '"Drama"',
+        "7",
+        '["Drama", 7]',
         "[" * 100_000,
     ],
 )

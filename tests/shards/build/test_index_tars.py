@@ -269,3 +269,18 @@ def test_folders_with_nothing_to_index(tmp_path: Path) -> None:
     with fails("set-missing", ".tar", tmp_path):
         adopt(tmp_path)
     assert not index_path(tmp_path / "x.tar").exists()
+
+
+def test_words_for_a_missing_value_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = {"a": ["None"], "b": ["War", "none"], "c": ["Drama"]}
+    members = {f"{key}.jpg": encoded(draw(key)) for key in cells}
+    write_tar(
+        tmp_path / "x.tar", members | {f"{key}.json": json.dumps({"genres": g}).encode() for key, g in cells.items()}
+    )
+    adopt(tmp_path)
+    assert labels(tmp_path) == {"b": ["War"], "c": ["Drama"]}
+    said = (
+        "the JSONs' field 'genres': these texts are read as a missing genre: 'None' (1), 'none' (1); if one is a genre"
+    )
+    assert said in caplog.text
+    assert [row[:2] for row in rows_of(tmp_path / "rejected.csv")] == [["a", "no genres"]]

@@ -11,7 +11,7 @@ import pytest
 from failing import fails
 
 from shards.build.run import BuildOptions
-from shards.cli.keywords import keywords_of, options_of
+from shards.cli.keywords import in_python, keywords_of, options_of
 from shards.errors import Code, UserError
 from shards.inputs.images import ImageOptions
 from shards.options import option
@@ -80,9 +80,9 @@ def test_values_are_converted(given: dict[str, Any], expected: dict[str, Any]):
         ({"out": 3}, "option-value", ["out", "int"]),
         ({"out": "o", "kind": "c"}, "option-value", ["kind", "'c'"]),
         ({"out": "o", "color": "c"}, "option-value", ["color", "red, blue", "'c'"]),
-        ({"out": "o", "pair": "x"}, "option-value", ["--pair", "x"]),
+        ({"out": "o", "pair": "x"}, "option-value", ["pair takes two numbers", "x"]),
         ({"out": "o", "count": "3"}, "option-value", ["count", "str"]),
-        ({"out": "o", "count": 0}, "option-value", ["--count", "at least 1"]),
+        ({"out": "o", "count": 0}, "option-value", ["count must be at least 1"]),
         ({"out": "o", "files": [3]}, "option-value", ["files", "int"]),
         ({"out": "o", "files": "abc"}, "option-value", ["files", "str"]),
     ],
@@ -90,6 +90,19 @@ def test_values_are_converted(given: dict[str, Any], expected: dict[str, Any]):
 def test_what_is_said_of_mistakes(given: dict[str, Any], code: Code, facts: list[str]):
     with fails(code, *facts):
         options_of(Options, given)
+
+
+def test_a_message_has_the_words_of_python():
+    for text, shown in (
+        ("pass --flag, or choose another --out.", "pass flag=True, or choose another out."),
+        ("--part-folder X needs --with-extra; see `posters a --out B` and --other", None),
+        ("set --optim.lr 1 or --no-flag", "set optim.lr 1 or flag=False"),
+    ):
+        with fails("option-value") as caught, in_python(Options):
+            raise UserError("option-value", text)
+        assert str(caught.value) == (
+            shown or "part_folder X needs with_extra=True; see `posters a --out B` and --other"
+        )
 
 
 def test_options_of_a_real_command():

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from fetch_tools import JPEG, PNG, fetch, posters, reasons, table
 from misbehaving_server import MisbehavingServer, reply, silence, slowly
-from shard_tools import draw, encoded, environment, rows_of, tree, write_file
+from shard_tools import draw, encoded, environment, rows_of, tree, write_csv, write_file
 
 from shards.fetch import poster_store as store_module
 from shards.fetch.journal import Entry, Journal, read_journal
 from shards.inputs.images import ImageOptions
+from shards.inputs.listing import find_posters
+from shards.tables.metadata import GenreOptions, read_metadata
 
 
 @pytest.fixture
@@ -87,14 +89,57 @@ def test_two_ids_never_share_a_file(server: MisbehavingServer, tmp_path: Path) -
         )
     ]
     fetch(tmp_path, links)
-    assert posters(tmp_path) == {"a/b.jpg": JPEG, "A/b.png": PNG, "a/b/.jpg": JPEG}
-    assert {row[0]: row[2] for row in rows_of(tmp_path / "images" / "rejected.csv")} == {
-        "a//b": "line 3: its poster would have the same path as the poster of 'a/b'",
-        "a/./b": "line 4: its poster would have the same path as the poster of 'a/b'",
-    }
+    assert posters(tmp_path) == {"a/b.jpg": JPEG, "A/b.png": PNG}
+    assert rows_of(tmp_path / "images" / "rejected.csv") == [
+        ["a/b", "repeated id", f"line {line}: the first row with this id is used"] for line in (3, 4, 6)
+    ]
     # Written otherwise, with another link: the file that is there is not taken for this link's.
     fetch(tmp_path, [("a//b", links[1][1])])
     assert posters(tmp_path)["a/b.png"] == PNG and "a/b.jpg" not in posters(tmp_path)
+
+
+#: Ids as a table has them, and the ids of a build.
+WRITTEN = {
+    "image paths": (["posters/p1.jpg", "posters/p2.png"], ["p1", "p2"]),
+    "decimals": (["66773.0", "12.0"], ["66773", "12"]),
+    "Windows paths": (["a\\p1", "b\\p2"], ["a/p1", "b/p2"]),
+    "letters with a combining accent": (["cafe\u0301", "p2"], ["caf\u00e9", "p2"]),
+    "absolute paths": (["/data/x/p1.jpg", "/data/y/p2.jpg"], ["x/p1", "y/p2"]),
+    "one name twice": (["p1.jpg", "p1.png"], ["p1.jpg", "p1.png"]),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_ids_are_those_of_a_build(server: MisbehavingServer, tmp_path: Path, kind: str) -> None:
+    written, ids = WRITTEN[kind]
+    links = [(text, server.add(f"/{number}", reply(JPEG))) for number, text in enumerate(written)]
+    fetch(tmp_path, links)
+    assert set(posters(tmp_path)) == {f"{sample_id}.jpg" for sample_id in ids}
+    path = write_csv(tmp_path / "genres.csv", [(text, "War") for text in written], ("id", "genre"))
+    metadata = read_metadata(path, GenreOptions(genre_column="genre"), images=tmp_path / "images")
+    assert [row.id for row in metadata.rows] == ids
+    found = find_posters(tmp_path / "images", ids, metadata.paths)
+    assert {sample_id: file.name for sample_id, file in found.items()} == {name: f"{name}.jpg" for name in ids}
+
+
+def test_posters_and_rejections_of_earlier_versions_are_used(server: MisbehavingServer, tmp_path: Path) -> None:
+    """Earlier versions took the text in the table as the id."""
+    there, gone = server.add("/there", reply(JPEG)), server.add("/gone", reply(b"", 404))
+    links = [("a/p1.jpg", there), ("a/p2.jpg", gone)]
+    fetch(tmp_path, links)
+    images = tmp_path / "images"
+    write_file(images / "a" / "p1.jpg.jpg", (images / "p1.jpg").read_bytes())
+    (images / "p1.jpg").unlink()
+    journal = (images / ".fetch.jsonl").read_text()
+    assert '"p1"' in journal and '"p2"' in journal
+    (images / ".fetch.jsonl").write_text(journal.replace('"p1"', '"a/p1.jpg"').replace('"p2"', '"a/p2.jpg"'))
+    server.requests.clear()
+    result = fetch(tmp_path)
+    assert (result.fetched, result.present, server.requests) == (0, 1, {})
+    assert reasons(tmp_path) == {"p2": "http status"} and set(posters(tmp_path)) == {"a/p1.jpg.jpg"}
+    # A new link replaces the poster that is there.
+    assert fetch(tmp_path, [("a/p1.jpg", server.add("/new", reply(PNG))), links[1]]).fetched == 1
+    assert posters(tmp_path) == {"a/p1.jpg.png": PNG}
 
 
 def test_other_limits_are_other_judgements(server: MisbehavingServer, tmp_path: Path) -> None:

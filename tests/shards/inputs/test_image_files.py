@@ -21,6 +21,7 @@ from shards.inputs.images import BadImage, ImageOptions
 from shards.inputs.listing import GROUP, _groups, list_posters
 from shards.inputs.scan import scan_images
 from shards.storage.endings import IMAGE_ENDINGS, is_image_name, others_text
+from toolkit.data.sources.image_files import list_images
 
 JPEG = encoded(draw("files"))
 FORMATS = {
@@ -178,6 +179,37 @@ def test_folders_behind_links_are_looked_at_by_id(tmp_path: Path) -> None:
     (tmp_path / "images" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
     assert list_posters(tmp_path / "images", ["linked/x", "gone/y"])["linked/x"].name == "linked/x.PNG"
+
+
+def test_links_to_folders_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_file(tmp_path / "elsewhere" / "x.png", JPEG)
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "linked").symlink_to(tmp_path / "elsewhere")
+    with fails("images-none", "links to folders were not followed: linked", "put the folders themselves there"):
+        list_images(images)
+    write_file(images / "a.png", JPEG)
+    list_posters(images, ["a", "linked/x"])
+    assert not caplog.text  # the link is used
+    list_posters(images, ["a"])
+    said = "links to folders were not followed: linked; to use their images, put the folders themselves there"
+    assert [record.getMessage() for record in caplog.records] == [f"{images}: {said}"]
+    (images / "linked").unlink()
+    (tmp_path / "elsewhere").rename(images / "linked")
+    assert set(list_posters(images, ["a", "linked/x"])) == {"a", "linked/x"}
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    """Links that lead to each other, to a folder above them and to themselves have no end."""
+    for name, other in (("a", "b"), ("b", "a")):
+        write_file(tmp_path / name / f"{name}.jpg", JPEG)
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+        (tmp_path / name / "up").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    walk = Walk(follow=True)
+    assert sorted(walk_images(tmp_path, walk)) == ["a/a.jpg", "a/other/b.jpg", "b/b.jpg", "b/other/a.jpg"]
+    assert sorted(walk.links) == ["a/other", "b/other"]
+    assert sorted(walk_images(tmp_path, Walk())) == ["a/a.jpg", "b/b.jpg"]
 
 
 def test_what_is_gone_since_it_was_listed_is_missing(tmp_path: Path) -> None:

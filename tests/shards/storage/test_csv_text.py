@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 
 from shards.storage.csv_text import FORMULA, escaped, unescaped, write_exact, write_for_people
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.text("=+-@\t\r\n',\"x ", max_size=6)
+NUL = "\uffff"  # stands for NUL, which the csv module of Python 3.10 cannot read
+ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=NUL), max_size=8)
+TEXT = ANY | st.text("=+-@\t\r\n',\"x ", max_size=6)
 SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def cells_of(text: str) -> list[tuple[str, ...]]:
+    read = csv.reader(io.StringIO(text.replace("\0", NUL), newline=""))
+    return [tuple(cell.replace(NUL, "\0") for cell in row) for row in read]
 
 
 @SETTINGS
@@ -21,7 +28,7 @@ SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
 def test_text_for_people_is_no_formula_and_comes_back(rows: list[tuple[str, str]]) -> None:
     out = io.StringIO()
     write_for_people(out, rows)
-    read = list(csv.reader(io.StringIO(out.getvalue(), newline="")))
+    read = cells_of(out.getvalue())
     assert not any(cell.startswith(tuple(set(FORMULA) - {"'"})) for row in read for cell in row)
     assert [tuple(unescaped(cell) for cell in row) for row in read] == rows
 
@@ -40,7 +47,7 @@ def test_numbers_stay_numbers_and_old_cells_stay_as_they_are() -> None:
 def test_exact_rows_come_back_to_the_character(rows: list[tuple[str, str]]) -> None:
     out = io.StringIO()
     write_exact(out, rows)
-    assert [tuple(row) for row in csv.reader(io.StringIO(out.getvalue(), newline=""))] == rows
+    assert cells_of(out.getvalue()) == rows
 
 
 def test_pandas_reads_exact_ids() -> None:

@@ -215,3 +215,28 @@ def test_any_text_is_genres_or_a_value_error(text: str) -> None:
     except ValueError:
         return
     assert len(set(genres)) == len(genres) and all(genre == genre.strip(" \t\n") and tidy(genre) for genre in genres)
+
+
+def test_words_for_a_missing_value_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cells = ["None", "Drama|none", "['N/A', 'War']", "nan", "", r"\N", "(no genres listed)", "Drama", "NA"]
+    path = write_csv(tmp_path / "m.csv", [(f"p{n}", cell) for n, cell in enumerate(cells)], ("id", "genre"))
+    metadata = read_metadata(path)
+    assert {row.id: row.genres for row in metadata.rows} == {
+        "p1": ("Drama",), "p2": ("War",), "p7": ("Drama",), "p8": ("NA",)
+    }  # fmt: skip
+    words = "'None' (1), 'none' (1), 'N/A' (1), 'nan' (1)"
+    remedy = "if one is a genre, rename it, or list all genres in a JSON file for --labels"
+    said = f"{path}: column 1 'genre': these texts are read as a missing genre: {words}; {remedy}"
+    assert said in [record.getMessage() for record in caplog.records]
+
+
+def test_both_remedies_for_a_genre_called_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("p1", "None"), ("p2", "Drama|None"), ("p3", "Drama"), ("p4", "nan")]
+    path = write_csv(tmp_path / "m.csv", rows, ("id", "genre"))
+    named = read_metadata(path, known=("Drama", "None"))
+    assert {row.id: row.genres for row in named.rows} == {"p1": ("None",), "p2": ("Drama", "None"), "p3": ("Drama",)}
+    assert "'nan' (1)" in caplog.text and "'None'" not in caplog.text
+    caplog.clear()
+    renamed = [(key, cell.replace("None", "No genre")) for key, cell in rows[:3]]
+    read_metadata(write_csv(tmp_path / "m.csv", renamed, ("id", "genre")))
+    assert "a missing genre" not in caplog.text

@@ -30,6 +30,8 @@ def genres_of(metadata: Metadata) -> list[set[str]]:
 
 
 KINDS = ["Comedy", "Drama", "Romance", "Horror", "Comedy Drama", "Romance Drama", "Horror Comedy", "Horror Drama"]
+#: Lists of words of which two are never alone.
+LISTS = ["action drama", "drama crime", "war action", "drama", "crime action war", "war crime", "war drama"] * 4
 WANTED = [set(genres) for genres in GENRES]
 JOINED = ["|".join(genres) for genres in GENRES]
 
@@ -71,6 +73,8 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "dates": ("id,tag", [(f"1990-0{n % 5 + 1}-17",) for n in range(24)], ["contains numbers", "accept this column"]),
     "own labels": ("id,tag", [(f"Title {n}",) for n in range(24)], ["nearly every poster a different label"]),
     "spaces": ("id,genre", [(text,) for text in KINDS * 3], ["--genre-separator ' '"]),
+    "lists of words": ("id,genre", [(text,) for text in LISTS], ["'action drama'", "--genre-separator ' '"]),
+    "underscores": ("id,genre", [(text.replace(" ", "_"),) for text in LISTS], ["--genre-separator '_'"]),
     "dashes": ("id,genre", [(" - ".join(g),) for g in GENRES], ["--genre-separator ' - '"]),
     "ampersands": ("id,genre", [(" & ".join(g),) for g in GENRES], ["--genre-separator ' & '", "--labels"]),
     "lists of one text": ("id,genre", [(repr([", ".join(g)]),) for g in GENRES], ["one item for each genre"]),
@@ -157,11 +161,23 @@ def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
         ["Science Fiction", "Film Noir", "TV Movie", "Drama"],
         ["Film-Noir", "Sci-Fi", "Sci-Fi", "Drama"],
         ["Action", "80s", "Drama", "1990"],
+        ["Romantic Comedy", "Romantic Drama", "Action Comedy", "Action Drama", "Crime Comedy", "Crime Drama", "War"],
+        ["Crime Film", "War Film", "Romance Film", "Horror Film", "Film Noir"],
+        ["sci-fi_drama", "sci-fi_war", "film-noir", "war"],
     ],
 )
 def test_names_that_hold_a_separator_are_names(tmp_path: Path, labels: list[str]) -> None:
     cells: list[Sequence[object]] = [(label,) for label in labels * 6]
     assert genres_of(read_metadata(table(tmp_path, "id,genre", cells))) == [{label} for label in labels * 6]
+
+
+@pytest.mark.parametrize("mark", [" ", "_"])
+def test_the_separator_that_is_suggested_separates(tmp_path: Path, mark: str) -> None:
+    path = table(tmp_path, "id,genre", [(text.replace(" ", mark),) for text in LISTS])
+    metadata = read_metadata(path, GenreOptions(genre_separator=mark))
+    assert genres_of(metadata) == [set(text.split()) for text in LISTS]
+    whole = {text.replace(" ", mark) for text in LISTS}
+    assert {genre for row in read_metadata(path, known=sorted(whole)).rows for genre in row.genres} == whole
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])

@@ -161,6 +161,7 @@ def test_the_summary_counts_all_rows(command: Command, dozen: Source, tmp_path: 
 
 
 def test_cleaning_holds_genres_against_it_and_counts_pixels(command: Command, dozen: Source, tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr")  # the extra `clean`
     write_file(dozen.images / "p0003.jpg", b"<html>404</html>")
     options = ("--images", dozen.images, "--out", tmp_path / "out", "--scales", 256, "--sheet", 0, "--workers", 1)
     csv = write_csv(tmp_path / "other.csv", spoilt(dozen, 2))

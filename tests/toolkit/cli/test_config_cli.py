@@ -156,8 +156,46 @@ def test_files_that_cannot_be_meant_so(tmp_path: Path, text: str, words: str):
 def test_however_the_file_is_named(tmp_path: Path):
     path = tmp_path / "c.yaml"
     path.write_text("optim: {lr: 1, lr: 2}")
-    for option in (["--config", str(path)], [f"--config={path}"], ["--conf", str(path)], [f"--con={path}"]):
+    for option in (["--config", str(path)], [f"--config={path}"]):
         assert "repeats optim.lr" in error(*option)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--train.epoch", "3"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (["--train.epoch=3"], "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (["--optim.weight", "3"], "unknown key 'optim.weight'; did you mean 'optim.weight_decay'?"),
+        (["--conf", "best"], "unknown key 'conf'; did you mean 'config'?"),
+        (["--res"], "unknown key 'res'; did you mean 'resume'?"),
+    ],
+)
+def test_the_beginning_of_a_key_is_refused(words: list[str], meant: str):
+    assert error(*words) == meant
+
+
+@pytest.mark.parametrize("names", ["mlflow,wandb", "[mlflow, wandb]", "[wandb,mlflow]", "{mlflow: {}, wandb: {}}"])
+def test_a_list_of_trackers_takes_options(names: str):
+    for words in (["--train.trackers", names], [f"--train.trackers={names}"]):
+        found = parse(*words, "--train.trackers.mlflow.tracking_uri", "x").train.trackers
+        assert found == {"mlflow": {"tracking_uri": "x"}, "wandb": {}}
+
+
+def test_options_of_a_tracker_are_a_mapping(tmp_path: Path):
+    line = "train.trackers.mlflow needs a mapping of options; write --train.trackers '{mlflow: {NAME: VALUE}}'"
+    assert error("--train.trackers.mlflow", "x") == line
+    (tmp_path / "c.yaml").write_text("train: {trackers: [mlflow]}")
+    assert error("--config", str(tmp_path / "c.yaml"), "--train.trackers.mlflow.run_name=x") == (
+        "train.trackers.mlflow.run_name needs a mapping of options; "
+        "write --train.trackers '{mlflow: {run_name: VALUE}}'"
+    )
+
+
+def test_a_value_without_its_option(drawn_set: Path, tmp_path: Path):
+    assert error(str(drawn_set)) == f"unknown argument {drawn_set}: write --shards {drawn_set}"
+    (tmp_path / "c.yaml").touch()
+    assert error(str(tmp_path / "c.yaml")).endswith(f": write --config {tmp_path / 'c.yaml'}")
+    assert error("RUN") == "unknown argument RUN: each value follows its option, as in --out OUT --shards SHARDS"
 
 
 def test_a_section_of_its_own_may_not_repeat_a_key_either(tmp_path: Path):

@@ -62,6 +62,9 @@ def test_a_run_has_its_figures(run: toolkit.Run):
     assert list(run.epochs.index) == [1, 2] and run.epoch in (1, 2)
     assert run.monitor == "loss" and run.score == pytest.approx(run.epochs.loc[run.epoch, "val_loss"], rel=1e-4)
     assert run.figures["loss"] == pytest.approx(run.score) and 0 <= run.figures["micro_f1"] <= 1
+    printed = run.epochs.loc[run.epoch]
+    assert run.cross_fitted == {name: printed[f"val_{name}"] for name in ("loss", "mAP", "micro_f1", "macro_f1")}
+    assert run.cross_fitted["micro_f1"] <= run.figures["micro_f1"]  # on the samples that chose the threshold
     assert run.config["train"]["epochs"] == 2 and len(run.log) >= 1
     assert repr(run).endswith(f"loss {run.score:.4g} in epoch {run.epoch})")
 
@@ -139,6 +142,23 @@ def test_evaluating_writes_the_files_of_the_command(run: toolkit.Run, shards: to
     assert repr(found).startswith(f"Evaluation(test, {found.num_samples} samples: mAP ")
 
 
+@pytest.mark.parametrize("options", [{"beta": 1e-05}, ["beta=0.00001"]])
+def test_options_of_a_metric_are_a_dict(run: toolkit.Run, shards: toolkit.ShardSet, options: Any, tmp_path: Path):
+    metric = {"metric": f"{__name__}:Share", "metric_options": options}
+    assert toolkit.evaluate(run.model, shards, out=tmp_path / "m.json", **metric).own == {"Share": 1e-05}
+
+
+@toolkit.register
+class Share:
+    """A metric whose value is its option."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def __call__(self, truth: object, named: object, probabilities: object) -> float:
+        return self.beta
+
+
 def test_tuning_changes_the_thresholds_of_the_folder(run: toolkit.Run, shards: toolkit.ShardSet):
     before = dict(toolkit.load_model(run.model, device="cpu").thresholds)
     found = toolkit.tune(run.model, shards, aim="recall>=0.9", thresholds="global")
@@ -195,7 +215,13 @@ def test_keywords_replace_keys_of_a_file():
         ({"config": 3}, "option-value", ["config", "int"]),
         ({"config": "none.yaml"}, "config-file", ["none.yaml"]),
         ({"find_lr": "no"}, "option-value", ["find_lr"]),
-        ({"find_lr": True, "resume": True}, "option-conflict", ["--resume"]),
+        ({"find_lr": True, "resume": True}, "option-conflict", ["remove resume=True"]),
+        ({"learning_rate": 1}, "option-unknown", ["'learning_rate'; did you mean optim={'lr': ...}?"]),
+        ({"optim.learning_rate": 1}, "option-unknown", ["'optim.learning_rate'; did you mean 'optim.lr'?"]),
+        ({"epoch": 1}, "option-unknown", ["did you mean train={'epochs': ...}?"]),
+        ({"num_classes": 3}, "option-unknown", ["the genres are those of the shard set"]),
+        ({"loss": "asl"}, "option-value", ["did you mean loss={'name': 'asl'}?"]),
+        ({"config": {"optimizer": {"lr": 1}}}, "option-unknown", ["'optimizer'; did you mean 'optim'?"]),
     ],
 )
 def test_a_wrong_argument_of_train(given: dict[str, Any], code: Any, facts: list[str], tmp_path: Path):
@@ -211,8 +237,15 @@ def test_a_wrong_argument_of_the_others(run: toolkit.Run, shards: toolkit.ShardS
         toolkit.build_shards(images=tmp_path / "images")
     with fails("option-unknown", "posters tune --set"):
         toolkit.tune(run.model, shards, set={"Drama": 0.5})
-    with fails("path-exists", "is a shard set", "--out"):
+    with fails("path-exists", "is a shard set", "choose another out"):
         toolkit.train(shards, shards.path, SMALL)
+    with fails("run-exists", "pass resume=True to continue it, or choose another out"):
+        toolkit.train(shards, run.path, SMALL)
+    number = toolkit.load_model(run.model, device="cpu").folder.config["poster_toolkit"]["shard_set"]
+    with fails("set-missing", f"{run.path} is a run folder", f"used the set {number}", "name a shard set with shards"):
+        toolkit.train(run.path, tmp_path / "run", SMALL)
+    with fails("option-value", "metric_options takes NAME=VALUE"):
+        toolkit.evaluate(run.model, shards, metric_options=["beta"])
     with fails("option-unknown", "'spilt'", "'split'"):
         toolkit.evaluate(run.model, shards, spilt="val")
     with fails("set-split", "'dev'"):

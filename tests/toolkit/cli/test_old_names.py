@@ -33,7 +33,6 @@ def value(options: Any, path: str) -> Any:
     [
         (TUNE, ["--slack", "0.2"], "--max-micro-f-loss", "decide.max_micro_f_loss", 0.2),
         (TUNE, ["--slack=0.2"], "--max-micro-f-loss", "decide.max_micro_f_loss", 0.2),
-        (TUNE, ["--sla", "0.2"], "--max-micro-f-loss", "decide.max_micro_f_loss", 0.2),
         (TUNE, ["--patience", "7"], "--remote-timeout", "cache.remote_timeout", 7.0),
         (TRAIN, ["--patience", "7"], "--remote-timeout", "cache.remote_timeout", 7.0),
         (TRAIN, ["--decide.slack", "0.2"], "--decide.max_micro_f_loss", "config.decide.max_micro_f_loss", 0.2),

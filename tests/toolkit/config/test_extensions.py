@@ -100,6 +100,7 @@ def test_options_have_the_types_of_the_constructor():
     ("words", "facts"),
     [
         (["--loss.name=own_code:Scalar"], ["returned () for logits", "(18,)"]),
+        (["--augment.name=own_code:Grey"], ["own_code:Grey returned (18, 32, 32)", "images, of shape (18, 3, 32, 32)"]),
         (["--loss.name=own_code:Loss", "--loss.smoothing=0.1"], ["loss.smoothing has no effect"]),
         (["--model.head=own_code:Wrong"], ["own_code:Wrong returned (2, 8)", "(2, 7)"]),
         (["--model.head=own_code:Broken"], ["ZeroDivisionError: no such thing", "own_code.py, line"]),
@@ -151,6 +152,8 @@ def test_a_model_with_code_of_others_is_refused_in_one_line(
     command: str, hostile: Path, posters_of: Path, shard_set: Path
 ):
     """The module is in the model folder and in the current folder. No command imports it."""
+    if command == "app":
+        pytest.importorskip("gradio")  # the extra `app`
     images = posters_of / "images"
     each: dict[str, list[object]] = {
         "predict": ["-d", images],

@@ -47,7 +47,7 @@ def test_a_synonym_in_a_file(tmp_path: Path):
         ("option-unknown", ["--batch-size", "1"], "did you mean 'train.batch_size'?"),
         ("option-unknown", ["--num-classes=1"], "the genres are those of the shard set"),
         ("option-unknown", ["--devices", "1"], "accelerate launch"),
-        ("option-value", ["--opt", "adamw"], "did you mean 'optim.name'?"),
+        ("option-unknown", ["--opt", "adamw"], "did you mean 'optim.name'?"),
         ("option-value", ["--model", "resnet18"], "did you mean --model.name resnet18?"),
         ("option-value", ["--data=SHARDS"], "did you mean --shards SHARDS?"),
     ],

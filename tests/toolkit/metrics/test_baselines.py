@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import fcntl
 import io
 import json
 import math
+import os
+import struct
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +181,16 @@ def test_chosen_threshold_per_genre(long_tailed):
     assert result.thresholds[-1].threshold == limits.tolist()
     assert result.per_genre["threshold"].tolist() == limits.tolist()
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == result.to_dict()
-    assert "prevalence @ chosen (per genre)" in render(result)
+    text = render(result)
+    assert "prevalence @ chosen " in text and "chosen: the thresholds of the model, one per genre" in text
+    assert "model @ single of val 0." in text and max(map(len, text.splitlines())) <= 80
 
 
-def test_rendering_at_100_columns_cuts_nothing(evaluation):
-    text = render(evaluation)
+@pytest.mark.parametrize("width", [80, 120])
+def test_rendering_cuts_no_row_on_a_terminal(evaluation, width):
+    text = render(evaluation, width)
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert "\u2026" not in text and "\x1b" not in text
     for row in evaluation.thresholds:
         line = next(line for line in lines if line.startswith(f" model @ {row.label} "))
@@ -203,11 +211,24 @@ def test_rendering_puts_the_model_beside_the_prevalence_baseline(evaluation):
 
 def test_rendering_lists_genres_by_support_and_names_verbatim(evaluation):
     text = render(evaluation).split("per genre, at the chosen threshold")[1]
-    rows = [line.split() for line in text.splitlines() if len(line.split()) == 9][1:]
+    rows = [line.split() for line in text.splitlines() if len(line.split()) == 8][1:]
     assert sorted(row[0] for row in rows) == sorted(evaluation.genres)  # "[bold]..." is not markup
     support = [int(row[1]) for row in rows]
     assert support == sorted(support, reverse=True)
-    assert rows[-1] == ["Never", "0", "0.000", "-", "-", "0.341", "-", "-", "-"]
+    assert rows[-1] == ["Never", "0", "-", "-", "0.341", "-", "-", "-"]
+
+
+def test_a_terminal_of_80_columns_shows_each_row_in_a_line(evaluation):
+    """Names that do not fit are folded in their column. Without a terminal, no name of this length is folded."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    evaluation = dataclasses.replace(evaluation, per_genre=evaluation.per_genre.replace("Never", "Never " * 7))
+    with os.fdopen(theirs, "w") as terminal:
+        found = report_console(terminal)
+        assert found.width == 80 and found.is_terminal
+    os.close(ours)
+    for width, rows in ((80, 3), (110, 1)):
+        assert sum("Never" in line for line in render(evaluation, width).splitlines()) == rows
 
 
 def test_rendering_to_an_ascii_stream(evaluation):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,7 @@ def test_a_table_for_pandas(rows: Rows, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_rows(path, rows, FACTS)
     assert [str(field.type) for field in pq.read_schema(path)] == [
-        "string", "list<element: string>", "float", "float", "float", "string",
-        "fixed_size_list<element: float>[4]",
+        "string", "list<element: string>", "float", "float", "float", "string", "list<element: float>",
     ]  # fmt: skip
     frame = pd.read_parquet(path)
     assert list(frame.columns) == ["id", "genres", "Drama", "genre:Error", "Sci-Fi", "error", "embedding"]
@@ -128,9 +128,9 @@ def test_ids_and_numbers_stay_exact_in_every_format(tmp_path: Path) -> None:
         write_rows(tmp_path / f"a.{format}", rows, FACTS)
     table = pq.read_table(tmp_path / "a.parquet")
     assert table["id"].to_pylist() == ODD_IDS and np.array_equal(table["Drama"].to_numpy(), exact[:, 0])
-    with open(tmp_path / "a.csv", newline="") as stream:
-        records = list(csv.DictReader(stream))
-    assert [r["id"] for r in records] == ODD_IDS
+    with open(tmp_path / "a.csv", newline="") as stream:  # the csv module of Python 3.10 cannot read NUL
+        records = list(csv.DictReader(io.StringIO(stream.read().replace("\0", "NUL"), newline="")))
+    assert [r["id"].replace("NUL", "\0") for r in records] == ODD_IDS
     assert np.array_equal(np.array([r["genre:Error"] for r in records], np.float32), exact[:, 1])
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().split("\n")[:-1]]
     assert [r["id"] for r in lines] == ODD_IDS

@@ -22,6 +22,7 @@ import toolkit
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.storage.files import sha256_file
+from toolkit.cli.main import main
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
@@ -157,6 +158,13 @@ def test_one_bad_image_is_one_row(model: toolkit.Predictor, paths: list[Path]) -
         {"threshold": True},
         {"threshold": float("nan")},
         {"threshold": [0.5]},
+        {"threshold": {"Drama": 2}},
+        {"threshold": {"Drama": "0.5"}},
+        {"threshold": {"": 0.5, "Drama": True}},
+        {"top_k": 0},
+        {"top_k": 99},
+        {"top_k": 1.5},
+        {"top_k": True},
         {"batch_size": 2.5},
         {"batch_size": "8"},
         {"batch_size": None},
@@ -166,7 +174,8 @@ def test_one_bad_image_is_one_row(model: toolkit.Predictor, paths: list[Path]) -
     ],
 )
 def test_wrong_options_are_one_line(model: toolkit.Predictor, paths: list[Path], options: dict[str, Any]) -> None:
-    with fails("option-value", next(iter(options)), repr(*options.values())):
+    (name, value), *_ = options.items()
+    with fails("option-value", name, repr(list(value.values())[-1] if isinstance(value, dict) else value)):
         model.predict(paths, **options)
     assert len(model.predict(paths[0], batch_size=10**12, threshold=np.float32(0.5))) == 1
 
@@ -210,6 +219,30 @@ def test_options(model: toolkit.Predictor, paths: list[Path]) -> None:
         model.predict(paths, threshold=2.0)
     with fails("option-value", "batch_size", "-1"):
         model.predict(paths, batch_size=-1)
+
+
+def test_top_k_and_thresholds_of_some_genres_are_those_of_the_command(
+    model: toolkit.Predictor, paths: list[Path], tmp_path: Path
+) -> None:
+    for given, words in (
+        ({"top_k": 2}, ["--top-k=2"]),
+        ({"threshold": {"Drama": 0}}, ["-t", "Drama=0"]),
+        ({"threshold": {"": 1, "Drama": 0.0}}, ["-t", "1", "-t", "Drama=0"]),
+    ):
+        found = model.predict(paths, **given)
+        command = ["predict", "-m", str(model.folder.path), *map(str, paths), *words, "-o", str(tmp_path / "p.csv")]
+        assert main(command) == 0
+        listed = pd.read_csv(tmp_path / "p.csv")["genres"].fillna("")
+        assert [sorted(names) for names in found["genres"]] == [
+            sorted(filter(None, text.split("|"))) for text in listed
+        ]
+    assert all(names == ["Drama"] for names in found["genres"])
+    with fails("option-conflict", "top_k does not use thresholds; remove threshold or top_k"):
+        model.predict(paths, threshold=0.5, top_k=1)
+    with fails("option-value", "threshold: the model has no genre 'Dramma'; did you mean 'Drama'?"):
+        model.predict(paths, threshold={"Dramma": 0.5})
+    with fails("option-unknown", "unknown argument 'thresholds'; did you mean 'threshold'?"):
+        toolkit.predict(model, paths, thresholds={"Drama": 0.5})
 
 
 def test_pixels_for_ones_own_use(model: toolkit.Predictor, paths: list[Path]) -> None:

@@ -44,12 +44,28 @@ def test_files(text: str, names: list[str], model: toolkit.Predictor, folder: Pa
 
 
 def test_a_missing_file_has_a_row_and_a_pattern_without_files_a_line(model: toolkit.Predictor, folder: Path):
-    assert model.predict(folder / "d[1].jpg")["error"][0] == "No such file or directory"
+    error = model.predict(folder / "d[1].jpg")["error"][0]
+    assert error == "No such file or directory; did you mean 'c[1].jpg'?"
+    assert model.predict(folder / "none" / "a.jpg")["error"][0] == "No such file or directory"
     with fails("images-none", folder / "*.png"):
         model.predict(folder / "*.png")
     with fails("images-none", folder / "empty"):
         (folder / "empty").mkdir()
         model.predict(folder / "empty")
+
+
+def test_a_list_has_files_folders_and_patterns(model: toolkit.Predictor, folder: Path):
+    found = model.predict([folder / "sub", str(folder / "[ac]*.jpg"), folder / "a.jpg"])
+    names = ["sub/b.jpg", "a.jpg", "c[1].jpg", "a.jpg"]
+    assert found["image"].tolist() == [str(folder / name) for name in names] and found["error"].isna().all()
+
+
+def test_addresses_that_are_not_read(model: toolkit.Predictor):
+    for images in ("ftp://host/a.jpg", ["s3://bucket/a.jpg"]):
+        with fails("url-refused", "is not read: name a file, or an http:// or https:// URL"):
+            model.predict(images)
+    with fails("url-refused", "password"):
+        model.predict("https://me:secret@host/a")
 
 
 def test_a_shard_set(model: toolkit.Predictor, drawn_set: Path):

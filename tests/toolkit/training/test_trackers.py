@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import sqlite3
 import subprocess
@@ -125,6 +126,26 @@ def test_a_tracker_that_ends_the_process_does_not(caplog: pytest.LogCaptureFixtu
     assert "SystemExit: no more" in warnings_of(caplog)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("dvclive", {}, {"dir": "R/dvclive", "save_dvc_exp": False, "dvcyaml": False}),
+        ("dvclive", {"save_dvc_exp": True, "dir": "D"}, {"dir": "D", "save_dvc_exp": True, "dvcyaml": False}),
+        ("swanlab", {}, {"log_dir": "R/swanlab", "experiment_name": "R"}),
+        ("clearml", {"task_name": "films"}, {"task_name": "films"}),
+        ("aim", {}, {"experiment": "posters"}),
+    ],
+)
+def test_files_lie_in_the_run_folder_and_the_run_has_its_name(
+    name: str, options: dict[str, Any], expected: dict[str, Any]
+):
+    """These trackers need no package until they start. dvclive must not commit to the user's repository."""
+    tracker: Any = trackers._made(name, dict(options), Path("R"))
+    assert tracker.init_kwargs == expected
+    if name == "aim":
+        assert (tracker.run_name, tracker.aim_repo_path) == ("R", "R")
+
+
 @pytest.fixture(scope="module")
 def offline(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a training RUN and of a range test LR with three real trackers, without a network."""
@@ -143,8 +164,10 @@ def offline(shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # wandb has one temporary folder for all processes that are forked from one, so these are fresh
     for words in (["--out", "RUN", "--optim.lr=0.002"], ["--out", "LR", "--find-lr"]):
         command = [sys.executable, "-m", "toolkit", "train", *map(str, common), *words, f"--train.trackers={wanted}"]
+        command += ["--log", "json"]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0 and "is off" not in done.stderr, done.stderr
+        assert all(isinstance(json.loads(line), dict) for line in (done.stdout + done.stderr).splitlines())
     return folder
 
 

@@ -9,15 +9,11 @@ own random numbers. No operation sums over a batch, so pixels are bit-identical 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
-from shards.errors import UserError
 from shards.extras import load_object
 from toolkit.config.augmentation_registry import AUGMENTATIONS, AugmentConfig
-from toolkit.config.extensions import make
+from toolkit.config.extensions import checked_tensor, make
 from toolkit.data.augment.mixup import draw_pairs, mix
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sampling.rng import Stream, uniforms
@@ -41,7 +37,8 @@ class Augmenter:
         images: (n, S, S, 3) RGB values from 0 to 255, uint8 or float, on any device.
         targets: (n, G) float, on the same device. Mixing makes the returned targets fractional.
         Returns images as float32. If no augmentation is on, returns the arguments. Mixing needs TrainPlan.group_size 2.
-        Raises ValueError if images, targets and micro_batch differ in length.
+        Raises ValueError if images, targets and micro_batch differ in length. Raises UserError if the user's
+        augmentation returns another shape.
         """
         if not len(images) == len(targets) == len(micro_batch.indices):
             lengths = f"{len(images)}, {len(targets)} and {len(micro_batch.indices)}"
@@ -54,20 +51,9 @@ class Augmenter:
         for step in self.steps:
             planes = step(planes, config, seed, epoch, keys)
         if self.own is not None:
-            planes = self._own(planes, lambda count: uniforms(seed, epoch, keys, count, Stream.OWN))
+            found = self.own(planes, lambda count: uniforms(seed, epoch, keys, count, Stream.OWN))
+            shape, name = tuple(planes.shape), f"augment.name {config.name}"
+            planes = checked_tensor(found, shape, name, f"images of shape {shape}", "images").float()
         if config.mixes:
             planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], micro_batch, seed, epoch))
         return planes.permute(0, 2, 3, 1).contiguous(), targets
-
-    def _own(self, planes: torch.Tensor, draws: Callable[[int], Any]) -> torch.Tensor:
-        """Return the result of the user's augmentation. Raises UserError if its shape differs."""
-        assert self.own is not None
-        found = self.own(planes, draws)
-        if not isinstance(found, torch.Tensor) or found.shape != planes.shape:
-            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-            raise UserError(
-                "option-value",
-                f"augment.name {self.config.name} returned {shape} for images of shape {tuple(planes.shape)}: it must "
-                f"return images of the same shape",
-            )
-        return found.float()

@@ -17,7 +17,7 @@ from shards.errors import UserError
 from shards.inputs.image_files import Walk, no_folder, no_images, walk_images
 from shards.inputs.image_structure import more_frames
 from shards.storage.endings import is_image_name
-from shards.storage.kinds import IMAGE, other_kind
+from shards.storage.kinds import IMAGE, near_name, other_kind
 from shards.storage.retry import of_one_file, retried, unreadable
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_urls import ImageUrl
@@ -89,6 +89,8 @@ def read_file(path: Path) -> bytes:
     try:
         return retried(path.read_bytes, str(path))
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise Undecodable(f"{error.strerror}{near_name(path)}") from None
         if of_one_file(error):
             raise Undecodable(error.strerror or str(error)) from None
         raise unreadable(str(path), error) from None

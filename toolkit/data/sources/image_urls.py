@@ -12,10 +12,13 @@ from pathlib import Path
 
 from shards.errors import UserError, without_secrets
 from shards.extras import require_extra
+from shards.storage.endings import is_image_name
 from shards.storage.paths import is_url
 from shards.storage.retry import unreadable
 from toolkit.data.sources.errors import Undecodable
 
+#: The remedy for a private address. The row of an image has this text, also in Python.
+ALLOW_PRIVATE = "; --allow-private (in Python: allow_private=True) allows it"
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
@@ -37,7 +40,7 @@ class ImageUrl:
         try:
             return download_one(self.url, self.allow_private)
         except Unfetched as failure:
-            remedy = "; --allow-private allows it" if failure.reason == "private address" else ""
+            remedy = ALLOW_PRIVATE if failure.reason == "private address" else ""
             raise Undecodable(f"{failure.reason}: {failure.detail}{remedy}") from None
         except OSError as error:
             raise unreadable(str(self), error) from None
@@ -51,6 +54,11 @@ def image_places(texts: Sequence[str]) -> list[Path | ImageUrl]:
             raise UserError("url-refused", f"{text} is not read: name a file, or an http:// or https:// URL")
         places.append(ImageUrl(text) if is_url(text) else Path(text))
     return places
+
+
+def is_set_url(text: str) -> bool:
+    """Return whether a URL is one of a shard set. An http:// or https:// URL is one of an image, with any ending."""
+    return is_url(text) and not _HTTP.match(text) and not is_image_name(text)
 
 
 def require_urls(urls: Sequence[ImageUrl]) -> None:

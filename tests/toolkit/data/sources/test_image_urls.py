@@ -11,6 +11,7 @@ import pytest
 from failing import fails
 from misbehaving_server import MisbehavingServer, closed_port, drip, endless, redirect, reply
 
+import toolkit
 from shards.fetch.options import FetchOptions
 from toolkit.cli.main import main
 from toolkit.data.sources.errors import Undecodable
@@ -76,6 +77,18 @@ def test_a_bad_url_is_a_row_with_the_reason(
     assert predict(model_folder, "-i", *reasons, posters / "images" / "p00000.jpg", "--allow-private") == 0
 
 
+def test_python_predicts_urls(model_folder: Path, server: MisbehavingServer, posters: Path):
+    model, url = toolkit.load_model(model_folder, device="cpu"), server.url("/p.jpg?token=secret")
+    found = model.predict([url, posters / "images" / "p00000.jpg", server.url("/page.jpg")], allow_private=True)
+    assert found["image"].tolist()[::2] == [url, server.url("/page.jpg")]
+    assert found["error"].isna().tolist() == [True, True, False] and "not an image" in found["error"][2]
+    assert found["Drama"][0] == found["Drama"][1]
+    assert model.predict(url, allow_private=True)["Drama"].tolist() == pytest.approx([found["Drama"][0]])
+    server.requests.clear()
+    error = model.predict(url)["error"][0]
+    assert "private address" in error and "allow_private=True" in error and not server.requests
+
+
 def test_private_addresses_are_refused(model_folder: Path, server: MisbehavingServer, tmp_path: Path):
     urls = [server.url("/moved.jpg"), "http://localhost:1/x.jpg", "http://[::1]/x.jpg", "http://169.254.169.254/x.jpg"]
     server.requests.clear()
@@ -99,7 +112,10 @@ def test_what_is_refused_before_any_work(model_folder: Path, monkeypatch: pytest
         ("https://me:secret@host/x.jpg", ["https://host/x.jpg", "password"]),
         ("http:///x.jpg", ["http:///x.jpg", "host"]),
         ("s3://bucket/x.jpg", ["s3://bucket/x.jpg", "https://"]),
+        ("ftp://host/x.jpg", ["ftp://host/x.jpg is not read: name a file, or an http:// or https:// URL"]),
     ):
+        with fails("url-refused", *facts):
+            predict(model_folder, url)
         with fails("url-refused", *facts) as caught:
             predict(model_folder, "-i", url)
         assert "secret" not in str(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from shards.errors import UserError, one_line
+from shards.storage.kinds import RUN, near_name, other_kind
 from toolkit.config.model_files import read_config
 from toolkit.evaluation.results import figures_of
 from toolkit.model_folder.folder import OWN_KEY
@@ -20,7 +21,14 @@ class Run:
     """A run folder that `posters train` or ``toolkit.train`` has written. Files are read at their first use."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a run folder. Raises UserError if ``path`` is something else."""
         self.path = Path(path)
+        if any((self.path / name).exists() for name in ("config.yaml", "model", "find-lr.csv")):
+            return
+        if not self.path.exists():
+            raise UserError("path-missing", f"run folder not found: {self.path}{near_name(self.path)}")
+        wrong = other_kind(self.path, RUN) or f"{self.path} is not a run folder; name the --out of a training"
+        raise UserError("model-missing", wrong)
 
     @property
     def model(self) -> Path:
@@ -57,13 +65,27 @@ class Run:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """Metrics on the validation split, at the model's own thresholds: mAP, macro_f1, micro_f1, loss, ..."""
+        """Metrics of the model on the validation split, at its own thresholds: mAP, macro_f1, micro_f1, loss, ...
+
+        The thresholds and the calibration were chosen on the same split, so all metrics that use them are too high.
+        To compare or to publish, use `cross_fitted`, or `evaluate` on the test split.
+        """
         path = self.model / "metrics-val.json"
         try:
             return figures_of(json.loads(path.read_bytes()))
         except (OSError, ValueError, LookupError, TypeError) as error:
             remedy = "`posters evaluate --split val` writes it again"
             raise UserError("model-damaged", f"{path} cannot be read ({one_line(error)}): {remedy}") from None
+
+    @property
+    def cross_fitted(self) -> dict[str, Any]:
+        """The validation metrics that the training printed for the kept epoch: loss, mAP, micro_f1, macro_f1.
+
+        For the F1 values, each part of the validation split has the thresholds of the other parts. Metrics of your own
+        are included.
+        """
+        row = self.epochs.loc[self.epoch]
+        return {name.removeprefix("val_"): row[name] for name in row.index if name.startswith("val_")}
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
