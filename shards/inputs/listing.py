@@ -119,7 +119,7 @@ def _in_subfolders(folder: Path, ids: Sequence[str], quiet: bool) -> dict[str, L
 def _local_posters(
     folder: Path, ids: Iterable[str], quiet: bool, paths: Iterable[str]
 ) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """An id can begin with a subfolder. Yield (ids, files) of each subfolder. The keys of ``files`` are paths."""
+    """Yield (ids, files) of each subfolder with which an id begins. The keys of ``files`` are paths."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)

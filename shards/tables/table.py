@@ -186,5 +186,5 @@ def refuse_unused(path: StoragePath, form: str, **given: str | None) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(
-                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave it out"
+                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave the option out"
             )
