@@ -57,7 +57,7 @@ def image_places(texts: Sequence[str]) -> list[Path | ImageUrl]:
 
 
 def is_set_url(text: str) -> bool:
-    """Return whether a URL is one of a shard set. An http:// or https:// URL is one of an image, with any ending."""
+    """Return whether a URL is the address of a shard set. Any http:// or https:// URL is the address of an image."""
     return is_url(text) and not _HTTP.match(text) and not is_image_name(text)
 
 
