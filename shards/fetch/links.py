@@ -34,7 +34,7 @@ class BadLink(ValueError):
 class Link:
     """Link of a poster. ``line`` is its line in the table, ``host`` is the host of ``url``.
 
-    written: the id as the table has it. Earlier versions used it as the id. Empty if it cannot be an id.
+    written: the text of the id in the table, which earlier versions used as the id. Empty if it is not a valid id.
     """
 
     line: int
@@ -51,8 +51,9 @@ def read_links(
 
     A column is given by its header or by its number from 0. The ids are those of a build with the same table and with
     ``images``, the folder of the posters (see sample_ids).
-    Raises UserError if the file or a column is missing, or if this first column has row numbers instead of ids. A bad
-    row does not raise an error, but becomes a Rejection.
+
+    Raises UserError if the file or a column is missing, or if the column of ids has row numbers. A bad row does not
+    raise an error, but becomes a Rejection.
     """
     links: list[Link] = []
     rejected: dict[int, Rejection] = {}

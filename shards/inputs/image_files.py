@@ -53,7 +53,7 @@ class Walk:
 
     def links_text(self) -> str:
         """Return a message that names the links to folders, for a walk that does not follow them."""
-        remedy = "to use their images, put the folders themselves there"
+        remedy = "to use their images, replace the links by the folders"
         return f"links to folders were not followed: {some(sorted(self.links))}; {remedy}"
 
 
@@ -103,7 +103,7 @@ def list_folder(folder: Path, subfolder: str, walk: Walk) -> tuple[list[str], li
 
 
 def _is_above(link: Path) -> bool:
-    """Return whether a link leads to a folder above it on the path, or to a folder that contains such a folder."""
+    """Return whether a link leads to a folder that contains the link, directly or through other links."""
     above = (Path(os.path.realpath(folder)) for folder in link.parents)
     return any(Path(os.path.realpath(link)) in (folder, *folder.parents) for folder in above)
 

@@ -75,7 +75,7 @@ def list_posters(
 def find_posters(
     folder: StoragePath, ids: Sequence[str], paths: Mapping[str, str], quiet: bool = False
 ) -> dict[str, Listed]:
-    """Return id → image file, as list_posters does, but also look for ids without such a file.
+    """Return id → image file, as list_posters does. Also look for ids that list_posters does not find.
 
     paths: id → path of its image in the table. Ids that are equal to their path are left out. In a local folder, this
     function also looks for an id in all subfolders, in each Unicode form. An id with files in several subfolders is
@@ -119,7 +119,7 @@ def _in_subfolders(folder: Path, ids: Sequence[str], quiet: bool) -> dict[str, L
 def _local_posters(
     folder: Path, ids: Iterable[str], quiet: bool, paths: Iterable[str]
 ) -> Iterator[tuple[Sequence[str], Mapping[str, Any]]]:
-    """An id can begin with a subfolder. Yield (ids, files) of each subfolder. The keys of ``files`` are paths."""
+    """Yield (ids, files) of each subfolder with which an id begins. The keys of ``files`` are paths."""
     by_folder: dict[str, list[str]] = {}
     for sample_id in ids:
         by_folder.setdefault(_plain(sample_id).rpartition("/")[0], []).append(sample_id)

@@ -146,11 +146,11 @@ def separating_mark(labels: Counter[str], samples: int, known: Sequence[str] = (
 
 
 def _are_lists(parts: Mapping[str, Sequence[str]], recurs: Collection[str], labels: Counter[str], samples: int) -> bool:
-    """Return whether labels of several words are lists of genres, although no genre may be a label of its own.
+    """Return whether labels of several words are lists of genres, even if no label is a single genre.
 
     parts: words of each label. recurs: words that are in several labels. Most samples must have such a label, and most
     of these labels must have only words of ``recurs``. There must be more labels than words. A third of the words must
-    begin a label and end another one. This distinguishes lists from names such as Romantic Comedy and Action Comedy.
+    begin a label and end another label. This distinguishes lists from names such as Romantic Comedy and Action Comedy.
     """
     lists = {label: words for label, words in parts.items() if all(word in recurs for word in words)}
     words = {word for found in lists.values() for word in found}

@@ -51,9 +51,10 @@ def find_genres(
     """Return the columns that the options name, or else the columns that have genres.
 
     genre_column, label_columns: the options --genre-column and --label-columns. others: positions of columns that are
-    used for something else, such as the column of ids. Without options, it is the column with a usual name, or the
-    columns that contain only 0 and 1, or column 3 (FALLBACK). Raises UserError if several columns have such a name, if
-    no column remains, if columns contain -1 and 1, or if columns of 0 and 1 may be other flags.
+    used for something else, such as the column of ids. Without options, the column with a usual name is
+    returned, or else the columns that contain only 0 and 1, or else column 3 (FALLBACK). Raises UserError if several
+    columns have a usual name, if no column remains, if columns contain -1 and 1, or if columns of 0 and 1 may be other
+    flags.
     """
     if genre_column is not None and label_columns:
         raise UserError("option-conflict", "--genre-column and --label-columns exclude each other: choose one of them")
@@ -185,7 +186,7 @@ def _is_other_flag(table: Table, at: int) -> bool:
 
 
 def _refuse_other_flags(table: Table, flags: Sequence[int]) -> None:
-    """Raise UserError if columns of 0 and 1 have names of OTHER_FLAGS. Beside two or more genres, Adult is a genre."""
+    """Raise UserError if columns of 0 and 1 have names of OTHER_FLAGS. Beside two other columns, Adult is a genre."""
     others = [at for at in flags if _is_other_flag(table, at)]
     names = {tidy(table.header[at]).lower() for at in others}
     if not others or (names == {"adult"} and len(flags) > 2):
@@ -216,7 +217,7 @@ def _refuse_signs(table: Table, columns: Sequence[int], rows: Sequence[Sequence[
     """Raise UserError if columns contain -1 and 1. Their meaning is not known."""
     signed = [at for at in columns if (v := _values(table, at, rows)) & SIGNS and v <= SIGNS | {"0", "1", "0.0", "1.0"}]
     if signed:
-        readings = "-1 can mean that a poster does not have the genre, or that nobody knows whether it has the genre"
+        readings = "-1 can mean that a poster does not have the genre, or that the genre is not known"
         remedy = "write 0 for `does not have`, and leave posters with unknown genres out"
         names = some([table.name(at) for at in signed])
         raise UserError("table-column", f"{table.path}: the columns {names} contain -1 and 1, and {readings}; {remedy}")

@@ -32,7 +32,8 @@ def json_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
             raise UserError("table-unreadable", f"{path} is not valid JSON: {one_line(error)}") from None
         if found is None:
             what = 'is not a list of records such as [{"id": "p1", "genres": ["Drama"]}]'
-            raise UserError("table-unreadable", f"{path} {what}; write it so, or one record on each line. {PANDAS}")
+            remedy = "write such a list, or one record on each line"
+            raise UserError("table-unreadable", f"{path} {what}; {remedy}. {PANDAS}")
         return record_table(path, found, f"JSON{name}", options)
     records = []
     for number, line in lines:
@@ -95,7 +96,7 @@ def _split_form(value: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
 def _are_columns(path: StoragePath, outer: Sequence[str], inner: Sequence[str]) -> bool:
     """Return whether an object of objects has a key per column (``outer``) and not a key per id.
 
-    All inner objects have the keys ``inner``. Raises UserError if the names do not show which of them are columns.
+    All inner objects have the keys ``inner``. Raises UserError if the names do not show which keys are columns.
     """
     named = any(map(is_genre_name, inner))
     if all(key.isdecimal() for key in inner) or (any(map(is_genre_name, outer)) and not named):
@@ -109,8 +110,8 @@ def _are_columns(path: StoragePath, outer: Sequence[str], inner: Sequence[str]) 
 def _of_columns(columns: Mapping[str, Sequence[Any]], index: Sequence[str]) -> list[Mapping[str, Any]]:
     """Return records of columns and of the index of a pandas table, unless the index has row numbers.
 
-    The index has the ids if no other column has a usual name for ids. Then it becomes the first column, or the last
-    one if it has numbers, because these can be the row numbers of a table of which rows were deleted.
+    The index becomes the last column if it has only whole numbers, or if another column has a usual name for ids. Whole
+    numbers can be the row numbers of a table from which rows were deleted. Any other index becomes the first column.
     """
     rows = zip(*columns.values(), strict=True)
     records: list[Mapping[str, Any]] = [dict(zip(columns, row, strict=True)) for row in rows]

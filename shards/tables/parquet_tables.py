@@ -44,8 +44,8 @@ def parquet_table(path: StoragePath, options: TableOptions) -> Table:
 def _without_bytes(file: Any) -> tuple[Any, dict[str, str], set[str]]:
     """Read the columns of an open Parquet file that have no bytes, or bytes that are UTF-8 text.
 
-    Also return the name of each other column → what it has, and the names of those whose values are as short as ids.
-    Columns with large values, such as images, are not read, because they can be larger than the memory.
+    Return the table, a reason for each column that was not read, and the names of those columns whose values are as
+    short as ids. Columns with large values, such as images, are not read, because they can be larger than the memory.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -72,7 +72,7 @@ def _without_bytes(file: Any) -> tuple[Any, dict[str, str], set[str]]:
 
 
 def _mean_size(facts: Any, name: str) -> float:
-    """Return the mean number of bytes per row of a column, with the columns inside of it, from a Parquet's metadata."""
+    """Return the mean number of bytes per row of a column and of its inner columns, from the metadata of the file."""
     groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
     columns = [group.column(number) for group in groups for number in range(facts.num_columns)]
     own = [column for column in columns if f"{column.path_in_schema}.".startswith(f"{name}.")]

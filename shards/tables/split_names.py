@@ -1,4 +1,4 @@
-"""Names of the splits, as folders and cells of a table have them."""
+"""Names of the splits in the names of folders and in the cells of a table."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def split_of_folder(name: str) -> str:
 
 
 def split_of_path(path: str) -> str:
-    """Return the split of the first folder of a path that means one. Empty if no folder does."""
+    """Return the split that a folder of a path means. The first such folder decides. Empty if there is none."""
     return next(filter(None, map(split_of_folder, PurePosixPath(path).parts[:-1])), "")

@@ -121,8 +121,8 @@ class Table:
     def id_column(self) -> int:
         """Return the position of the column of ids.
 
-        --id-column names this column. Without the option, column 0 is used if its name is in ID_NAMES. If it is not,
-        the column whose name comes first in ID_NAMES is used. If there is no such column, column 0 is used. Raises
+        --id-column names this column. Without the option, column 0 is used if its name is in ID_NAMES. Otherwise the
+        column whose name comes first in ID_NAMES is used. If there is no such column, column 0 is used. Raises
         UserError if --id-column names no column.
         """
         if self.options.id_column is not None:
@@ -186,5 +186,5 @@ def refuse_unused(path: StoragePath, form: str, **given: str | None) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(
-                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave it out"
+                "option-conflict", f"{path} is read as {form}, for which --{name} has no meaning; leave the option out"
             )

@@ -50,7 +50,7 @@ class DetectorOptions(Checked):
     """Settings of the text detector. The defaults were chosen on real posters (docs/results/text-removal.md)."""
 
     detector: str = "rapidocr"
-    """Text detector: rapidocr, a network of the same kind (FILE.onnx), or your own (package.module:make)."""
+    """Text detector: rapidocr, another DB network (FILE.onnx), or your own detector (package.module:make)."""
     scales: tuple[tuple[int, ...], ...] = option(
         ((256, 608), (416, 1024)), old=("--looks",), parse=parse_scales, text="256,608/416,1024"
     )

@@ -119,7 +119,7 @@ def tune(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> E
 
     if "set" in options or "by_hand" in options:
         remedy = "set model.thresholds['Drama'] = 0.5 of a loaded model, or use `posters tune --set`"
-        raise UserError("option-unknown", f"tune chooses thresholds on a shard set; to set one by hand, {remedy}")
+        raise UserError("option-unknown", f"tune needs a shard set; to set a threshold by hand, {remedy}")
     chosen = options_of(TuneOptions, {**options, "model": model, "shards": _place(shards)})
     with _call("tune", chosen):
         return tune_model(chosen)

@@ -65,7 +65,7 @@ class Run:
 
     @cached_property
     def figures(self) -> dict[str, Any]:
-        """Metrics of the model on the validation split, at its own thresholds: mAP, macro_f1, micro_f1, loss, ...
+        """Metrics on the validation split, at the model's own thresholds: mAP, macro_f1, micro_f1, loss, ...
 
         The thresholds and the calibration were chosen on the same split, so all metrics that use them are too high.
         To compare or to publish, use `cross_fitted`, or `evaluate` on the test split.
@@ -81,8 +81,8 @@ class Run:
     def cross_fitted(self) -> dict[str, Any]:
         """The validation metrics that the training printed for the kept epoch: loss, mAP, micro_f1, macro_f1.
 
-        For the F1 values, each part of the validation split has the thresholds of the other parts. Metrics of your own
-        are included.
+        The F1 values are cross-fitted: the thresholds for one fold of the split were chosen on the other folds. Metrics
+        of your own are included.
         """
         row = self.epochs.loc[self.epoch]
         return {name.removeprefix("val_"): row[name] for name in row.index if name.startswith("val_")}

@@ -89,8 +89,7 @@ class ModelConfig:
     freeze: values.Modules = ("stem",)
     """Frozen modules: stem (first layers), backbone (all but the head) or names. NAME@3 freezes NAME for 3 epochs."""
     adapter: values.Place = None
-    """Your own change of the network before training, MODULE:CLASS, such as LoRA. The saved model has the same layers
-    as before the change."""
+    """Your own change of the network in training, MODULE:CLASS, such as LoRA. The saved model has no such change."""
     adapter_options: dict[str, Any] = field(default_factory=dict)
     """Options of your own change of the network."""
     checkpointing: bool = False
@@ -173,7 +172,7 @@ class TrainConfig:
     seed: Annotated[int, between(0, 2**32 - 1, "from 0 to 4294967295")] = 0
     """Seed of initialisation, sample order, augmentation and dropout."""
     monitor: values.Monitor = "loss"
-    """Validation metric that selects the best epoch. loss is plain BCE. Your own metric must also be metric.name."""
+    """Validation metric that selects the best epoch. loss is plain BCE. Set your own metric as metric.name, too."""
     patience: Annotated[int, or_more("never")] = 5
     """Stop training after this number of epochs without a better validation metric. 0 means never."""
     ema: UnderOne = 0.0

@@ -83,8 +83,8 @@ def _check_monitor(config: Config) -> None:
     if getattr(use("metric", monitor, "train.monitor"), "better", None) not in ("higher", "lower"):
         raise UserError(
             "option-value",
-            f"train.monitor {monitor}: the class does not tell whether higher or lower values are better: add the line "
-            f'better = "higher" or better = "lower" to the class',
+            f"train.monitor {monitor}: the class does not define whether higher or lower values are better: add the "
+            f'line better = "higher" or better = "lower" to the class',
         )
 
 

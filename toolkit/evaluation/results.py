@@ -186,9 +186,9 @@ def own_metrics(place: str | None, options: Mapping[str, Any], where: str = "met
     """Return the metric of the user at ``place`` (MODULE:CLASS) as a list. Empty if ``place`` is None.
 
     The object is called with (N, G) bool targets, (N, G) bool predicted labels and (N, G) float64 probabilities, and
-    returns a number. NaN means undefined. If the call has an argument ``weights``, it gets the (N,) sample weights, or
-    None. Under weightings, which are counts of bootstrap resamples, the samples are repeated. Raises UserError if the
-    call fails or returns something else, or if a known metric has the name.
+    returns a number. NaN means undefined. If it has an argument ``weights``, it gets the (N,) sample weights, or None.
+    For a bootstrap resample, each sample is repeated as often as it was drawn. Raises UserError if the call fails or
+    returns something else, or if a known metric has the same name.
     """
     if place is None:
         return []

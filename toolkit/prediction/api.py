@@ -96,9 +96,10 @@ class Predictor:
         or https:// URL, pass the result of `open_shards`.
 
         The column ``image`` has the path or URL of each image, or the number of an image without a path. For a shard
-        set, the column ``id`` has the ids of the samples. ``genres`` lists the genres that reach their own thresholds,
-        or the ``threshold`` of all genres, or the thresholds of some genres in a dict such as ``{"Drama": 0.9}``. With
-        ``top_k``, ``genres`` lists the ``top_k`` most probable genres, whatever their thresholds.
+        set, the column ``id`` has the ids of the samples. ``genres`` lists the genres that reach their thresholds.
+        These are the thresholds of the model. ``threshold`` replaces them: one number for all genres, or a dict for
+        some genres, such as ``{"Drama": 0.9}``. With ``top_k``, ``genres`` lists the ``top_k`` most probable genres,
+        whatever their thresholds.
 
         Each genre has a column of calibrated probabilities. ``error`` is None or the reason why the image cannot be
         decoded. ``embeddings`` adds the column ``embedding``: the (F,) float32 input of the classifier. ``tta="flip"``
@@ -128,7 +129,7 @@ class Predictor:
         return frame
 
     def _naming(self, threshold: Any, top_k: Any) -> NamingOptions:
-        """Return the options that decide which genres are named. Raises UserError for invalid ones."""
+        """Return the options that decide which genres are named. Raises UserError for invalid options."""
         given = threshold if isinstance(threshold, Mapping) else {} if threshold is None else {"": threshold}
         require_genres([genre for genre in given if genre != ""], self.folder.labels, "threshold")
         for genre, value in given.items():

@@ -205,7 +205,7 @@ def _made(name: str, options: dict[str, Any], out: Path) -> GeneralTracker:
 
 
 def _quiet_trackio() -> None:
-    """Log what trackio prints, with --debug only. Its lines would stand between those of the training."""
+    """Log what trackio prints only with --debug, so that it does not appear among the lines of the training."""
 
     def say(*words: object, **options: Any) -> None:
         line = one_line(_ESCAPES.sub("", " ".join(map(str, words))))

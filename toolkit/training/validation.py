@@ -119,8 +119,8 @@ def remeasure_best(setup: TrainingSetup, state: Progress, own: Sequence[Metric] 
         state.best_score, result = None, f"not possible, so the next epoch counts as the best ({error})"
     if setup.accelerator.is_main_process:
         log.info(
-            "the best %s so far, %.4f of epoch %d, was measured with another rule (of an earlier version, with other "
-            "decide options, or with other code of the metric); measured again: %s",
+            "the best %s so far, %.4f of epoch %d, was measured with another rule, because the version, the decide "
+            "options or the code of the metric differ; measured again: %s",
             *(config.train.monitor, before, state.best_epoch + 1, result),
         )
 
@@ -167,8 +167,8 @@ def monitored(row: dict[str, Any], monitor: str) -> float:
     if row[name] is None and is_place(monitor):
         raise UserError(
             "option-value",
-            f"the metric {monitor} returned NaN, so this epoch cannot be compared with others: let it return a number, "
-            f"and continue with --resume",
+            f"the metric {monitor} returned NaN, so this epoch cannot be compared with other epochs: correct the "
+            f"metric, and continue with --resume",
         )
     if row[name] is None:
         raise UserError(

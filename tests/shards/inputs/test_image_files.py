@@ -186,13 +186,13 @@ def test_links_to_folders_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixt
     images = tmp_path / "images"
     images.mkdir()
     (images / "linked").symlink_to(tmp_path / "elsewhere")
-    with fails("images-none", "links to folders were not followed: linked", "put the folders themselves there"):
+    with fails("images-none", "links to folders were not followed: linked", "replace the links by the folders"):
         list_images(images)
     write_file(images / "a.png", JPEG)
     list_posters(images, ["a", "linked/x"])
     assert not caplog.text  # the link is used
     list_posters(images, ["a"])
-    said = "links to folders were not followed: linked; to use their images, put the folders themselves there"
+    said = "links to folders were not followed: linked; to use their images, replace the links by the folders"
     assert [record.getMessage() for record in caplog.records] == [f"{images}: {said}"]
     (images / "linked").unlink()
     (tmp_path / "elsewhere").rename(images / "linked")
