@@ -79,7 +79,7 @@ def test_optuna_chooses_from_three_trials(ran: list[dict[str, Any]], folder: Pat
     assert len(study.trials) == 3 and study.best_value == max(trial.value for trial in study.trials)
     for trial in study.trials:
         run = toolkit.Run(folder / "STUDY" / f"trial-{trial.number}")
-        assert run.figures["mAP"] == trial.value
+        assert run.cross_fitted["mAP"] == trial.value
         assert run.config["optim"]["lr"] == pytest.approx(trial.params["lr"])
         assert run.config["model"]["dropout"] == pytest.approx(trial.params["dropout"])
         assert not (run.path / "features").exists()

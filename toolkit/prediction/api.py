@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import nn
 
+from shards.cli.keywords import in_python
 from shards.errors import UserError, one_line
 from toolkit.config.extensions import parse_modules, trust
 from toolkit.config.model_files import model_folder_of
-from toolkit.config.options import ForwardOptions, Tta
+from toolkit.config.options import ForwardOptions, ModelOption, Tta
 from toolkit.data.loader.loader import Source
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_set import ShardSet
@@ -163,6 +164,7 @@ class Predictor:
         )
 
 
+@in_python(ModelOption)
 def load_model(
     folder: str | os.PathLike[str],
     *,

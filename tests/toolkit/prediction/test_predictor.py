@@ -245,6 +245,11 @@ def test_top_k_and_thresholds_of_some_genres_are_those_of_the_command(
         toolkit.predict(model, paths, thresholds={"Drama": 0.5})
 
 
+def test_what_loading_says_has_the_keywords_of_python() -> None:
+    with fails("option-value", "trust_code takes names of modules such as my_module, not 'a/b'"):
+        toolkit.load_model("RUN", trust_code=["a/b"])
+
+
 def test_pixels_for_ones_own_use(model: toolkit.Predictor, paths: list[Path]) -> None:
     pixels = model.preprocess(paths)
     assert pixels.shape == (5, 3, 32, 32) and pixels.dtype == torch.float32
