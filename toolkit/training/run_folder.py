@@ -84,8 +84,8 @@ class Run:
         For the F1 values, each part of the validation split has the thresholds of the other parts. Metrics of your own
         are included.
         """
-        row = self.epochs.loc[self.epoch].to_dict()
-        return {name.removeprefix("val_"): value for name, value in row.items() if name.startswith("val_")}
+        row = self.epochs.filter(regex="^val_").rename(columns=lambda name: name.removeprefix("val_")).loc[self.epoch]
+        return dict(row.to_dict())
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
