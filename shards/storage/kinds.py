@@ -70,7 +70,7 @@ REMEDIES = {
         TARS: "make a shard set from it with `posters shards index {path}`",
     },
     IMAGE: {},
-    RUN: {MODEL: "name the folder of its training; `load_model` opens a model folder"},
+    RUN: {MODEL: "name the folder of its training, or open it with `load_model`"},
     TABLE: {
         IMAGES: "pass it with --images, and the table of the genres with --metadata",
         IMAGE: "pass the folder of the images with --images, and the table of the genres with --metadata",

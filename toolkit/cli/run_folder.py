@@ -84,8 +84,8 @@ class Run:
         The F1 values are cross-fitted: the thresholds for one fold of the split were chosen on the other folds. Metrics
         of your own are included.
         """
-        row = self.epochs.loc[self.epoch]
-        return {name.removeprefix("val_"): row[name] for name in row.index if name.startswith("val_")}
+        row = self.epochs.filter(regex="^val_").rename(columns=lambda name: name.removeprefix("val_")).loc[self.epoch]
+        return dict(row.to_dict())
 
     @cached_property
     def epochs(self) -> pd.DataFrame:

@@ -147,9 +147,9 @@ def _refuse_run(shards: StoragePath) -> None:
         return
     model, which = model_folder_of(shards), ""
     if kind_of(model) == MODEL:
-        which = f"; its training used the set {read_config(model)[0].poster_toolkit.shard_set}"
-        which += ", a number that `posters shards info SHARDS` also prints"
-    raise UserError("set-missing", f"{shards} is {kind}, not a shard set{which}; name a shard set with --shards")
+        number = read_config(model)[0].poster_toolkit.shard_set
+        which = f", such as the set {number} of this training (`posters shards info SHARDS` prints the number)"
+    raise UserError("set-missing", f"{shards} is {kind}, not a shard set; name a shard set with --shards{which}")
 
 
 def run_train(options: TrainOptions) -> int:

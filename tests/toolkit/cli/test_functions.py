@@ -242,7 +242,11 @@ def test_a_wrong_argument_of_the_others(run: toolkit.Run, shards: toolkit.ShardS
     with fails("run-exists", "pass resume=True to continue it, or choose another out"):
         toolkit.train(shards, run.path, SMALL)
     number = toolkit.load_model(run.model, device="cpu").folder.config["poster_toolkit"]["shard_set"]
-    with fails("set-missing", f"{run.path} is a run folder", f"used the set {number}", "name a shard set with shards"):
+    with fails(
+        "set-missing",
+        f"{run.path} is a run folder",
+        f"name a shard set with shards, such as the set {number} of this training",
+    ):
         toolkit.train(run.path, tmp_path / "run", SMALL)
     with fails("option-value", "metric_options takes NAME=VALUE"):
         toolkit.evaluate(run.model, shards, metric_options=["beta"])

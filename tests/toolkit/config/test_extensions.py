@@ -197,7 +197,7 @@ def test_other_modules_that_the_user_trusts_do_not_help(hostile: Path, monkeypat
     monkeypatch.chdir(hostile)
     asked("--loss.name=torch.nn:Module")
     for trusted in ((), ("stealin",), ("stealing.more",)):
-        with fails("weights-refused", "--trust-code stealing"):
+        with fails("weights-refused", "trust_code stealing"):
             toolkit.load_model(hostile, trust_code=trusted)
     for name in ("os:system", "subprocess:Popen"):
         rename_head(hostile, name)
