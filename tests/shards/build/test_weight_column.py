@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from shard_tools import Source, build, draw_posters, read_csv, write_csv
 
 from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
+from shards.cli.main import render_info
+from shards.console import console
 from shards.dataset.index import WEIGHTED_SCHEMA, index_path, list_tars, read_index, write_index
 from shards.dataset.manifest import Manifest
 from shards.dataset.sample_table import map_sample_table, open_sample_table
@@ -46,6 +49,9 @@ def test_every_part_of_a_set_has_the_weights_of_the_table(weighted: tuple[Path, 
     out, _, weights = weighted
     manifest = Manifest.read(out)
     assert manifest.weighted and manifest.source["weight_column"] == "weight"
+    shown = io.StringIO()
+    render_info(manifest, console(shown, 200))
+    assert "sample weights  from column 'weight' of the table" in shown.getvalue()
     assert json.loads((out / "manifest.json").read_text())["format"] == 2
     found: dict[str, float] = {}
     for tar in list_tars(out):
@@ -116,6 +122,35 @@ def test_rows_of_a_poster_need_one_weight(tmp_path: Path) -> None:
     assert len(found.rows) == 9 and {row.weight for row in found.rows} == {1.0}
     assert [(r.id, r.reason) for r in found.rejected] == [("x", "conflicting rows")] * 2
     assert "weights" in found.rejected[0].detail
+
+
+@pytest.mark.parametrize(("cell", "reason"), [("", "no weight"), ("0,5", "bad weight")])
+def test_a_poster_does_not_lose_the_genre_of_a_row_without_a_usable_weight(
+    tmp_path: Path, cell: str, reason: str
+) -> None:
+    rows = [(f"p{n}", genre, "1") for n in range(9) for genre in ("War", "Drama")]
+    rows += [("x", "War", cell), ("x", "Drama", "1")]
+    found = read_metadata(
+        write_csv(tmp_path / "m.csv", rows, ("id", "genre", "weight")), GenreOptions(), strict=False, others=WEIGHTS
+    )
+    assert "x" not in {row.id for row in found.rows} and len(found.rows) == 9
+    assert [(r.id, r.reason) for r in found.rejected] == [("x", reason), ("x", "conflicting rows")]
+    assert "line 20" in found.rejected[1].detail
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"weight_column": "id"}, ["0 'id'", "ids and weights", "--id-column or --weight-column"]),
+        ({"weight_column": "2", "split_column": "use"}, ["2 'use'", "weights and splits", "--split-column"]),
+        ({"weight_column": "genre"}, ["1 'genre'", "the column of weights", "--weight-column"]),
+        ({"group_column": "genre"}, ["1 'genre'", "the column of groups", "--group-column"]),
+    ],
+)
+def test_a_column_has_one_use(tmp_path: Path, columns: dict[str, str], words: list[str]) -> None:
+    path = write_csv(tmp_path / "m.csv", [("1", "War", 1), ("2", "Drama", 2)], ("id", "genre", "use"))
+    with fails("table-column", path, *words):
+        read_metadata(path, GenreOptions(), strict=False, others=SampleColumns(**columns))
 
 
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:

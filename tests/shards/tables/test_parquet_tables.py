@@ -67,7 +67,7 @@ def test_other_bytes_are_named(tmp_path: Path, column: str) -> None:
 
 def test_a_column_of_images_is_no_column_of_ids(tmp_path: Path) -> None:
     columns: dict[str, object] = {"image": IMAGES, "key": ["p1", "p2"], "genre": ["War", "Drama"]}
-    with fails("table-column", "column 'image' has bytes; write it as text, or choose other columns with --id-column"):
+    with fails("table-column", "column 'image' has bytes; write it as text, or choose another column with --id-column"):
         read(tmp_path, columns, id_column="image")
     assert [row.id for row in read(tmp_path, columns, id_column="key").rows] == ["p1", "p2"]
 
