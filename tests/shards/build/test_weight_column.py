@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from failing import fails
+from foreign_tars import adopt, pack
 from shard_tools import Source, build, draw_posters, read_csv, write_csv
 
 from shards.build.tar_samples import read_members
@@ -199,3 +201,44 @@ def test_a_table_of_samples_must_have_the_layout_of_the_manifest(
     other = type(table)(table.name, table.bytes, table.sha256)
     with open_sample_table(path) as stream, fails("set-damaged", path, "layout"):
         map_sample_table(stream, path, other, samples, genres)
+
+
+def tars_only(set_: Path, out: Path) -> Path:
+    out.mkdir(exist_ok=True)
+    for tar in list_tars(set_):
+        shutil.copy(tar, out)
+    return out
+
+
+def test_tars_of_a_weighted_set_keep_their_weights_in_a_new_index(
+    weighted: tuple[Path, Source, dict[str, float]], tmp_path: Path
+) -> None:
+    folder, weights = tars_only(weighted[0], tmp_path / "tars"), weighted[2]
+    manifest = adopt(folder)
+    assert manifest.weighted and verify_shards(folder, workers=1)[1] == []
+    frame = ShardSet(folder).to_pandas()
+    assert dict(zip(frame["id"], frame["weight"], strict=True)) == weights
+    shown = io.StringIO()
+    render_info(manifest, console(shown, 200))
+    assert "sample weights  from the JSON of each sample" in shown.getvalue()
+    assert adopt(folder).fingerprint == manifest.fingerprint  # the indexes are kept
+    tar = list_tars(folder)[0]
+    table, facts = read_index(tar)
+    column = pa.array([9.0, *table["weight"].to_pylist()[1:]], pa.float64())
+    write_index(tar, table.set_column(table.num_columns - 1, "weight", column), facts)
+    assert any("sample weight differs" in problem for problem in verify_shards(folder, workers=1)[1])
+
+
+def test_tars_with_and_without_weights_are_not_mixed(
+    weighted: tuple[Path, Source, dict[str, float]], tmp_path: Path
+) -> None:
+    folder = tars_only(weighted[0], tmp_path / "tars")
+    pack(folder / "more.tar", "x y", x={"genres": ["War"]}, y={"genres": ["War"]})
+    with fails("set-other", "more.tar", "have none", "index them in separate folders"):
+        adopt(folder)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_the_field_weight_of_other_tools_is_not_a_sample_weight(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "x y", x={"genres": ["War"], "weight": 80}, y={"genres": ["Drama"], "weight": "heavy"})
+    assert not adopt(tmp_path).weighted
