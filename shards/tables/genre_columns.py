@@ -16,8 +16,11 @@ from shards.tables.table import GENRE_NAMES, MORE_NAMES, USES, Table, is_genre_n
 
 #: Position of the column that is tried if no column has one of these names.
 FALLBACK = 3
-#: Flags that tables of films (TMDB, IMDb) have besides genres. Names are compared in lower case, without underscores.
-OTHER_FLAGS = frozenset({"adult", "isadult", "video"})
+#: Flags that tables of films (TMDB, IMDb) have besides genres, and columns of splits and weights. Names are compared in
+#: lower case, without underscores.
+OTHER_FLAGS = frozenset(
+    {"adult", "isadult", "video", "istrain", "isval", "isvalid", "istest", "weight", "weights", "sampleweight"}
+)
 
 #: Cells that mean yes in a column of flags.
 YES = frozenset({"1", "1.0", "true", "t", "yes", "y"})
@@ -198,7 +201,7 @@ def _refuse_other_flags(table: Table, flags: Sequence[int]) -> None:
     if not others or (names == {"adult"} and len(flags) > 2):
         return
     found = f"the columns of 0 and 1 are {some([table.name(at) for at in flags], 8)}"
-    doubt = f"{some([table.name(at) for at in others])} may be other flags of a film"
+    doubt = f"{some([table.name(at) for at in others])} may be no genres"
     remedy = "choose the columns that are genres with --label-columns, or a column of names with --genre-column"
     message = f"{table.path} has no column named genre, label or tag; {found}, but {doubt}; {remedy}"
     raise UserError("table-column", f"{message}. The columns are {table.listing()}")

@@ -46,7 +46,7 @@ def test_flags_of_films_beside_genres_are_not_mentioned(tmp_path: Path) -> None:
     assert read_metadata(path).reading.endswith("genres in column 3 'genres'")
 
 
-@pytest.mark.parametrize("others", [("adult", "video"), ("Adult", "isAdult"), ("War", "video"), ("War", "is_adult")])
+@pytest.mark.parametrize("others", [("adult", "video"), ("Adult", "isAdult"), ("War", "video"), ("War", "is_train")])
 def test_flags_of_films_are_no_genres(tmp_path: Path, others: tuple[str, str]) -> None:
     rows = [(f"{n + 77}", "A title", *flags) for n, flags in enumerate(FLAGS)]
     path = write_csv(tmp_path / "m.csv", rows, ("id", "title", *others))
