@@ -107,6 +107,7 @@ def _found(table: Table, others: Mapping[int, str]) -> GenreColumns:
                 problem = f"column {table.name(at)} has a name for genres, but it is the column of {use}"
                 remedy = f"choose the column of {use} with {USES[use]}"
                 remedy += ", or write the ids too (in pandas: reset_index())" if use == "ids" else ""
+                remedy += "".join(f"; column {name!r} {why}, so it is not read" for name, why in table.unread.items())
                 message = f"{table.path}: {problem}; {remedy}. The columns are {table.listing()}"
                 raise UserError("table-column", message)
         raise _no_column(table)

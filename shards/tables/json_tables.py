@@ -29,7 +29,7 @@ def json_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
         try:
             found = _records(path, parsed(text))
         except (ValueError, RecursionError) as error:
-            raise UserError("table-unreadable", f"{path} is not valid JSON: {one_line(error)}") from None
+            raise UserError("table-unreadable", f"{path} is not valid JSON: {_explained(error)}") from None
         if found is None:
             what = 'is not a list of records such as [{"id": "p1", "genres": ["Drama"]}]'
             remedy = "write such a list, or one record on each line"
@@ -40,7 +40,7 @@ def json_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
         try:
             records.append(parsed(line))
         except (ValueError, RecursionError) as error:
-            what = f"line {number} is not a JSON object: {one_line(error)}"
+            what = f"line {number} is not a JSON object: {_explained(error)}"
             raise UserError("table-unreadable", f"{path}: {what}") from None
         if not isinstance(records[-1], dict):
             raise UserError("table-unreadable", f'{path}: line {number} is not a JSON object such as {{"id": "p1"}}')
@@ -59,6 +59,12 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in found if names.count(name) > 1)
         raise ValueError(f"an object has the key {twice[:60]!r} several times; join the values of this key")
     return found
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{one_line(error)}; write it with a JSON library, such as json.dumps of Python"
+    return one_line(error)
 
 
 def _is_record(line: str) -> bool:

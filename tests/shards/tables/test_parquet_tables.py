@@ -108,3 +108,8 @@ def test_other_formats_become_parquet(tmp_path: Path, kind: str) -> None:
             read_metadata(path, options)
     reader(path).to_parquet(tmp_path / "m.parquet")
     assert [row.genres for row in read_metadata(tmp_path / "m.parquet").rows] == [("War", "Drama"), ("Comedy",)]
+
+
+def test_a_table_of_images_without_ids_names_the_column_of_images(tmp_path: Path) -> None:
+    with fails("table-column", "'genre' has a name for genres", "write the ids too", "column 'image' has bytes"):
+        read(tmp_path, {"image": IMAGES, "genre": ["War", "Drama"]})
