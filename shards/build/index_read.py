@@ -61,6 +61,8 @@ class Contents:
     sha256: str
     films: list[str]
     """Keys of samples whose image has several frames. Only the first frame is used."""
+    fields: list[str]
+    """Names of the fields of the first JSON. Empty if the tar has no JSON."""
     words: Counter[str]
     """Number of samples of each word such as None that is read as "no genre"."""
 
@@ -93,7 +95,8 @@ def read_contents(task: ReadTask) -> Contents:
     """Read all images and JSONs of a tar. Raises UserError if the tar is damaged, or changes while it is read."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
-    members, ids, sizes, genres, weights, films, words = [], [], [], [], [], [], Counter[str]()
+    members, ids, sizes, genres, weights, films = [], [], [], [], [], []
+    fields, words = list[str](), Counter[str]()
     with open(task.tar, "rb") as stream:
         for member in samples.members:
             try:
@@ -111,6 +114,7 @@ def read_contents(task: ReadTask) -> Contents:
             films += [member.key] if more_frames(data) else []
             ids.append(sample_id)
             sizes.append(size)
+            fields = fields or list(record)
             genres.append(own)
             weights.append(weight)
             words += words_left_out([_text(record.get(task.genre_field))] if task.genre_field else [], task.separator)
@@ -119,7 +123,9 @@ def read_contents(task: ReadTask) -> Contents:
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise UserError("file-changed", f"{task.tar} changed while it was read; run the same command again")
-    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, words)
+    return Contents(
+        task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, fields, words
+    )
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:

@@ -27,7 +27,7 @@ from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, writ
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError, printable
+from shards.errors import UserError, printable, some
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
@@ -115,6 +115,13 @@ def index_folder(options: IndexOptions) -> Manifest:
         else:
             _merge_spellings(options, found)
         require_genres(found)
+        fields = next((contents.fields for contents in found if contents.fields), [])
+        if options.json_genres and fields and not any(genres for contents in found for genres in contents.genres):
+            log.warning(
+                "no JSON has genres in %r; the fields are %s",
+                options.json_genres,
+                some([repr(name[:60]) for name in fields]),
+            )
         warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
