@@ -32,11 +32,11 @@ SHOWN, TIMED = 10, 24
 REMEDIES = {
     "missing file": "correct --images or the column of ids, or download the posters with `posters fetch`",
     "no genres": "add genres to these rows, or leave them out",
-    "unparsable genres": "write the cells as Drama|War or ['Drama', 'War']",
+    "unparsable genres": "write the cells as Drama|War or ['Drama', 'War'], or as 0 or 1 if each genre has a column",
     "bad row": "correct the number of cells; a text with the separator of the columns needs quotes",
     "bad id": "write file names or paths below the image folder",
     "repeated id": "no change is needed, because the earlier row has the same genres",
-    "conflicting rows": "keep one row for each id, or write one genre in each row",
+    "conflicting rows": "correct the other row of this id, keep one row for each id, or write one genre in each row",
     "no weight": "write a number into the column of weights",
     "bad weight": "write a number above 0, with a point: 0.5",
     "no split": "write train, val or test into the column of splits",

@@ -12,7 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from shards.build.tar_samples import read_tar
-from shards.dataset.index import SCHEMA, Member, build_table
+from shards.dataset.index import SCHEMA, WEIGHTS, Member, build_table
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line, printable
 from shards.inputs.image_structure import more_frames
@@ -61,6 +61,8 @@ class Contents:
     sha256: str
     films: list[str]
     """Keys of samples whose image has several frames. Only the first frame is used."""
+    fields: list[str]
+    """Names of the fields of the first JSON. Empty if the tar has no JSON."""
     words: Counter[str]
     """Number of samples of each word such as None that is read as "no genre"."""
 
@@ -93,7 +95,8 @@ def read_contents(task: ReadTask) -> Contents:
     """Read all images and JSONs of a tar. Raises UserError if the tar is damaged, or changes while it is read."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
-    members, ids, sizes, genres, films, words = [], [], [], [], [], Counter[str]()
+    members, ids, sizes, genres, weights, films = [], [], [], [], [], []
+    fields, words = list[str](), Counter[str]()
     with open(task.tar, "rb") as stream:
         for member in samples.members:
             try:
@@ -103,7 +106,7 @@ def read_contents(task: ReadTask) -> Contents:
                 size = upright_size(data)
                 record = _record(stream, member)
                 sample_id = id_of(record, member.key)
-                own = genres_of(record, task.genre_field, task.separator)
+                own, weight = genres_of(record, task.genre_field, task.separator), weight_of(record)
             except Unusable as bad:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
@@ -111,14 +114,18 @@ def read_contents(task: ReadTask) -> Contents:
             films += [member.key] if more_frames(data) else []
             ids.append(sample_id)
             sizes.append(size)
+            fields = fields or list(record)
             genres.append(own)
+            weights.append(weight)
             words += words_left_out([_text(record.get(task.genre_field))] if task.genre_field else [], task.separator)
-    table = build_table(task.tar, members, ids, sizes, [[] for _ in ids])
+    table = build_table(task.tar, members, ids, sizes, [[] for _ in ids], weights if any(weights) else None)
     digest = sha256_file(task.tar)
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise UserError("file-changed", f"{task.tar} changed while it was read; run the same command again")
-    return Contents(task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, words)
+    return Contents(
+        task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, fields, words
+    )
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:
@@ -166,6 +173,18 @@ def id_of(record: dict[str, Any], key: str) -> str:
     if not text.strip() or "\n" in text or printable(text) != text:
         raise Unusable("bad id", f"the JSON's id is empty or has control characters: {text[:60]!a}")
     return text
+
+
+def weight_of(record: dict[str, Any]) -> float | None:
+    """Return the sample weight in a JSON of `posters shards build`, which also has ``multi_hot``. None if it has none.
+
+    The field ``weight`` of other tools can have any meaning, so it is not used. Raises Unusable for an invalid weight.
+    """
+    if "multi_hot" not in record or (weight := record.get("weight")) is None:
+        return None
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+        raise Unusable("bad weight", f"the JSON's weight is no number from {WEIGHTS[0]:f} to {WEIGHTS[1]:.0f}")
+    return float(weight)
 
 
 def _text(genres: Any) -> str:

@@ -27,7 +27,7 @@ from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, writ
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError, printable
+from shards.errors import UserError, printable, some
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
@@ -115,6 +115,13 @@ def index_folder(options: IndexOptions) -> Manifest:
         else:
             _merge_spellings(options, found)
         require_genres(found)
+        fields = next((contents.fields for contents in found if contents.fields), [])
+        if options.json_genres and fields and not any(genres for contents in found for genres in contents.genres):
+            log.warning(
+                "no JSON has genres in %r; the fields are %s",
+                options.json_genres,
+                some([repr(name[:60]) for name in fields]),
+            )
         warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
@@ -189,6 +196,8 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         write_rejected(folder / REJECTED, rejected)
         remedy = f"all reasons are in {folder / REJECTED}"
         raise UserError("images-none", f"{folder} has no usable sample: {first_reasons(rejected)}; {remedy}")
+    taken = [contents for contents in found if contents.genres]
+    weighted = _are_weighted(folder, taken)
     labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
     for contents in found:
         contents.label(labels)
@@ -198,7 +207,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             write_index(contents.tar, contents.table, contents.facts())
         else:
             remove_file(index_path(contents.tar))  # an earlier run may have written an index
-    taken, width = [contents for contents in found if contents.genres], len(labels)
+    width = len(labels)
     splits = _splits(options, {c.tar: c.table.num_rows for c in taken})
     names = {c.tar: c.tar.relative_to(folder).as_posix() for c in taken}
     shards = [describe(names[c.tar], splits[c.tar], c.table, c.facts(), width) for c in taken]
@@ -217,9 +226,20 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         versions=library_versions(),
     )
     write_rejected(folder / REJECTED, rejected)
-    manifest.write_tables(folder)
+    manifest.write_tables(folder, weighted)
     manifest.write(folder)
     return manifest
+
+
+def _are_weighted(folder: Path, taken: Sequence[Contents]) -> bool:
+    """Return whether the samples have weights. Raises UserError if only some of them have one."""
+    counts = [len(c.table) - c.table["weight"].null_count if "weight" in c.table.column_names else 0 for c in taken]
+    if any(counts) and (without := [c.tar for c, n in zip(taken, counts, strict=True) if n < len(c.table)]):
+        what = f"some samples of {folder} have a sample weight, but samples of {without[0].name} have none"
+        raise UserError("set-other", f"{what}; index them in separate folders, or build the set again")
+    if any(counts):
+        log.info("the samples have weights, which `posters shards build` wrote into their JSONs")
+    return any(counts)
 
 
 def _is_indexed(contents: Contents) -> bool:

@@ -81,6 +81,25 @@ def with_table_groups(rows: Sequence[Row], groups: np.ndarray) -> np.ndarray:
     return np.asarray(joined[groups], dtype=np.int64)
 
 
+def warn_of_other_genres(rows: Sequence[Row], scan: Scan) -> None:
+    """Warn of equal image files whose rows have different genres, such as copies of a poster in several folders."""
+    by_file: dict[str, list[Row]] = {}
+    for row in rows:
+        by_file.setdefault(scan.digests[row.id], []).append(row)
+    different = [same for same in by_file.values() if len({frozenset(row.genres) for row in same}) > 1]
+    if different:
+        message = (
+            "%d images are in several equal files with different genres, for example %s and %s: each file is a poster "
+            "of its own, so a model learns contradictions. Keep one file of each image, with all its genres"
+        )
+        log.warning(message, len(different), *(f"{row.id} ({', '.join(row.genres)})" for row in _two(different[0])))
+
+
+def _two(same: Sequence[Row]) -> tuple[Row, Row]:
+    """Return the first row, and the first row with other genres."""
+    return same[0], next(row for row in same if set(row.genres) != set(same[0].genres))
+
+
 def splits_of_table(rows: Sequence[Row], duplicates: np.ndarray) -> np.ndarray:
     """Return the split that the table gives each row, (n,) int8 indices into SPLITS.
 

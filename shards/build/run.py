@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shards.build.pack import PackTask, pack_shard, text_rows_path
-from shards.build.planning import duplicate_positions, plan_shards, write_duplicates
+from shards.build.planning import duplicate_positions, plan_shards, warn_of_other_genres, write_duplicates
 from shards.build.resume import OtherShards, find_finished
 from shards.build.split import SPLITS, check_fractions, parse_splits
 from shards.dataset.index import index_path, tar_path
@@ -153,6 +153,7 @@ def _usable(
         problem = problem or f"no usable poster in {images}: {first_reasons(rejected)}"
         raise UserError(code, f"{problem}; all reasons are in {options.out / 'rejected.csv'}")
     log.info("%d of %d posters are usable, in %s", len(rows), metadata.posters, images)
+    warn_of_other_genres(rows, scan)
     return rows, rejected, labels, scan
 
 

@@ -209,6 +209,8 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
                 return "its sample weight differs from the weight in the index"
         else:  # the JSONs may have several spellings of a genre, and the genres may come from a table
             own = genres_of(record, field, task.source.genre_separator)
+            if "weight" in row and record.get("weight") != row["weight"]:
+                return "its sample weight differs from the weight in the index"
             same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
     except Unusable as bad:
         return f"{bad.reason} ({bad.detail})"

@@ -133,5 +133,8 @@ def render_info(manifest: Manifest, console: Console) -> None:
     if source.duplicate_groups:
         groups = f"{source.duplicate_groups} groups, each group within one split"
         console.print(f"duplicates      {source.samples_in_duplicate_groups} samples in {groups}")
+    if manifest.weighted:
+        column = f"column {printable_line(repr(source.weight_column))} of the table"
+        console.print(f"sample weights  from {'the JSON of each sample' if source.indexed else column}")
     console.print(f"labels          {manifest.labels.fingerprint}")
     console.print(f"shard set       {manifest.fingerprint}")

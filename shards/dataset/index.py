@@ -107,7 +107,7 @@ def build_table(
     ids: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Any],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float | None] | None = None,
 ) -> pa.Table:
     """Return the index table of a shard. All sequences have one value for each of ``members``.
 

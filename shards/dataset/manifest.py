@@ -92,6 +92,7 @@ class Source(msgspec.Struct):
     """Field with the genres in each sample's JSON, if `posters shards index` made the set. None in older sets."""
     genre_separator: str = "|"
     rejected: dict[str, Count] = {}
+    weight_column: str | None = None
     duplicate_groups: Count = 0
     samples_in_duplicate_groups: Count = 0
 

@@ -15,6 +15,8 @@ from shards.storage.paths import StoragePath
 REJECTED_COLUMNS = ("id", "reason", "detail")
 #: Reasons for the rejection of a row whose genres cannot be read.
 UNREADABLE = ("unparsable genres", "bad row")
+#: Reasons for the rejection of a row whose genres may be missing in other rows of the same poster.
+UNUSABLE = (*UNREADABLE, "no split", "no weight", "bad weight")
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,15 @@ def text_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     lines, first, delimiter = list(io.StringIO(text, newline="")), 0, options.delimiter or ""
     if lines and (separator := SEPARATOR_LINE.fullmatch(lines[0].rstrip("\r\n"))):
         lines, first, delimiter = lines[1:], 1, delimiter or separator[1]
+    while lines and not lines[0].strip():
+        lines, first = lines[1:], first + 1
     if len(delimiter) > 1 or delimiter in ('"', "\r", "\n"):
         raise UserError("option-value", f"--delimiter takes one character such as ';', not {options.delimiter!r}")
     delimiter = delimiter or _found_delimiter(lines[:HEAD])
     rows = _rows(path, lines, delimiter)
-    _, header = next(rows, (0, []))
-    if not any(cell.strip() for cell in header):
-        what = "begins with an empty line" if text else "is empty"
+    header = next((row for _, row in rows if any(cell.strip() for cell in row)), [])
+    if not header:
+        what = "has only empty lines" if text else "is empty"
         raise UserError("table-unreadable", f"{path} {what}: a CSV with a header line is needed")
     form = f"CSV, {NAMES.get(delimiter, f'{delimiter!r} separated')}, {encoding}"
     return Table(path, header, ((line + first, row) for line, row in rows if row), form, options, delimiter)

@@ -21,6 +21,7 @@ from shards.errors import UserError, one_line, some
 from shards.inputs.image_files import Walk, walk_folders
 from shards.storage.endings import is_image_name
 from shards.tables.csv_tables import decoded
+from shards.tables.json_tables import parsed
 from shards.tables.split_names import split_of_folder, split_of_path
 from shards.tables.table import Table, TableOptions, cell_text
 
@@ -94,7 +95,7 @@ def folder_table(folder: Path, options: TableOptions) -> tuple[dict[str, Path], 
     """
     contents, form = _Contents.of(folder), options.metadata_format
     if form == "auto" and contents.tables:
-        return _tables_beside(folder, contents.tables), None
+        return _tables_beside(folder, contents), None
     forms = contents.formats() if form == "auto" else [form]
     if len(forms) > 1:
         problem = f"{folder} has several files for each image, which may contain its genres ({', '.join(forms)})"
@@ -118,12 +119,16 @@ def folder_table(folder: Path, options: TableOptions) -> tuple[dict[str, Path], 
     return {}, (_json_files if ending == ".json" else _txt_files)(folder, names, options)
 
 
-def _tables_beside(folder: Path, tables: list[str]) -> dict[str, Path]:
+def _tables_beside(folder: Path, contents: _Contents) -> dict[str, Path]:
+    tables = contents.tables
     places = [str(PurePosixPath(name).parent) for name in tables]
     _by_split(folder, [name for name in tables if "/" in name])
     if len(set(places)) < len(places) or ("." in places and len(places) > 1):
         problem = f"{folder} has several tables ({some(tables)})"
         raise UserError("table-unreadable", f"{problem}; choose one with --metadata {folder / tables[0]}")
+    if outside := [name for name in contents.images if set(places).isdisjoint(map(str, PurePosixPath(name).parents))]:
+        what = "%d images in %s are in a folder without a table and are left out (the first is %s)"
+        log.warning(what, len(outside), folder, outside[0])
     return {"" if place == "." else place: folder / name for place, name in zip(places, tables, strict=True)}
 
 
@@ -208,7 +213,7 @@ def _json_files(folder: Path, names: list[str], options: TableOptions) -> Table:
         for number, name in enumerate(names, 1):
             record: Any = {}
             try:
-                record = json.loads(decoded(folder / name, _bytes(folder / name), options.encoding)[0])
+                record = parsed(decoded(folder / name, _bytes(folder / name), options.encoding)[0])
                 if not isinstance(record, dict):
                     record, problems[number] = {}, f"{name} is not a JSON object"
             except (OSError, UserError, ValueError, RecursionError) as error:

@@ -28,7 +28,10 @@ NUMPY_STRING = re.compile(rf"\bn(?:p|umpy)\.str_\(({STRING})\)", re.DOTALL)
 TOKEN = re.compile(rf"(?P<space>\s+)|(?P<comma>,)|(?P<string>{STRING})|(?P<other>[^\s,'\"]+)|(?P<open>.)", re.DOTALL)
 
 #: A text that is not a name: a text in quotes, a piece of a list that was cut at a separator, or deque(['Drama']).
-QUOTED = re.compile(r"(['\"]).*\1|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)", re.DOTALL)
+QUOTED = re.compile(
+    r"(['\"]).*\1|[\u201c\u201e\u2018\u00ab].*[\u201d\u201c\u2019\u00bb]|\[['\"].*|.*['\"]\]|[\w.]+\(.*['\"][^()]*\)",
+    re.DOTALL,
+)
 
 SHORTENED = "{!r} was shortened when it was printed; write all genres"
 PARTNERS = {"[": "]", "(": ")", "{": "}"}
@@ -51,7 +54,7 @@ def parse_genres(text: str, separator: str = "|", known: Collection[str] = ()) -
         values = _parse_list(text)
     elif separator in text or "," not in text:
         values = text.split(separator)
-        if any(QUOTED.fullmatch(value.strip()) for value in values):
+        if any(QUOTED.fullmatch(value.strip()) for value in (text, *values)):
             raise ValueError(f"{text[:60]!r} has quotes like a list, but is not a list; write ['Action', 'Drama']")
     else:
         raise ValueError(

@@ -23,7 +23,7 @@ FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false", "t", "f", "yes", "no
 #: These are rare in names of genres. Condition: one part is also a label of its own, or a part of another label.
 PLAIN_SEPARATORS = (",", ";", "|", "\uff0c", "\u3001", "\u060c", "\u00b7", "\u2022")
 #: These are in some names (Sci-Fi/Fantasy). Condition: each part is also a label of its own or a part of another label.
-OTHER_SEPARATORS = ("/", " & ", "+", ":", " - ")
+OTHER_SEPARATORS = ("/", "<br>", "<br/>", " & ", " and ", "+", ":", " - ", " > ", "~", "^", "*")
 #: These are in many names (Film-Noir). Condition: each part is also a label of its own, or the labels are lists.
 WORD_SEPARATORS = ("-", "_", "&", " ")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,12 +12,15 @@ from shards.errors import UserError, some
 from shards.tables.genre_cells import is_list
 from shards.tables.genre_checks import FLAGS, mostly_unique
 from shards.tables.readers import open_table
-from shards.tables.table import GENRE_NAMES, MORE_NAMES, Table, is_genre_name
+from shards.tables.table import GENRE_NAMES, MORE_NAMES, USES, Table, is_genre_name
 
 #: Position of the column that is tried if no column has one of these names.
 FALLBACK = 3
-#: Flags that tables of films (TMDB, IMDb) have besides genres. Names are compared in lower case, without underscores.
-OTHER_FLAGS = frozenset({"adult", "isadult", "video"})
+#: Flags that tables of films (TMDB, IMDb) have besides genres, and columns of splits and weights. Names are compared in
+#: lower case, without underscores.
+OTHER_FLAGS = frozenset(
+    {"adult", "isadult", "video", "istrain", "isval", "isvalid", "istest", "weight", "weights", "sampleweight"}
+)
 
 #: Cells that mean yes in a column of flags.
 YES = frozenset({"1", "1.0", "true", "t", "yes", "y"})
@@ -46,12 +49,12 @@ class GenreColumns:
 
 
 def find_genres(
-    table: Table, genre_column: str | None, label_columns: Sequence[str] | None, others: Collection[int]
+    table: Table, genre_column: str | None, label_columns: Sequence[str] | None, others: Mapping[int, str]
 ) -> GenreColumns:
     """Return the columns that the options name, or else the columns that have genres.
 
-    genre_column, label_columns: the options --genre-column and --label-columns. others: positions of columns that are
-    used for something else, such as the column of ids. Without options, the column with a usual name is
+    genre_column, label_columns: the options --genre-column and --label-columns. others: position of each column
+    that is used for something else → its use, such as ids. Without options, the column with a usual name is
     returned, or else the columns that contain only 0 and 1, or else column 3 (FALLBACK). Raises UserError if several
     columns have a usual name, if no column remains, if columns contain -1 and 1, or if columns of 0 and 1 may be other
     flags.
@@ -67,13 +70,14 @@ def find_genres(
     else:
         found = _found(table, others)
     if both := [table.name(at) for at in found.at if at in others]:
-        remedy = "choose others with --id-column, --genre-column or --label-columns"
-        problem = f"{table.path}: column {both[0]} cannot contain both ids and genres"
+        use = next(others[at] for at in found.at if at in others)
+        remedy = f"choose others with {USES[use]}, --genre-column or --label-columns"
+        problem = f"{table.path}: column {both[0]} cannot contain both {use} and genres"
         raise UserError("table-column", f"{problem}; {remedy}. The columns are {table.listing()}")
     return found
 
 
-def _found(table: Table, others: Collection[int]) -> GenreColumns:
+def _found(table: Table, others: Mapping[int, str]) -> GenreColumns:
     for names in (GENRE_NAMES, MORE_NAMES):
         named = [at for at in range(len(table.header)) if at not in others and is_genre_name(table.header[at], names)]
         if len(named) > 1:
@@ -98,10 +102,12 @@ def _found(table: Table, others: Collection[int]) -> GenreColumns:
             return GenreColumns(tuple(flags), multi_hot=True, unused=unused)
     if len(table.header) <= FALLBACK or FALLBACK in others:
         refuse_missing_header(table, None, ())
-        for at in others:
+        for at, use in others.items():
             if is_genre_name(table.header[at], GENRE_NAMES):
-                problem = f"column {table.name(at)} has a name for genres, but it is the column of ids"
-                remedy = "choose the column of ids with --id-column, or write the ids too (in pandas: reset_index())"
+                problem = f"column {table.name(at)} has a name for genres, but it is the column of {use}"
+                remedy = f"choose the column of {use} with {USES[use]}"
+                remedy += ", or write the ids too (in pandas: reset_index())" if use == "ids" else ""
+                remedy += "".join(f"; column {name!r} {why}, so it is not read" for name, why in table.unread.items())
                 message = f"{table.path}: {problem}; {remedy}. The columns are {table.listing()}"
                 raise UserError("table-column", message)
         raise _no_column(table)
@@ -145,6 +151,10 @@ def genres_of_flags(table: Table, columns: Sequence[int], row: Sequence[str]) ->
 
 def _no_column(table: Table, why: str = "") -> UserError:
     remedy = "choose a column with --genre-column, or columns of 0 and 1 with --label-columns"
+    numbered = [at for at in _all(table) if is_genre_name(re.sub(r"[\s_-]*\d+$", "", table.header[at].strip()))]
+    if len(numbered) > 1:
+        names = some([table.name(at) for at in numbered], 4)
+        remedy = f"join the columns {names} into one column genre, with cells such as Drama|War"
     message = f"{table.path} has no column named genre, label or tag{why}; {remedy}. The columns are {table.listing()}"
     return UserError("table-column", message)
 
@@ -192,7 +202,7 @@ def _refuse_other_flags(table: Table, flags: Sequence[int]) -> None:
     if not others or (names == {"adult"} and len(flags) > 2):
         return
     found = f"the columns of 0 and 1 are {some([table.name(at) for at in flags], 8)}"
-    doubt = f"{some([table.name(at) for at in others])} may be other flags of a film"
+    doubt = f"{some([table.name(at) for at in others])} may be no genres"
     remedy = "choose the columns that are genres with --label-columns, or a column of names with --genre-column"
     message = f"{table.path} has no column named genre, label or tag; {found}, but {doubt}; {remedy}"
     raise UserError("table-column", f"{message}. The columns are {table.listing()}")

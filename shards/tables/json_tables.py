@@ -12,7 +12,7 @@ from shards.tables.csv_tables import decoded
 from shards.tables.table import Table, TableOptions, is_genre_name, is_id_name, record_table, refuse_unused
 
 #: Keys of a JSON object that contains a list of records.
-LISTS = ("data", "rows", "records", "items", "images")
+LISTS = ("data", "rows", "records", "items", "images", "results", "movies")
 #: Number of keys from which an object of objects is more probably a table with an object per column.
 MANY_COLUMNS = 20
 PANDAS = 'In pandas: table.to_json(FILE, orient="records"), after table = table.reset_index() if the index has the ids'
@@ -27,9 +27,9 @@ def json_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     by_line = options.metadata_format == "jsonl" or str(path).lower().endswith((".jsonl", ".ndjson"))
     if not by_line and not (len(lines) > 1 and _is_record(lines[0][1])):
         try:
-            found = _records(path, json.loads(text))
+            found = _records(path, parsed(text))
         except (ValueError, RecursionError) as error:
-            raise UserError("table-unreadable", f"{path} is not valid JSON: {one_line(error)}") from None
+            raise UserError("table-unreadable", f"{path} is not valid JSON: {_explained(error)}") from None
         if found is None:
             what = 'is not a list of records such as [{"id": "p1", "genres": ["Drama"]}]'
             remedy = "write such a list, or one record on each line"
@@ -38,13 +38,33 @@ def json_table(path: StoragePath, data: bytes, options: TableOptions) -> Table:
     records = []
     for number, line in lines:
         try:
-            records.append(json.loads(line))
+            records.append(parsed(line))
         except (ValueError, RecursionError) as error:
-            what = f"line {number} is not a JSON object: {one_line(error)}"
+            what = f"line {number} is not a JSON object: {_explained(error)}"
             raise UserError("table-unreadable", f"{path}: {what}") from None
         if not isinstance(records[-1], dict):
             raise UserError("table-unreadable", f'{path}: line {number} is not a JSON object such as {{"id": "p1"}}')
     return record_table(path, records, f"JSON lines{name}", options, [number for number, _ in lines], unit="line")
+
+
+def parsed(text: str) -> Any:
+    """Return the value in a JSON text. Raises ValueError if the text is not JSON, or if an object repeats a key."""
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice[:60]!r} several times; join the values of this key")
+    return found
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{one_line(error)}; write it with a JSON library, such as json.dumps of Python"
+    return one_line(error)
 
 
 def _is_record(line: str) -> bool:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from shards.dataset.labels import merge_spellings, tidy
 from shards.errors import UserError, one_line, some
-from shards.inputs.rejections import UNREADABLE, Rejection, first_reasons, id_problem
+from shards.inputs.rejections import UNREADABLE, UNUSABLE, Rejection, first_reasons, id_problem
 from shards.options import option
 from shards.storage.paths import StoragePath
 from shards.tables.genre_cells import is_list, parse_genres
@@ -198,18 +198,18 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
 
     Rows with the same id are joined if every row of the table has one genre, and at least a tenth of the ids have rows
     with different genres. If not, only the first row of an id is used, because a repeated id can be a mistake. If one
-    row of an id is unreadable, all rows of this id are rejected, because its genres are incomplete.
+    row of an id is unusable, all rows of this id are rejected, because its genres are incomplete.
     """
     by_id: dict[str, list[Row]] = {}
     for entry in entries:
         by_id.setdefault(entry.id, []).append(entry)
     several = sum(len({frozenset(entry.genres) for entry in rows}) > 1 for rows in by_id.values())
     one_each = 10 * several >= len(by_id) and all(len(entry.genres) == 1 for entry in entries)
-    unreadable = {r.id: r for _, r in rejected if r.reason in UNREADABLE}
+    unusable = {r.id: r for _, r in rejected if r.reason in UNUSABLE}
     rejected = list(rejected)
     for sample_id, rows in by_id.items():
-        if sample_id in unreadable:
-            why = f"another row with this id is unreadable ({unreadable[sample_id].detail})"
+        if sample_id in unusable:
+            why = f"another row with this id is unusable ({unusable[sample_id].detail})"
             rejected += [(e.line, Rejection(sample_id, "conflicting rows", f"line {e.line}: {why}")) for e in rows]
             continue
         first, genres = rows[0], list(rows[0].genres)
@@ -232,9 +232,10 @@ def _join(entries: Sequence[Row], rejected: list[tuple[int, Rejection]], out: Me
 
 
 def _log_rows(path: StoragePath, metadata: Metadata, rows: int, lines: Sequence[str], changes: Sequence[str]) -> None:
-    first = metadata.rows[0] if metadata.rows else Row("", ())
-    shown = ", ".join(first.genres) or "none"
-    log.info("%s: %s; %d rows, of which the first is %r: %s", path, metadata.reading, rows, first.id, shown)
+    first = "none is usable"
+    if metadata.rows:
+        first = f"of which the first is {metadata.rows[0].id!r}: {', '.join(metadata.rows[0].genres)}"
+    log.info("%s: %s; %d rows, %s", path, metadata.reading, rows, first)
     for change in changes:
         log.info("%s", change)
     if metadata.joined:
@@ -243,4 +244,5 @@ def _log_rows(path: StoragePath, metadata: Metadata, rows: int, lines: Sequence[
     for line in lines:
         log.warning("%s", line)
     counts = Counter(genre for row in metadata.rows for genre in row.genres)
-    log.info("%d labels: %s", len(counts), some([f"{genre} ({n})" for genre, n in counts.most_common()], 20))
+    if counts:
+        log.info("%d labels: %s", len(counts), some([f"{genre} ({n})" for genre, n in counts.most_common()], 20))

@@ -11,7 +11,7 @@ from shards.errors import UserError, one_line
 from shards.tables.genre_cells import NO_GENRE_WORDS
 from shards.tables.genre_columns import GenreColumns, find_genres, genres_of_flags
 from shards.tables.split_names import SPLIT_NAMES
-from shards.tables.table import SampleColumns, Table
+from shards.tables.table import USES, SampleColumns, Table
 
 if TYPE_CHECKING:
     from shards.tables.metadata import GenreOptions
@@ -56,7 +56,13 @@ def find_columns(table: Table, options: GenreOptions, others: SampleColumns) -> 
         split = len(table.header) - 1
     group = position(others.group_column, "--group-column")
     weight = position(others.weight_column, "--weight-column")
-    taken = [at for at in (id_at, split, group, weight) if at is not None]
+    uses = {"ids": id_at, "splits": split, "groups": group, "weights": weight}
+    taken = {at: use for use, at in uses.items() if at is not None}
+    for use, at in (("splits", split), ("weights", weight)):
+        if at is not None and (other := next((name for name in uses if name != use and uses[name] == at), None)):
+            two = f"column {table.name(at)} cannot contain both {other} and {use}"
+            remedy = f"choose others with {USES[other]} or {USES[use]}. The columns are {table.listing()}"
+            raise UserError("table-column", f"{table.path}: {two}; {remedy}")
     genres = find_genres(table, options.genre_column, options.label_columns, taken)
     return Columns(id_at, genres, split, group, weight)
 

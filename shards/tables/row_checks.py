@@ -130,10 +130,12 @@ def no_match(options: PostersOptions, images: StoragePath, metadata: Metadata, i
         if hits:
             hints.append(f"Column {table.name(hits.most_common(1)[0][0])} contains file names")
         listing = table.listing()
+    choose = "Choose" if hits else "Write the names of the files into this column, or choose"
     shown = some([repr(sample_id) for sample_id in ids], 3)
     return (
         f"no id of {metadata.path} names a file in {images}: the ids in column {metadata.id_column!r} are {shown}. "
-        f"{''.join(hint + '. ' for hint in hints)}Choose the column of ids with --id-column. The columns are {listing}"
+        f"{''.join(hint + '. ' for hint in hints)}{choose} the column of ids with --id-column. "
+        f"The columns are {listing}"
     )
 
 

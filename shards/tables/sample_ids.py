@@ -20,6 +20,9 @@ WINDOWS_DRIVE = re.compile(r"[A-Za-z]:/")
 #: A whole number that was written as a decimal. pandas does so if an id of the column is missing.
 DECIMAL = re.compile(r"\d+\.0+")
 
+#: The query at the end of a URL, such as ``?width=500``. The URL has one slash after its scheme (see _plain).
+QUERY = re.compile(r"(https?:/[^?#]*)[?#].*")
+
 
 @dataclass
 class SampleIds:
@@ -38,8 +41,8 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
     written: the texts, one per row. images: the image folder, to which absolute paths can belong, or None.
     by_file: whether ids are the file names at the end of the paths, unless two file names are equal.
     An absolute path becomes a path below the image folder. If the paths are not below this folder, they become paths
-    below their own common folder. Image endings and the common folder of file paths are removed from ids, unless two
-    ids became equal.
+    below their own common folder. Image endings, the common folder of file paths and the queries of URLs are removed
+    from ids, unless two ids became equal.
     """
     out = SampleIds([], [])
     ids = [text.strip() for text in written]
@@ -54,7 +57,9 @@ def sample_ids(written: Sequence[str], images: StoragePath | None = None, *, by_
         return out
     ids = _below_root(ids, images, out.changes)
     out.paths = [_plain(text) for text in ids]
-    out.ids = _shortened(_file_names(out.paths) if by_file else out.paths, out.changes)
+    names = [QUERY.sub(r"\1", path) for path in out.paths]
+    names = names if len(set(names)) == len(set(out.paths)) else out.paths
+    out.ids = _shortened(_file_names(names) if by_file else names, out.changes)
     return out
 
 

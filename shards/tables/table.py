@@ -27,6 +27,9 @@ MORE_NAMES = ("category", "categories", "class", "classes", "genre_names", "genr
 TEXT_FORMATS = ("csv", "json", "jsonl", "parquet")
 FOLDER_FORMATS = ("json-files", "txt-files", "class-folders")
 
+#: What a column is used for → the option that chooses the column.
+USES = {"ids": "--id-column", "splits": "--split-column", "groups": "--group-column", "weights": "--weight-column"}
+
 
 def is_id_name(name: str) -> bool:
     """Return whether a name is usual for a column of ids or paths."""
@@ -105,7 +108,7 @@ class Table:
         if names.count(wanted) == 1:
             return names.index(wanted)
         if wanted in self.unread:
-            raise self.not_text(wanted)
+            raise self.not_text(wanted, option)
         by = ""
         if wanted in names:
             problem, by = f"several columns {wanted!r};", " by its number"
@@ -132,9 +135,9 @@ class Table:
             return 0
         return next((names.index(name) for name in ID_NAMES if names.count(name) == 1), 0)
 
-    def not_text(self, name: str) -> UserError:
+    def not_text(self, name: str, options: str = "--id-column and --genre-column") -> UserError:
         """Return the error for a column in ``unread``."""
-        remedy = "write it as text, or choose other columns with --id-column and --genre-column"
+        remedy = f"write it as text, or choose another column with {options}"
         return UserError("table-column", f"{self.path}: column {name!r} {self.unread[name]}; {remedy}")
 
     def listing(self) -> str:

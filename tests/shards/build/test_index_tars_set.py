@@ -44,6 +44,14 @@ def test_the_summary_says_what_was_taken(tmp_path: Path, command: Command) -> No
     assert verify_shards(tmp_path, 1)[1] == []
 
 
+def test_the_fields_are_named_if_none_has_genres(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pack(tmp_path / "a.tar", "x y", x={"url": "u", "tags": ["War"]}, y={"url": "u", "tags": ["Drama"]})
+    assert adopt(tmp_path).genres == []
+    assert "no JSON has genres in 'genres'; the fields are 'url', 'tags'" in caplog.text
+    caplog.clear()
+    assert adopt(tmp_path, genre_field="tags").genres == ["Drama", "War"] and "no JSON" not in caplog.text
+
+
 def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     film = encoded(draw("1"), "GIF", save_all=True, append_images=[draw("2")])
     write_tar(tmp_path / "a.tar", {"a.gif": film, "b.gif": encoded(draw("1"), "GIF")})

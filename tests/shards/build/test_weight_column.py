@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from failing import fails
+from foreign_tars import adopt, pack
 from shard_tools import Source, build, draw_posters, read_csv, write_csv
 
 from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
+from shards.cli.main import render_info
+from shards.console import console
 from shards.dataset.index import WEIGHTED_SCHEMA, index_path, list_tars, read_index, write_index
 from shards.dataset.manifest import Manifest
 from shards.dataset.sample_table import map_sample_table, open_sample_table
@@ -46,6 +51,9 @@ def test_every_part_of_a_set_has_the_weights_of_the_table(weighted: tuple[Path, 
     out, _, weights = weighted
     manifest = Manifest.read(out)
     assert manifest.weighted and manifest.source["weight_column"] == "weight"
+    shown = io.StringIO()
+    render_info(manifest, console(shown, 200))
+    assert "sample weights  from column 'weight' of the table" in shown.getvalue()
     assert json.loads((out / "manifest.json").read_text())["format"] == 2
     found: dict[str, float] = {}
     for tar in list_tars(out):
@@ -118,6 +126,35 @@ def test_rows_of_a_poster_need_one_weight(tmp_path: Path) -> None:
     assert "weights" in found.rejected[0].detail
 
 
+@pytest.mark.parametrize(("cell", "reason"), [("", "no weight"), ("0,5", "bad weight")])
+def test_a_poster_does_not_lose_the_genre_of_a_row_without_a_usable_weight(
+    tmp_path: Path, cell: str, reason: str
+) -> None:
+    rows = [(f"p{n}", genre, "1") for n in range(9) for genre in ("War", "Drama")]
+    rows += [("x", "War", cell), ("x", "Drama", "1")]
+    found = read_metadata(
+        write_csv(tmp_path / "m.csv", rows, ("id", "genre", "weight")), GenreOptions(), strict=False, others=WEIGHTS
+    )
+    assert "x" not in {row.id for row in found.rows} and len(found.rows) == 9
+    assert [(r.id, r.reason) for r in found.rejected] == [("x", reason), ("x", "conflicting rows")]
+    assert "line 20" in found.rejected[1].detail
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"weight_column": "id"}, ["0 'id'", "ids and weights", "--id-column or --weight-column"]),
+        ({"weight_column": "2", "split_column": "use"}, ["2 'use'", "weights and splits", "--split-column"]),
+        ({"weight_column": "genre"}, ["1 'genre'", "the column of weights", "--weight-column"]),
+        ({"group_column": "genre"}, ["1 'genre'", "the column of groups", "--group-column"]),
+    ],
+)
+def test_a_column_has_one_use(tmp_path: Path, columns: dict[str, str], words: list[str]) -> None:
+    path = write_csv(tmp_path / "m.csv", [("1", "War", 1), ("2", "Drama", 2)], ("id", "genre", "use"))
+    with fails("table-column", path, *words):
+        read_metadata(path, GenreOptions(), strict=False, others=SampleColumns(**columns))
+
+
 def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "m.csv", [("a", "War", 1)], ("id", "genre", "weight"))
     with fails("table-column", path, "wieght", "did you mean", "--weight-column"):
@@ -164,3 +201,44 @@ def test_a_table_of_samples_must_have_the_layout_of_the_manifest(
     other = type(table)(table.name, table.bytes, table.sha256)
     with open_sample_table(path) as stream, fails("set-damaged", path, "layout"):
         map_sample_table(stream, path, other, samples, genres)
+
+
+def tars_only(set_: Path, out: Path) -> Path:
+    out.mkdir(exist_ok=True)
+    for tar in list_tars(set_):
+        shutil.copy(tar, out)
+    return out
+
+
+def test_tars_of_a_weighted_set_keep_their_weights_in_a_new_index(
+    weighted: tuple[Path, Source, dict[str, float]], tmp_path: Path
+) -> None:
+    folder, weights = tars_only(weighted[0], tmp_path / "tars"), weighted[2]
+    manifest = adopt(folder)
+    assert manifest.weighted and verify_shards(folder, workers=1)[1] == []
+    frame = ShardSet(folder).to_pandas()
+    assert dict(zip(frame["id"], frame["weight"], strict=True)) == weights
+    shown = io.StringIO()
+    render_info(manifest, console(shown, 200))
+    assert "sample weights  from the JSON of each sample" in shown.getvalue()
+    assert adopt(folder).fingerprint == manifest.fingerprint  # the indexes are kept
+    tar = list_tars(folder)[0]
+    table, facts = read_index(tar)
+    column = pa.array([9.0, *table["weight"].to_pylist()[1:]], pa.float64())
+    write_index(tar, table.set_column(table.num_columns - 1, "weight", column), facts)
+    assert any("sample weight differs" in problem for problem in verify_shards(folder, workers=1)[1])
+
+
+def test_tars_with_and_without_weights_are_not_mixed(
+    weighted: tuple[Path, Source, dict[str, float]], tmp_path: Path
+) -> None:
+    folder = tars_only(weighted[0], tmp_path / "tars")
+    pack(folder / "more.tar", "x y", x={"genres": ["War"]}, y={"genres": ["War"]})
+    with fails("set-other", "more.tar", "have none", "index them in separate folders"):
+        adopt(folder)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_the_field_weight_of_other_tools_is_not_a_sample_weight(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "x y", x={"genres": ["War"], "weight": 80}, y={"genres": ["Drama"], "weight": "heavy"})
+    assert not adopt(tmp_path).weighted

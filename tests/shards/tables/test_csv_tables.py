@@ -59,6 +59,12 @@ def test_a_first_line_with_the_separator_is_skipped() -> None:
     assert table.header == ["id", "genre"] and list(table.rows) == [(3, ["p1", "Drama"])]
 
 
+@pytest.mark.parametrize("start", ["\n\n", "\r\n \r\n", "\ufeff\n\n", ";;\n;\n"])
+def test_empty_lines_before_the_header_are_skipped(start: str) -> None:
+    table = text_table(Path("m.csv"), f"{start}id;genre\n\np1;Drama\n".encode(), TableOptions())
+    assert table.header == ["id", "genre"] and list(table.rows) == [(5, ["p1", "Drama"])]
+
+
 def test_tabs_without_quotes_keep_a_lone_quote() -> None:
     lines = ["tconst\ttitle\tgenres", *(f't{n}\t"Title {n}\tDrama' for n in range(30))]
     table = text_table(Path("m.tsv"), "\n".join(lines).encode(), TableOptions())

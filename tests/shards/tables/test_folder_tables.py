@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,32 @@ def test_a_folder_of_links_only(tmp_path: Path) -> None:
     assert genres(folder) == {"a": ("War",), "b": ("Drama",)}
     images(tmp_path / "of War", "a2.jpg", "a3.jpg")
     build_shards(BuildOptions(images=folder, out=tmp_path / "set", workers=1, fractions=(0.5, 0.25, 0.25)))
+
+
+def test_images_of_a_split_without_a_table_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images(tmp_path, "train/a.jpg", "train/more/b.jpg", "val/c.jpg", "val/d.jpg")
+    rows = "file_name,genre\na.jpg,Drama\nmore/b.jpg,War\n"
+    (tmp_path / "train" / "metadata.csv").write_text(rows)
+    assert set(genres(tmp_path)) == {"a", "b"}
+    assert f"2 images in {tmp_path} are in a folder without a table and are left out (the first is val/c.jpg)" in (
+        caplog.text
+    )
+    (tmp_path / "val" / "metadata.csv").write_text("file_name,genre\nc.jpg,Drama\nd.jpg,War\n")
+    caplog.clear()
+    assert set(genres(tmp_path)) == {"a", "b", "c", "d"} and "without a table" not in caplog.text
+
+
+def test_equal_files_with_different_genres_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A copy of a poster in the subfolder of each of its genres."""
+    names = [
+        f"{genre}/{number}.jpg" for genre, start in (("Drama", 0), ("War", 20)) for number in range(start, start + 20)
+    ]
+    folder = images(tmp_path / "posters", *names)
+    shutil.copy(folder / "Drama" / "7.jpg", folder / "War" / "7.jpg")
+    build_shards(BuildOptions(images=folder, out=tmp_path / "set", workers=1))
+    example = "Drama/7 (Drama) and War/7 (War): each file is a poster of its own"
+    assert f"1 images are in several equal files with different genres, for example {example}" in caplog.text
+    caplog.clear()
+    (folder / "War" / "7.jpg").unlink()
+    build_shards(BuildOptions(images=folder, out=tmp_path / "other", workers=1))
+    assert "equal files" not in caplog.text

@@ -76,6 +76,10 @@ REFUSED: dict[str, tuple[str, list[Sequence[object]], list[str]]] = {
     "lists of words": ("id,genre", [(text,) for text in LISTS], ["'action drama'", "--genre-separator ' '"]),
     "underscores": ("id,genre", [(text.replace(" ", "_"),) for text in LISTS], ["--genre-separator '_'"]),
     "dashes": ("id,genre", [(" - ".join(g),) for g in GENRES], ["--genre-separator ' - '"]),
+    "HTML": ("id,genre", [("<br>".join(g),) for g in GENRES], ["--genre-separator '<br>'"]),
+    "tildes": ("id,genre", [("~".join(g),) for g in GENRES], ["--genre-separator '~'"]),
+    "and": ("id,genre", [(" and ".join(g),) for g in GENRES], ["--genre-separator ' and '"]),
+    "arrows": ("id,genre", [(" > ".join(g),) for g in GENRES], ["--genre-separator ' > '"]),
     "ampersands": ("id,genre", [(" & ".join(g),) for g in GENRES], ["--genre-separator ' & '", "--labels"]),
     "lists of one text": ("id,genre", [(repr([", ".join(g)]),) for g in GENRES], ["one item for each genre"]),
     "lists of one joined text": ("id,genre", [(repr(["|".join(g)]),) for g in GENRES], ["one item for each genre"]),
@@ -147,9 +151,9 @@ def test_the_separator_is_found_and_said(tmp_path: Path, mark: str, caplog: pyte
 
 
 def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
-    for mark in (";", "/", " & ", ",", ", "):
+    for mark in (";", "/", " & ", ",", ", ", "<br>", "~", " and ", " > "):
         path = table(tmp_path, "id,genre", [(mark.join(genres),) for genres in GENRES])
-        assert genres_of(read_metadata(path, GenreOptions(genre_separator=mark.strip()))) == WANTED
+        assert genres_of(read_metadata(path, GenreOptions(genre_separator=mark))) == WANTED
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,7 @@ def test_the_separator_that_was_named_is_used(tmp_path: Path) -> None:
     [
         ["Sci-Fi/Fantasy", "Crime/Thriller", "Drama", "War"],
         ["Action & Adventure", "Sci-Fi & Fantasy", "War & Politics", "Drama"],
+        ["Action and Adventure", "Sword and Sandal", "War", "Drama"],
         ["Action & Adventure", "Action", "Adventure", "War"],  # one such name is no separator
         ["Science Fiction", "Film Noir", "TV Movie", "Drama"],
         ["Film-Noir", "Sci-Fi", "Sci-Fi", "Drama"],

@@ -46,7 +46,7 @@ def test_flags_of_films_beside_genres_are_not_mentioned(tmp_path: Path) -> None:
     assert read_metadata(path).reading.endswith("genres in column 3 'genres'")
 
 
-@pytest.mark.parametrize("others", [("adult", "video"), ("Adult", "isAdult"), ("War", "video"), ("War", "is_adult")])
+@pytest.mark.parametrize("others", [("adult", "video"), ("Adult", "isAdult"), ("War", "video"), ("War", "is_train")])
 def test_flags_of_films_are_no_genres(tmp_path: Path, others: tuple[str, str]) -> None:
     rows = [(f"{n + 77}", "A title", *flags) for n, flags in enumerate(FLAGS)]
     path = write_csv(tmp_path / "m.csv", rows, ("id", "title", *others))
@@ -61,3 +61,13 @@ def test_adult_beside_other_genres_is_a_genre(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "m.csv", rows, ("id", "Adult", "Crime", "War"))
     assert genres(path)[1] == ("Crime", "War")
     assert "3 columns of 0 and 1: 1 'Adult'" in read_metadata(path).reading
+
+
+@pytest.mark.parametrize("names", [("genre_1", "genre_2", "genre_3"), ("Genre1", "Genre2", "Genre3")])
+def test_numbered_columns_of_genres_are_to_be_joined(tmp_path: Path, names: tuple[str, ...]) -> None:
+    rows = [(f"p{n}", "Drama", "War" if n % 2 else "", "Comedy" if n % 3 else "") for n in range(9)]
+    path = write_csv(tmp_path / "m.csv", rows, ("id", *names))
+    with fails(
+        "table-column", f"join the columns 1 {names[0]!r}, 2 {names[1]!r}", "into one column genre", "Drama|War"
+    ):
+        genres(path)

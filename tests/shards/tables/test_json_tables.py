@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,24 @@ def test_what_only_begins_like_pandas(tmp_path: Path, text: str) -> None:
     (tmp_path / "m.json").write_text(text)
     with fails("table-unreadable", "m.json is not a list of records"):
         read(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("key", ["results", "movies"])
+def test_records_in_an_answer_of_a_web_service(tmp_path: Path, key: str) -> None:
+    records = [{"id": name, "genres": [{"id": 1, "name": genre} for genre in WANTED[name]]} for name in IDS]
+    (tmp_path / "m.json").write_text(json.dumps({"page": 1, key: records, "total_pages": 9}))
+    assert read(tmp_path / "m.json") == WANTED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.json", '{"tt9": ["Drama"], "tt3": ["War"], "tt9": ["War"]}'),
+        ("m.json", '[{"id": "tt9", "genres": "Drama", "genres": "War"}]'),
+        ("m.jsonl", '{"id": "tt9", "genres": "Drama", "genres": "War"}'),
+    ],
+)
+def test_a_repeated_key_would_lose_genres(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with fails("table-unreadable", name, "several times", "join the values"):
+        read(tmp_path / name)

@@ -67,7 +67,7 @@ def test_other_bytes_are_named(tmp_path: Path, column: str) -> None:
 
 def test_a_column_of_images_is_no_column_of_ids(tmp_path: Path) -> None:
     columns: dict[str, object] = {"image": IMAGES, "key": ["p1", "p2"], "genre": ["War", "Drama"]}
-    with fails("table-column", "column 'image' has bytes; write it as text, or choose other columns with --id-column"):
+    with fails("table-column", "column 'image' has bytes; write it as text, or choose another column with --id-column"):
         read(tmp_path, columns, id_column="image")
     assert [row.id for row in read(tmp_path, columns, id_column="key").rows] == ["p1", "p2"]
 
@@ -108,3 +108,8 @@ def test_other_formats_become_parquet(tmp_path: Path, kind: str) -> None:
             read_metadata(path, options)
     reader(path).to_parquet(tmp_path / "m.parquet")
     assert [row.genres for row in read_metadata(tmp_path / "m.parquet").rows] == [("War", "Drama"), ("Comedy",)]
+
+
+def test_a_table_of_images_without_ids_names_the_column_of_images(tmp_path: Path) -> None:
+    with fails("table-column", "'genre' has a name for genres", "write the ids too", "column 'image' has bytes"):
+        read(tmp_path, {"image": IMAGES, "genre": ["War", "Drama"]})

@@ -19,7 +19,7 @@ from shards.tables.table import SampleColumns
 #: Name of a file, its content, and what the line says.
 FILES: dict[str, tuple[str, bytes, list[str]]] = {
     "cut Parquet": ("m.parquet", b"PAR1\x00\x00", ["cannot be read as Parquet", "copy it again"]),
-    "cut JSON": ("m.json", b'[{"id": "p1", "genres": ["Dr', ["not valid JSON"]),
+    "cut JSON": ("m.json", b'[{"id": "p1", "genres": ["Dr', ["not valid JSON", "json.dumps of Python"]),
     "JSON of numbers": ("m.json", b"[1, 2]", ["not a list of records", "one record on each line"]),
     "empty JSON": ("m.json", b"[]", ["not a list of records"]),
     "empty JSON lines": ("m.jsonl", b"", ["no columns"]),

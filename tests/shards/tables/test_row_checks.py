@@ -104,8 +104,8 @@ def test_the_users_own_limits_and_empty_genres_are_not_held_against_it(dozen: So
 #: Ids instead of p0000, ..., and what the one line says.
 STRANGERS: dict[str, tuple[Callable[[int], str], list[str]]] = {
     "floats": ("{}.0".format, ["are '0', '1', '2' and 9 more", "The nearest file is 'p00"]),
-    "prefix": ("tt{:04d}".format, ["The nearest file is 'p0000.jpg'"]),
-    "another column": ("x{}".format, ["Column 1 'title' contains file names", "--id-column"]),
+    "prefix": ("tt{:04d}".format, ["The nearest file is 'p0000.jpg'", "Write the names of the files into this column"]),
+    "another column": ("x{}".format, ["Column 1 'title' contains file names. Choose", "--id-column"]),
 }
 
 

@@ -22,6 +22,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "some absolute": (["/data/p1.jpg", "p2.jpg"], ["/data/p1", "p2"]),
     "windows": (["C:\\data\\p1.jpg", "C:\\data\\p2.jpg"], ["p1", "p2"]),
     "upwards": (["../p1.jpg", "../p2.jpg"], ["../p1", "../p2"]),
+    "URLs": (["https://a.b/w5/p1.jpg?w=500", "https://a.b/w5/p2.jpg#x", "https://a.b/w5/p3.jpg"], ["p1", "p2", "p3"]),
+    "URLs that differ in the query": (
+        ["http://a/p.jpg?id=1", "http://a/p.jpg?id=2"],
+        ["http:/a/p.jpg?id=1", "http:/a/p.jpg?id=2"],
+    ),
     "unicode": (["e\u0301.jpg"], ["\u00e9"]),
     "both forms": (["e\u0301", "\u00e9"], ["e\u0301", "\u00e9"]),
 }
