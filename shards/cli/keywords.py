@@ -17,6 +17,7 @@ import msgspec
 
 from shards.cli.options import Argument, arguments
 from shards.errors import UserError, did_you_mean, one_line
+from shards.storage.paths import is_path
 
 Options = TypeVar("Options")
 
@@ -108,6 +109,10 @@ def _converted(argument: Argument, value: Any) -> Any:
     if declared.sections or (kind is Path and isinstance(value, os.PathLike)):
         return value
     if declared.parse is not None:
+        if kind is Path and not is_path(value):
+            raise UserError("option-value", f"{argument.dest} must be a path, not {type(value).__name__}")
+        if kind is Path and value == "":  # Path("") is the current folder, which nobody means by an empty text
+            raise UserError("option-value", f"{argument.dest} must be a path, not an empty text")
         if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):  # on the command line: NAME=VALUE
             return dict(value)
         if declared.several:

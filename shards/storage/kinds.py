@@ -122,6 +122,8 @@ def kind_of(path: Path) -> str | None:
             return kind
     if any(map(is_image_name, names)):
         return IMAGES
+    if "config.yaml" in names:  # a training that stopped before its first checkpoint
+        return RUN
     if any(name.endswith(".tar") for name in names):
         return TARS
     if any(is_image_name(inner) for name in sorted(names)[:20] for inner in _names(path / name) or ()):

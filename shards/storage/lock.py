@@ -58,7 +58,9 @@ def folder_lock(folder: StoragePath, break_lock: bool = False) -> Iterator[None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError("path-unwritable", f"cannot make the folder {folder}: {one_line(error)}") from None
+        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+        why = f"{file} is a file; choose another path" if file else one_line(error)
+        raise UserError("path-unwritable", f"cannot make the folder {folder}: {why}") from None
     with _locked(folder / LOCK_NAME, folder):
         yield
 

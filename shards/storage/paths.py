@@ -15,6 +15,7 @@ import asyncio
 import base64
 import contextlib
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,12 @@ def is_url(text: str) -> bool:
 def is_remote(path: StoragePath) -> bool:
     """Return whether a path is a URL and not a local path."""
     return not isinstance(path, Path)
+
+
+def is_path(value: object) -> bool:
+    """Return whether a value of a user is a path or a URL: a text or a path object."""
+    # A path object of a URL is no os.PathLike, because its files cannot be opened by their names.
+    return isinstance(value, (str, os.PathLike)) or hasattr(value, "joinpath")
 
 
 def storage_path(text: str | StoragePath) -> StoragePath:

@@ -205,7 +205,12 @@ def _word(value: Any) -> str:
 
 
 def _place(shards: ShardsLike) -> str | StoragePath:
-    return shards.path if isinstance(shards, ShardSet) else shards
+    if not isinstance(shards, ShardSet):
+        return shards
+    if shards.split is not None:
+        what = f"shards was opened with split={shards.split!r}, but this function needs the whole shard set"
+        raise UserError("option-conflict", f"{what}: pass its path or URL instead")
+    return shards.path
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a run folder. Raises UserError if ``path`` is something else."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError("option-value", f"path must be a path, not {type(path).__name__}")
         self.path = Path(path)
         if any((self.path / name).exists() for name in ("config.yaml", "model", "find-lr.csv")):
             return
@@ -35,11 +37,18 @@ class Run:
         """The model folder, RUN/model, with the weights of the best epoch."""
         return self.path / "model"
 
+    def _written_model(self) -> Path:
+        if not self.model.is_dir():
+            raise self._unfinished("model folder")
+        return self.model
+
+    def _unfinished(self, what: str) -> UserError:
+        remedy = "finish the training with resume=True, or name another run"
+        return UserError("model-missing", f"{self.path} has no {what} yet: {remedy}")
+
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        if not self.model.is_dir():
-            raise UserError("model-missing", f"{self.path} has no model folder: train first, or name another run")
-        facts: dict[str, Any] = read_config(self.model)[1][OWN_KEY]
+        facts: dict[str, Any] = read_config(self._written_model())[1][OWN_KEY]
         return facts
 
     @property
@@ -70,11 +79,11 @@ class Run:
         The thresholds and the calibration were chosen on the same split, so all metrics that use them are too high.
         To compare or to publish, use `cross_fitted`, or `evaluate` on the test split.
         """
-        path = self.model / "metrics-val.json"
+        path = self._written_model() / "metrics-val.json"
         try:
             return figures_of(json.loads(path.read_bytes()))
         except (OSError, ValueError, LookupError, TypeError) as error:
-            remedy = "`posters evaluate --split val` writes it again"
+            remedy = f"`posters evaluate --model {self.path} --shards SHARDS --split val` writes it again"
             raise UserError("model-damaged", f"{path} cannot be read ({one_line(error)}): {remedy}") from None
 
     @property
@@ -100,6 +109,8 @@ class Run:
     def _table(self, name: str) -> pd.DataFrame:
         try:
             return pd.read_csv(self.path / name)
+        except FileNotFoundError:
+            raise self._unfinished(name) from None
         except (OSError, ValueError) as error:
             raise UserError("path-unreadable", f"{self.path / name} cannot be read: {one_line(error)}") from None
 

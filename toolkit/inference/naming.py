@@ -53,7 +53,9 @@ def require_genres(genres: Sequence[str], labels: LabelSet, flag: str) -> None:
     """Raise UserError if the model has no genre of a given name. The message names a similar genre, or all genres."""
     for genre in genres:
         if genre not in labels.index:
-            known = did_you_mean(genre, labels.genres) or f"; its genres are {some(labels.genres, 30)}"
+            known = did_you_mean(str(genre), labels.genres) or f"; its genres are {some(labels.genres, 30)}"
+            if flag.startswith("--") and "=" in str(genre):
+                known = f"; give {flag} once for each genre"
             raise UserError("option-value", f"{flag}: the model has no genre {genre!r}{known}")
 
 

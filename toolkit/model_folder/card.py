@@ -68,8 +68,8 @@ def write_card(folder: Path) -> None:
     found = dict(_metrics(folder))
     metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
-        warning = "metrics-%s.json has older thresholds or calibration: run `posters evaluate --split %s` again"
-        log.warning(warning, split, split)
+        command = f"posters evaluate --model {printable_line(str(folder))} --shards SHARDS --split {split}"
+        log.warning("metrics-%s.json has older thresholds or calibration: run `%s` again", split, command)
     with atomic_write(folder / "README.md", "w") as stream:
         stream.write(render_card(config, labels, metrics))
 

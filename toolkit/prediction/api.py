@@ -135,8 +135,8 @@ class Predictor:
         for genre, value in given.items():
             if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
                 what = f"threshold{f' of {genre!r}' if genre else ''} must be a number from 0 to 1"
-                rest = ", or None" if threshold is value else ""
-                raise UserError("option-value", f"{what}{rest}, not {value!r}")
+                rest = ", a dict of genres and numbers, or None" if threshold is value else ""
+                raise UserError("option-value", f"{what}{rest}, not {one_line(repr(value))[:60]}")
         if top_k is not None and threshold is not None:
             raise UserError("option-conflict", "top_k does not use thresholds; remove threshold or top_k")
         whole = isinstance(top_k, Integral) and not isinstance(top_k, bool)
@@ -180,7 +180,10 @@ def load_model(
     ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` is a folder on the Hugging Face Hub, which is downloaded once.
     Raises UserError if the folder is incomplete. The message says how to repair it.
     """
-    trust(parse_modules(",".join([trust_code] if isinstance(trust_code, str) else trust_code)))
+    modules = [trust_code] if isinstance(trust_code, str) else trust_code
+    if not isinstance(modules, Sequence) or not all(isinstance(module, str) for module in modules):
+        raise UserError("option-value", f"trust_code must be a list of names of modules, not {trust_code!r}")
+    trust(parse_modules(",".join(modules)))
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError("option-value", f"folder must be a path, not {type(folder).__name__}")
     place = os.fspath(folder)

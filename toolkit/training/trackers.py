@@ -123,7 +123,8 @@ class Guarded(GeneralTracker):
     def _fail(self, why: str) -> None:
         if not self.off.is_set():
             self.off.set()
-            log.warning("tracker %s is off for the rest of this run: %s; the training goes on", self.name, why)
+            line = "tracker %s is off for the rest of this run: %s; the training goes on"
+            log.warning(line, self.name, why.rstrip(". "))
 
 
 class _Reached(threading.Event):

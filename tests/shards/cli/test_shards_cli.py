@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "sides": ("{build} --short-side 600", ["--short-side", "--long-side 512"]),
     "labels absent": ("{build} --labels {tmp}/labels.json", ["labels file not found"]),
     "labels are a CSV": ("{build} --labels {csv}", ["labels file", "meta.csv"]),
-    "out is a file": ("shards build --images {images} --metadata {csv} --out {csv}", ["cannot make the folder"]),
+    "out is a file": ("shards build --images {images} --metadata {csv} --out {csv}", ["is a file; choose another"]),
     "out holds other shards": ("{rebuild} --seed 9", ["already contains other shards", "--overwrite"]),
     "info without a set": ("shards info {tmp}/no", ["no shard folder at {tmp}/no", "posters shards build --out"]),
     "info of posters": ("shards info {empty}", ["has no manifest.json", "posters shards index"]),

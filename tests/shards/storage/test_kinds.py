@@ -20,6 +20,7 @@ PATHS = {
     "model/config.json model/labels.json": ("model", kinds.MODEL),
     "hub/config.json hub/model.safetensors": ("hub", kinds.MODEL),
     "run/config.yaml run/checkpoints/": ("run", kinds.RUN),
+    "begun/config.yaml": ("begun", kinds.RUN),
     "done/config.yaml done/model/": ("done", kinds.RUN),
     "step/state.pt": ("step", kinds.CHECKPOINT_FOLDER),
     "tars/a.tar": ("tars", kinds.TARS),

@@ -258,6 +258,38 @@ def test_a_wrong_argument_of_the_others(run: toolkit.Run, shards: toolkit.ShardS
         toolkit.tune(tmp_path, shards)
 
 
+@pytest.mark.parametrize("wrong", [None, ["SHARDS"], 3, b"SHARDS"])
+def test_a_path_is_not_guessed_from_another_object(run: toolkit.Run, shards: toolkit.ShardSet, wrong: Any):
+    name = type(wrong).__name__
+    with fails("option-value", f"out must be a path, not {name}"):
+        toolkit.train(shards, wrong, SMALL)
+    with fails("option-value", f"shards must be a path, not {name}"):
+        toolkit.evaluate(run.model, wrong)
+    with fails("option-value", f"model must be a path, not {name}"):
+        toolkit.tune(wrong, shards)
+    with fails("option-value", f"shards must be a path or a URL, not {name}"):
+        toolkit.open_shards(wrong)
+    with fails("option-value", "out must be a path, not an empty text"):
+        toolkit.train(shards, "", SMALL)
+    with fails("option-value", "model must be a path, not Run"):
+        toolkit.evaluate(run, shards)  # type: ignore[arg-type]
+    with fails("option-value", "metadata must be a path, not DataFrame"):
+        toolkit.build_shards(images="posters", metadata=pd.DataFrame(), out="SHARDS")
+    with fails("option-value", "split must be the name of one split, not list"):
+        toolkit.open_shards(shards.path, split=["val"])  # type: ignore[arg-type]
+
+
+def test_one_split_is_not_taken_for_the_whole_set(run: toolkit.Run, shards: toolkit.ShardSet, tmp_path: Path):
+    val = toolkit.open_shards(shards.path, split="val")
+    for call in (
+        lambda: toolkit.evaluate(run.model, val),
+        lambda: toolkit.tune(run.model, val),
+        lambda: toolkit.train(val, tmp_path / "run", SMALL),
+    ):
+        with fails("option-conflict", "shards was opened with split='val'", "pass its path or URL instead"):
+            call()
+
+
 def test_the_import_is_quick_and_names_are_seen():
     """torch takes seconds, and a program that only reads `toolkit.__version__` need not wait for it."""
     code = (

@@ -9,6 +9,7 @@ import pytest
 from failing import fails
 
 from toolkit.cli.run_folder import Run
+from toolkit.prediction.api import load_model
 
 
 def test_what_is_missing_is_named(tmp_path: Path, model_folder: Path):
@@ -18,10 +19,15 @@ def test_what_is_missing_is_named(tmp_path: Path, model_folder: Path):
     assert repr(run) == f"Run({str(tmp_path / 'begun')!r})"
     with fails("model-missing", tmp_path / "begun"):
         _ = run.epoch
-    with fails("path-unreadable", "epochs.csv"):
-        _ = run.epochs
+    for read in (lambda: run.epochs, lambda: run.cross_fitted, lambda: run.figures, lambda: run.log):
+        with fails("model-missing", f"{tmp_path / 'begun'} has no ", " yet: finish the training with resume=True"):
+            read()
+    with fails("model-missing", "begun is a run folder, not a model folder; its training has written no model yet"):
+        load_model(tmp_path / "begun")
     shutil.copytree(model_folder, tmp_path / "run" / "model")
-    with fails("model-damaged", "metrics-val.json", "posters evaluate"):
+    with fails(
+        "model-damaged", "metrics-val.json", f"`posters evaluate --model {tmp_path / 'run'} --shards SHARDS --sp"
+    ):
         _ = Run(tmp_path / "run").figures
 
 
@@ -35,6 +41,8 @@ def test_what_is_no_run_folder_is_refused_at_once(tmp_path: Path, model_folder: 
         Run(model_folder)
     with fails("model-missing", f"{tmp_path / 'runs'} is not a run folder"):
         Run(tmp_path / "runs")
+    with fails("option-value", "path must be a path, not NoneType"):
+        Run(None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"thresholds": []}'])

@@ -75,3 +75,8 @@ def test_k_is_from_1_to_the_number_of_genres():
     both: dict[str, Any] = {"top_k": 2, "threshold": 0.5}
     with fails("option-conflict", "--top-k", "--threshold"):
         NamingOptions(**both)
+
+
+def test_two_genres_in_one_option_are_told_apart():
+    with fails("option-value", "the model has no genre ", "; give --threshold once for each genre"):
+        NamingOptions(threshold=parse_thresholds(["Drama=0.5,Comedy=0.4"])).require_fit(LABELS)

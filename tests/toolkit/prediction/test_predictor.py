@@ -215,8 +215,16 @@ def test_options(model: toolkit.Predictor, paths: list[Path]) -> None:
     both = model.predict(paths, tta="flip")[genres]
     assert np.abs(both - plain[genres]).to_numpy().max() > 1e-4
     np.testing.assert_allclose(both, model.predict(flipped, tta="flip")[genres], atol=2e-3)
-    with pytest.raises(UserError, match=r"^threshold must be a number from 0 to 1, or None, not 2\.0$"):
+    with pytest.raises(
+        UserError, match=r"^threshold must be a number from 0 to 1, a dict of genres .* or None, not 2\.0$"
+    ):
         model.predict(paths, threshold=2.0)
+    with pytest.raises(UserError, match=r"^threshold must be a number [^\n]*, not Drama 0\.3 dtype: float64$"):
+        model.predict(paths, threshold=pd.Series({"Drama": 0.3}))
+    with fails("option-value", "threshold: the model has no genre 3"):
+        model.predict(paths, threshold={3: 0.5})  # type: ignore[dict-item]
+    with fails("option-value", "trust_code must be a list of names of modules, not True"):
+        toolkit.load_model(model.folder.path, trust_code=True)  # type: ignore[arg-type]
     with fails("option-value", "batch_size", "-1"):
         model.predict(paths, batch_size=-1)
 

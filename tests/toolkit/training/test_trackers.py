@@ -53,7 +53,7 @@ class Memory(GeneralTracker):
         kind, _, where = self.options.fault.partition(" ")
         if where == place:
             time.sleep(60 if kind == "hang" else 0)
-            raise SystemExit("no more") if kind == "exit" else OSError("no network")
+            raise SystemExit("no more") if kind == "exit" else OSError("no network.")
 
     def store_init_configuration(self, values: dict[str, Any]) -> None: ...
 
@@ -115,7 +115,7 @@ def test_no_fault_of_a_tracker_ends_a_training(
     assert train(config, shard_set, tmp_path / "run") == 0
     (line,) = warnings_of(caplog)
     assert "tracker memory is off" in line and "the training goes on" in line
-    assert ("no network" if fault.startswith("raise") else "within 0.5 s") in line
+    assert ("no network; the" if fault.startswith("raise") else "within 0.5 s") in line
     assert (tmp_path / "run/model/model.safetensors").exists()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from shards.dataset.store import open_store
 from shards.errors import UserError
 from shards.inputs.images import ANY, BadImage, decode
-from shards.storage.paths import StoragePath
+from shards.storage.paths import StoragePath, is_path
 from toolkit.data.sources.shard_reader import ShardReader
 
 
@@ -27,6 +27,10 @@ class ShardSet:
 
     def __init__(self, shards: str | StoragePath, split: str | None = None) -> None:
         """Open a folder or URL. Raises UserError if the set or the split is missing, or if a file is damaged."""
+        if not is_path(shards):
+            raise UserError("option-value", f"shards must be a path or a URL, not {type(shards).__name__}")
+        if split is not None and not isinstance(split, str):
+            raise UserError("option-value", f"split must be the name of one split, not {type(split).__name__}")
         store = open_store(shards)
         manifest = store.manifest()
         self.path: StoragePath = store.root
