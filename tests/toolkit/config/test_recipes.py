@@ -80,7 +80,7 @@ def test_the_list_and_a_file(capsys: pytest.CaptureFixture[str]):
         main(["configs", "demoo"])
 
 
-@pytest.mark.parametrize(("name", "fact"), [("t.csv", "is a table, not a configuration"), ("t.bin", "cannot be read")])
+@pytest.mark.parametrize(("name", "fact"), [("t.csv", "is a table, not a configuration"), ("t.conf", "cannot be read")])
 def test_a_file_that_is_no_configuration_is_not_printed(
     name: str, fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
