@@ -38,8 +38,9 @@ from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import Scan, scan_images
 from shards.options import option
 from shards.storage.files import read_json, remove_file, remove_partials, remove_tree
+from shards.storage.kinds import MODEL, RUN, kind_of
 from shards.storage.lock import folder_lock
-from shards.storage.paths import StoragePath, as_user_error, storage_path
+from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
 from shards.tables.metadata import Metadata, Row, read_metadata
 from shards.tables.row_checks import PostersOptions, problem_with_rows, with_known_genres
 from shards.tables.table import SampleColumns
@@ -93,6 +94,7 @@ def build_shards(options: BuildOptions) -> Manifest:
         raise UserError("option-conflict", f"dry_run builds nothing: {remedy}")
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
+    _refuse_other_folder(options.out)
     given = read_labels(options.labels) if options.labels else None
     known = given.genres if given else ()
     metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
@@ -134,6 +136,14 @@ def build_shards(options: BuildOptions) -> Manifest:
         remove_tree(options.out / WORK)
     _report_balance(manifest)
     return manifest
+
+
+def _refuse_other_folder(out: StoragePath) -> None:
+    """Raise UserError if ``out`` is the folder of a training or a model."""
+    kind = None if is_remote(out) else kind_of(out)
+    # A config.yaml alone may also be in a folder of other files.
+    if kind == MODEL or (kind == RUN and any((out / name).exists() for name in ("checkpoints", "model"))):
+        raise UserError("path-exists", f"{out} is {kind}, so no shard set is written there: choose another --out")
 
 
 def _usable(

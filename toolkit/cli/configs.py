@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shards.console import exact_stdout
+from shards.errors import UserError, one_line
 from shards.options import option
+from shards.storage.kinds import CONFIG, other_kind
 from toolkit.config.recipes import config_path, recipes
 
 
@@ -20,7 +22,15 @@ class ConfigsOptions:
 def run_configs(options: ConfigsOptions) -> int:
     """Print a recipe or the list of recipes. Return the exit status."""
     if options.name:
-        exact_stdout().write(config_path(options.name).read_text(encoding="utf-8"))
+        path = config_path(options.name)
+        if wrong := other_kind(path, CONFIG):
+            raise UserError("config-file", wrong)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            what = f"config file {path} cannot be read ({one_line(error)})"
+            raise UserError("config-file", f"{what}; `posters configs` lists the recipes") from None
+        exact_stdout().write(text)
         return 0
     width = max(len(recipe.name) for recipe in recipes())
     for recipe in recipes():

@@ -48,6 +48,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "labels absent": ("{build} --labels {tmp}/labels.json", ["labels file not found"]),
     "labels are a CSV": ("{build} --labels {csv}", ["labels file", "meta.csv"]),
     "out is a file": ("shards build --images {images} --metadata {csv} --out {csv}", ["is a file; choose another"]),
+    "out is a run": ("shards build --images {images} --metadata {csv} --out {run}", ["{run} is a run folder, so no s"]),
     "out holds other shards": ("{rebuild} --seed 9", ["already contains other shards", "--overwrite"]),
     "info without a set": ("shards info {tmp}/no", ["no shard folder at {tmp}/no", "posters shards build --out"]),
     "info of posters": ("shards info {empty}", ["has no manifest.json", "posters shards index"]),
@@ -61,12 +62,15 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
 def places(few: Source, few_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "empty").mkdir()
+    (folder / "run" / "model").mkdir(parents=True)
+    (folder / "run" / "config.yaml").touch()
     commas = write_csv(folder / "commas.csv", [("p0000", "", "", "Drama, Comedy")])
     latin = write_file(folder / "latin.csv", "id,t,y,genre\np0000,x,1,Comédie\n".encode("latin-1"))
     shutil.copytree(few_shards, folder / "shards")
     start = f"shards build --images {few.images} --metadata {few.csv} --workers 1"
     return {
         "tmp": str(folder),
+        "run": str(folder / "run"),
         "empty": str(folder / "empty"),
         "images": str(few.images),
         "csv": str(few.csv),

@@ -78,3 +78,13 @@ def test_the_list_and_a_file(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == (ROOT / "configs" / "poster_cpu.yaml").read_text(encoding="utf-8")
     with fails("config-file", "did you mean 'demo'?"):
         main(["configs", "demoo"])
+
+
+@pytest.mark.parametrize(("name", "fact"), [("t.csv", "is a table, not a configuration"), ("t.conf", "cannot be read")])
+def test_a_file_that_is_no_configuration_is_not_printed(
+    name: str, fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / name).write_bytes(b"\xff\xfe")
+    with fails("config-file", tmp_path / name, fact):
+        main(["configs", str(tmp_path / name)])
+    assert capsys.readouterr().out == ""
