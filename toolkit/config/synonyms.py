@@ -99,6 +99,14 @@ REMARKS = {
         ("train_split", "val_split", "test_split", "val_size", "val_ratio", "splits", "test_size"),
         "`posters shards build --splits` makes the splits",
     ),
+    **dict.fromkeys(
+        ("sample_weight", "sample_weights", "weight_column", "weights_column"),
+        "`posters shards build --weight-column` takes sample weights from the table",
+    ),
+    **dict.fromkeys(
+        ("pos_weight", "class_weight", "class_weights", "label_weights"),
+        "the losses weighted and balanced (loss.name) compute weights of the genres",
+    ),
     **dict.fromkeys(("metadata", "csv", "train_csv"), "`posters shards build --metadata` reads it"),
     **dict.fromkeys(("max_steps", "num_steps", "max_iters", "iterations"), "train.epochs is the length of a run"),
     **dict.fromkeys(("overwrite", "overwrite_output_dir", "force"), "choose another --out, or delete the old folder"),
