@@ -183,7 +183,7 @@ def weight_of(record: dict[str, Any]) -> float | None:
     if "multi_hot" not in record or (weight := record.get("weight")) is None:
         return None
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not WEIGHTS[0] <= weight <= WEIGHTS[1]:
-        raise Unusable("bad weight", f"the JSON's weight is no number from {WEIGHTS[0]:f} to {WEIGHTS[1]:.0f}")
+        raise Unusable("bad weight", f"the JSON's weight is not a number from {WEIGHTS[0]:f} to {WEIGHTS[1]:.0f}")
     return float(weight)
 
 

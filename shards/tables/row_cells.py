@@ -119,4 +119,4 @@ def _weight(cell: str) -> tuple[float | None, tuple[str, str] | None]:
             return weight, None
     except ValueError:
         pass
-    return None, ("bad weight", f"{text[:40]!r} is no number from {WEIGHTS[0]:f} to {WEIGHTS[1]:.0f}, such as 0.5")
+    return None, ("bad weight", f"{text[:40]!r} is not a number from {WEIGHTS[0]:f} to {WEIGHTS[1]:.0f}, such as 0.5")
