@@ -111,7 +111,7 @@ def _converted(argument: Argument, value: Any) -> Any:
     if declared.parse is not None:
         if kind is Path and not is_path(value):
             raise UserError("option-value", f"{argument.dest} must be a path, not {type(value).__name__}")
-        if kind is Path and value == "":  # Path("") is the current folder, which nobody means by an empty text
+        if kind is Path and value == "":  # Path("") would be the current folder
             raise UserError("option-value", f"{argument.dest} must be a path, not an empty text")
         if isinstance(value, Mapping) and get_origin(kind) in (dict, Mapping):  # on the command line: NAME=VALUE
             return dict(value)

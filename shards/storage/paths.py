@@ -61,7 +61,7 @@ def is_remote(path: StoragePath) -> bool:
 
 def is_path(value: object) -> bool:
     """Return whether a value of a user is a path or a URL: a text or a path object."""
-    # A path object of a URL is no os.PathLike, because its files cannot be opened by their names.
+    # The path object of a URL is not an os.PathLike, because open() cannot open its files.
     return isinstance(value, (str, os.PathLike)) or hasattr(value, "joinpath")
 
 

@@ -125,8 +125,8 @@ class Table:
         """Return the position of the column of ids.
 
         --id-column names this column. Without the option, column 0 is used if its name is in ID_NAMES. Otherwise the
-        column whose name comes first in ID_NAMES is used. If there is no such column, column 0 is used. Raises
-        UserError if --id-column names no column.
+        column whose name comes first in ID_NAMES is used, or column 0 if ID_NAMES has none of the names. Raises
+        UserError if the table does not have the column of --id-column.
         """
         if self.options.id_column is not None:
             return self.column(self.options.id_column, "--id-column")

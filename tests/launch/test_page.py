@@ -62,16 +62,16 @@ def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch):
             read(words[1:])
             return
     elif words[:2] == ["accelerate", "launch"]:
-        told = launch_command_parser().parse_args(words[2:])
-        assert told.config_file is None or Path(told.config_file).exists()
-        script, rest = told.training_script, told.training_script_args
+        parsed = launch_command_parser().parse_args(words[2:])
+        assert parsed.config_file is None or Path(parsed.config_file).exists()
+        script, rest = parsed.training_script, parsed.training_script_args
     elif words[0] == "torchrun":
         elastic = get_args_parser().parse_args(words[1:])
         script, rest = elastic.training_script, elastic.training_script_args
     else:
         _, (job, script, *rest) = options(words[1:], SBATCH)
         assert Path(job).exists()
-    if script == "toolkit":  # -m toolkit train, where there is no checkout
+    if script == "toolkit":  # -m toolkit train, for an installation without a checkout
         script, rest = f"launch/{rest[0]}.py", rest[1:]
     assert Path(script).exists()
     if script == "launch/train.py" and "-m toolkit" in command:

@@ -52,7 +52,7 @@ def test_flags_of_films_are_no_genres(tmp_path: Path, others: tuple[str, str]) -
     path = write_csv(tmp_path / "m.csv", rows, ("id", "title", *others))
     with fails("table-column", f"2 {others[0]!r}, 3 {others[1]!r}", "--label-columns", "--genre-column", "1 'title'"):
         read_metadata(path)
-    # Whoever means them names them.
+    # A user can still choose these columns with --label-columns.
     assert genres(path, GenreOptions(label_columns=others))[2] == others
 
 
