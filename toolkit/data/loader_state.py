@@ -15,7 +15,7 @@ import msgspec
 from shards.errors import UserError
 from shards.schema import Count, check_as
 
-Seed = Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         device: torch.device | str = "cpu",
         threads: int = 0,
         prefetch: int = 4,
-        on_error: OnError = "stop",
+        on_error: OnError | FaultPolicy = "stop",
         max_errors: float = 0.01,
     ) -> None:
         """Open a shard set.
@@ -76,8 +76,8 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         Args:
             shards: A folder or URL with a manifest.json, or the result of ``toolkit.open_shards``.
             split: Name of the split. Needed if a path is given and the set has several splits.
-            batch_size: Number of samples of an update over all ranks, or a TrainPlan of your own. All updates have about
-                this size.
+            batch_size: Number of samples of an update over all ranks, or a TrainPlan of your own. All updates
+                have about this size.
             seed: Seed of the order and of all random numbers.
             transform: TrainTransform, EvalTransform (the default), or a function (image, generator). The threads call
                 the function with an upright (H, W, 3) uint8 image and a NumPy generator, which depends only on seed,
@@ -105,8 +105,6 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         _check_numbers(accumulation=accumulation, window=window, prefetch=prefetch)
         if not isinstance(threads, int) or threads < 0:
             raise UserError("option-value", f"threads must be 0 (automatic) or more, not {threads!r}")
-        if on_error not in get_args(OnError):
-            raise UserError("option-value", f"on_error must be one of {', '.join(get_args(OnError))}, not {on_error!r}")
         if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
             raise UserError("option-value", f"seed must be a whole number of 0 or more, not {seed!r}")
         self.accumulation, self.seed = accumulation, seed
@@ -127,7 +125,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         if isinstance(store, RemoteShards):
             check_room(store, self.reader.shards, self._window, self.plan.global_batch * (prefetch + 1))
         self._fields = SampleFields(self.reader, fields)
-        policy = FaultPolicy(on_error, max_errors, seed)
+        policy = on_error if isinstance(on_error, FaultPolicy) else _policy(on_error, max_errors, seed)
         self.engine = Loader(
             self.reader, decode_threads(threads, self.device), prefetch, device=self.device, policy=policy,
             fields=self._fields if self._fields.decoders else None,
@@ -278,6 +276,14 @@ def _order(reader: ShardReader, order: str, window: int, seed: int) -> Order:
     if order == "stored":
         return StoredOrder(reader.shard_sizes)
     return GlobalOrder(len(reader), seed) if order == "global" else WindowOrder(reader.shard_sizes, window, seed)
+
+
+def _policy(on_error: OnError, max_errors: float, seed: int) -> FaultPolicy:
+    if on_error not in get_args(OnError):
+        raise UserError("option-value", f"on_error must be {_listed(get_args(OnError))}, not {on_error!r}")
+    if not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
+        raise UserError("option-value", f"max_errors must be a share from 0 to 1, not {max_errors!r}")
+    return FaultPolicy(on_error, max_errors, seed, option="max_errors")
 
 
 def _check_numbers(**numbers: int) -> None:

@@ -136,7 +136,7 @@ class Feed:
             setup.train, batch_size=self.plan, seed=setup.config.train.seed, transform=TrainTransform(**crop),
             window=data.window, accumulation=setup.accumulation, rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes, device=device, threads=data.workers, prefetch=data.prefetch,
-            on_error=data.on_error, max_errors=data.max_errors,
+            on_error=FaultPolicy(data.on_error, data.max_errors, setup.config.train.seed),
         )  # fmt: skip
         # Validation leaves out damaged samples, because a substitute would count twice in a metric.
         self.val_loader = masking_loader(setup.val, setup.config, device)
