@@ -22,7 +22,7 @@ Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 class LoaderState:
     """The samples that a training has used, as JSON values."""
 
-    set: str
+    fingerprint: str
     """Fingerprint of the shards of the split and of the labels."""
     order: str
     """Order of the samples: its name, with the number of shards in a group for "window"."""
@@ -45,7 +45,7 @@ def parse_state(state: Mapping[str, Any], ours: LoaderState) -> LoaderState:
     """
     remedy = "load a state that state_dict() returned"
     found = check_as(state, LoaderState, "the state", "state of a ShardLoader", remedy, "option-value")
-    if found.set != ours.set:
+    if found.fingerprint != ours.fingerprint:
         what = "the state belongs to another shard set or split"
         raise UserError("set-other", f"{what}: open the set and split of that training, or start without the state")
     for name in ("order", "seed"):

@@ -118,9 +118,9 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
             self._order = f"{order} {window}" if order == "window" else order
         turn = self.plan.order.shard_order(0, 0)
         self._window = None if turn is None else IN_ORDER if isinstance(self.plan.order, StoredOrder) else window
-        self._set = fingerprint([self.reader.labels.genres, [[s.name, s.split, s.sha256] for s in self.reader.shards]])[
-            :16
-        ]
+        self._fingerprint = fingerprint(
+            [self.reader.labels.genres, [[s.name, s.split, s.sha256] for s in self.reader.shards]]
+        )[:16]
         store = self.reader.store
         if isinstance(store, RemoteShards):
             check_room(store, self.reader.shards, self._window, self.plan.global_batch * (prefetch + 1))
@@ -232,7 +232,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self.close()
 
     def _state(self, epoch: int, samples: int) -> LoaderState:
-        return LoaderState(self._set, self._order, self.plan.global_batch, self.seed, epoch, samples)
+        return LoaderState(self._fingerprint, self._order, self.plan.global_batch, self.seed, epoch, samples)
 
     def _finished(self, batch: Batch, epoch: int, step: int) -> ShardBatch:
         reader, micro_batch = self.reader, batch.micro_batch
