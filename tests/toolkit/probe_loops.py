@@ -5,9 +5,9 @@
 PLAN.json: a list of runs, made one after the other. A run is {"program", "folder", "world_size", "start": folder whose
 files it starts with, or "", "kill": [epoch, step] of the batch at which all its processes are killed, or null}.
 
-Processes are forked from this one, which has imported the frameworks once. Each run leaves in its folder rank<R>.jsonl:
-a line for each batch that a ShardLoader handed out. Prints the exit codes of each run as a line of JSON. Ends after a run
-that fails.
+Processes are forked from this one, which has imported the frameworks once. Each run leaves in its folder rank<R>.jsonl,
+with a line for each batch that a ShardLoader handed out. Prints the exit codes of each run as a line of JSON, and ends
+after a run that fails.
 """
 
 from __future__ import annotations

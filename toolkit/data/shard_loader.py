@@ -34,7 +34,7 @@ from toolkit.data.shard_batch import ShardBatch
 from toolkit.data.sources.prefetch import check_room, pass_of
 from toolkit.data.sources.shard_reader import IN_ORDER, ShardReader
 from toolkit.data.sources.shard_set import ShardSet
-from toolkit.device.defaults import decode_threads
+from toolkit.device.defaults import decode_threads, usable_device
 from toolkit.device.transfer import to_device
 from toolkit.distributed.environment import ranks_of
 
@@ -106,7 +106,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self.reader, self._own = _open(shards, split)
         self.rank, self.world_size = ranks_of(rank, world_size)
         self._found_ranks = rank is None
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         _check_numbers(accumulation=accumulation, window=window, prefetch=prefetch)
         if not isinstance(threads, int) or threads < 0:
             raise UserError("option-value", f"threads must be 0 (automatic) or more, not {threads!r}")

@@ -89,6 +89,12 @@ def test_a_loader_that_does_not_know_its_rank_is_refused(shard_set: Path, monkey
         assert next(iter(given)).step == 0
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:-1"])
+def test_a_device_that_does_not_exist_is_one_line(shard_set: Path, device: str):
+    with fails("device", repr(device), "cpu or cuda"):
+        ShardLoader(shard_set, split="train", batch_size=16, device=device)
+
+
 def test_a_dataloader_around_it_fails(loader: ShardLoader):
     with pytest.raises(TypeError):
         next(iter(DataLoader(loader, batch_size=None)))  # type: ignore[arg-type]
