@@ -91,6 +91,11 @@ class Source(msgspec.Struct):
     genre_field: str | None = None
     """Field with the genres in each sample's JSON, if `posters shards index` made the set. None in older sets."""
     genre_separator: str = "|"
+    genre_form: str = ""
+    """Form of the targets: class, multi-hot, indices or flags. Empty if they are names, or come from a table."""
+    classes: bool = False
+    """Whether each sample has exactly one genre, whose number is its class. If ``genre_field`` is None, the ``.cls``
+    members have the classes."""
     rejected: dict[str, Count] = {}
     weight_column: str | None = None
     duplicate_groups: Count = 0
