@@ -27,7 +27,7 @@ bounded = settings(deadline=None, derandomize=True, suppress_health_check=[Healt
 
 FOLDERS = ("", "", "", "./", "a/", "b.c/", "./a//", "é/", "x" * 90 + "/", "__m__/")
 STEMS = (*"xyzxyz", "0001", "é", "映" * 40, "n" * 120, "a b", "%41", "c\udce9", "t\tb", ".h", "__m__")
-ENDINGS = ("jpg", "jpg", "json", "json", "png", "JPG", "Json", "webp", "txt", "in.jpg", "in.json", "1.jpg", "")
+ENDINGS = ("jpg", "jpg", "json", "json", "png", "JPG", "Json", "webp", "txt", "TXT", "cls", "in.jpg", "in.json", "1.jpg", "")
 SOME_BYTES = st.binary(max_size=1100)
 KINDS = ("file",) * 12 + ("hard link", "symlink", "dir", "fifo")
 
@@ -87,6 +87,9 @@ def compare(tar: Path) -> None:
         return
     contents = read_tar(tar)
     assert ranges(tar) == expected.taken
+    data = tar.read_bytes()
+    fields = {m.key: {f.name: data[f.offset : f.offset + f.size] for f in m.fields} for m in contents.members}
+    assert fields == expected.fields
     assert sorted(r.id for r in contents.rejected) == sorted(expected.rejected)
     assert has_members(tar, contents.members)
 
@@ -164,7 +167,7 @@ def test_index_takes_each_sample_or_says_why_not(
     rejected: set[tuple[str, str]] = set()
     refused = False
     for number, members in enumerate(tars):
-        filled = [replace(file, data=some_data(file.name, dice)) for file in members]
+        filled = [replace(file, data=some_data(file.name, dice)) for file in members if not file.name.endswith("cls")]
         tar = python_tar(folder / f"{number}.tar", "pax", filled)
         assert tar is not None
         naive = read_naively(tar)
