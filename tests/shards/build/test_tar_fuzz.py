@@ -27,7 +27,23 @@ bounded = settings(deadline=None, derandomize=True, suppress_health_check=[Healt
 
 FOLDERS = ("", "", "", "./", "a/", "b.c/", "./a//", "é/", "x" * 90 + "/", "__m__/")
 STEMS = (*"xyzxyz", "0001", "é", "映" * 40, "n" * 120, "a b", "%41", "c\udce9", "t\tb", ".h", "__m__")
-ENDINGS = ("jpg", "jpg", "json", "json", "png", "JPG", "Json", "webp", "txt", "TXT", "cls", "in.jpg", "in.json", "1.jpg", "")
+ENDINGS = (
+    "jpg",
+    "jpg",
+    "json",
+    "json",
+    "png",
+    "JPG",
+    "Json",
+    "webp",
+    "txt",
+    "TXT",
+    "cls",
+    "in.jpg",
+    "in.json",
+    "1.jpg",
+    "",
+)
 SOME_BYTES = st.binary(max_size=1100)
 KINDS = ("file",) * 12 + ("hard link", "symlink", "dir", "fifo")
 
