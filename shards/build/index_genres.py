@@ -54,7 +54,7 @@ def choose_genres(folder: Path, chosen: str | None, refuse_spellings: bool, foun
     if from_members:
         for contents in found:
             contents.targets = contents.classes
-    where = f"{folder}: the .{CLASS_FIELD} members" if from_members else f"{folder}: the JSONs' field {name!r}"
+    where = f"{folder}: the .{CLASS_FIELD} member" if from_members else f"{folder}: the JSONs' field {name!r}"
     source: dict[str, Any] = {"genre_field": None if from_members else name}
     for contents in found:
         for (_, key), target in zip(contents.names(), contents.targets, strict=True):

@@ -29,7 +29,7 @@ def require_unique_names(found: Sequence[Contents], folder: Path, joined: bool) 
     tars: dict[str, Path] = {}
     for contents in found:
         if contents.table.num_rows and tars.setdefault(contents.sha256, contents.tar) != contents.tar:
-            two = f"{tars[contents.sha256]} and {contents.tar.name} have the same bytes"
+            two = f"{tars[contents.sha256]} and {contents.tar} have the same bytes"
             raise UserError("samples-repeated", f"{two}; remove one of the two, or index each tar in its own folder")
     shared = _shared_key(found)
     if shared and joined:
@@ -60,7 +60,7 @@ def _shared_key(found: Sequence[Contents]) -> str:
     for contents in found:
         for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
             if keys.setdefault(key, contents.tar) != contents.tar:
-                return f"{keys[key]} and {contents.tar.name} both contain a sample {key!r}"
+                return f"{keys[key]} and {contents.tar} both contain a sample {key!r}"
     return ""
 
 

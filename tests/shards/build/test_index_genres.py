@@ -90,7 +90,7 @@ def test_classes_without_samples_are_said(tmp_path: Path, caplog: pytest.LogCapt
     """Classes that are counted from 1 leave the class 0 empty."""
     pack(tmp_path / "a.tar", a=b"1", b=b"3", c=b"4")
     adopt(tmp_path)
-    assert "the .cls members: 2 of 5 genres have no sample: 0, 2" in caplog.text
+    assert "the .cls member: 2 of 5 genres have no sample: 0, 2" in caplog.text
     caplog.clear()
     pack(tmp_path / "a.tar", a=b"1", b=b"0")
     adopt(tmp_path)
