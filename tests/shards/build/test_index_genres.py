@@ -97,7 +97,7 @@ def test_classes_without_samples_are_said(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
-BOTH = {
+BOTH: dict[str, dict[str, Any]] = {
     "in one sample": {"a": (b"1", {"genres": ["War"]})},
     "in two samples": {"a": b"1", "b": {"genres": "War"}},
     "a bad class": {"a": b"cat", "b": {"genres": "War"}},

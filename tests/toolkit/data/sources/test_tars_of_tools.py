@@ -164,7 +164,7 @@ def test_several_formats_of_images_in_a_set(tmp_path: Path) -> None:
 
 
 #: --genre-field, timm's target key and format, and the records of the samples.
-TIMM = {
+TIMM: dict[str, tuple[Any, Any, str, list[dict[str, Any]]]] = {
     "cls": (None, None, "indices", [{"cls": n} for n in (2, 0, 5)]),
     "class": ("label", "label", "indices", [{"json": {"label": n}} for n in (2, 0, 5)]),
     "class in a nested field": ("a/label", "a/label", "indices", [{"json": {"a": {"label": n}}} for n in (2, 0, 5)]),
