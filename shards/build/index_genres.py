@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.build.index_join import require_genres
 from shards.build.index_read import Contents
@@ -105,36 +105,50 @@ def _form_of_all(where: str, found: Sequence[Contents]) -> str:
     The form is one of FORMS, or ``multi-hot`` or ``indices`` for lists of numbers. Empty if no sample has a target.
     """
     first: dict[str, str] = {}
-    lists: dict[tuple[str, int, bool], str] = {}  # (form, length, whether a number is repeated) → first sample
+    counts, lists = Counter[_List](), dict[_List, str]()
     for sample, target in _samples_with(found, [contents.targets for contents in found]):
         first.setdefault(target.form, sample)
         if target.length:
-            distinct = len(set(columns_of(target, "indices")))
-            lists.setdefault((target.form, target.length, distinct < target.length), sample)
+            repeats = len(set(columns_of(target, "indices"))) < target.length
+            counts[kind := _List(target.form == "binary", target.length, repeats)] += 1
+            lists.setdefault(kind, sample)
     if len(first) > 1 and set(first) != {"binary", "numbers"}:
         (one, sample), (two, other) = list(first.items())[:2]
         what = f"{where} has {FORMS[one]} in sample {sample}, but {FORMS[two]} in sample {other}"
         raise UserError("labels-invalid", f"{what}; {_REMEDY}")
-    return _form_of_lists(where, lists) if lists else next(iter(first), "")
+    return _form_of_lists(where, counts, lists) if lists else next(iter(first), "")
 
 
-def _form_of_lists(where: str, lists: dict[tuple[str, int, bool], str]) -> str:
-    """Return ``multi-hot`` or ``indices``. Raises UserError if lists of numbers have no clear meaning."""
-    lengths = {length: sample for (_, length, _), sample in lists.items()}
-    binary = {sample for (form, _, _), sample in lists.items() if form == "binary"}
-    if len(binary) == len(lists) and len(lengths) == 1:
-        if 1 in lengths:
-            what = f"{where} has lists of one number, 0 or 1, which can be a class or a multi-hot vector"
-            raise UserError("labels-invalid", f"{what} (sample {lengths[1]}); {_REMEDY}")
+class _List(NamedTuple):
+    """Kind of a list of numbers."""
+
+    binary: bool
+    """Whether all numbers are 0 or 1."""
+    length: int
+    repeats: bool
+    """Whether a number occurs twice. Numbers of labels seldom repeat, but each longer vector of 0 and 1 does."""
+
+    def __str__(self) -> str:
+        return f"{self.length} numbers{', all 0 or 1' if self.binary else ''}"
+
+
+def _form_of_lists(where: str, counts: Counter[_List], lists: Mapping[_List, str]) -> str:
+    """Return ``multi-hot`` or ``indices``. Raises UserError if lists of numbers have no clear meaning.
+
+    counts: number of samples with each kind of list. lists: the first of these samples.
+    """
+    kinds = [kind for kind, _ in counts.most_common()]
+    usual = kinds[0]
+    lengths, binary = {kind.length for kind in kinds}, all(kind.binary for kind in kinds)
+    if lengths == {1} and binary:
+        what = f"{where} has lists of one number, 0 or 1, which can be a class or a multi-hot vector"
+        raise UserError("labels-invalid", f"{what} (sample {lists[usual]}); {_REMEDY}")
+    if len(lengths) == 1 and binary:
         return "multi-hot"
-    repeats = {sample for (_, _, repeated), sample in lists.items() if repeated}
-    if repeats and len(lengths) == 1:
-        sample = next(sample for sample in lists.values() if sample not in binary)
-        what = f"{where} has lists of {next(iter(lengths))} numbers, but they are not all 0 or 1 (sample {sample})"
-        raise UserError("labels-invalid", f"{what}; {_REMEDY}")
-    if repeats and len(binary) == len(lists):
-        (one, sample), (two, other) = list(lengths.items())[:2]
-        what = f"{where} has lists of 0 and 1 with different lengths: {one} in sample {sample}, {two} in sample {other}"
+    like_vectors = usual.binary and usual.repeats and 2 * counts[usual] >= counts.total()
+    if like_vectors or (any(kind.repeats for kind in kinds) and (binary or len(lengths) == 1)):
+        shown = some([f"{kind} (sample {lists[kind]})" for kind in kinds], 2, "; ")
+        what = f"{where} has lists that are no multi-hot vectors of one length and no numbers of labels: {shown}"
         raise UserError("labels-invalid", f"{what}; {_REMEDY}")
     return "indices"
 
@@ -147,8 +161,9 @@ def _numbered(where: str, form: str, names: Sequence[str], found: Sequence[Conte
     elif form != "flags":
         most = max(max(columns_of(target, form), default=0) for target in targets)
         if most >= MAX_GENRES:
-            many = [s for s, t in _samples_with(found, [c.targets for c in found]) if most in columns_of(t, form)]
-            what = f"{where} has the class {most} (sample {many[0]}), over the limit of {MAX_GENRES - 1}"
+            samples = _samples_with(found, [contents.targets for contents in found])
+            sample = next(sample for sample, target in samples if most in columns_of(target, form))
+            what = f"{where} has the class {most} (sample {sample}), over the limit of {MAX_GENRES - 1}"
             raise UserError("labels-invalid", f"{what}; {_REMEDY}")
         names = [str(n) for n in range(most + 1)]
     labels = LabelSet(tuple(names))

@@ -110,11 +110,10 @@ def index_folder(options: IndexOptions) -> Manifest:
         if (options.folder / MANIFEST).exists():
             before = Manifest.read(options.folder)
             if not before.source.get("indexed"):
-                if options.metadata is not None:
+                other = options.genre_field not in (None, GENRES)
+                if unused := "--metadata" if options.metadata else "--genre-field" if other else "":
                     why = f"{options.folder} already has the genres of `posters shards build`"
-                    raise UserError(
-                        "option-conflict", f"{why}; leave --metadata out, or build a new set with that table"
-                    )
+                    raise UserError("option-conflict", f"{why}; leave {unused} out, or build a new set")
                 return _add_index_digests(options.folder, before, options.workers)
         for place in {options.folder, *(tar.parent for tar in tars)}:  # left by a killed run of this command
             for name in filter(OWN_PARTIAL.fullmatch, names_in(place)):

@@ -281,6 +281,8 @@ class Manifest:
                 return f"the shard {shard.name!r} does not have one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
                 return f"the shard {shard.name!r} has more samples of a genre than samples in total"
+            if self.source.get("classes") and sum(shard.genre_counts) != shard.samples:
+                return f"the shard {shard.name!r} does not have one class per sample"
         # Prediction files are named after shards, and some file systems ignore case.
         name, times = Counter(shard.name.replace("/", "-").casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:

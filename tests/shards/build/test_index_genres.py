@@ -189,9 +189,10 @@ UNCLEAR = {
     "names and list": ("War", [1, 0], "names of genres in sample 'a' of x.tar, but a list of 0 and 1 in sample 'b'"),
     "class and list": (5, [3, 4], "a class number in sample 'a' of x.tar, but a list of numbers in sample 'b'"),
     "one number": ([0], [1], "lists of one number, 0 or 1, which can be a class or a multi-hot vector"),
-    "lengths": ([0, 1, 0], [0, 1], "lists of 0 and 1 with different lengths: 3 in sample 'a' of x.tar, 2 in sample"),
-    "a 2 in a vector": ([0, 1, 0], [0, 2, 0], "lists of 3 numbers, but they are not all 0 or 1 (sample 'b' of x.tar)"),
-    "counts": ([0, 2, 2], [5, 1, 1], "lists of 3 numbers, but they are not all 0 or 1 (sample 'a' of x.tar)"),
+    "lengths": ([0, 1, 0], [0, 1], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 2 numbers, all 0 or 1 (sample 'b'"),
+    "a 2 in a vector": ([0, 1, 0], [0, 2, 0], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 3 numbers (sample 'b'"),
+    "another length and a 2": ([0, 1, 0], [0, 2], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 2 numbers (sample 'b'"),
+    "counts": ([0, 2, 2], [5, 1, 1], "no numbers of labels: 3 numbers (sample 'a' of x.tar)"),
 }  # fmt: skip
 
 
