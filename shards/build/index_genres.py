@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.build.index_join import require_genres
@@ -43,18 +42,18 @@ class Choice:
     """Where the genres are, for ``source`` in the manifest: ``genre_field``, ``genre_form`` and ``classes``."""
 
 
-def choose_genres(folder: Path, chosen: str | None, refuse_spellings: bool, found: Sequence[Contents]) -> Choice:
+def choose_genres(place: str, chosen: str | None, refuse_spellings: bool, found: Sequence[Contents]) -> Choice:
     """Fill ``Contents.genres`` from the targets in the JSONs or in the ``.cls`` members. Reject samples without genres.
 
-    chosen: --genre-field. None chooses the ``.cls`` members, or the field ``genres`` if there are no such members.
+    place: the folder of the tars, for messages. chosen: --genre-field. None chooses the ``.cls`` members, or the field ``genres`` if there are no such members.
     Raises UserError if both have targets and ``chosen`` is None, or if the samples have different forms of targets.
     """
     name = chosen or GENRES
-    from_members = _takes_members(folder, chosen, found)
+    from_members = _takes_members(place, chosen, found)
     if from_members:
         for contents in found:
             contents.targets = contents.classes
-    where = f"{folder}: the .{CLASS_FIELD} member" if from_members else f"{folder}: the JSONs' field {name!r}"
+    where = f"{place}: the .{CLASS_FIELD} member" if from_members else f"{place}: the JSONs' field {name!r}"
     source: dict[str, Any] = {"genre_field": None if from_members else name}
     for contents in found:
         for (_, key), target in zip(contents.names(), contents.targets, strict=True):
@@ -77,7 +76,7 @@ def choose_genres(folder: Path, chosen: str | None, refuse_spellings: bool, foun
     return Choice(labels, {**source, "genre_form": form})
 
 
-def _takes_members(folder: Path, chosen: str | None, found: Sequence[Contents]) -> bool:
+def _takes_members(place: str, chosen: str | None, found: Sequence[Contents]) -> bool:
     """Return whether the ``.cls`` members have the targets. Raises UserError if the user must choose."""
     member = next(_samples_with(found, [contents.classes for contents in found]), None)
     if member is None or chosen not in (None, CLASS_FIELD):
@@ -86,7 +85,7 @@ def _takes_members(folder: Path, chosen: str | None, found: Sequence[Contents]) 
     if chosen is None and other is not None:
         two = f"sample {member[0]} has a .{CLASS_FIELD} member, and sample {other[0]} has {GENRES!r} in its JSON"
         remedy = f"choose with --genre-field {CLASS_FIELD} or --genre-field {GENRES}"
-        raise UserError("labels-invalid", f"{folder} has two kinds of genres: {two}; {remedy}")
+        raise UserError("labels-invalid", f"{place} has two kinds of genres: {two}; {remedy}")
     return True
 
 

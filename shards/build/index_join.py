@@ -19,12 +19,13 @@ from shards.tables.metadata import Metadata
 log = logging.getLogger(__name__)
 
 
-def require_unique_names(found: Sequence[Contents], folder: Path, joined: bool) -> None:
+def require_unique_names(found: Sequence[Contents], names: Sequence[str], joined: bool) -> None:
     """Fill the column ``id`` of samples whose JSON has no id. Raises UserError if two samples have the same id.
 
     The id is the key. But many tools number the samples of each tar from 0. If two tars share a key, these ids begin
-    with the name of the tar, such as ``train-00001/000000``. joined: whether a table is joined. Then a shared key is an
-    error, because a row would fit both samples. Two tars with the same bytes are always an error.
+    with the name of the tar, such as ``train-00001/000000``. names: the name of each tar, such as ``train-00001.tar``.
+    joined: whether a table is joined. Then a shared key is an error, because a row would fit both samples. Two tars
+    with the same bytes are always an error.
     """
     tars: dict[str, Path] = {}
     for contents in found:
@@ -35,10 +36,10 @@ def require_unique_names(found: Sequence[Contents], folder: Path, joined: bool) 
     if shared and joined:
         remedy = "give each sample its own key, or index each tar in its own folder"
         raise UserError("samples-repeated", f"{shared}; {remedy}")
-    for contents in found:
+    for contents, name in zip(found, names, strict=True):
         ids = contents.table["key"]
         if shared:
-            ids = pc.binary_join_element_wise(_stem(contents.tar, folder), ids, "/")
+            ids = pc.binary_join_element_wise(name.removesuffix(".tar"), ids, "/")
         ids = pc.coalesce(contents.table["id"], ids)
         contents.table = contents.table.set_column(contents.table.schema.get_field_index("id"), "id", ids)
     if shared:
@@ -62,10 +63,6 @@ def _shared_key(found: Sequence[Contents]) -> str:
             if keys.setdefault(key, contents.tar) != contents.tar:
                 return f"{keys[key]} and {contents.tar} both contain a sample {key!r}"
     return ""
-
-
-def _stem(tar: Path, folder: Path) -> str:
-    return tar.relative_to(folder).as_posix().removesuffix(".tar")
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:

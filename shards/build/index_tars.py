@@ -120,13 +120,13 @@ def index_folder(options: IndexOptions) -> Manifest:
                 remove_file(place / name)
         tasks = [options.task(tar) for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
-        require_unique_names(found, options.folder, joined=metadata is not None)
+        require_unique_names(found, [_name(options, tar) for tar in tars], joined=metadata is not None)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
             require_genres(found)
             choice = Choice()
         else:
-            choice = choose_genres(options.folder, options.genre_field, options.spellings == "refuse", found)
+            choice = choose_genres(str(options.folder), options.genre_field, options.spellings == "refuse", found)
         warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
@@ -195,8 +195,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             remove_file(index_path(contents.tar))  # an earlier run may have written an index
     width = len(labels)
     splits = _splits(options, {c.tar: c.table.num_rows for c in taken})
-    names = {c.tar: c.tar.relative_to(folder).as_posix() for c in taken}
-    shards = [describe(names[c.tar], splits[c.tar], c.table, c.facts(), width) for c in taken]
+    shards = [describe(_name(options, c.tar), splits[c.tar], c.table, c.facts(), width) for c in taken]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
     manifest = Manifest(
         list(labels.genres),
@@ -274,6 +273,10 @@ def _split_in_name(name: str) -> str:
     words = [SPLIT_NAMES[word.lower()] for word in SPLIT_WORD.findall(name)]
     at_start = SPLIT_WORD.match(name) is not None
     return words[0] if words and (at_start or len(set(words)) == 1) else ""
+
+
+def _name(options: IndexOptions, tar: Path) -> str:
+    return tar.relative_to(options.folder).as_posix()
 
 
 def _members(others: Counter[str]) -> str:
