@@ -45,8 +45,9 @@ class Choice:
 def choose_genres(place: str, chosen: str | None, refuse_spellings: bool, found: Sequence[Contents]) -> Choice:
     """Fill ``Contents.genres`` from the targets in the JSONs or in the ``.cls`` members. Reject samples without genres.
 
-    place: the folder of the tars, for messages. chosen: --genre-field. None chooses the ``.cls`` members, or the field ``genres`` if there are no such members.
-    Raises UserError if both have targets and ``chosen`` is None, or if the samples have different forms of targets.
+    place: the folder of the tars, for messages. chosen: --genre-field. None chooses the ``.cls`` members, or the field
+    ``genres`` if there are no such members. Raises UserError if both have targets and ``chosen`` is None, or if the
+    samples have different forms of targets.
     """
     name = chosen or GENRES
     from_members = _takes_members(place, chosen, found)

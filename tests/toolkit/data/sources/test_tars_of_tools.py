@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset
 from PIL import Image
 from shard_tools import draw, encoded, rows_of
@@ -20,6 +21,8 @@ from shards.build.index_tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.index import field_ranges
 from shards.dataset.manifest import Manifest
+from toolkit.data.image_transforms import EvalTransform
+from toolkit.data.shard_loader import ShardLoader
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.sources.shard_set import ShardSet
 
@@ -146,6 +149,35 @@ def test_webdatasets_examples(tmp_path: Path) -> None:
     theirs = webdataset.WebDataset(pattern, shardshuffle=False).decode("pil").to_tuple("png", "cls")
     for (picture, genres), (image, number) in zip(ours, theirs, strict=True):
         assert np.array_equal(np.asarray(picture), np.asarray(image)) and genres == [str(number)]
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_loader_reads_classes_and_other_members(tmp_path: Path, opened: bool) -> None:
+    for number in range(2):
+        samples = [
+            {
+                "__key__": f"{row:06d}",
+                "jpg": encoded(draw((number, row), 30, 40)),
+                "cls": (row + number) % 3,
+                "npy": np.array([number, row]),
+                "txt": f"{number}/{row}",
+            }
+            for row in range(6)
+        ]
+        write(tmp_path / f"train-{number}.tar", samples)
+    index(tmp_path)
+    fields: dict[str, Any] = {"txt": bytes.decode, "npy": lambda data: np.load(io.BytesIO(data)).tolist()}
+    place = ShardSet(tmp_path) if opened else tmp_path
+    seen = []
+    with ShardLoader(place, batch_size=4, fields=fields, transform=EvalTransform(image_size=32)) as loader:
+        for batch in loader:
+            assert batch.targets is not None and batch.targets.dtype == torch.int64
+            for text, pair, target in zip(
+                batch.fields["txt"], batch.fields["npy"], batch.targets.tolist(), strict=True
+            ):
+                assert text == f"{pair[0]}/{pair[1]}" and target == sum(pair) % 3
+                seen.append(text)
+    assert sorted(seen) == sorted(f"{number}/{row}" for number in range(2) for row in range(6))
 
 
 def test_several_formats_of_images_in_a_set(tmp_path: Path) -> None:
