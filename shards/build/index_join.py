@@ -1,4 +1,4 @@
-"""Find the table row of each sample in tars that another tool wrote. Check that keys and ids of samples are unique."""
+"""Give each sample in tars that another tool wrote a unique id, and find its row of a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow.compute as pc
 
 from shards.build.index_read import Contents
 from shards.build.tar_reader import path_of
@@ -17,24 +19,50 @@ from shards.tables.metadata import Metadata
 log = logging.getLogger(__name__)
 
 
-def require_unique_names(found: Sequence[Contents]) -> None:
-    """Raise UserError if two samples have the same key or the same id. A row would then fit both samples."""
-    keys: dict[str, Path] = {}
-    ids: dict[str, tuple[Path, str]] = {}
+def require_unique_names(found: Sequence[Contents], names: Sequence[str], joined: bool) -> None:
+    """Fill the column ``id`` of samples whose JSON has no id. Raises UserError if two samples have the same id.
+
+    The id is the key. But many tools number the samples of each tar from 0. If two tars share a key, these ids begin
+    with the name of the tar, such as ``train-00001/000000``. names: the name of each tar, such as ``train-00001.tar``.
+    joined: whether a table is joined. Then a shared key is an error, because a row would fit both samples. Two tars
+    with the same bytes are always an error.
+    """
+    tars: dict[str, Path] = {}
     for contents in found:
-        for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
-            if key in keys:
-                two = f"{keys[key]} and {contents.tar.name} both contain a sample {key!r}"
-                remedy = "give each sample its own key, or index each tar in its own folder"
-                raise UserError("samples-repeated", f"{two}; {remedy}")
-            keys[key] = contents.tar
+        if contents.table.num_rows and tars.setdefault(contents.sha256, contents.tar) != contents.tar:
+            two = f"{tars[contents.sha256]} and {contents.tar} have the same bytes"
+            raise UserError("samples-repeated", f"{two}; remove one of the two, or index each tar in its own folder")
+    shared = _shared_key(found)
+    if shared and joined:
+        remedy = "give each sample its own key, or index each tar in its own folder"
+        raise UserError("samples-repeated", f"{shared}; {remedy}")
+    for contents, name in zip(found, names, strict=True):
+        ids = contents.table["key"]
+        if shared:
+            ids = pc.binary_join_element_wise(name.removesuffix(".tar"), ids, "/")
+        ids = pc.coalesce(contents.table["id"], ids)
+        contents.table = contents.table.set_column(contents.table.schema.get_field_index("id"), "id", ids)
+    if shared:
+        log.info("%s; so ids are written as TAR/KEY, except for samples with an id in their JSON", shared)
+    owners: dict[str, tuple[Path, str]] = {}
+    for contents in found:
         for sample_id, key in contents.names():
-            if sample_id in ids:
-                other, first = ids[sample_id]
+            if sample_id in owners:
+                other, first = owners[sample_id]
                 two = f"the samples {first!r} and {key!r} (in {contents.tar.name}) both have the id {sample_id!r}"
                 remedy = "write a different id into each sample's JSON, or remove the ids"
                 raise UserError("samples-repeated", f"{other}: {two}; {remedy}")
-            ids[sample_id] = contents.tar, key
+            owners[sample_id] = contents.tar, key
+
+
+def _shared_key(found: Sequence[Contents]) -> str:
+    """Return a message about the first key that two tars share. Empty if there is none."""
+    keys: dict[str, Path] = {}
+    for contents in found:
+        for key in [*contents.table["key"].to_pylist(), *(rejection.id for rejection in contents.rejected)]:
+            if keys.setdefault(key, contents.tar) != contents.tar:
+                return f"{keys[key]} and {contents.tar} both contain a sample {key!r}"
+    return ""
 
 
 def join_csv(found: Sequence[Contents], metadata: Metadata, path: Path | None) -> None:

@@ -6,27 +6,38 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from shards.build.index_targets import (
+    CLASS_FIELD,
+    MAX_CLASS_BYTES,
+    Target,
+    class_target,
+    json_target,
+    text_of,
+    value_of,
+)
 from shards.build.tar_samples import read_tar
-from shards.dataset.index import SCHEMA, WEIGHTS, Member, build_table
+from shards.dataset.index import SCHEMA, Member, build_table
+from shards.dataset.index_values import WEIGHTS
 from shards.dataset.labels import LabelSet
 from shards.errors import UserError, one_line, printable
 from shards.inputs.image_structure import more_frames
 from shards.inputs.images import BadImage, upright_size
 from shards.inputs.rejections import Rejection, Unusable
 from shards.storage.files import sha256_file
-from shards.tables.genre_cells import parse_genres
 from shards.tables.genre_checks import words_left_out
 
 MAX_IMAGE = 1 << 29
 MAX_JSON = 1 << 22
 """Largest sizes in bytes of a sample's image and JSON. Samples with a larger image or JSON are rejected."""
 MAX_NAME = 4096
-"""Largest length of a key or id in bytes, and of a genre in characters. Linux has the same limit for paths."""
+"""Largest length of a key or id in bytes. Linux has the same limit for paths."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,10 @@ class ReadTask:
 
     tar: Path
     genre_field: str | None
-    """Name of the JSON field that has the genres of a sample. None if the genres come from a table."""
+    """Name of the JSON field that has the target of a sample. None if the genres come from a table."""
     separator: str
+    classes: bool = False
+    """Whether to read the ``.cls`` members."""
 
     def __len__(self) -> int:
         return 1
@@ -51,12 +64,18 @@ class Contents:
 
     tar: Path
     table: pa.Table
-    """Table with a row for each usable sample, as in an index file. ``label()`` fills the column ``labels``."""
+    """Table with a row for each usable sample, as in an index file. ``label()`` fills the column ``labels``. The column
+    ``id`` is null for samples without an id in their JSON, until ``index_join`` fills it."""
     genres: list[tuple[str, ...]]
+    """Genres of the usable samples. Empty until ``index_genres`` or a table gives them."""
+    targets: list[Target]
+    """Targets of the usable samples in the JSONs."""
+    classes: list[Target]
+    """Targets of the usable samples in the ``.cls`` members."""
     rejected: list[Rejection]
     """Rejected samples with the reasons. ``Rejection.id`` is the key of the sample."""
     others: Counter[str]
-    """Number of members that belong to no sample, for each file extension or type of member."""
+    """Number of members that are no image and no JSON of a sample, for each file extension or type of member."""
     bytes: int
     sha256: str
     films: list[str]
@@ -78,7 +97,10 @@ class Contents:
     def keep(self, wanted: Sequence[bool]) -> None:
         """Drop the usable samples whose entry in ``wanted`` is false."""
         self.table = self.table.filter(pa.array(wanted, pa.bool_()))
-        self.genres = [genres for genres, keep in zip(self.genres, wanted, strict=True) if keep]
+        if "fields" in self.table.column_names and not pc.max(pc.list_value_length(self.table["fields"])).as_py():
+            self.table = self.table.drop_columns(["fields"])
+        self.genres = list(compress(self.genres, wanted))
+        self.targets, self.classes = list(compress(self.targets, wanted)), list(compress(self.classes, wanted))
 
     def label(self, labels: LabelSet) -> None:
         """Fill the column ``labels`` of the table with the label numbers of the genres."""
@@ -95,7 +117,7 @@ def read_contents(task: ReadTask) -> Contents:
     """Read all images and JSONs of a tar. Raises UserError if the tar is damaged, or changes while it is read."""
     before = task.tar.stat()
     samples = read_tar(task.tar)
-    members, ids, sizes, genres, weights, films = [], [], [], [], [], []
+    members, ids, sizes, targets, classes, weights, films = [], [], [], [], [], [], []
     fields, words = list[str](), Counter[str]()
     with open(task.tar, "rb") as stream:
         for member in samples.members:
@@ -105,8 +127,8 @@ def read_contents(task: ReadTask) -> Contents:
                 data = _image(stream, member)
                 size = upright_size(data)
                 record = _record(stream, member)
-                sample_id = id_of(record, member.key)
-                own, weight = genres_of(record, task.genre_field, task.separator), weight_of(record)
+                sample_id = id_of(record)
+                weight = weight_of(record)
             except Unusable as bad:
                 samples.rejected.append(Rejection(member.key, bad.reason, f"{task.tar.name}: {bad.detail}"))
                 continue
@@ -115,17 +137,19 @@ def read_contents(task: ReadTask) -> Contents:
             ids.append(sample_id)
             sizes.append(size)
             fields = fields or list(record)
-            genres.append(own)
+            targets.append(json_target(record, task.genre_field, task.separator) if task.genre_field else Target())
+            if task.genre_field and targets[-1].form in ("", "names"):
+                words += words_left_out([text_of(value_of(record, task.genre_field))], task.separator)
+            classes.append(class_of(stream, member) if task.classes else Target())
             weights.append(weight)
-            words += words_left_out([_text(record.get(task.genre_field))] if task.genre_field else [], task.separator)
     table = build_table(task.tar, members, ids, sizes, [[] for _ in ids], weights if any(weights) else None)
     digest = sha256_file(task.tar)
     after = task.tar.stat()
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise UserError("file-changed", f"{task.tar} changed while it was read; run the same command again")
-    return Contents(
-        task.tar, table, genres, samples.rejected, samples.others, after.st_size, digest, films, fields, words
-    )
+    genres: list[tuple[str, ...]] = [()] * len(ids)
+    seen = samples.rejected, samples.others, after.st_size, digest
+    return Contents(task.tar, table, genres, targets, classes, *seen, films, fields, words)
 
 
 def _image(stream: IO[bytes], member: Member) -> bytes:
@@ -159,10 +183,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def id_of(record: dict[str, Any], key: str) -> str:
-    """Return the id in a sample's JSON, or the key if the JSON has no id. Raises Unusable if the id is not valid."""
+def id_of(record: dict[str, Any]) -> str | None:
+    """Return the id in a sample's JSON. None if the JSON has no id. Raises Unusable if the id is not valid."""
     if (found := record.get("id")) is None:  # img2dataset's JSON has the key, but no id
-        return key
+        return None
     if isinstance(found, float) and found.is_integer() and abs(found) < 1 << 53:
         found = int(found)  # pandas may write a whole number as 42.0
     if isinstance(found, bool) or not isinstance(found, (str, int)):
@@ -187,20 +211,10 @@ def weight_of(record: dict[str, Any]) -> float | None:
     return float(weight)
 
 
-def _text(genres: Any) -> str:
-    return genres if isinstance(genres, str) else json.dumps(genres)
-
-
-def genres_of(record: dict[str, Any], field: str | None, separator: str) -> tuple[str, ...]:
-    """Return the genres in a JSON's ``field``, or () if it is missing. Raises Unusable if the genres are invalid."""
-    if (value := record.get(field) if field else None) is None:
-        return ()
-    if not isinstance(value, (list, str)):
-        raise Unusable("unparsable genres", f"the field is neither a list nor text: {json.dumps(value)[:60]}")
-    try:
-        genres = parse_genres(_text(value), separator)
-    except ValueError as error:
-        raise Unusable("unparsable genres", one_line(error)) from None
-    if longest := max((len(genre) for genre in genres if len(genre) > MAX_NAME), default=0):
-        raise Unusable("unparsable genres", f"a genre has {longest} characters, over the limit of {MAX_NAME}")
-    return genres
+def class_of(stream: IO[bytes], member: Member) -> Target:
+    """Return the target in the ``.cls`` member of a sample. Its form is empty if the sample has no such member."""
+    for field in member.fields:
+        if field.name == CLASS_FIELD:
+            stream.seek(field.offset)
+            return class_target(stream.read(min(field.size, MAX_CLASS_BYTES + 1)))
+    return Target()

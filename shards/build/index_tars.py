@@ -1,10 +1,11 @@
 """Write the indexes and the manifest for tars that another tool wrote, such as img2dataset.
 
-    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres, rejected samples
-         ─ index_join.py ─→ samples with unique keys and ids, genres from a table
+    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and targets, rejected samples
+         ─ index_join.py ─→ samples with unique ids, genres from a table
+         ─ index_genres.py ─→ genres from the targets, if there is no table
          ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, manifest.json (last)
 
-rejected.csv has one row for each rejected sample, with the reason. Two samples with the same key or id are an error.
+rejected.csv has one row for each rejected sample, with the reason. Two samples with the same id are an error.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
+from shards.build.index_genres import GENRES, Choice, choose_genres
 from shards.build.index_join import join_csv, require_genres, require_unique_names
 from shards.build.index_read import Contents, ReadTask, read_contents
+from shards.build.index_targets import CLASS_FIELD, flag_names
 from shards.build.pack import describe
 from shards.build.split import SPLITS, check_fractions, parse_splits
 from shards.build.verify import check_set
 from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
-from shards.dataset.labels import LabelSet, merge_spellings
+from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
-from shards.errors import UserError, printable, some
+from shards.errors import UserError, printable
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
@@ -35,7 +38,6 @@ from shards.inputs.scan import warn_of_frames
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
-from shards.tables.genre_checks import doubt_about_classes, warn_of_words
 from shards.tables.metadata import GenreOptions, read_metadata
 from shards.tables.split_names import SPLIT_NAMES
 from shards.versions import library_versions
@@ -47,7 +49,7 @@ NO_TAR, NO_SAMPLES, NO_SPLIT = "not a .tar", "no samples", "in another folder"
 """Reasons in rejected.csv for the rejection of a whole file. All other reasons are for a sample."""
 MAX_TAR_NAME = 240
 """Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
-SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-_.]", re.IGNORECASE)
+SPLIT_WORD = re.compile(rf"(?:^|[-_.])({'|'.join(SPLIT_NAMES)})(?=[-_.])", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
 
@@ -59,12 +61,15 @@ class IndexOptions(GenreOptions, WorkersOption):
     folder: Path = option(MISSING, positional=True)
     """Folder of .tar files from WebDataset, img2dataset or similar tools."""
     split: str = "train"
-    """Split of the tars whose names do not start with train-, val- or test-, and which are not in such a folder."""
+    """Split of the tars whose names have no word train, val or test, as in val-00.tar or set-val-00.tar, and which are
+    not in such a folder."""
     fractions: tuple[float, ...] | None = option(None, "--splits", parse=parse_splits)
     """Divide the tars that --split describes into train, val and test, such as 0.8,0.1,0.1. Each tar belongs to one
     split, so the shares are not exact, and near-duplicates in different tars are not found."""
-    genre_field: str = "genres"
-    """Name of the JSON field with the genres of a sample. Its value is a list, or text as in a cell of a table."""
+    genre_field: str | None = None
+    """Name of the JSON field with the genres of a sample: text as in a cell of a table, a list of names, a class
+    number, a list of 0 and 1, or a list of numbers. Several names, such as red,green, are fields of 0 and 1. ``cls``
+    takes the class number in the .cls members. The default is .cls if the tars have such members, or else genres."""
     metadata: Path | None = None
     """Table with the genres, used instead of the JSONs. An id in the table is a sample's JSON id, key or file name."""
 
@@ -77,18 +82,25 @@ class IndexOptions(GenreOptions, WorkersOption):
             check_fractions(self.fractions)
             if self.split != "train":
                 raise UserError("option-conflict", "--split and --splits exclude each other: choose one of them")
+        names = flag_names(self.genre_field or "")
+        if len(set(names)) < len(names) or not all(names):
+            what = f"--genre-field must name different fields between its commas, not {self.genre_field!r}"
+            raise UserError("option-value", what)
 
-    @property
-    def json_genres(self) -> str | None:
-        """Name of the JSON field that has the genres of a sample. None if the genres come from ``metadata``."""
-        return self.genre_field if self.metadata is None else None
+    def task(self, tar: Path) -> ReadTask:
+        """Return the task to read a tar."""
+        field, separator = self.genre_field or GENRES, self.genre_separator or "|"
+        if self.metadata is not None:
+            return ReadTask(tar, None, separator)
+        return ReadTask(tar, field, separator, self.genre_field in (None, CLASS_FIELD))
 
 
 def index_folder(options: IndexOptions) -> Manifest:
     """Write an index file beside each tar of a folder. Then write rejected.csv and the manifest. No tar is changed.
 
     A set without genres can be used for prediction only. If some samples have genres, samples without genres
-    are rejected. Raises UserError if no sample is usable, a tar is damaged, or two samples share a key or id.
+    are rejected. Raises UserError if no sample is usable, a tar is damaged, two samples share an id, or the genres
+    have no clear meaning.
     """
     if not options.folder.is_dir():
         raise UserError("path-missing", f"no such folder: {options.folder}")
@@ -98,36 +110,29 @@ def index_folder(options: IndexOptions) -> Manifest:
         if (options.folder / MANIFEST).exists():
             before = Manifest.read(options.folder)
             if not before.source.get("indexed"):
-                if options.metadata is not None:
+                other = options.genre_field not in (None, GENRES)
+                if unused := "--metadata" if options.metadata else "--genre-field" if other else "":
                     why = f"{options.folder} already has the genres of `posters shards build`"
-                    raise UserError(
-                        "option-conflict", f"{why}; leave --metadata out, or build a new set with that table"
-                    )
+                    raise UserError("option-conflict", f"{why}; leave {unused} out, or build a new set")
                 return _add_index_digests(options.folder, before, options.workers)
         for place in {options.folder, *(tar.parent for tar in tars)}:  # left by a killed run of this command
             for name in filter(OWN_PARTIAL.fullmatch, names_in(place)):
                 remove_file(place / name)
-        tasks = [ReadTask(tar, options.json_genres, options.genre_separator or "|") for tar in tars]
+        tasks = [options.task(tar) for tar in tars]
         found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
-        require_unique_names(found)
+        require_unique_names(found, [_name(options, tar) for tar in tars], joined=metadata is not None)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
+            require_genres(found)
+            choice = Choice()
         else:
-            _merge_spellings(options, found)
-        require_genres(found)
-        fields = next((contents.fields for contents in found if contents.fields), [])
-        if options.json_genres and fields and not any(genres for contents in found for genres in contents.genres):
-            log.warning(
-                "no JSON has genres in %r; the fields are %s",
-                options.json_genres,
-                some([repr(name[:60]) for name in fields]),
-            )
+            choice = choose_genres(str(options.folder), options.genre_field, options.spellings == "refuse", found)
         warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
                 rejected.append(Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty"))
-        return _write_set(options, found, rejected)
+        return _write_set(options, found, rejected, choice)
 
 
 def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manifest:
@@ -171,26 +176,7 @@ def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
     return tars, rejected
 
 
-def _merge_spellings(options: IndexOptions, found: Sequence[Contents]) -> None:
-    """Give each genre of the JSONs one spelling. Warn about texts that are not genres, and about a wrong field."""
-    where = f"{options.folder}: the JSONs' field {options.genre_field!r}"
-    warn_of_words(where, sum((contents.words for contents in found), Counter[str]()), "rename it")
-    merged, lines = merge_spellings([genres for contents in found for genres in contents.genres])
-    if lines and options.spellings == "refuse":
-        why = f"{'; '.join(lines[:3])}; correct the JSONs, or pass --spellings merge"
-        raise UserError("labels-invalid", f"the JSONs of {options.folder} have several spellings of one genre: {why}")
-    for line in lines:
-        log.warning("%s", line)
-    samples = [genres for genres in merged if genres]
-    labels = Counter(label for genres in samples for label in genres)
-    if doubt := doubt_about_classes(where, labels, samples):
-        log.warning("%s; if this is the wrong field, choose another with --genre-field, or use --metadata", doubt)
-    left = iter(merged)
-    for contents in found:
-        contents.genres = [next(left) for _ in contents.genres]
-
-
-def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection]) -> Manifest:
+def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection], choice: Choice) -> Manifest:
     folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
     if not any(contents.genres for contents in found):
         write_rejected(folder / REJECTED, rejected)
@@ -198,7 +184,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         raise UserError("images-none", f"{folder} has no usable sample: {first_reasons(rejected)}; {remedy}")
     taken = [contents for contents in found if contents.genres]
     weighted = _are_weighted(folder, taken)
-    labels = LabelSet.from_samples(genres for contents in found for genres in contents.genres)
+    labels = choice.labels or LabelSet.from_samples(genres for contents in found for genres in contents.genres)
     for contents in found:
         contents.label(labels)
     for contents in [contents for contents in found if not _is_indexed(contents)]:
@@ -209,8 +195,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             remove_file(index_path(contents.tar))  # an earlier run may have written an index
     width = len(labels)
     splits = _splits(options, {c.tar: c.table.num_rows for c in taken})
-    names = {c.tar: c.tar.relative_to(folder).as_posix() for c in taken}
-    shards = [describe(names[c.tar], splits[c.tar], c.table, c.facts(), width) for c in taken]
+    shards = [describe(_name(options, c.tar), splits[c.tar], c.table, c.facts(), width) for c in taken]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
     manifest = Manifest(
         list(labels.genres),
@@ -220,7 +205,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             "samples": sum(shard.samples for shard in shards),
             "rejected": dict(sorted(Counter(r.reason for r in rejected).items())),
             "other_members": _members(others),
-            "genre_field": options.json_genres,
+            **choice.source,
             "genre_separator": options.genre_separator or "|",
         },
         versions=library_versions(),
@@ -258,11 +243,11 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
     """
     found: dict[Path, str] = {}
     for tar in samples:
-        named = SPLIT_NAME.match(tar.name)
+        named = _split_in_name(tar.name)
         if tar.parent != options.folder:
             found[tar] = SPLIT_NAMES[tar.parent.name.lower()]
         elif named or options.fractions is None:
-            found[tar] = SPLIT_NAMES[named.group(1).lower()] if named else options.split
+            found[tar] = named or options.split
     if options.fractions is None:
         return found
     left = [tar for tar in samples if tar not in found]
@@ -281,6 +266,17 @@ def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, st
     shown = ", ".join(f"{count / total:.1%} {split}" for split, count in taken.items())
     log.info("%d tars are divided into splits: %s of the samples", len(left), shown)
     return found
+
+
+def _split_in_name(name: str) -> str:
+    """Return the split with which a name begins, or which is the only split in it. Empty if there is no such split."""
+    words = [SPLIT_NAMES[word.lower()] for word in SPLIT_WORD.findall(name)]
+    at_start = SPLIT_WORD.match(name) is not None
+    return words[0] if words and (at_start or len(set(words)) == 1) else ""
+
+
+def _name(options: IndexOptions, tar: Path) -> str:
+    return tar.relative_to(options.folder).as_posix()
 
 
 def _members(others: Counter[str]) -> str:

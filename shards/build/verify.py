@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
-from shards.build.index_read import genres_of, id_of
+from shards.build.index_read import class_of, id_of
+from shards.build.index_targets import columns_of, json_target
 from shards.build.tar_samples import has_members
-from shards.dataset.index import Member, foreign_to, index_bytes, index_path, member_checksum, misfit_of, parse_index
+from shards.dataset.index import (
+    Member,
+    foreign_to,
+    index_bytes,
+    index_path,
+    member_checksum,
+    members_of,
+    misfit_of,
+    parse_index,
+)
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import Manifest, Shard, Source
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table, records_of
@@ -25,6 +35,8 @@ from shards.executors.local import LocalExecutor
 from shards.inputs.images import BadImage, upright_size
 from shards.inputs.rejections import Unusable
 from shards.storage.files import sha256_file
+
+OTHER_LABELS = "its labels differ from the labels in the index"
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,18 @@ def check_set(
     done = results_in_order(LocalExecutor(workers), check_shard, tasks, "verifying")
     found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
     problems += [problem for shard in manifest.shards for problem in found[shard.name].problems]
-    # Keys must be unique in the whole set.
-    keys = Counter(key for checked in found.values() for key in checked.keys)
-    ids = Counter(name for checked in found.values() for name in checked.ids)
-    problems += [f"key {key!r} occurs {n} times in the set" for key, n in sorted(keys.items()) if n > 1]
-    problems += [f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > max(keys[i], 1)]
+    problems += _repeated_names(found, source)
     return problems, {name: checked.index for name, checked in found.items()}
+
+
+def _repeated_names(found: Mapping[str, Checked], source: Source) -> list[str]:
+    """Return a line for each id or key that occurs several times. Tars of other tools can share keys, but not ids."""
+    keys = Counter((name if source.indexed else "", key) for name, checked in found.items() for key in checked.keys)
+    ids = Counter(sample_id for checked in found.values() for sample_id in checked.ids)
+    where = {name: f"in {name}" if name else "in the set" for name, _ in keys}
+    lines = [f"key {key!r} occurs {n} times {where[name]}" for (name, key), n in sorted(keys.items()) if n > 1]
+    named = {key for (_, key), n in keys.items() if n > 1}
+    return lines + [f"id {i!r} occurs {n} times in the set" for i, n in sorted(ids.items()) if n > 1 and i not in named]
 
 
 def _sound_table(
@@ -148,7 +166,7 @@ def check_shard(task: _Check) -> Checked:
     largest = tuple(max((row[side] for row in rows), default=0) for side in ("height", "width"))
     if largest != (shard.max_height, shard.max_width):
         problems.append(f"{tar.name}: the manifest and the index differ in the largest image")
-    indexed = [Member(*(row[name] for name in Member.__dataclass_fields__)) for row in rows]
+    indexed = members_of(table)
     try:
         if not has_members(tar, indexed):
             problems.append(f"{tar.name}: the tar and the index have different members")
@@ -174,7 +192,8 @@ def _member_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task
         data = stream.read(member.json_size)
     elif not task.source.indexed:
         return "it has no JSON with its id and genres"
-    return _json_problem(data, row, task) or ("its bytes changed since it was packed (crc32)" if changed else "")
+    problem = _json_problem(data, row, task) or _class_problem(stream, member, row, task)
+    return problem or ("its bytes changed since it was packed (crc32)" if changed else "")
 
 
 def _image_problem(data: bytes, width: int, height: int) -> str:
@@ -195,23 +214,45 @@ def _json_problem(data: bytes, row: dict[str, Any], task: _Check) -> str:
     except (ValueError, RecursionError):
         return "its JSON cannot be parsed"
     record = record if isinstance(record, dict) else {}
-    indexed, field = task.source.indexed, task.source.genre_field
-    if not indexed and "multi_hot" not in record:
+    if task.source.indexed:
+        return _indexed_problem(record, row, task)
+    if "multi_hot" not in record:
         return "its JSON has no labels (multi_hot)"
+    if row["id"] != (row["key"] if record.get("id") is None else str(record["id"])):
+        return "its id differs from the id in the index"
+    if record.get("weight") != row.get("weight"):
+        return "its sample weight differs from the weight in the index"
     genres = [task.labels.genres[column] for column in row["labels"]]
-    stated = row["key"] if record.get("id") is None else str(record["id"])
+    same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
+    return "" if same else OTHER_LABELS
+
+
+def _indexed_problem(record: dict[str, Any], row: dict[str, Any], task: _Check) -> str:
+    source = task.source
     try:
-        if row["id"] != stated and not (indexed and row["id"] == id_of(record, row["key"])):
+        own_id = id_of(record)
+        # If tars share keys, ids begin with the name of the tar.
+        ids = (row["key"], f"{task.shard.name.removesuffix('.tar')}/{row['key']}") if own_id is None else (own_id,)
+        if row["id"] not in ids:
             return "its id differs from the id in the index"
-        if not indexed:
-            same = record["multi_hot"] == task.labels.multi_hot(row["labels"]) and record.get("genres") == genres
-            if record.get("weight") != row.get("weight"):
-                return "its sample weight differs from the weight in the index"
-        else:  # the JSONs may have several spellings of a genre, and the genres may come from a table
-            own = genres_of(record, field, task.source.genre_separator)
-            if "weight" in row and record.get("weight") != row["weight"]:
-                return "its sample weight differs from the weight in the index"
-            same = field is None or set(merge_spellings([own], genres)[0][0]) == set(genres)
+        if "weight" in row and record.get("weight") != row["weight"]:
+            return "its sample weight differs from the weight in the index"
+        if source.genre_field is None:  # the genres come from a table, or from .cls members
+            return ""
+        target = json_target(record, source.genre_field, source.genre_separator)
+        if target.form == "bad":
+            raise Unusable(*target.values)
     except Unusable as bad:
         return f"{bad.reason} ({bad.detail})"
-    return "" if same else "its labels differ from the labels in the index"
+    if source.genre_form:
+        return "" if sorted(columns_of(target, source.genre_form)) == row["labels"] else OTHER_LABELS
+    genres = [task.labels.genres[column] for column in row["labels"]]
+    # The JSONs may have several spellings of a genre.
+    return "" if set(merge_spellings([target.values], genres)[0][0]) == set(genres) else OTHER_LABELS
+
+
+def _class_problem(stream: IO[bytes], member: Member, row: dict[str, Any], task: _Check) -> str:
+    if not task.source.classes or task.source.genre_field is not None:
+        return ""
+    target = class_of(stream, member)
+    return "" if target.form == "class" and list(target.values) == row["labels"] else OTHER_LABELS

@@ -5,6 +5,8 @@
 - ``crc32`` is the checksum of the bytes of the image, followed by the bytes of the JSON.
 - ``height`` and ``width`` of the image are in pixels. ``labels`` are the column numbers of the genres.
 - ``weight`` is the sample weight. Sets without sample weights do not have this column.
+- ``fields`` are the other members of the sample: names such as ``txt`` or ``seg.png``, and byte ranges. The column is
+  there only if a sample of the tar has such members.
 - The schema's metadata ``poster_toolkit`` identifies the input of the shard, so that a later run can reuse the shard.
 
 The manifest has the SHA-256 of each index. The values of an index are also checked at each reading. Sets can come from
@@ -19,14 +21,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.dataset.labels import MAX_GENRES
+from shards.dataset.index_values import is_oversize, problem_of
 from shards.errors import UserError, one_line
 from shards.schema import parse_as
 from shards.storage.files import PARTIAL, atomic_write, small_bytes
@@ -46,39 +48,32 @@ SCHEMA = pa.schema(
     }
 )
 WEIGHTED_SCHEMA = SCHEMA.append(pa.field("weight", pa.float64()))
+FIELDS = pa.field("fields", pa.list_(pa.struct({"name": pa.string(), "offset": pa.int64(), "size": pa.int64()})))
+SCHEMAS = (SCHEMA, WEIGHTED_SCHEMA, SCHEMA.append(FIELDS), WEIGHTED_SCHEMA.append(FIELDS))
 
-#: Pillow refuses images with more pixels.
-MAX_PIXELS = 178_956_970
-#: Smallest and largest sample weight.
-WEIGHTS = (1e-6, 1e6)
-#: Smallest and largest value of each numeric column.
-BOUNDS = {
-    "image_offset": (0, 1 << 53),
-    "image_size": (0, (1 << 32) - 1),
-    "json_offset": (-1, 1 << 53),
-    "json_size": (-1, (1 << 32) - 1),
-    "crc32": (0, (1 << 32) - 1),
-    "height": (1, MAX_PIXELS),
-    "width": (1, MAX_PIXELS),
-    "weight": WEIGHTS,
-}
-#: Largest size of a key or an id in bytes.
-NAME_BYTES = 1 << 14
-#: Largest total size of the values of one row in bytes.
-ROW_BYTES = 1 << 17
 AGAIN = "build or index the set again"
 COPY_AGAIN = "copy the set again, or build or index it again"
 
 
+class Field(NamedTuple):
+    """A member of a sample beside its image and JSON."""
+
+    name: str
+    """Extension of the member in lower case, such as ``txt`` or ``seg.png``."""
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Member:
-    """One sample of a tar: its key and the byte ranges of its image and JSON."""
+    """One sample of a tar: its key and the byte ranges of its image, its JSON and its other members."""
 
     key: str
     image_offset: int
     image_size: int
     json_offset: int = -1
     json_size: int = -1
+    fields: tuple[Field, ...] = ()
 
 
 def index_path(tar: StoragePath) -> StoragePath:
@@ -104,7 +99,7 @@ def member_checksum(stream: IO[bytes], member: Member) -> int:
 def build_table(
     tar: Path,
     members: Sequence[Member],
-    ids: Sequence[str],
+    ids: Sequence[str | None],
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Any],
     weights: Sequence[float | None] | None = None,
@@ -114,14 +109,42 @@ def build_table(
     sizes: (width, height) in pixels. labels: list of genre columns. weights: None if the set has no sample weights.
     """
     columns: dict[str, Sequence[Any]] = {}
-    for name in Member.__dataclass_fields__:
+    for name in ("key", "image_offset", "image_size", "json_offset", "json_size"):
         columns[name] = [getattr(member, name) for member in members]
     with open(tar, "rb") as stream:
         columns["crc32"] = [member_checksum(stream, member) for member in members]
     columns |= {"id": ids, "labels": labels, "width": [w for w, _ in sizes], "height": [h for _, h in sizes]}
-    if weights is None:
-        return pa.table(columns, schema=SCHEMA)
-    return pa.table(columns | {"weight": weights}, schema=WEIGHTED_SCHEMA)
+    schema = SCHEMA if weights is None else WEIGHTED_SCHEMA
+    columns |= {} if weights is None else {"weight": weights}
+    if any(member.fields for member in members):
+        schema = schema.append(FIELDS)
+        columns["fields"] = [[field._asdict() for field in member.fields] for member in members]
+    return pa.table(columns, schema=schema)
+
+
+def members_of(table: pa.Table) -> list[Member]:
+    """Return the keys and byte ranges of the samples in an index table."""
+    parts = table.select([name for name in Member.__dataclass_fields__ if name in table.column_names])
+    rows = parts.to_pylist()
+    return [Member(**{**row, "fields": tuple(Field(**field) for field in row.get("fields", ()))}) for row in rows]
+
+
+def field_ranges(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets and the sizes in bytes of a member of each sample, both (n,) int64. -1 if a sample has none.
+
+    name: extension in lower case, such as ``txt``. The name ``json`` means the JSON of the sample.
+    """
+    if name == "json":
+        return table["json_offset"].to_numpy(), table["json_size"].to_numpy()
+    offsets, sizes = np.full(table.num_rows, -1, np.int64), np.full(table.num_rows, -1, np.int64)
+    first = 0
+    for lists in table["fields"].chunks if "fields" in table.column_names else ():
+        fields, rows = lists.flatten(), np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
+        wanted = pc.equal(fields.field("name"), name).to_numpy(zero_copy_only=False)
+        offsets[first + rows[wanted]] = fields.field("offset").to_numpy()[wanted]
+        sizes[first + rows[wanted]] = fields.field("size").to_numpy()[wanted]
+        first += len(lists)
+    return offsets, sizes
 
 
 def write_index(tar: StoragePath, table: pa.Table, facts: Mapping[str, Any]) -> None:
@@ -193,9 +216,12 @@ def foreign_to(table: pa.Table, facts: dict[str, Any], shard: Shard) -> str:
 
 def misfit_of(table: pa.Table, shard: Shard) -> str:
     """Return a message if values of an index exceed the size of its tar or the number of genres. Empty if all fit."""
-    for part in ("image", "json"):
-        ends = table[f"{part}_offset"].to_numpy() + table[f"{part}_size"].to_numpy()
-        if np.max(ends, initial=0) > shard.bytes:
+    ends = {p: table[f"{p}_offset"].to_numpy() + table[f"{p}_size"].to_numpy() for p in ("image", "json")}
+    if "fields" in table.column_names:
+        fields = table["fields"].combine_chunks().flatten()
+        ends["field"] = fields.field("offset").to_numpy() + fields.field("size").to_numpy()
+    for part, found in ends.items():
+        if np.max(found, initial=0) > shard.bytes:
             return f"a sample's {part} is outside of its tar"
     highest = np.max(table["labels"].combine_chunks().flatten().to_numpy(), initial=-1)
     return "a label is not one of the set's genres" if highest >= len(shard.genre_counts) else ""
@@ -211,52 +237,29 @@ def parse_index(data: bytes, path: StoragePath, rows: int | None = None) -> tupl
         file = pq.ParquetFile(pa.BufferReader(data))
         metadata = file.schema_arrow.metadata or {}
         schema = file.schema_arrow.remove_metadata()
-        if schema not in (SCHEMA, WEIGHTED_SCHEMA) or b"poster_toolkit" not in metadata:
+        if schema not in SCHEMAS or b"poster_toolkit" not in metadata:
             remedy = "run `posters shards index` on its folder"
             raise UserError("set-format", f"{path} is not an index of this toolkit; {remedy}")
         if rows not in (None, count := file.metadata.num_rows):
             problem = f"belongs to another build than the manifest: {count} samples instead of {rows}"
             raise UserError("set-other", f"the index {path} {problem}; {AGAIN}")
-        if _is_oversize(file.metadata):
+        if is_oversize(file.metadata):
             raise UserError("set-damaged", f"the index {path} is too large for its number of samples; {AGAIN}")
-        # Keys and ids are read as dictionaries. Then a long text that many samples share is in memory only once.
-        names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=["key", "id"])
-        table = names.read(use_threads=False)
-        if problem := _unsound(table):
+        # Names are read as dictionaries. Then a long text that many samples share is in memory only once.
+        paths = [file.schema.column(n).path for n in range(len(file.schema))]
+        texts = [
+            path for path in paths if path in ("key", "id") or (path.startswith("fields.") and path.endswith("name"))
+        ]
+        names = pq.ParquetFile(pa.BufferReader(data), metadata=file.metadata, read_dictionary=texts)
+        # pyarrow cannot read dictionaries within lists from several row groups at once.
+        groups = [names.read_row_group(n, use_threads=False) for n in range(file.num_row_groups)]
+        table = pa.concat_tables(groups) if groups else names.read(use_threads=False)
+        if problem := problem_of(table):
             raise _not_sound(path, problem)
         table = table.cast(schema)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise UserError("set-damaged", f"the index {path} cannot be read: {one_line(error)}") from None
     return table, parse_as(metadata[b"poster_toolkit"], dict[str, Any], path, "index", AGAIN, "set-damaged")
-
-
-def _is_oversize(found: pq.FileMetaData) -> bool:
-    """Return whether a Parquet file needs too much memory. Even a small file can expand to any size."""
-    groups = [found.row_group(number) for number in range(found.num_row_groups)]
-    values = max((group.column(c).num_values for group in groups for c in range(group.num_columns)), default=0)
-    size = sum(group.total_byte_size for group in groups)
-    return values > MAX_GENRES * max(found.num_rows, 1) or size > ROW_BYTES * (found.num_rows + 8)
-
-
-def _unsound(table: pa.Table) -> str:
-    """Return a message about the first wrong value of an index. Empty if all values are valid."""
-    table.validate(full=True)  # finds text that is not UTF-8, and offsets outside of their buffers
-    labels = table["labels"].combine_chunks().flatten()
-    for name in table.column_names:
-        if table[name].null_count or (name == "labels" and labels.null_count):
-            return f"the column {name!r} has empty values"
-    for name in ("key", "id"):
-        longest = max((pc.max(pc.binary_length(c.dictionary)).as_py() or 0 for c in table[name].chunks), default=0)
-        if longest > NAME_BYTES:
-            return f"the column {name!r} has a value of {longest} bytes"
-    for name, (low, high) in BOUNDS.items():
-        values = table[name].to_numpy() if name in table.column_names else np.empty(0)
-        if len(values) and not low <= values.min() <= values.max() <= high:
-            return f"the column {name!r} has values that are not from {low} to {high}"
-    pixels = table["height"].to_numpy().astype(np.int64) * table["width"].to_numpy()
-    if np.max(pixels, initial=0) > MAX_PIXELS:
-        return f"an image has {np.max(pixels)} pixels, over the limit of {MAX_PIXELS}"
-    return "a label is below 0" if np.min(labels.to_numpy(), initial=0) < 0 else ""
 
 
 def _not_sound(path: StoragePath, problem: str) -> UserError:
@@ -266,14 +269,6 @@ def _not_sound(path: StoragePath, problem: str) -> UserError:
 def _no_index(tar: StoragePath) -> UserError:
     remedy = "finish `posters shards build`, or run `posters shards index`"
     return UserError("set-missing", f"no index beside {tar}: {remedy}")
-
-
-def field_ranges(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (n,) int64 byte offsets and sizes of a member of all samples. -1 if a sample lacks the member."""
-    if name == "json":
-        return table["json_offset"].to_numpy(), table["json_size"].to_numpy()
-    nothing = np.full(table.num_rows, -1, dtype=np.int64)
-    return nothing, nothing
 
 
 def list_tars(folder: StoragePath) -> list[StoragePath]:

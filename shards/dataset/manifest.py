@@ -91,6 +91,11 @@ class Source(msgspec.Struct):
     genre_field: str | None = None
     """Field with the genres in each sample's JSON, if `posters shards index` made the set. None in older sets."""
     genre_separator: str = "|"
+    genre_form: str = ""
+    """Form of the targets: class, multi-hot, indices or flags. Empty if they are names, or come from a table."""
+    classes: bool = False
+    """Whether each sample has exactly one genre, whose number is its class. If ``genre_field`` is None, the ``.cls``
+    members have the classes."""
     rejected: dict[str, Count] = {}
     weight_column: str | None = None
     duplicate_groups: Count = 0
@@ -276,6 +281,8 @@ class Manifest:
                 return f"the shard {shard.name!r} does not have one count per genre"
             if max(shard.genre_counts, default=0) > shard.samples:
                 return f"the shard {shard.name!r} has more samples of a genre than samples in total"
+            if self.source.get("classes") and sum(shard.genre_counts) != shard.samples:
+                return f"the shard {shard.name!r} does not have one class per sample"
         # Prediction files are named after shards, and some file systems ignore case.
         name, times = Counter(shard.name.replace("/", "-").casefold() for shard in self.shards).most_common(1)[0]
         if times > 1:

@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from shards.dataset.index import AGAIN, MAX_PIXELS, WEIGHTS, index_bytes, index_of, index_path
+from shards.dataset.index import AGAIN, index_bytes, index_of, index_path
+from shards.dataset.index_values import MAX_PIXELS, WEIGHTS
 from shards.errors import UserError, one_line
 from shards.schema import Count, Sha256
 from shards.storage.files import atomic_path, fingerprint, sha256_file, sha256_stream

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shards.dataset.index import WEIGHTS
+from shards.dataset.index_values import WEIGHTS
 from shards.errors import UserError, one_line
 from shards.tables.genre_cells import NO_GENRE_WORDS
 from shards.tables.genre_columns import GenreColumns, find_genres, genres_of_flags

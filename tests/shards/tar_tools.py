@@ -94,6 +94,8 @@ class Naive:
 
     taken: dict[str, tuple[bytes, bytes | None]] = field(default_factory=dict)
     """Image and JSON by key."""
+    fields: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Bytes of the other members by key and extension."""
     rejected: set[str] = field(default_factory=set)
     twice: bool = False
 
@@ -102,6 +104,7 @@ def read_naively(tar: Path) -> Naive:
     """Read a sound tar with ``tarfile``."""
     found = Naive()
     parts: dict[str, dict[str, bytes | None]] = {}
+    others: dict[str, list[tuple[str, bytes]]] = {}
     with tarfile.open(tar, "r:", encoding="utf-8", errors="surrogateescape") as archive:
         for info in archive:
             name = re.sub(r"(?<![^/])\./|(?<=/)/|^/", "", re.sub("/+", "/", info.name))
@@ -110,22 +113,27 @@ def read_naively(tar: Path) -> Naive:
             if info.isdir() or not match or re.search(r"(^|/)__[^/]*__$|^__[^/]*__/", match[1]):
                 continue
             key, extension = match.groups()
+            data = archive.extractfile(info).read() if info.isreg() else None  # type: ignore[union-attr]
             if "." + extension.lower().split(".")[-1] not in (*IMAGE_ENDINGS, ".json"):
+                others.setdefault(key, []).extend([(extension.lower(), data)] if data is not None else [])
                 continue
             of_key = parts.setdefault(key, {})
             found.twice |= extension in of_key
-            of_key[extension] = archive.extractfile(info).read() if info.isreg() else None  # type: ignore[union-attr]
+            of_key[extension] = data
     for key, of_key in parts.items():
         images = {e: d for e, d in of_key.items() if not e.lower().endswith("json")}
         images = {e: d for e, d in images.items() if "." not in e} or images
         prefix = next(iter(images), "").lower().rpartition(".")[0]
-        records = [d for e, d in of_key.items() if e.lower() == "json"]
-        records = records or [d for e, d in of_key.items() if prefix and e.lower() == f"{prefix}.json"]
-        used = [*images.values(), *records]
-        if len(images) != 1 or len(records) > 1 or None in used:
+        records = {e: d for e, d in of_key.items() if e.lower() == "json"}
+        records = records or {e: d for e, d in of_key.items() if prefix and e.lower() == f"{prefix}.json"}
+        used = [*images.values(), *records.values()]
+        rest = [(e.lower(), d) for e, d in of_key.items() if e not in (*images, *records) and d is not None]
+        rest += others.get(key, [])
+        if len(images) != 1 or len(records) > 1 or None in used or len(dict(rest)) < len(rest):
             found.rejected.add(key)
         else:
-            found.taken[key] = (used[0], records[0] if records else None)  # type: ignore[assignment]
+            found.taken[key] = (used[0], used[1] if records else None)  # type: ignore[assignment]
+            found.fields[key] = dict(rest)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from shard_tools import draw, encoded, only_error, rows_of, tree, write_csv, wri
 from tar_tools import File, python_tar
 
 from shards.build.verify import verify_shards
+from shards.dataset.index import read_index
+from toolkit.data.sources.shard_reader import ShardReader
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -20,15 +23,58 @@ Command = Callable[..., tuple[int, str, str]]
 Genres = dict[str, list[str]]
 
 
-def test_a_key_in_two_tars_is_refused(tmp_path: Path) -> None:
-    """Tools that number every tar from 0: one CSV row, one prediction, would stand for several posters."""
+def test_keys_that_tars_share_become_ids_with_the_tar(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many tools number the samples of every tar from 0."""
+    (tmp_path / "val").mkdir()
+    pack(tmp_path / "a.tar", "0 1 2", **{"2": {"id": "tt2"}})
+    pack(tmp_path / "val" / "a.tar", "1 2")
+    with caplog.at_level("INFO"):
+        manifest = adopt(tmp_path)
+    ids = {shard.name: read_index(tmp_path / shard.name)[0]["id"].to_pylist() for shard in manifest.shards}
+    assert ids == {"a.tar": ["a/0", "a/1", "tt2"], "val/a.tar": ["val/a/1", "val/a/2"]}
+    assert read_index(tmp_path / "a.tar")[0]["key"].to_pylist() == ["0", "1", "2"]
+    (line,) = [record.message for record in caplog.records if record.name == "shards.build.index_join"]
+    assert "a.tar both contain a sample '1'; so ids are written as TAR/KEY" in line
+    assert verify_shards(tmp_path, 1)[1] == []
+    assert ShardReader.of_split(tmp_path, "val").sample_ids() == ["val/a/1", "val/a/2"]
+    before = tree(tmp_path)
+    adopt(tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_key_of_a_broken_sample_is_shared_too(tmp_path: Path) -> None:
+    """Ids do not change if the image is repaired."""
+    pack(tmp_path / "a.tar", "0")
+    write_tar(tmp_path / "b.tar", {"0.jpg": b"broken", "1.jpg": encoded(draw(2))})
+    adopt(tmp_path)
+    assert [read_index(tmp_path / name)[0]["id"].to_pylist() for name in ("a.tar", "b.tar")] == [["a/0"], ["b/1"]]
+
+
+def test_an_id_that_is_another_tars_name_and_key_is_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "0")
+    pack(tmp_path / "b.tar", "0 1", **{"1": {"id": "a/0"}})
+    with fails("samples-repeated", "a.tar", "'0'", "b.tar) both have the id 'a/0'"):
+        adopt(tmp_path)
+
+
+def test_a_tar_and_its_copy_are_refused(tmp_path: Path) -> None:
+    pack(tmp_path / "a.tar", "0")
+    shutil.copy(tmp_path / "a.tar", tmp_path / "val-a.tar")
+    with fails("samples-repeated", tmp_path / "a.tar", "val-a.tar have the same bytes"):
+        adopt(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_key_in_two_tars_fits_no_row_of_a_table(tmp_path: Path) -> None:
+    """One row would be of several posters."""
     pack(tmp_path / "a.tar", "0 1")
     pack(tmp_path / "b.tar", "1 2")
+    table = write_csv(tmp_path / "meta.csv", [(str(n), "", "", f"['{'ABA'[n]}']") for n in range(3)])
     with fails("samples-repeated", "a.tar", "b.tar both contain a sample '1'"):
-        adopt(tmp_path)
+        adopt(tmp_path, metadata=table)
     write_tar(tmp_path / "b.tar", {"1.jpg": b"broken", "2.jpg": encoded(draw(2))})
     with fails("samples-repeated", "a.tar", "b.tar", "'1'"):
-        adopt(tmp_path)  # the row or name might be that of the broken one
+        adopt(tmp_path, metadata=table)  # the row might be that of the broken one
     assert not (tmp_path / "manifest.json").exists()
 
 

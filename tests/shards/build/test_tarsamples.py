@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from shard_tools import write_tar
 from tar_tools import File, python_tar, ranges
 
 from shards.build.tar_samples import has_members, read_members, read_tar
-from shards.dataset.index import Member
+from shards.dataset.index import Field, Member
 
 
 def files(text: str) -> dict[str, bytes]:
@@ -73,9 +74,25 @@ def test_other_members_are_counted_by_kind(tmp_path: Path, members: str) -> None
     assert contents.rejected == [] and contents.others == OTHERS[members]
 
 
-def test_members_beside_a_samples_own_are_counted(tmp_path: Path) -> None:
-    contents = read_tar(write_tar(tmp_path / "x.tar", files("x.jpg x.seg.png x.json x.meta.json x.heic")))
-    assert contents.others == {"seg.png": 1, "meta.json": 1, "heic": 1}
+def test_members_beside_a_samples_own_are_counted_and_are_its_fields(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", files("x.TXT x.jpg x.seg.png x.json x.meta.json x.heic y.jpg z.txt"))
+    contents = read_tar(tar)
+    assert contents.others == {"txt": 2, "seg.png": 1, "meta.json": 1, "heic": 1}
+    data = tar.read_bytes()
+    fields = {m.key: {f.name: data[f.offset : f.offset + f.size] for f in m.fields} for m in contents.members}
+    names = ("txt", "x.TXT"), ("seg.png", "x.seg.png"), ("meta.json", "x.meta.json"), ("heic", "x.heic")
+    assert fields == {"x": {name: text.encode() for name, text in names}, "y": {}}
+    assert has_members(tar, contents.members)
+    first = contents.members[0]
+    for wrong in (first.fields[0]._replace(name="cls"), first.fields[0]._replace(size=1), Field("txt", 0, 5)):
+        assert not has_members(tar, [replace(first, fields=(wrong,))])
+
+
+@pytest.mark.parametrize("name", ["n" * 129, "映" * 43, "a\u202eb"])
+def test_members_whose_extension_is_no_name_of_a_field_are_only_counted(tmp_path: Path, name: str) -> None:
+    contents = read_tar(write_tar(tmp_path / "x.tar", {"x.jpg": b"", f"x.{name}": b"", "x.txt": b""}))
+    assert [field.name for field in contents.members[0].fields] == ["txt"]
+    assert contents.others == {"txt": 1, name: 1}
 
 
 #: Members, and why their sample cannot be taken.
@@ -86,6 +103,8 @@ REJECTED = {
     "x.jpg x.JPG": ("x", "several images", "x.jpg, x.JPG have one key"),
     "c.0.jpg c.1.jpg c.0.json c.1.json": ("c", "several images", "end at the first dot"),
     "x.jpg x.json x.JSON": ("x", "several JSON", "x.json, x.JSON"),
+    "x.jpg x.txt x.TXT": ("x", "repeated member", "x.txt, x.TXT: several files have the same extension"),
+    " ".join(["x.jpg", *(f"x.{n}" for n in range(257))]): ("x", "too many members", "257 beside the image"),
 }
 
 

@@ -203,13 +203,22 @@ def test_no_manifest(copy: Path, command: Command) -> None:
     assert status == 2 and "has no manifest.json" in only_error(err)
 
 
-def test_one_key_in_two_tars(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions indexed such tars."""
-    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)
+def test_one_key_in_two_tars(tmp_path: Path, command: Command) -> None:
+    """Earlier versions indexed such tars with the key as the id of both."""
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", {"same.jpg": encoded(draw(name)), f"{name}.jpg": encoded(draw(name))})
     index_folder(IndexOptions(tmp_path, workers=1))
-    assert problems(command, tmp_path) == ["key 'same' occurs 2 times in the set"]
+    assert verify_shards(tmp_path, 1)[1] == []
+    for name in ("a.tar", "b.tar"):
+        as_a_stranger_would(tmp_path, name, "id", lambda ids: [sample_id.partition("/")[2] for sample_id in ids])
+    assert problems(command, tmp_path) == ["id 'same' occurs 2 times in the set"]
+
+
+def test_one_key_twice_in_a_built_set(copy: Path, command: Command) -> None:
+    """Its keys are made from the ids."""
+    first = read_index(copy / "train-00000.tar")[0]["key"][0].as_py()
+    as_a_stranger_would(copy, SHARD, "key", lambda keys: [first, *keys[1:]])
+    assert f"key {first!r} occurs 2 times in the set" in problems(command, copy)
 
 
 def test_images_that_were_broken_when_they_were_indexed(
@@ -320,13 +329,13 @@ def test_a_changed_index_is_told_though_it_says_the_same(copy: Path, command: Co
     assert problems(command, copy) == [f"{SHARD}: its index changed (sha256 differs from the manifest)"]
 
 
-def test_one_id_twice(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.build.index_tars.require_unique_names", lambda found: None)  # as earlier versions did
+def test_one_id_twice(tmp_path: Path, command: Command) -> None:
     for name in ("a", "b"):
-        members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": b'{"id": "tt1"}'}
+        members = {f"{name}.jpg": encoded(draw(name)), f"{name}.json": f'{{"id": "tt{name}"}}'.encode()}
         write_tar(tmp_path / f"{name}.tar", members)
     index_folder(IndexOptions(tmp_path, workers=1))
-    assert problems(command, tmp_path) == ["id 'tt1' occurs 2 times in the set"]
+    as_a_stranger_would(tmp_path, "b.tar", "id", lambda ids: ["tta"])
+    assert "id 'tta' occurs 2 times in the set" in problems(command, tmp_path)
 
 
 @pytest.mark.parametrize("facts", [b"null", b"[]", b"5"])

@@ -17,8 +17,6 @@ from shard_tools import contents, write_tar
 
 from shards.build.tar_samples import read_members
 from shards.dataset.index import (
-    MAX_PIXELS,
-    NAME_BYTES,
     SCHEMA,
     build_table,
     index_of,
@@ -31,6 +29,7 @@ from shards.dataset.index import (
     tar_path,
     write_index,
 )
+from shards.dataset.index_values import MAX_PIXELS, NAME_BYTES
 from shards.dataset.manifest import Manifest
 from shards.errors import Code
 

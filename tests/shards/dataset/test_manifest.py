@@ -144,6 +144,8 @@ HOSTILE: dict[str, Callable[[Any], Any]] = {
         for name in ("samples", "bytes", "max_height", "max_width", "index_bytes")
         for value in (-1, 1 << 54, 10**400, 1.5, "3", True, None, [1])
     },
+    "not one class per sample": edit("source", "classes", to=True),
+    "classes as text": edit("source", "classes", to="yes"),
     "an index of gigabytes": edit("shards", 0, "index_bytes", to=1 << 33),
     **{f"index {d!r}": edit("shards", 0, "index_sha256", to=d) for d in ("../x", "", "0" * 65, 3)},
     **{

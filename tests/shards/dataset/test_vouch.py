@@ -72,5 +72,6 @@ def test_what_does_not_fit_together_gets_no_digests(earlier: Path, command: Comm
 
 def test_genres_of_a_built_set_come_from_its_build(few: Source, earlier: Path, command: Command) -> None:
     before = tree(earlier)
-    status, _, err = command("shards", "index", earlier, "--metadata", few.csv)
-    assert status == 2 and "leave --metadata out" in only_error(err) and tree(earlier) == before
+    for option, value in (("--metadata", few.csv), ("--genre-field", "multi_hot")):
+        status, _, err = command("shards", "index", earlier, option, value)
+        assert status == 2 and f"leave {option} out" in only_error(err) and tree(earlier) == before
