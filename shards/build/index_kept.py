@@ -171,11 +171,15 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def _blocks(file: TarFile) -> Iterator[bytes]:
+    """Yield the bytes of a remote tar in blocks. Raises UserError if the tar changes meanwhile."""
     budget = RetryBudget(REMOTE_SECONDS, size=file.size)
     changed = UserError("file-changed", f"{file.place} changed while it was read; run the same command again")
+    # The version of a listing can differ in form from the version of a file, so two versions of the file are compared.
+    before = read_facts(file.place, budget)
     try:
         yield from read_blocks(file.place, file.size, budget)
     except UserError as error:
         raise (changed if error.code == "set-damaged" else error) from None  # it has another size now
-    if read_facts(file.place, budget) != (file.size, file.version):
+    after = read_facts(file.place, budget)
+    if before is None or before[0] != file.size or after != before:
         raise changed

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.build.tar_places import root_of
+from shards.build.tar_places import Place, is_at_url, root_of
 from shards.dataset.index import list_tars
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
 from shards.dataset.tars_elsewhere import place_problem, same_place, text_of
-from shards.errors import UserError, without_secrets
+from shards.errors import UserError, some, without_secrets
 from shards.storage.files import names_in
 from shards.storage.kinds import MODEL, RUN, kind_of
-from shards.storage.paths import StoragePath, is_remote, is_url
+from shards.storage.paths import StoragePath, is_remote
 from shards.tables.split_names import SPLIT_NAMES
 
 
@@ -39,17 +40,28 @@ class PlaceOfSet:
             raise _other_tars(self.folder, where, "choose another --out, or delete its manifest.json")
         return before
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether the URL of the tars has a user, a password or a query. They are not in ``tars``."""
+        options = self.root.storage_options if is_remote(self.root) else {}  # type: ignore[attr-defined]  # an UPath
+        return not options.keys().isdisjoint(("query", "headers"))
 
-def place_of_set(place: str | StoragePath, out: StoragePath | None) -> PlaceOfSet:
+    def require_all(self, before: Manifest, names: Iterable[str]) -> None:
+        """Raise UserError if the earlier set has a tar that is not one of ``names``, and would be dropped."""
+        if others := sorted({shard.name for shard in before.shards} - set(names)):
+            what = f"{self.folder} is a shard set that also has {some(others, 2)}"
+            raise UserError("path-exists", f"{what}; name all its tars, choose another --out, or delete its {MANIFEST}")
+
+
+def place_of_set(place: Place, out: StoragePath | None) -> PlaceOfSet:
     """Return where to write the set. Nothing is written.
 
     Raises UserError if ``out`` is None and the tars are at a URL or in a read-only folder, or if ``out`` is not usable.
     """
-    if out is None and (is_url(str(place)) or not isinstance(place, (str, Path))):
-        shown = without_secrets(str(place))
-        raise UserError(
-            "option-missing", f"{shown} is a URL: name a folder for the indexes and the manifest with --out"
-        )
+    if out is None and is_at_url(place):
+        shown = without_secrets(str(place[0] if isinstance(place, tuple) else place))
+        remedy = "name a folder for the indexes and the manifest with --out"
+        raise UserError("option-missing", f"{shown} is a URL: {remedy}")
     root = root_of(place)
     if out is not None and is_remote(out):
         raise UserError("url-refused", f"{out}: the indexes and the manifest need a local folder as --out")

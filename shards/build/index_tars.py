@@ -25,7 +25,7 @@ from shards.build.index_place import PlaceOfSet, place_of_set
 from shards.build.index_read import Contents, ReadTask
 from shards.build.pack import describe
 from shards.build.split import SPLITS, check_fractions, parse_splits
-from shards.build.tar_places import SPLIT, TarFile, find_tars, is_pattern
+from shards.build.tar_places import SPLIT, Place, TarFile, find_tars, is_pattern, parse_place
 from shards.build.verify import check_set
 from shards.dataset.index import SUFFIX, index_path, read_index, write_index
 from shards.dataset.labels import LabelSet, merge_spellings
@@ -57,9 +57,9 @@ OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{
 class IndexOptions(GenreOptions, WorkersOption):
     """Options of ``posters shards index``."""
 
-    folder: str | StoragePath = option(MISSING, positional=True, metavar="PLACE", parse=str)
-    """Folder or URL of .tar files from WebDataset, img2dataset or similar tools, or a pattern of tars with braces such
-    as 'https://HOST/SET/train-{000000..000147}.tar'."""
+    folder: Place = option(MISSING, positional=True, metavar="PLACE", several="words", parse=parse_place)
+    """Folder or URL of .tar files from WebDataset, img2dataset or similar tools, or the tars themselves, also with
+    braces such as 'https://HOST/SET/train-{000000..000147}.tar'."""
     out: StoragePath | None = option(None, metavar="FOLDER", parse=storage_path)
     """Folder for the indexes and the manifest, for tars at a URL or in a read-only folder (default: beside the
     tars)."""
@@ -99,6 +99,8 @@ def index_folder(options: IndexOptions) -> Manifest:
     place = place_of_set(options.folder, options.out)
     tars = find_tars(options.folder)
     folder, rejected = place.folder, tars.rejected
+    if place.has_secrets:
+        log.warning("%s: its user, password and query are not stored; set them in fsspec's configuration", place.tars)
     metadata = read_metadata(options.metadata, options) if options.metadata else None
     with folder_lock(folder):
         if (before := place.earlier_set()) is not None and not before.source.get("indexed"):
@@ -107,6 +109,8 @@ def index_folder(options: IndexOptions) -> Manifest:
                 remedy = "leave --metadata out and name the folder, or index its tars into another folder with --out"
                 raise UserError("option-conflict", f"{why}; {remedy}")
             return _add_index_digests(folder, before, options.workers)
+        if before is not None and is_pattern(options.folder):
+            place.require_all(before, [tar.name for tar in tars.files])
         for here in {folder, *((folder / tar.name).parent for tar in tars.files)}:  # left by a killed run
             for name in filter(OWN_PARTIAL.fullmatch, names_in(here)):
                 remove_file(here / name)

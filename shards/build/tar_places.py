@@ -2,6 +2,7 @@
 
     data/set, s3://bucket/set                      all tars in the folder and in its subfolders of splits
     https://host/set/train-{000000..000147}.tar    the tars that WebDataset reads with this pattern
+    data/set/a.tar data/set/b.tar                  these tars, for example a pattern that the shell has expanded
     _info.json in the folder or at the URL         timm's list of the tars of each split
 
 The root is the folder that contains all tars. A tar's name is its path below the root, such as ``train/0.tar``.
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from braceexpand import braceexpand
@@ -44,6 +45,9 @@ ASKED = 16
 """Number of remote tars whose sizes are asked for at the same time."""
 SPLIT = re.compile(r"\w[\w.-]*", re.ASCII)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+
+Place: TypeAlias = str | StoragePath | tuple[str, ...]
+"""A folder, a URL of a folder, a pattern of tars, or the paths of several tars."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +80,39 @@ class _Info(msgspec.Struct):
     splits: dict[str, _Split]
 
 
-def is_pattern(place: str | StoragePath) -> bool:
+def parse_place(words: Sequence[str]) -> Place:
+    """Return the place that the words of a command line name."""
+    return words[0] if len(words) == 1 else tuple(words)
+
+
+def is_pattern(place: Place) -> bool:
     """Return whether a place names tars, with or without braces, and not a folder.
 
     >>> is_pattern("https://host/set/{0..9}.tar"), is_pattern("s3://bucket/set")
     (True, False)
     """
-    if is_url(str(place)):
-        path = _without_query(str(place))[0]
-        return "{" in path or path.endswith(".tar")
-    return ("{" in str(place) or str(place).endswith(".tar")) and not Path(place).is_dir()
+    if isinstance(place, tuple):
+        return True
+    path = _without_query(str(place))[0]
+    return ("{" in path or path.endswith(".tar")) and (is_url(path) or not Path(path).is_dir())
 
 
-def root_of(place: str | StoragePath) -> StoragePath:
+def is_at_url(place: Place) -> bool:
+    """Return whether a place is a URL, or a pattern or path of tars at a URL."""
+    return any(map(is_url, map(str, place if isinstance(place, tuple) else (place,))))
+
+
+def root_of(place: Place) -> StoragePath:
     """Return the folder that contains the tars of a place. Raises UserError for a pattern that cannot be expanded."""
-    return _expanded(place)[0] if is_pattern(place) else storage_path(place)
+    return _expanded(place)[0] if isinstance(place, tuple) or is_pattern(place) else storage_path(place)
 
 
-def find_tars(place: str | StoragePath) -> Tars:
-    """Return the tars of a folder, a URL or a pattern. No tar is opened.
+def find_tars(place: Place) -> Tars:
+    """Return the tars of a place. No tar is opened.
 
     Raises UserError if there is no tar, if a named tar is missing, or if the name of a tar is not safe.
     """
-    if is_pattern(place):
+    if isinstance(place, tuple) or is_pattern(place):
         root, names = _expanded(place)
         tars = Tars(root, [TarFile(root / name, name) for name in names])
     else:
@@ -124,20 +138,20 @@ def _without_query(text: str) -> tuple[str, str]:
     return path, mark + query
 
 
-def _expanded(place: str | StoragePath) -> tuple[StoragePath, list[str]]:
+def _expanded(place: Place) -> tuple[StoragePath, list[str]]:
     """Return the root and the names of the tars of a pattern."""
-    text, query = _without_query(str(place))
-    shown = without_secrets(text)
+    words = [_without_query(str(word)) for word in (place if isinstance(place, tuple) else (place,))]
+    shown = some([without_secrets(path) for path, _ in words], 1)
     try:
-        paths = list(islice(braceexpand(text, escape=False), MAX_TARS + 1))
+        paths = list(islice((path for word, _ in words for path in braceexpand(word, escape=False)), MAX_TARS + 1))
     except ValueError as error:
         raise UserError("option-value", f"{shown} is not a pattern of tars: {without_secrets(str(error))}") from None
     if len(paths) > MAX_TARS:
         raise UserError("option-value", f"{shown} names over {MAX_TARS} tars; name fewer tars")
     if others := [path for path in paths if not path.endswith(".tar")]:
-        what = f"{shown} must name .tar files, but one of its names is {without_secrets(others[0])}"
-        raise UserError("option-value", f"{what}; write a pattern such as train-{{000000..000147}}.tar")
-    (path, count) = Counter(paths).most_common(1)[0]
+        what = f"{shown} must name .tar files, but one of the names is {without_secrets(others[0])}"
+        raise UserError("option-value", f"{what}; name one folder, or tars such as train-{{000000..000147}}.tar")
+    path, count = Counter(paths).most_common(1)[0]
     if count > 1:
         raise UserError("option-value", f"{shown} names {without_secrets(path)} {count} times; name each tar once")
     split = [_folders(path) for path in paths]
@@ -145,10 +159,11 @@ def _expanded(place: str | StoragePath) -> tuple[StoragePath, list[str]]:
     for parts in split:
         while parts[: len(common)] != common:
             common = common[:-1]
-    if max(map(len, split)) - len(common) > 2 or (is_url(text) and len(common) < 2):
+    remote, queries = any(map(is_url, paths)), {query for _, query in words}
+    if max(map(len, split)) - len(common) > 2 or (remote and len(common) < 2) or len(queries) > 1:
         what = f"the tars of {shown} are not in one folder or in subfolders of one folder"
         raise UserError("option-value", f"{what}; index the tars of each folder on their own")
-    root = storage_path("/".join(common) + query) if is_url(text) else Path(*common)
+    root = storage_path("/".join(common) + queries.pop()) if remote else Path(*common)
     return root, ["/".join(parts[len(common) :]) for parts in split]
 
 
@@ -174,6 +189,7 @@ def _in_folder(root: StoragePath) -> Tars:
     if info is not None:
         listed = {tar.name: tar for tar in tars.files}
         unknown = [name for name in listed if name not in info]
+        tars.rejected = [rejection for rejection in tars.rejected if rejection.id not in info]
         tars.rejected += [Rejection(printable(name), NO_ENTRY, f"add it to {INFO}") for name in unknown]
         found = [(listed.get(name, TarFile(root / name, name)), split) for name, split in info.items()]
         tars.files = [replace(tar, split=split) for tar, split in found]
