@@ -74,7 +74,7 @@ def place_of_set(place: Place, out: StoragePath | None) -> PlaceOfSet:
         raise UserError("path-exists", f"{out} is {kind}, so no shard set is written there: choose another --out")
     found = PlaceOfSet(root, out, text_of(root))
     if problem := place_problem(found.tars):
-        raise UserError("path-name", f"{root} cannot be the place of the tars of a set: {problem}")
+        raise UserError("path-name", f"a set cannot have its tars elsewhere, because their place {problem}")
     if found.earlier_set() is None and out.is_dir() and (tars := list_tars(out)):
         what = f"{out} contains other tars, such as {tars[0].name}"
         raise UserError("path-exists", f"{what}; choose a new folder as --out")

@@ -268,8 +268,9 @@ class Manifest:
 
     def _problem(self) -> str:
         """Return a message about the first invalid name, count or table. Empty if all are valid."""
-        problem = genres_problem(self.genres) or place_problem(self.tars)
-        return problem or self._files_problem() or self._duplicates_problem()
+        if problem := place_problem(self.tars):
+            return f"its field 'tars' {problem}"
+        return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
 
     def _files_problem(self) -> str:
         if not any(shard.samples for shard in self.shards):

@@ -32,27 +32,29 @@ class _Tars(msgspec.Struct):
 
 
 def place_problem(place: str | None) -> str:
-    """Return a message if a text cannot be the place of the tars of a set. Empty if it can, or if it is None.
+    """Return why a text cannot be the place of the tars of a set. Empty if it can, or if it is None.
 
     >>> place_problem("s3://bucket/set"), place_problem("../set")
-    ('', "its field 'tars' is not an absolute path or a URL: '../set'")
+    ('', "is not an absolute path or a URL: '../set'")
     """
     if place is None:
         return ""
     shown = repr(printable(without_secrets(place))[:200])
     if printable(place) != place or set(place) & set("\n\t") or not 0 < len(place.encode()) <= PLACE_BYTES:
-        return f"its field 'tars' is too long, empty or has control characters: {shown}"
+        return f"is too long, empty or has control characters: {shown}"
     if not is_url(place):
-        return "" if os.path.isabs(place) else f"its field 'tars' is not an absolute path or a URL: {shown}"
+        return "" if os.path.isabs(place) else f"is not an absolute path or a URL: {shown}"
     protocol = place.partition("://")[0]
-    if protocol not in PROTOCOLS or "::" in place:
-        return f"its field 'tars' has another protocol than {', '.join(PROTOCOLS)}: {shown}"
+    if protocol not in PROTOCOLS:
+        return f"has another protocol than {', '.join(PROTOCOLS)}: {shown}"
     with contextlib.suppress(ValueError):
         url = urlsplit(place)
         web = protocol in ("http", "https")
-        if not (web and (url.query or url.fragment or url.username or not url.hostname)) and not url.password:
+        secret = url.password or (web and (url.query or url.fragment or url.username))
+        # fsspec combines several file systems with two colons. IPv6 addresses have them, too (see storage_path).
+        if not secret and "::" not in place and (url.hostname or not web):
             return ""
-    return f"its field 'tars' is not a URL without user, password and query: {shown}"
+    return f"is not a plain URL without user, password and query: {shown}"
 
 
 def text_of(place: StoragePath) -> str:

@@ -207,6 +207,12 @@ def test_a_url_needs_out(tmp_path: Path, command: Command) -> None:
         adopt(tmp_path, out=storage_path("s3://b/out"))
 
 
+def test_places_that_no_manifest_can_name(tmp_path: Path) -> None:
+    for place in ("http://[::1]:80/x-{0..1}.tar", "http://[::1]:80/set", tmp_path / "a\nb"):
+        with fails("path-name", "a set cannot have its tars elsewhere, because their place"):
+            adopt(place, out=tmp_path / "out")
+
+
 def test_a_read_only_folder_needs_out(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found before the first tar is read."""
     real = os.access
