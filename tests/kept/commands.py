@@ -214,6 +214,8 @@ def options_of(words: list[str], folder: Path) -> Any:
         found["no_anchor"] = not found.pop("reference_strip")
     if name == "predict":
         assert found.pop("images") == []  # images without an option came later
+    if name == "shards index":
+        (found["folder"],) = found["folder"]  # several tars came later
     if found.get("near_duplicates") == MAX_DISTANCE:
         found["near_duplicates"] = None  # the default was put in later
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}
