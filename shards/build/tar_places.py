@@ -209,7 +209,7 @@ def _read_info(root: StoragePath) -> dict[str, str] | None:
     if data is None:
         return None
     remedy = "correct it, or name the tars with braces, such as train-{000000..000147}.tar"
-    info = parse_as(data, _Info, path, "list of tars", remedy, "set-format")
+    info = parse_as(data, _Info, path, "list of tars", remedy)
     found: dict[str, str] = {}
     for split, files in info.splits.items():
         name = SPLIT_NAMES.get(split.lower(), split)
@@ -220,10 +220,10 @@ def _read_info(root: StoragePath) -> dict[str, str] | None:
             if not problem and not SPLIT.fullmatch(name):
                 problem = f"has a split with an unsafe name, {printable(name)[:100]!r}"
             if problem:
-                raise UserError("set-format", f"{path}: the tar {printable(file)[:100]!r} {problem}; {remedy}")
+                raise UserError("path-unreadable", f"{path}: the tar {printable(file)[:100]!r} {problem}; {remedy}")
             found[file] = name
     if not found:
-        raise UserError("set-format", f"{path} names no tar; {remedy}")
+        raise UserError("path-unreadable", f"{path} names no tar; {remedy}")
     return found
 
 

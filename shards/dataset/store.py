@@ -63,7 +63,7 @@ class ShardStore(ABC):
             path = self.root / MANIFEST
             if is_remote(self.root):
                 remedy = "copy the set to a folder, without the tars"
-                raise UserError("set-format", f"{path} has its tars at another place, which is not followed; {remedy}")
+                raise UserError("url-refused", f"{path} has its tars at another place, which is not followed; {remedy}")
             raise UserError("file-changed", f"{path} was replaced while it was read; start again")
         warn_of_unknown_indexes(self.root, manifest)
         return manifest

@@ -153,7 +153,7 @@ def test_a_manifest_at_a_url_is_not_followed(
         for path in folder.iterdir():
             server.add(f"/set/{path.name}", reply(path.read_bytes()))
         store = open_store(server.url("/set"), CacheOptions(tmp_path / "cache", remote_timeout=1))
-        with fails("set-format", "/set/manifest.json has its tars at another place, which is not followed"):
+        with fails("url-refused", "/set/manifest.json", "has its tars at another place, which is not followed"):
             store.manifest()
     assert not any(path.endswith(".tar") for path in server.requests)
 
