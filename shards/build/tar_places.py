@@ -143,7 +143,7 @@ def _expanded(place: Place) -> tuple[StoragePath, list[str]]:
     words = [_without_query(str(word)) for word in (place if isinstance(place, tuple) else (place,))]
     shown = some([without_secrets(path) for path, _ in words], 1)
     try:
-        paths = list(islice((path for word, _ in words for path in braceexpand(word, escape=False)), MAX_TARS + 1))
+        paths = list(islice((path for word, _ in words for path in _paths(word)), MAX_TARS + 1))
     except ValueError as error:
         raise UserError("option-value", f"{shown} is not a pattern of tars: {without_secrets(str(error))}") from None
     if len(paths) > MAX_TARS:
@@ -165,6 +165,11 @@ def _expanded(place: Place) -> tuple[StoragePath, list[str]]:
         raise UserError("option-value", f"{what}; index the tars of each folder on their own")
     root = storage_path("/".join(common) + queries.pop()) if remote else Path(*common)
     return root, ["/".join(parts[len(common) :]) for parts in split]
+
+
+def _paths(word: str) -> Iterable[str]:
+    """Return the paths of a pattern. A pattern that is also the name of a file means this file."""
+    return [word] if not is_url(word) and Path(word).is_file() else braceexpand(word, escape=False)
 
 
 def _folders(path: str) -> list[str]:

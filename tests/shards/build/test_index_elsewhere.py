@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from failing import fails
 from foreign_tars import adopt, pack, rejected
 from misbehaving_server import MisbehavingServer, in_turn, reply
-from shard_tools import mtimes, only_error, posters, tree, write_file
+from shard_tools import draw, encoded, mtimes, only_error, posters, tree, write_file, write_tar
+from shared_tools import small_file_system
 from url_tools import upload
 
 from shards.build.index_kept import WORK
@@ -223,6 +225,31 @@ def test_a_read_only_folder_needs_out(tars: Path, tmp_path: Path, monkeypatch: p
             adopt(tars)
     monkeypatch.undo()
     assert adopt(tars, out=tmp_path / "out").tars == str(tars)
+
+
+def test_a_file_system_that_is_read_only(tars: Path, tmp_path: Path, command: Command) -> None:
+    with small_file_system(tmp_path / "disk", "16m") as disk:
+        place = shutil.copytree(tars, disk / "tars")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        status, _, err = command("shards", "index", place, "--workers", 1)
+        assert status == 2 and f"cannot write indexes beside the tars in {place}; " in only_error(err)
+        status, _, err = command("shards", "index", place, "--out", disk / "out", "--workers", 1)
+        assert status == 2 and "cannot make the folder" in only_error(err) and "Read-only file system" in err
+        status, _, err = command("shards", "index", place, "--out", tmp_path / "out", "--workers", 1)
+        assert status == 0 and verify_shards(tmp_path / "out", 1)[1] == []
+
+
+def test_a_really_full_disk(tars: Path, tmp_path: Path, server: MisbehavingServer, quick: None) -> None:
+    large = {"d.jpg": encoded(draw(1)), "d.json": b'{"genres": ["Drama"]}', "d.txt": bytes(1 << 20)}
+    write_tar(tars / "train-1.tar", large)
+    pattern = f"{serve(server, tars)}/{PATTERN}"
+    with small_file_system(tmp_path / "disk", "1m") as disk:
+        with fails("disk-full", "/set/train-1.tar (1 MiB) in", "No space left on device"):
+            adopt(pattern, out=disk / "out")
+        assert len(list((disk / "out" / WORK).iterdir())) == 1
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        adopt(pattern, out=disk / "out")
+        assert verify_shards(disk / "out", 1, CacheOptions(tmp_path / "cache"))[1] == []
 
 
 def test_out_that_is_another_folder(tars: Path, tmp_path: Path) -> None:

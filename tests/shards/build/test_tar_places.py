@@ -120,6 +120,11 @@ def test_a_folder_whose_name_has_braces_is_a_folder(tmp_path: Path) -> None:
     assert names(find_tars(files(tmp_path / "{a,b}.tar", "x.tar"))) == ["x.tar"]
 
 
+def test_a_file_whose_name_has_braces_is_a_file(tmp_path: Path) -> None:
+    files(tmp_path, "{a,b}.tar", "c.tar")
+    assert names(find_tars((str(tmp_path / "{a,b}.tar"), str(tmp_path / "{c..c}.tar")))) == ["{a,b}.tar", "c.tar"]
+
+
 def test_places_without_tars(tmp_path: Path, memory: str) -> None:
     with fails("path-missing", "no such folder", tmp_path / "absent"):
         find_tars(tmp_path / "absent")

@@ -341,6 +341,20 @@ def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
     assert any("/datasets/user/name/resolve/" in request for request in hub.requests)
 
 
+def test_tars_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        hub.files = {f"set/{path.name}": path.read_bytes() for path in shard_set.glob("*.tar")}
+        environment = {**clean_env(), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        for command in (
+            ["index", "hf://datasets/user/name/set", "--out", tmp_path / "set"],
+            ["verify", tmp_path / "set", "--cache-dir", tmp_path / "cache"],
+        ):
+            words = [sys.executable, "-m", "toolkit", "shards", *map(str, command), "--workers", "1"]
+            done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    assert Manifest.read(tmp_path / "set").fingerprint == Manifest.read(shard_set).fingerprint
+
+
 def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
     server: MisbehavingServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
