@@ -21,7 +21,7 @@ from shards.dataset.index import COPY_AGAIN
 from shards.dataset.labels import Genres, LabelSet, genres_problem
 from shards.dataset.sample_table import SUFFIX as TABLE
 from shards.dataset.sample_table import SampleTable, table_name, write_sample_table
-from shards.dataset.tars_elsewhere import ELSEWHERE_FORMAT, place_problem
+from shards.dataset.tars_elsewhere import ELSEWHERE_FORMAT, field_problem
 from shards.errors import UserError
 from shards.schema import Count, Sha256, check_as, parse_as
 from shards.storage.files import fingerprint, names_in, remove_file, small_bytes, write_json
@@ -30,8 +30,7 @@ from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
 NAME = "manifest.json"
-#: Formats of a manifest. A version refuses a set with a newer format than it knows. Format 2 has sample weights, and in
-#: format 3 the tars can be elsewhere (tars_elsewhere.py).
+#: Formats of a manifest: 2 has sample weights, 3 can have its tars elsewhere. Earlier versions refuse newer formats.
 FORMATS = FORMAT, WEIGHTED_FORMAT, _ = 1, 2, ELSEWHERE_FORMAT
 #: Largest length of a shard's name in bytes. Such a name plus .jsonl.facts.json is still a valid file name.
 NAME_BYTES = 242
@@ -254,12 +253,12 @@ class Manifest:
         message = path, "manifest", _REMEDY
         head = parse_as(data, _Head, *message, "set-damaged")
         if head.format not in FORMATS:
-            what = f"{path} has format {head.format}, but this version reads formats {FORMAT} to {FORMATS[-1]}"
-            raise UserError("set-format", f"{what}; build the set again")
+            what = f"has format {head.format}, but this version reads formats {FORMAT} to {FORMATS[-1]}"
+            raise UserError("set-format", f"{path} {what}; build the set again")
         raw = parse_as(data, _Document, *message, "set-damaged")
         check_as(raw.source, Source, *message, "set-damaged")
-        parts = raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates
-        manifest = cls(*parts, raw.tars if head.format >= ELSEWHERE_FORMAT else None)
+        manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
+        manifest.tars = raw.tars if head.format >= ELSEWHERE_FORMAT else None
         if raw.fingerprint != manifest.fingerprint:
             raise UserError("set-damaged", f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
         if problem := manifest._problem():
@@ -268,9 +267,8 @@ class Manifest:
 
     def _problem(self) -> str:
         """Return a message about the first invalid name, count or table. Empty if all are valid."""
-        if problem := place_problem(self.tars):
-            return f"its field 'tars' {problem}"
-        return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
+        problem = field_problem(self.tars) or genres_problem(self.genres)
+        return problem or self._files_problem() or self._duplicates_problem()
 
     def _files_problem(self) -> str:
         if not any(shard.samples for shard in self.shards):

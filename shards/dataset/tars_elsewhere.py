@@ -57,6 +57,12 @@ def place_problem(place: str | None) -> str:
     return f"is not a plain URL without user, password and query: {shown}"
 
 
+def field_problem(place: str | None) -> str:
+    """Return a message if a text cannot be the field ``tars`` of a manifest. Empty if it can, or if it is None."""
+    problem = place_problem(place)
+    return f"its field 'tars' {problem}" if problem else ""
+
+
 def text_of(place: StoragePath) -> str:
     """Return the text of a place for a manifest: an absolute path, or a URL without user, password and query."""
     return str(place).rstrip("/") if is_remote(place) else os.path.abspath(place)
