@@ -1,9 +1,10 @@
 """Write the indexes and the manifest for tars that another tool wrote, such as img2dataset.
 
-    tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and targets, rejected samples
-         ─ index_join.py ─→ samples with unique ids, genres from a table
-         ─ index_genres.py ─→ genres from the targets, if there is no table
-         ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, manifest.json (last)
+    place ─ tar_places.py ─→ tars in a folder or at a URL
+          ─ index_kept.py, one task per tar ─→ usable samples with ids and targets, rejected samples
+          ─ index_join.py ─→ samples with unique ids, genres from a table
+          ─ index_genres.py ─→ genres from the targets, if there is no table
+          ─→ NAME.index.parquet for each tar, sample tables, rejected.csv, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same id are an error.
 """
@@ -21,23 +22,26 @@ from pathlib import Path
 
 from shards.build.index_genres import GENRES, Choice, choose_genres
 from shards.build.index_join import join_csv, require_genres, require_unique_names
-from shards.build.index_read import Contents, ReadTask, read_contents
+from shards.build.index_kept import forget, read_tars
+from shards.build.index_place import PlaceOfSet, place_of_set
+from shards.build.index_read import Contents, ReadTask
 from shards.build.index_targets import CLASS_FIELD, flag_names
 from shards.build.pack import describe
 from shards.build.split import SPLITS, check_fractions, parse_splits
+from shards.build.tar_places import SPLIT, Place, TarFile, find_tars, is_pattern, parse_place
 from shards.build.verify import check_set
-from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, write_index
+from shards.dataset.index import SUFFIX, index_path, read_index, write_index
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
 from shards.errors import UserError, printable
-from shards.executors.chunks import results_in_order
-from shards.executors.local import LocalExecutor, WorkersOption
+from shards.executors.local import WorkersOption
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
 from shards.inputs.scan import warn_of_frames
 from shards.options import option
 from shards.storage.files import PARTIAL, names_in, remove_file
 from shards.storage.lock import folder_lock
+from shards.storage.paths import StoragePath, storage_path
 from shards.tables.metadata import GenreOptions, read_metadata
 from shards.tables.split_names import SPLIT_NAMES
 from shards.versions import library_versions
@@ -45,12 +49,9 @@ from shards.versions import library_versions
 log = logging.getLogger(__name__)
 
 REJECTED = "rejected.csv"
-NO_TAR, NO_SAMPLES, NO_SPLIT = "not a .tar", "no samples", "in another folder"
-"""Reasons in rejected.csv for the rejection of a whole file. All other reasons are for a sample."""
-MAX_TAR_NAME = 240
-"""Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
+NO_SAMPLES = "no samples"
+"""Reason in rejected.csv for the rejection of a tar. tar_places.py has the other reasons for a whole file."""
 SPLIT_WORD = re.compile(rf"(?:^|[-_.])({'|'.join(SPLIT_NAMES)})(?=[-_.])", re.IGNORECASE)
-LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
 
 
@@ -58,8 +59,12 @@ OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{
 class IndexOptions(GenreOptions, WorkersOption):
     """Options of ``posters shards index``."""
 
-    folder: Path = option(MISSING, positional=True)
-    """Folder of .tar files from WebDataset, img2dataset or similar tools."""
+    folder: Place = option(MISSING, positional=True, metavar="PLACE", several="words", parse=parse_place)
+    """Folder or URL of .tar files from WebDataset, img2dataset or similar tools, or the tars themselves, also with
+    braces such as 'https://HOST/SET/train-{000000..000147}.tar'."""
+    out: StoragePath | None = option(None, metavar="FOLDER", parse=storage_path)
+    """Folder for the indexes and the manifest, for tars at a URL or in a read-only folder (default: beside the
+    tars)."""
     split: str = "train"
     """Split of the tars whose names have no word train, val or test, as in val-00.tar or set-val-00.tar, and which are
     not in such a folder."""
@@ -75,7 +80,7 @@ class IndexOptions(GenreOptions, WorkersOption):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not re.fullmatch(r"\w[\w.-]*", self.split, re.ASCII):
+        if not SPLIT.fullmatch(self.split):
             allowed = "letters, digits, dots and dashes"
             raise UserError("option-value", f"--split may contain only {allowed}, not {self.split!r}")
         if self.fractions is not None:
@@ -96,43 +101,49 @@ class IndexOptions(GenreOptions, WorkersOption):
 
 
 def index_folder(options: IndexOptions) -> Manifest:
-    """Write an index file beside each tar of a folder. Then write rejected.csv and the manifest. No tar is changed.
+    """Write an index file for each tar of a folder, URL or pattern. Then write rejected.csv and the manifest.
 
-    A set without genres can be used for prediction only. If some samples have genres, samples without genres
-    are rejected. Raises UserError if no sample is usable, a tar is damaged, two samples share an id, or the genres
-    have no clear meaning.
+    No tar is changed. A set without genres can be used for prediction only. If some samples have genres, samples
+    without genres are rejected. What was read is kept until the set is complete, for a later run. Raises UserError if
+    no sample is usable, a tar is damaged or missing, two samples share an id, or the genres have no clear meaning.
     """
-    if not options.folder.is_dir():
-        raise UserError("path-missing", f"no such folder: {options.folder}")
-    tars, rejected = _tars(options.folder)
+    place = place_of_set(options.folder, options.out)
+    tars = find_tars(options.folder)
+    folder, rejected = place.folder, tars.rejected
+    if place.has_secrets:
+        log.warning("%s: its user, password and query are not stored; set them in fsspec's configuration", place.tars)
     metadata = read_metadata(options.metadata, options) if options.metadata else None
-    with folder_lock(options.folder):
-        if (options.folder / MANIFEST).exists():
-            before = Manifest.read(options.folder)
-            if not before.source.get("indexed"):
-                other = options.genre_field not in (None, GENRES)
-                if unused := "--metadata" if options.metadata else "--genre-field" if other else "":
-                    why = f"{options.folder} already has the genres of `posters shards build`"
-                    raise UserError("option-conflict", f"{why}; leave {unused} out, or build a new set")
-                return _add_index_digests(options.folder, before, options.workers)
-        for place in {options.folder, *(tar.parent for tar in tars)}:  # left by a killed run of this command
-            for name in filter(OWN_PARTIAL.fullmatch, names_in(place)):
-                remove_file(place / name)
-        tasks = [options.task(tar) for tar in tars]
-        found = results_in_order(LocalExecutor(options.workers), read_contents, tasks, "reading tars", "tar")
-        require_unique_names(found, [_name(options, tar) for tar in tars], joined=metadata is not None)
+    with folder_lock(folder):
+        if (before := place.earlier_set()) is not None and not before.source.get("indexed"):
+            other = options.genre_field not in (None, GENRES)
+            unused = "--metadata" if options.metadata else "--genre-field" if other else ""
+            if unused or is_pattern(options.folder):
+                why = f"{folder} already has the genres of `posters shards build`"
+                remedy = f"leave {unused} out and " if unused else ""
+                remedy += "name the folder, or index its tars into another folder with --out"
+                raise UserError("option-conflict", f"{why}; {remedy}")
+            return _add_index_digests(folder, before, options.workers)
+        if before is not None and is_pattern(options.folder):
+            place.require_all(before, [tar.name for tar in tars.files])
+        for here in {folder, *((folder / tar.name).parent for tar in tars.files)}:  # left by a killed run
+            for name in filter(OWN_PARTIAL.fullmatch, names_in(here)):
+                remove_file(here / name)
+        found = read_tars([options.task(tar.place) for tar in tars.files], tars.files, folder, options.workers)
+        require_unique_names(found, [tar.name for tar in tars.files], joined=metadata is not None)
         if metadata is not None:
             join_csv(found, metadata, options.metadata)
             require_genres(found)
             choice = Choice()
         else:
-            choice = choose_genres(str(options.folder), options.genre_field, options.spellings == "refuse", found)
+            choice = choose_genres(str(tars.root), options.genre_field, options.spellings == "refuse", found)
         warn_of_frames([key for contents in found for key in contents.films])
         for contents in found:
             rejected += contents.rejected
             if not contents.genres and not contents.rejected:
                 rejected.append(Rejection(contents.tar.name, NO_SAMPLES, _members(contents.others) or "it is empty"))
-        return _write_set(options, found, rejected, choice)
+        manifest = _write_set(options, place, dict(zip(tars.files, found, strict=True)), rejected, choice)
+        forget(folder)
+        return manifest
 
 
 def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manifest:
@@ -150,52 +161,34 @@ def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manife
     return complete
 
 
-def _tars(folder: Path) -> tuple[list[Path], list[Rejection]]:
-    """Return the .tar files in a folder and in its subfolders of splits, and rejections of files such as .tar.gz.
-
-    Raises UserError if there is no .tar file.
-    """
-    below = sorted(path for path in folder.iterdir() if path.name.lower() in SPLIT_NAMES and path.is_dir())
-    tars, rejected = list[Path](), list[Rejection]()
-    for place in (folder, *below):
-        tars += (here := list_tars(place))
-        like = {name for name in names_in(place) if LIKE_TARS.search(name) and PARTIAL not in name}
-        others, remedy = sorted(like - {tar.name for tar in here}), "decompress it, or rename it to end with .tar"
-        rejected += [Rejection(printable(name), NO_TAR, remedy) for name in others]
-    for path in sorted(folder.rglob("*.tar")):
-        if path.parent not in (folder, *below):
-            name = printable(path.relative_to(folder).as_posix())
-            rejected.append(Rejection(name, NO_SPLIT, "move it to the folder, or to its train, val or test"))
-    if not tars:
-        why = f": {first_reasons(rejected)}" if rejected else ""
-        raise UserError("set-missing", f"no .tar file in {folder}{why}")
-    for tar in tars:
-        name = tar.name
-        if printable(name) != name or set(name) & set("\n\t\\:") or len(name.encode()) > MAX_TAR_NAME:
-            raise UserError("path-name", f"the name of {str(tar)!r} is too long or has unsafe characters: rename it")
-    return tars, rejected
-
-
-def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[Rejection], choice: Choice) -> Manifest:
-    folder, others = options.folder, sum((contents.others for contents in found), Counter[str]())
-    if not any(contents.genres for contents in found):
+def _write_set(
+    options: IndexOptions,
+    place: PlaceOfSet,
+    tars: Mapping[TarFile, Contents],
+    rejected: list[Rejection],
+    choice: Choice,
+) -> Manifest:
+    folder, others = place.folder, sum((contents.others for contents in tars.values()), Counter[str]())
+    if not any(contents.genres for contents in tars.values()):
         write_rejected(folder / REJECTED, rejected)
         remedy = f"all reasons are in {folder / REJECTED}"
-        raise UserError("images-none", f"{folder} has no usable sample: {first_reasons(rejected)}; {remedy}")
-    taken = [contents for contents in found if contents.genres]
-    weighted = _are_weighted(folder, taken)
-    labels = choice.labels or LabelSet.from_samples(genres for contents in found for genres in contents.genres)
-    for contents in found:
+        raise UserError("images-none", f"{place.root} has no usable sample: {first_reasons(rejected)}; {remedy}")
+    taken = {tar: contents for tar, contents in tars.items() if contents.genres}
+    weighted = _are_weighted(place.root, list(taken.values()))
+    labels = choice.labels or LabelSet.from_samples(genres for contents in tars.values() for genres in contents.genres)
+    for contents in tars.values():
         contents.label(labels)
-    for contents in [contents for contents in found if not _is_indexed(contents)]:
+    for tar, contents in tars.items():
+        if _is_indexed(folder / tar.name, contents):
+            continue
         remove_file(folder / MANIFEST)  # a set without a manifest counts as unfinished
         if contents.genres:
-            write_index(contents.tar, contents.table, contents.facts())
+            write_index(folder / tar.name, contents.table, contents.facts())
         else:
-            remove_file(index_path(contents.tar))  # an earlier run may have written an index
+            remove_file(index_path(folder / tar.name))  # an earlier run may have written an index
     width = len(labels)
-    splits = _splits(options, {c.tar: c.table.num_rows for c in taken})
-    shards = [describe(_name(options, c.tar), splits[c.tar], c.table, c.facts(), width) for c in taken]
+    splits = _splits(options, {tar: contents.table.num_rows for tar, contents in taken.items()})
+    shards = [describe(tar.name, splits[tar], c.table, c.facts(), width) for tar, c in taken.items()]
     shards.sort(key=lambda shard: ((*SPLITS, shard.split).index(shard.split), shard.split, shard.name))
     manifest = Manifest(
         list(labels.genres),
@@ -209,6 +202,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
             "genre_separator": options.genre_separator or "|",
         },
         versions=library_versions(),
+        tars=place.tars,
     )
     write_rejected(folder / REJECTED, rejected)
     manifest.write_tables(folder, weighted)
@@ -216,7 +210,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
     return manifest
 
 
-def _are_weighted(folder: Path, taken: Sequence[Contents]) -> bool:
+def _are_weighted(folder: StoragePath, taken: Sequence[Contents]) -> bool:
     """Return whether the samples have weights. Raises UserError if only some of them have one."""
     counts = [len(c.table) - c.table["weight"].null_count if "weight" in c.table.column_names else 0 for c in taken]
     if any(counts) and (without := [c.tar for c, n in zip(taken, counts, strict=True) if n < len(c.table)]):
@@ -227,31 +221,34 @@ def _are_weighted(folder: Path, taken: Sequence[Contents]) -> bool:
     return any(counts)
 
 
-def _is_indexed(contents: Contents) -> bool:
+def _is_indexed(tar: Path, contents: Contents) -> bool:
+    """Return whether the index for the tar has these contents. ``tar``: path of the tar if it was beside its index."""
     if not contents.genres:
-        return not index_path(contents.tar).exists()
+        return not index_path(tar).exists()
     with contextlib.suppress(UserError):
-        table, facts = read_index(contents.tar)
+        table, facts = read_index(tar)
         return facts == contents.facts() and table.equals(contents.table)
     return False
 
 
-def _splits(options: IndexOptions, samples: Mapping[Path, int]) -> dict[Path, str]:
-    """Return the split of each tar, from its folder or name. Other tars get --split, or are divided by --splits.
+def _splits(options: IndexOptions, samples: Mapping[TarFile, int]) -> dict[TarFile, str]:
+    """Return the split of each tar, from _info.json, its folder or its name.
 
-    samples: number of samples of each tar. Raises UserError if --splits needs more tars than there are.
+    Other tars get --split, or are divided by --splits. samples: number of samples of each tar. Raises UserError if
+    --splits needs more tars than there are.
     """
-    found: dict[Path, str] = {}
+    found: dict[TarFile, str] = {}
     for tar in samples:
-        named = _split_in_name(tar.name)
-        if tar.parent != options.folder:
-            found[tar] = SPLIT_NAMES[tar.parent.name.lower()]
+        below, _, file = tar.name.rpartition("/")
+        named = _split_in_name(file)
+        if tar.split is not None or below.lower() in SPLIT_NAMES:
+            found[tar] = tar.split or SPLIT_NAMES[below.lower()]
         elif named or options.fractions is None:
             found[tar] = named or options.split
     if options.fractions is None:
         return found
     left = [tar for tar in samples if tar not in found]
-    left.sort(key=lambda tar: hashlib.blake2b(tar.name.encode(), digest_size=16).digest())
+    left.sort(key=lambda tar: hashlib.blake2b(tar.place.name.encode(), digest_size=16).digest())
     shares = {split: share for split, share in zip(SPLITS, options.fractions, strict=True) if share > 0}
     if len(left) < len(shares):
         remedy = "divide the samples into more tars, or leave --splits out"
@@ -273,10 +270,6 @@ def _split_in_name(name: str) -> str:
     words = [SPLIT_NAMES[word.lower()] for word in SPLIT_WORD.findall(name)]
     at_start = SPLIT_WORD.match(name) is not None
     return words[0] if words and (at_start or len(set(words)) == 1) else ""
-
-
-def _name(options: IndexOptions, tar: Path) -> str:
-    return tar.relative_to(options.folder).as_posix()
 
 
 def _members(others: Counter[str]) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from shards.build.index_read import class_of, id_of
 from shards.build.index_targets import columns_of, json_target
 from shards.build.tar_samples import has_members
+from shards.dataset.cache_options import CacheOptions
 from shards.dataset.index import (
     Member,
     foreign_to,
@@ -28,7 +29,7 @@ from shards.dataset.index import (
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import Manifest, Shard, Source
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table, records_of
-from shards.dataset.store import warn_of_unknown_indexes
+from shards.dataset.store import store_at, warn_of_unknown_indexes
 from shards.errors import UserError
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor
@@ -54,6 +55,10 @@ class _Check:
     """Position of the shard's first sample in the table."""
     samples: int
     """Number of samples in the split."""
+    tars: str | None
+    """Place of the tars. None if they are in ``folder``."""
+    cache: CacheOptions | None
+    """Cache of the tars if they are at a URL."""
 
     def __len__(self) -> int:
         return self.shard.samples
@@ -70,15 +75,18 @@ class Checked:
     """Size in bytes and SHA-256 of the index file."""
 
 
-def verify_shards(folder: Path, workers: int = 0) -> tuple[Manifest, list[str]]:
-    """Return the manifest, and one line for each problem. Raises UserError if the manifest cannot be used."""
+def verify_shards(folder: Path, workers: int = 0, cache: CacheOptions | None = None) -> tuple[Manifest, list[str]]:
+    """Return the manifest, and one line for each problem. Raises UserError if the manifest cannot be used.
+
+    cache: cache of the tars if they are at a URL.
+    """
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
-    return manifest, check_set(folder, manifest, workers)[0]
+    return manifest, check_set(folder, manifest, workers, cache=cache)[0]
 
 
 def check_set(
-    folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True
+    folder: Path, manifest: Manifest, workers: int = 0, decode: bool = True, cache: CacheOptions | None = None
 ) -> tuple[list[str], dict[str, tuple[int, str]]]:
     """Return a line per problem, and each index's (size, SHA-256) by shard name. ``decode``: also decode the images."""
     tasks: list[_Check] = []
@@ -89,7 +97,8 @@ def check_set(
         table = _sound_table(folder, manifest, split, shards, problems)
         first = 0
         for shard in shards:
-            tasks.append(_Check(folder, shard, manifest.labels, source, decode, table, first, samples))
+            part = table, first, samples
+            tasks.append(_Check(folder, shard, manifest.labels, source, decode, *part, manifest.tars, cache))
             first += shard.samples
     done = results_in_order(LocalExecutor(workers), check_shard, tasks, "verifying")
     found = {task.shard.name: checked for task, checked in zip(tasks, done, strict=True)}
@@ -127,14 +136,23 @@ def _sound_table(
 
 def check_shard(task: _Check) -> Checked:
     """Compare the tar and the index of one shard with each other, with the manifest and with the sample table."""
+    try:
+        with store_at(task.folder, task.tars, task.cache).whole_tar(task.shard) as file:
+            return _check_files(task, file)
+    except UserError as error:  # a remote tar that cannot be fetched
+        return Checked([str(error)])
+
+
+def _check_files(task: _Check, file: Path) -> Checked:
+    """``file``: local path of the tar."""
     shard, labels, found = task.shard, task.labels, Checked()
     tar, problems = task.folder / shard.name, found.problems
-    if not tar.is_file():
+    if not file.is_file():
         problems.append(f"{tar.name}: the file is missing")
         return found
-    if (size := tar.stat().st_size) != shard.bytes:
+    if (size := file.stat().st_size) != shard.bytes:
         problems.append(f"{tar.name}: the file has {size} bytes, but the manifest says {shard.bytes}")
-    elif sha256_file(tar) != shard.sha256:
+    elif sha256_file(file) != shard.sha256:
         problems.append(f"{tar.name}: its bytes changed (sha256 differs from the manifest)")
     try:
         data = index_bytes(tar)
@@ -168,11 +186,11 @@ def check_shard(task: _Check) -> Checked:
         problems.append(f"{tar.name}: the manifest and the index differ in the largest image")
     indexed = members_of(table)
     try:
-        if not has_members(tar, indexed):
+        if not has_members(file, indexed):
             problems.append(f"{tar.name}: the tar and the index have different members")
     except UserError as error:
         problems.append(str(error))
-    with open(tar, "rb") as stream:
+    with open(file, "rb") as stream:
         for member, row in zip(indexed, rows, strict=True):
             if problem := _member_problem(stream, member, row, task):
                 problems.append(f"{tar.name}: member {member.key!r} at offset {member.image_offset}: {problem}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 
 import msgspec
 from rich.console import Console
@@ -10,10 +10,13 @@ from rich.table import Table
 
 from shards.build.dry_run import dry_run
 from shards.build.dry_run import render as render_plan
-from shards.build.index_tars import NO_SAMPLES, NO_SPLIT, NO_TAR, REJECTED, IndexOptions, index_folder
+from shards.build.index_place import place_of_set
+from shards.build.index_tars import NO_SAMPLES, REJECTED, IndexOptions, index_folder
 from shards.build.run import BuildOptions, build_shards
+from shards.build.tar_places import NO_ENTRY, NO_SPLIT, NO_TAR
 from shards.build.verify import verify_shards
 from shards.console import console
+from shards.dataset.cache_options import CacheOptions
 from shards.dataset.manifest import Manifest, Source, column_sums
 from shards.errors import UserError, printable_line
 from shards.executors.local import WorkersOption
@@ -35,6 +38,7 @@ class VerifyOptions(WorkersOption):
 
     shards: StoragePath = option(MISSING, positional=True, parse=storage_path)
     """Local folder with manifest.json."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
 
 
 def run_build(options: BuildOptions) -> int:
@@ -70,7 +74,7 @@ def run_verify(options: VerifyOptions) -> int:
         why = "only a shard set in a local folder can be verified; copy the set to a folder first"
         others = "Commands that read shards from a URL compare the SHA-256 of each file with the manifest"
         raise UserError("url-refused", f"{options.shards}: {why}. {others}")
-    manifest, problems = verify_shards(options.shards, options.workers)
+    manifest, problems = verify_shards(options.shards, options.workers, options.cache)
     samples = sum(shard.samples for shard in manifest.shards)
     if not problems:
         print(f"{options.shards} is sound: {len(manifest.shards)} shards, {samples} samples, all decoded")
@@ -84,17 +88,20 @@ def run_verify(options: VerifyOptions) -> int:
 
 
 def run_index(options: IndexOptions) -> int:
-    """Index a folder of tars, print a summary and return the exit status."""
+    """Index the tars at a place, print a summary and return the exit status."""
     manifest = index_folder(options)
+    folder = place_of_set(options.folder, options.out).folder
     render_info(manifest, console())
     reasons: dict[str, int] = manifest.source.get("rejected", {})
     samples = sum(shard.samples for shard in manifest.shards)
-    left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES, NO_SPLIT))
+    left_out = sum(count for reason, count in reasons.items() if reason not in (NO_TAR, NO_SAMPLES, NO_SPLIT, NO_ENTRY))
     print(f"taken           {samples} of {samples + left_out} samples")
     if manifest.source.get("other_members"):
         print(f"other members   {manifest.source['other_members']}")
     if reasons:
-        print(f"rejected        {options.folder / REJECTED}")
+        print(f"rejected        {folder / REJECTED}")
+    if options.out is not None:
+        print(f"shards          {folder}")
     if not manifest.genres:
         print("no genres found: the set is for prediction only; to train, pass --genre-field or --metadata")
     return 0
@@ -136,5 +143,7 @@ def render_info(manifest: Manifest, console: Console) -> None:
     if manifest.weighted:
         column = f"column {printable_line(repr(source.weight_column))} of the table"
         console.print(f"sample weights  from {'the JSON of each sample' if source.indexed else column}")
+    if manifest.tars is not None:
+        console.print(f"tars            {printable_line(manifest.tars)}", soft_wrap=True)
     console.print(f"labels          {manifest.labels.fingerprint}")
     console.print(f"shard set       {manifest.fingerprint}")

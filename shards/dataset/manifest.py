@@ -21,6 +21,7 @@ from shards.dataset.index import COPY_AGAIN
 from shards.dataset.labels import Genres, LabelSet, genres_problem
 from shards.dataset.sample_table import SUFFIX as TABLE
 from shards.dataset.sample_table import SampleTable, table_name, write_sample_table
+from shards.dataset.tars_elsewhere import ELSEWHERE_FORMAT, field_problem
 from shards.errors import UserError
 from shards.schema import Count, Sha256, check_as, parse_as
 from shards.storage.files import fingerprint, names_in, remove_file, small_bytes, write_json
@@ -29,8 +30,8 @@ from shards.storage.paths import StoragePath, is_remote
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS, MAX_SMALL_BYTES, RetryBudget, read_small
 
 NAME = "manifest.json"
-#: Format of a manifest. A set with sample weights has its own format: versions that do not know weights refuse it.
-FORMAT, WEIGHTED_FORMAT = 1, 2
+#: Formats of a manifest: 2 has sample weights, 3 can have its tars elsewhere. Earlier versions refuse newer formats.
+FORMATS = FORMAT, WEIGHTED_FORMAT, _ = 1, 2, ELSEWHERE_FORMAT
 #: Largest length of a shard's name in bytes. Such a name plus .jsonl.facts.json is still a valid file name.
 NAME_BYTES = 242
 # Slashes, and on Windows backslashes and colons, could lead to other folders. Control characters could end a line.
@@ -111,6 +112,7 @@ class _Document(msgspec.Struct):
     versions: dict[str, str]
     tables: dict[str, SampleTable] = {}
     duplicates: dict[str, list[list[Count]]] | None = None
+    tars: str | None = None
 
 
 @dataclass
@@ -126,6 +128,8 @@ class Manifest:
     """Sample table of each split. Empty if an earlier version wrote the set."""
     duplicates: dict[str, list[list[int]]] | None = None
     """Groups of near-duplicates in each split, as lists of sample positions. None if the duplicates are unknown."""
+    tars: str | None = None
+    """Absolute path or URL of the folder of the tars. None if the tars are in the folder of the manifest."""
 
     @property
     def labels(self) -> LabelSet:
@@ -219,8 +223,9 @@ class Manifest:
         write_json(
             folder / NAME,
             {
-                "format": WEIGHTED_FORMAT if self.weighted else FORMAT,
+                "format": ELSEWHERE_FORMAT if self.tars else WEIGHTED_FORMAT if self.weighted else FORMAT,
                 "fingerprint": self.fingerprint,
+                **({} if self.tars is None else {"tars": self.tars}),
                 "labels": {"fingerprint": self.labels.fingerprint, "genres": self.genres},
                 "splits": self.split_summary(),
                 "tables": {split: _fields(table) for split, table in self.tables.items()},
@@ -252,13 +257,13 @@ class Manifest:
             raise UserError("set-missing", f"{folder} has no {NAME}: finish its `posters shards build`, {other}")
         message = path, "manifest", _REMEDY
         head = parse_as(data, _Head, *message, "set-damaged")
-        if head.format not in (FORMAT, WEIGHTED_FORMAT):
-            remedy = "build the set again"
-            what = f"{path} has format {head.format}, but this version reads formats {FORMAT} and {WEIGHTED_FORMAT}"
-            raise UserError("set-format", f"{what}; {remedy}")
+        if head.format not in FORMATS:
+            what = f"has format {head.format}, but this version reads formats {FORMAT} to {FORMATS[-1]}"
+            raise UserError("set-format", f"{path} {what}; build the set again")
         raw = parse_as(data, _Document, *message, "set-damaged")
         check_as(raw.source, Source, *message, "set-damaged")
         manifest = cls(raw.labels.genres, raw.shards, raw.packing, raw.source, raw.versions, raw.tables, raw.duplicates)
+        manifest.tars = raw.tars if head.format >= ELSEWHERE_FORMAT else None
         if raw.fingerprint != manifest.fingerprint:
             raise UserError("set-damaged", f"{path} was edited: its fingerprint does not match its shards; {_REMEDY}")
         if problem := manifest._problem():
@@ -267,7 +272,8 @@ class Manifest:
 
     def _problem(self) -> str:
         """Return a message about the first invalid name, count or table. Empty if all are valid."""
-        return genres_problem(self.genres) or self._files_problem() or self._duplicates_problem()
+        problem = field_problem(self.tars) or genres_problem(self.genres)
+        return problem or self._files_problem() or self._duplicates_problem()
 
     def _files_problem(self) -> str:
         if not any(shard.samples for shard in self.shards):

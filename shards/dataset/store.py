@@ -2,32 +2,35 @@
 
 open_store("data/set")           → LocalShards    opens the files in the folder
 open_store("s3://bucket/set")    → RemoteShards   downloads each file to the cache when it is first needed
+open_store("data/index")         → RemoteTars     if the manifest says that the tars are at a URL (tars_elsewhere.py)
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
 import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from shards.dataset.cache_options import CacheOptions, RemoteFile
-from shards.dataset.checked_files import once_per_node
 from shards.dataset.index import SUFFIX as INDEX
-from shards.dataset.index import index_bytes, index_of, index_path, read_index_of, require_digest, require_index
+from shards.dataset.index import index_of, index_path, read_index_of, require_index
+from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
-from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table
+from shards.dataset.sample_table import SampleTable
+from shards.dataset.set_files import check_indexes, check_size, local_records, mapped_records
+from shards.dataset.tars_elsewhere import place_in
 from shards.errors import UserError, one_line
-from shards.storage.files import fingerprint
+from shards.storage.files import fingerprint, small_bytes
 from shards.storage.paths import StoragePath, is_remote, storage_path
 from shards.storage.retry import may_pass
 from shards.storage.retrying_read import FIRST_RETRY_SECONDS
@@ -41,19 +44,27 @@ log = logging.getLogger(__name__)
 class ShardStore(ABC):
     """The files of one shard set."""
 
-    def __init__(self, root: StoragePath, remote_timeout: float = FIRST_RETRY_SECONDS) -> None:
-        self.root, self._remote_timeout = root, remote_timeout
+    def __init__(self, root: StoragePath, tars: str | None = None, remote_timeout: float = FIRST_RETRY_SECONDS) -> None:
+        """``tars``: folder or URL of the tars. None if the tars are in ``root``, with all other files of the set."""
+        self.root, self._place, self._remote_timeout = root, tars, remote_timeout
+        self.tars = root if tars is None else storage_path(tars)
 
     def __str__(self) -> str:
         return str(self.root)
 
     def where(self, shard: Shard) -> str:
         """Return the path or URL of a shard's tar, for messages."""
-        return str(self.root / shard.name)
+        return str(self.tars / shard.name)
 
     def manifest(self) -> Manifest:
-        """Read and return the manifest of the set."""
+        """Read and return the manifest of the set. Raises UserError if the tars are at another place than before."""
         manifest = Manifest.read(self.root, self._remote_timeout)
+        if manifest.tars != self._place:
+            path = self.root / MANIFEST
+            if is_remote(self.root):
+                remedy = "copy the set to a folder, without the tars"
+                raise UserError("url-refused", f"{path} has its tars at another place, which is not followed; {remedy}")
+            raise UserError("file-changed", f"{path} was replaced while it was read; start again")
         warn_of_unknown_indexes(self.root, manifest)
         return manifest
 
@@ -70,6 +81,10 @@ class ShardStore(ABC):
         """
 
     @abstractmethod
+    def whole_tar(self, shard: Shard) -> contextlib.AbstractContextManager[Path]:
+        """Return a context manager that yields a local path of a shard's tar. Raises the errors of ``open_tar``."""
+
+    @abstractmethod
     def index(self, shard: Shard) -> pa.Table:
         """Return the index of a shard. Raises UserError if the index is missing, damaged or from another build."""
 
@@ -83,31 +98,32 @@ class ShardStore(ABC):
 
 
 class LocalShards(ShardStore):
-    """A shard set in a folder."""
+    """A shard set in a folder. The tars can be in another folder."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, tars: str | None = None) -> None:
+        super().__init__(root, tars)
         self._seen: dict[str, int] = {}  # hash of each tar's inode, size and time at its first check
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
         """Raise UserError if a tar is missing or changed. With ``indexes``, also check the digests of the indexes."""
         for shard in shards:
-            path = self.root / shard.name
-            self._require_unchanged(path, check_files(path, shard))
+            self._require_unchanged(self.tars / shard.name, self._checked(shard))
         if indexes:
-            with_digest = [shard for shard in shards if shard.index_sha256 is not None]
-            paths = [index_path(self.root / shard.name) for shard in with_digest]
-            expected = fingerprint([shard.index_sha256 for shard in with_digest])
-            once_per_node([(path, path.stat()) for path in paths], expected, lambda: self._check_indexes(with_digest))
+            check_indexes(self.root, shards)
 
-    def _check_indexes(self, shards: Sequence[Shard]) -> None:
-        for shard in shards:
-            tar = self.root / shard.name
-            require_digest(index_bytes(tar), index_path(tar), shard)
+    def _checked(self, shard: Shard) -> os.stat_result:
+        """Return the os.stat result of a tar. Raises UserError if the tar is missing or changed, or has no index."""
+        moved = ""
+        if self._place is not None:
+            moved = f"its set {self.root} has its tars in {self.tars}; if they were moved, correct the field 'tars'"
+            moved += f" of {self.root / MANIFEST}"
+        facts = check_size(self.tars / shard.name, shard, moved)
+        require_index(self.root / shard.name)
+        return facts
 
     def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
         """See ShardStore.open_tar. A UserError is also raised if the tar was replaced after its first check."""
-        path = self.root / shard.name
+        path = self.tars / shard.name
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -127,21 +143,23 @@ class LocalShards(ShardStore):
             remedy = "start again with the current set"
             raise UserError("file-changed", f"shard {path} was replaced while it was read: {remedy}")
 
+    @contextlib.contextmanager
+    def whole_tar(self, shard: Shard) -> Iterator[Path]:
+        yield self.tars / shard.name
+
     def index(self, shard: Shard) -> pa.Table:
-        check_files(self.root / shard.name, shard)
+        self._checked(shard)
         return read_index_of(self.root, shard)
 
     def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
-        path = self.root / table.name
-        with open_sample_table(path) as stream:
-            return _records(stream, path, table, shards, genres)
+        return local_records(self.root, table, shards, genres)
 
 
 class RemoteShards(ShardStore):
     """A shard set at a URL. Each file is downloaded once per node, when it is first needed."""
 
-    def __init__(self, root: StoragePath, cache: Cache) -> None:
-        super().__init__(root, min(FIRST_RETRY_SECONDS, cache.options.remote_timeout))
+    def __init__(self, root: StoragePath, cache: Cache, tars: str | None = None) -> None:
+        super().__init__(root, tars, min(FIRST_RETRY_SECONDS, cache.options.remote_timeout))
         self.cache = cache
 
     def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
@@ -153,6 +171,14 @@ class RemoteShards(ShardStore):
     def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
         """Download a shard to the cache. Return whether this call downloaded it. Raises the errors of Cache.fetch."""
         return self.cache.fetch(self._file(shard), stop=stop)
+
+    @contextlib.contextmanager
+    def whole_tar(self, shard: Shard) -> Iterator[Path]:
+        descriptor = self.open_tar(shard)  # the cache does not delete an open file
+        try:
+            yield self.cache.folder / self._file(shard).name
+        finally:
+            os.close(descriptor)
 
     def index(self, shard: Shard) -> pa.Table:
         source = index_path(self.root / shard.name)
@@ -168,10 +194,48 @@ class RemoteShards(ShardStore):
         file = RemoteFile(self.root / table.name, table.bytes, table.sha256)
         # The mapping stays valid if the cache deletes the file.
         with os.fdopen(self.cache.open(file), "rb") as stream:
-            return _records(stream, file.place, table, shards, genres)
+            return mapped_records(stream, file.place, table, shards, genres)
 
     def _file(self, shard: Shard) -> RemoteFile:
-        return RemoteFile(self.root / shard.name, shard.bytes, shard.sha256)
+        return RemoteFile(self.tars / shard.name, shard.bytes, shard.sha256)
+
+
+class RemoteTars(RemoteShards):
+    """A shard set in a folder whose tars are at a URL. Only the tars go through the cache."""
+
+    root: Path
+
+    def check(self, shards: Sequence[Shard], indexes: bool = False) -> None:
+        """Raise UserError if an index is missing. With ``indexes``, also check the digests of the indexes."""
+        for shard in shards:
+            require_index(self.root / shard.name)
+        if indexes:
+            check_indexes(self.root, shards)
+
+    def open_tar(self, shard: Shard, stop: threading.Event | None = None) -> int:
+        with self._moved():
+            return super().open_tar(shard, stop)
+
+    def prefetch(self, shard: Shard, stop: threading.Event | None = None) -> bool:
+        with self._moved():
+            return super().prefetch(shard, stop)
+
+    def index(self, shard: Shard) -> pa.Table:
+        return read_index_of(self.root, shard)
+
+    def records(self, table: SampleTable, shards: Sequence[Shard], genres: int) -> np.ndarray:
+        return local_records(self.root, table, shards, genres)
+
+    @contextlib.contextmanager
+    def _moved(self) -> Iterator[None]:
+        """Add the remedy to the error of a missing tar."""
+        try:
+            yield
+        except UserError as error:
+            if error.code != "path-missing":
+                raise
+            remedy = f"if the tars were moved, correct the field 'tars' of {self.root / MANIFEST}"
+            raise UserError(error.code, f"{error}; {remedy}") from None
 
 
 #: A shard set: its path, its URL, or its store. A store can have other cache options than the default ones.
@@ -182,41 +246,24 @@ def open_store(shards: ShardsAt, cache: CacheOptions | None = None) -> ShardStor
     """Return the store of a shard set. Raises UserError for a URL that this system cannot use."""
     if isinstance(shards, ShardStore):
         return shards
-    root = storage_path(shards)
+    root, tars = storage_path(shards), None
     if not is_remote(root):
-        return LocalShards(root)
+        with contextlib.suppress(OSError, UserError):  # the method ``manifest`` of the store raises the error
+            tars = place_in(small_bytes(root / MANIFEST))
+    return store_at(root, tars, cache)
+
+
+def store_at(root: StoragePath, tars: str | None, cache: CacheOptions | None = None) -> ShardStore:
+    """Return the store of a shard set whose manifest has the field ``tars``. Raises the errors of ``open_store``."""
+    place = root if tars is None else storage_path(tars)
+    if not is_remote(place):
+        return LocalShards(root, tars)
     if sys.platform == "win32":
-        raise UserError("environment", f"{root}: shards at a URL need a POSIX system; copy them to a folder first")
+        raise UserError("environment", f"{place}: shards at a URL need a POSIX system; copy them to a folder first")
     from shards.dataset.cache import Cache
 
-    return RemoteShards(root, Cache(cache or CacheOptions()))
-
-
-def check_files(path: Path, shard: Shard) -> os.stat_result:
-    """Return the os.stat result of a tar. Raises UserError if the tar is missing, has a wrong size or has no index."""
-    try:
-        facts = path.stat()
-    except FileNotFoundError:
-        raise UserError("set-missing", f"shard {path} is missing; copy it again, or build the set again") from None
-    if (size := facts.st_size) != shard.bytes:
-        state = "truncated" if size < shard.bytes else "changed"
-        what = f"shard {path} is {state}: {size} bytes, but the manifest says {shard.bytes}"
-        remedy = "copy it again, or delete it and its index and run `posters shards build` again"
-        raise UserError("set-damaged", f"{what}; {remedy}")
-    require_index(path)
-    return facts
-
-
-def _records(
-    stream: IO[bytes], path: StoragePath, table: SampleTable, shards: Sequence[Shard], genres: int
-) -> np.ndarray:
-    """Return the records of an open sample table, mapped into memory. The table is checked once per node."""
-    records = map_sample_table(stream, path, table, sum(shard.samples for shard in shards), genres)
-    limits = np.array([(shard.samples, shard.bytes) for shard in shards], dtype=np.int64)
-    expected = table.sha256 + hashlib.sha256(limits.tobytes()).hexdigest()
-    seen = [(path, os.fstat(stream.fileno()))]
-    once_per_node(seen, expected, lambda: check_sample_table(stream, path, records, table, shards))
-    return records
+    kept = Cache(cache or CacheOptions())
+    return RemoteShards(root, kept) if tars is None else RemoteTars(root, kept, tars)
 
 
 _warned: set[str] = set()

@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shards.errors import UserError, one_line
@@ -36,6 +36,11 @@ RETRY_BUDGETS = 10
 FINAL_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: HTTP statuses that are never retried.
 REFUSALS = (400, 401, 403, 404, 405, 410)
+#: Keys with which the clients of stores give the version of a file. The first key that is there is used.
+VERSION_KEYS = (
+    "ETag", "etag", "md5Hash", "generation", "blob_id", "Content-MD5", "Digest", "Last-Modified", "LastModified",
+    "mtime", "created",
+)  # fmt: skip
 
 
 class _Ends(OSError):
@@ -109,6 +114,45 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
     return data
 
 
+def read_facts(path: Any, budget: RetryBudget) -> tuple[int, str] | None:
+    """Return the size and the version of a remote file (see facts_in), with retries. None if there is no such file.
+
+    Raises UserError if the store refuses the request, does not answer in time, or does not tell the size.
+    """
+    while True:
+        path.fs.invalidate_cache()
+        try:
+            size, version = facts_in(path.fs.info(path.path, **_limits(path, budget, 1 << 53)))
+        except remote_errors() as error:
+            # fsspec's HTTP client reports every error as a missing file. The cause is the real error.
+            error = error.__cause__ if isinstance(error.__cause__, remote_errors()) else error
+            if isinstance(error, FileNotFoundError) or _http_status(error) in (404, 410):
+                return None
+            if isinstance(error, FINAL_ERRORS) or _http_status(error) in REFUSALS:
+                remedy = "check the address and your credentials"
+                raise UserError("network", f"{path} cannot be read: {_reason(error)}; {remedy}") from None
+            if budget.over:
+                raise UserError("network", f"{path} cannot be read: {_reason(error)}; check the network") from None
+            log.info("asking for the size of %s failed: %s; retrying", path, _reason(error))
+            budget.wait()
+            continue
+        if size is None:
+            remedy = "download the file to a folder first"
+            raise UserError("network", f"{path} cannot be read: its server does not tell its size; {remedy}")
+        return size, version
+
+
+def facts_in(info: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Return the size and the version of a file from fsspec's description. The version is "" if it is unknown.
+
+    >>> facts_in({"size": 5, "ETag": "abc"}), facts_in({"name": "x"})
+    ((5, 'ETag abc'), (None, ''))
+    """
+    size = info.get("size")
+    versions = (f"{key} {info[key]}" for key in VERSION_KEYS if info.get(key))
+    return (int(size) if size is not None else None), next(versions, "")
+
+
 def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Return at least one byte of the range from ``start`` to ``end``. If ``end`` is None, return the whole file.
 
@@ -149,26 +193,28 @@ def _read_range(path: StoragePath, budget: RetryBudget, start: int, end: int | N
 
 def _request(path: Any, budget: RetryBudget, start: int, end: int | None, size: int) -> bytes:
     """Send one request. Our HTTP client limits the response's rate and time. Other clients limit at most its time."""
-    store = path.fs
-    limits: dict[str, Any] = {}
-    if "get_client" in path.storage_options:  # the client of http_client.py
-        limits = {"most": size, "seconds": budget.seconds, "ends": budget.ends}
-    else:
+    if "get_client" not in path.storage_options:  # not the client of http_client.py
         end = size + 1 if end is None else end  # a range limits the size of the response
-        if getattr(store, "async_impl", False):
-            limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS) + min(end - start, BLOCK) / USUAL}
     ranged = {} if end is None else {"start": start, "end": end}
-    data: bytes = store.cat_file(path.path, **ranged, **limits)
+    data: bytes = path.fs.cat_file(path.path, **ranged, **_limits(path, budget, size, (end or start) - start))
     return data
+
+
+def _limits(path: Any, budget: RetryBudget, size: int, wanted: int = 0) -> dict[str, Any]:
+    """Return the options that limit a request. ``size``: bytes of the file. ``wanted``: bytes of the range."""
+    if "get_client" in path.storage_options:
+        return {"most": size, "seconds": budget.seconds, "ends": budget.ends}
+    if getattr(path.fs, "async_impl", False):
+        return {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS) + min(wanted, BLOCK) / USUAL}
+    return {}
 
 
 def _check_size(path: Any, size: int, budget: RetryBudget) -> None:
     """Raise UserError if the file's size in the store differs from ``size``. A retry cannot repair a wrong size."""
-    limits = {"timeout": max(budget.seconds, MIN_REQUEST_SECONDS)} if getattr(path.fs, "async_impl", False) else {}
     there = None
     with contextlib.suppress(*remote_errors()):  # this request may fail as well
         path.fs.invalidate_cache()
-        there = path.fs.info(path.path, **limits).get("size")
+        there = path.fs.info(path.path, **_limits(path, budget, 1 << 53)).get("size")
     if there not in (None, size):
         raise UserError("set-damaged", f"{path} has {there} bytes, but the manifest says {size}: upload it again")
 

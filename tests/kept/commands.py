@@ -214,8 +214,9 @@ def options_of(words: list[str], folder: Path) -> Any:
         found["no_anchor"] = not found.pop("reference_strip")
     if name == "predict":
         assert found.pop("images") == []  # images without an option came later
-    if name == "shards index" and found["genre_field"] is None:
-        found["genre_field"] = "genres"  # today the default is .cls, or else this field
+    if name == "shards index":
+        (found["folder"],) = found["folder"]  # several tars came later
+        found["genre_field"] = found["genre_field"] or "genres"  # today the default is .cls, or else this field
     if found.get("near_duplicates") == MAX_DISTANCE:
         found["near_duplicates"] = None  # the default was put in later
     return {BEFORE.get(name, {}).get(key, key): plain(value) for key, value in found.items()}

@@ -84,8 +84,13 @@ COMMANDS = {
         "shards.cli.main:run_index",
         "Make a shard set from tar files of another tool. The command writes indexes and a manifest, and does not "
         "change the tar files. It decodes every image once, which takes about 2 ms on one core for 300 x 450 pixels. "
-        "rejected.csv lists the samples that cannot be used, with the reasons.",
-        examples=("shards index TARS --genre-field genres", "shards index TARS --metadata posters.csv --split train"),
+        "rejected.csv lists the samples that cannot be used, with the reasons. After a stop, start the same command "
+        "again: it reads only the tars that were not read.",
+        examples=(
+            "shards index TARS --genre-field genres",
+            "shards index TARS --metadata posters.csv --split train",
+            "shards index 'https://HOST/SET/train-{000000..000147}.tar' --out SHARDS",
+        ),
     ),
     "train": Command(
         "train on a shard set",

@@ -111,6 +111,39 @@ def test_s3_within_a_limit(shard_set: Path, local: Path, bucket: str, tmp_path: 
         )
 
 
+@pytest.mark.parametrize("where", ["url", "folder"])
+def test_tars_elsewhere(shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path, where: str) -> None:
+    """The tars of a set are at a URL or in a read-only folder, and its other files in a folder: the same weights."""
+    names = [shard.name for shard in Manifest.read(shard_set).shards]
+    place = tuple(f"{server.url('/set')}/{name}" for name in names) if where == "url" else str(shard_set)
+    out, cached = tmp_path / "set", ["--cache-dir", tmp_path / "cache"]
+    assert main(["shards", "index", *([place] if isinstance(place, str) else place), "--out", str(out)]) == 0
+    assert Manifest.read(out).fingerprint == Manifest.read(shard_set).fingerprint
+    run = posters_command("train", *TINY, *EPOCHS, *WINDOW, "--shards", out, *cached, "--out", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    assert_same_weights(tmp_path / "run", local)
+    model = ["--model", tmp_path / "run/model", "--shards", out, *cached]
+    for arguments in (
+        ["evaluate", *model, "--out", tmp_path / "ours.json"],
+        ["predict", *model, "--out", tmp_path / "ours"],
+        ["tune", *model],
+    ):
+        assert main([str(word) for word in arguments]) == 0
+    model = ["--model", local / "model", "--shards", shard_set]
+    for arguments in (
+        ["evaluate", *model, "--out", tmp_path / "theirs.json"],
+        ["predict", *model, "--out", tmp_path / "theirs"],
+    ):
+        assert main([str(word) for word in arguments]) == 0
+    assert (tmp_path / "ours.json").read_text() == (tmp_path / "theirs.json").read_text()
+    files = sorted(path.name for path in (tmp_path / "theirs").glob("*.parquet"))
+    assert len(files) == len(names)
+    for name in files:
+        ours, theirs = (pd.read_parquet(tmp_path / folder / name) for folder in ("ours", "theirs"))
+        pd.testing.assert_frame_equal(ours, theirs)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == (len(names) if where == "url" else 0)
+
+
 def test_two_ranks_and_a_bad_network(shard_set: Path, local: Path, server: MisbehavingServer, tmp_path: Path) -> None:
     """Every tar is cut off once and comes once, however many ranks and epochs read it."""
     url = server.url("/set")
@@ -306,6 +339,20 @@ def test_shards_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
     assert said[0].returncode == said[1].returncode == 0, said[0].stderr + said[1].stderr
     assert said[0].stdout == said[1].stdout and len(said[0].stdout) > 1000
     assert any("/datasets/user/name/resolve/" in request for request in hub.requests)
+
+
+def test_tars_on_the_hub(shard_set: Path, tmp_path: Path) -> None:
+    with running_hub() as hub:
+        hub.files = {f"set/{path.name}": path.read_bytes() for path in shard_set.glob("*.tar")}
+        environment = {**clean_env(), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        for command in (
+            ["index", "hf://datasets/user/name/set", "--out", tmp_path / "set"],
+            ["verify", tmp_path / "set", "--cache-dir", tmp_path / "cache"],
+        ):
+            words = [sys.executable, "-m", "toolkit", "shards", *map(str, command), "--workers", "1"]
+            done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    assert Manifest.read(tmp_path / "set").fingerprint == Manifest.read(shard_set).fingerprint
 
 
 def test_a_set_at_a_url_is_described_but_verified_in_a_folder(
