@@ -81,7 +81,9 @@ class _Info(msgspec.Struct):
 
 
 def parse_place(words: Sequence[str]) -> Place:
-    """Return the place that the words of a command line name."""
+    """Return the place that the words of a command line name. Raises UserError for an empty word."""
+    if not all(words):
+        raise UserError("option-value", "the place of the tars is an empty text: name a folder, a URL or tars")
     return words[0] if len(words) == 1 else tuple(words)
 
 
@@ -285,7 +287,9 @@ def _with_versions(tars: Sequence[TarFile]) -> list[TarFile]:
     missing = [without_secrets(str(tar.place)) for tar, known in zip(tars, found, strict=True) if known is None]
     if missing:
         what = f"{len(missing)} of {len(tars)} named tars are missing" if len(tars) > 1 else "the tar is missing"
-        raise UserError("path-missing", f"{what}: {some(missing, 3)}; copy them again, or name only the tars there")
+        wild = any(character in name for name in missing for character in "*?")
+        remedy = "use braces instead of * and ?, or name the folder" if wild else "copy them again, or name other tars"
+        raise UserError("path-missing", f"{what}: {some(missing, 3)}; {remedy}")
     return [known for known in found if known is not None]
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -348,8 +349,7 @@ def test_no_room_for_a_download(
     tars: Path, tmp_path: Path, server: MisbehavingServer, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, out = serve(server, tars), tmp_path / "out"
-    free = os.statvfs_result((1, 1, 9, 9, 9, 9, 9, 9, 9, 255))
-    monkeypatch.setattr("os.fstatvfs", lambda _: free)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=9))
     with fails("disk-full", f"no room for {url}/train-0.tar (0 MiB) in {out}: ", "name a larger disk with --out"):
         adopt(f"{url}/{PATTERN}", out=out)
     assert not list((out / WORK).iterdir())

@@ -13,7 +13,7 @@ from misbehaving_server import MisbehavingServer, reply
 from shard_tools import write_file
 from url_tools import upload
 
-from shards.build.tar_places import MAX_TARS, TarFile, Tars, _expanded, find_tars, is_pattern, root_of
+from shards.build.tar_places import MAX_TARS, TarFile, Tars, _expanded, find_tars, is_pattern, parse_place, root_of
 from shards.storage.paths import storage_path
 
 pytest_plugins = ("remote_fixtures",)
@@ -114,6 +114,14 @@ def test_missing_tars_of_a_pattern_are_named(
             find_tars(f"{place}/x-{{0..3}}.tar")
     with fails("path-missing", f"the tar is missing: {tmp_path}/y.tar;"):
         find_tars(str(tmp_path / "y.tar"))
+    with fails("path-missing", f"the tar is missing: {tmp_path}/x-*.tar; use braces instead of * and ?"):
+        find_tars(str(tmp_path / "x-*.tar"))
+
+
+def test_words_of_a_command_line() -> None:
+    assert parse_place(["x"]) == "x" and parse_place(["x", "y"]) == ("x", "y")
+    with fails("option-value", "empty"):
+        parse_place(["x", ""])
 
 
 def test_a_folder_whose_name_has_braces_is_a_folder(tmp_path: Path) -> None:
