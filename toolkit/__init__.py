@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from toolkit.cli.functions import build_shards, evaluate, open_shards, predict, train, tune
     from toolkit.cli.run_folder import Run
     from toolkit.config.extensions import register
+    from toolkit.data.image_transforms import EvalTransform, TrainTransform
+    from toolkit.data.shard_batch import ShardBatch
+    from toolkit.data.shard_loader import ShardLoader
     from toolkit.data.sources.shard_set import ShardSet
     from toolkit.evaluation.results import Evaluation
     from toolkit.prediction.api import Predictor, load_model
@@ -25,14 +28,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Evaluation", "Predictor", "Run", "ShardSet", "UserError", "build_shards", "evaluate", "load_model", "open_shards",
-    "predict", "register", "train", "tune",
+    "EvalTransform", "Evaluation", "Predictor", "Run", "ShardBatch", "ShardLoader", "ShardSet", "TrainTransform",
+    "UserError", "build_shards", "evaluate", "load_model", "open_shards", "predict", "register", "train", "tune",
 ]  # fmt: skip
 
 _FUNCTIONS = "toolkit.cli.functions"
 #: Name → its module. A module is imported at the first use of its name, because torch takes seconds.
 _PLACES = {
     **dict.fromkeys(("build_shards", "evaluate", "open_shards", "predict", "train", "tune"), _FUNCTIONS),
+    "ShardBatch": "toolkit.data.shard_batch",
+    "ShardLoader": "toolkit.data.shard_loader",
+    **dict.fromkeys(("EvalTransform", "TrainTransform"), "toolkit.data.image_transforms"),
     "ShardSet": "toolkit.data.sources.shard_set",
     "Evaluation": "toolkit.evaluation.results",
     **dict.fromkeys(("Predictor", "load_model"), "toolkit.prediction.api"),

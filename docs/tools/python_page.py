@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from docstring_parser import parse
+from docstring_parser import parse, parse_from_object
 from plain_markdown import plain
 
 import toolkit
@@ -16,10 +17,27 @@ import toolkit
 CLASSES = {
     "Predictor": ("predict", "preprocess", "genres", "thresholds", "model"),
     "ShardSet": ("to_pandas", "genres", "splits", "ids", "targets"),
+    "ShardLoader": (
+        "__init__",
+        "set_epoch",
+        "state_dict",
+        "load_state_dict",
+        "close",
+        "labels",
+        "num_samples",
+        "epoch",
+        "errors",
+    ),
+    "ShardBatch": ("keys",),
+    "TrainTransform": (),
+    "EvalTransform": (),
     "Run": ("model", "epoch", "monitor", "score", "cross_fitted", "figures", "epochs", "log", "config"),
     "Evaluation": ("figures", "to_dict", "render"),
     "UserError": (),
 }
+
+#: Dataclasses whose fields are listed.
+WITH_FIELDS = ("ShardBatch", "TrainTransform", "EvalTransform")
 
 PYTHON = """# Python
 
@@ -70,15 +88,30 @@ def python() -> str:
     parts = [PYTHON, *(_described(f"toolkit.{name}", getattr(toolkit, name)) for name in functions)]
     for name, members in CLASSES.items():
         kind = getattr(toolkit, name)
-        parts.append(f"## toolkit.{name}\n\n{_text(kind)}\n")
+        parts.append(f"## toolkit.{name}\n\n{_text(kind)}\n{_fields(kind)}")
         parts += [_described(f"{name}.{member}", getattr(kind, member), "###") for member in members]
     parts.append(PYTHON_ERRORS)
     return "\n".join(parts)
 
 
+def _fields(kind: type) -> str:
+    """Return the documented fields of a dataclass and of its bases as a list, with their defaults."""
+    if kind.__name__ not in WITH_FIELDS:
+        return ""
+    texts = {doc.arg_name: doc.description for base in kind.__mro__[:-1] for doc in parse_from_object(base).params}
+    lines = []
+    for field in dataclasses.fields(kind):
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        default = "" if made is dataclasses.MISSING else f" (default: `{made!r}`)"
+        if text := texts.get(field.name):
+            lines.append(f"- `{field.name}`{default}: {plain(text)}")
+    return "\n" + "\n".join(lines) + "\n"
+
+
 def _described(title: str, member: Any, level: str = "##") -> str:
     if isinstance(member, (property, cached_property)):
         return f"{level} {title}\n\n{_text(member)}\n"
+    title = title.removesuffix(".__init__")
     return f"{level} {title}\n\n```python\n{_signature(title, member)}\n```\n\n{_text(member)}\n"
 
 

@@ -268,6 +268,14 @@ def _no_index(tar: StoragePath) -> UserError:
     return UserError("set-missing", f"no index beside {tar}: {remedy}")
 
 
+def field_ranges(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (n,) int64 byte offsets and sizes of a member of all samples. -1 if a sample lacks the member."""
+    if name == "json":
+        return table["json_offset"].to_numpy(), table["json_size"].to_numpy()
+    nothing = np.full(table.num_rows, -1, dtype=np.int64)
+    return nothing, nothing
+
+
 def list_tars(folder: StoragePath) -> list[StoragePath]:
     """Return the tars of a folder, sorted by name. Half-written tars are left out."""
     return sorted(p for p in folder.glob("*.tar") if PARTIAL not in p.name)

@@ -17,7 +17,7 @@ from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.config.loss_registry import LOSSES
 
 #: Where crop and resize run.
-Geometry = Literal["auto", "device", "cpu"]
+Geometry = values.Geometry
 #: How a run handles an image that cannot be decoded.
 OnError = Literal["replace", "mask", "stop"]
 #: How a run handles a loss or gradient that is not finite.
@@ -25,8 +25,8 @@ OnNonfinite = Literal["stop", "skip"]
 
 
 @dataclass
-class DataConfig:
-    """Reading, cropping and sampling of images."""
+class CropConfig:
+    """The part of an image that becomes a sample, and its size."""
 
     image_size: values.Side = 224
     """Side of the square input in pixels. 0 means the backbone's input size, usually 224 for ImageNet weights."""
@@ -38,10 +38,18 @@ class DataConfig:
     """Smallest and largest aspect ratio (width / height) of a random crop before it is resized to a square."""
     flip: values.Probability = 0.5
     """Probability of a horizontal flip. A flip mirrors text, so it suits posters whose text has been removed."""
-    crop_pct: Annotated[float, between(values.LEAST_CROP_PCT, 1)] = 1.0
+    crop_pct: values.CropPct = 1.0
     """Side of the central square that evaluation uses (fit crop), as a share of the short side. 1 is the largest."""
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: values.Fit = "crop"
     """In evaluation, crop uses the central square of the poster, and stretch resizes the whole poster to a square."""
+    geometry: Geometry = "auto"
+    """device: crop and resize on the device. cpu: in the decoding threads. auto: on the device if it is a GPU."""
+
+
+@dataclass
+class DataConfig(CropConfig):
+    """Reading, cropping and sampling of images."""
+
     sampling: Literal["uniform", "genre"] = "uniform"
     """uniform: use each sample once per epoch. genre: repeat samples of rare genres (not with the loss "weighted")."""
     repeat_below: OverZeroToOne = 0.1
@@ -50,8 +58,6 @@ class DataConfig:
     """Decoding threads per process. 0 means cores / processes of the machine, but at most 6 with a GPU."""
     prefetch: Annotated[int, between(1, 10_000, "from 1 to 10000")] = 4
     """Number of batches that are decoded in advance. Each of them needs memory."""
-    geometry: Geometry = "auto"
-    """device: crop and resize on the device. cpu: in the decoding threads. auto: on the device if it is a GPU."""
     order: Literal["global", "window"] = "global"
     """global: shuffle all samples. window: shuffle within groups of shards, for sets that do not fit in memory."""
     window: Count = 16

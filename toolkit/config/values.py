@@ -18,8 +18,11 @@ MAX_HIDDEN, MAX_WIDTH, MAX_MEMBERS = 64, 65536, 1024
 HeadKind = Literal["mlp", "linear", "levels", "ensemble"]
 #: Metrics of toolkit/metrics/registry.py that can select the best epoch.
 Monitored = Literal["loss", "mAP", "macro_f1"]
+Fit = Literal["crop", "stretch"]
+Geometry = Literal["auto", "device", "cpu"]
 
 Probability = Annotated[float, between(0, 1, "a probability")]
+CropPct = Annotated[float, between(LEAST_CROP_PCT, 1)]
 Share = Annotated[float, between(0, 1, "a share from 0 to 1")]
 Alpha = Annotated[float, or_more("none")]
 

@@ -6,6 +6,7 @@ shards ─ reader ─ order, plan ─→ micro-batches ─ transforms, loader �
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
@@ -16,20 +17,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from shards.dataset.store import RemoteShards
 from shards.errors import UserError
 from toolkit.config.extensions import explained, make
-from toolkit.config.schema import Config
+from toolkit.config.schema import Config, CropConfig
 from toolkit.data.augment.pipeline import Augmenter
+from toolkit.data.image_transforms import TrainTransform
 from toolkit.data.loader.faults import FaultPolicy, check_limit
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.loader.timing import Bottleneck, bottleneck
 from toolkit.data.sampling.plan import Sizes, TrainPlan
 from toolkit.data.sampling.repeat_factor import RepeatOrder, repeat_factors
 from toolkit.data.sampling.shuffle import GlobalOrder, Order, WindowOrder
-from toolkit.data.sources.prefetch import check_room, pass_of
+from toolkit.data.shard_loader import ShardLoader
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import Transforms, eval_transforms, train_transforms
+from toolkit.data.transforms.batch_transform import Transforms, eval_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.device.defaults import autocast_dtype, decode_threads, own_cores
 from toolkit.inference.forward import Forward
@@ -116,11 +117,10 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def run_loader(reader: ShardReader, config: Config, device: torch.device, *, substitutes: bool) -> Loader:
-    """Return the loader of a split. ``substitutes``: whether a damaged sample can be replaced by another sample."""
+def masking_loader(reader: ShardReader, config: Config, device: torch.device) -> Loader:
+    """Return a loader that leaves out samples that cannot be decoded, or stops if data.on_error is "stop"."""
     data = config.data
-    on_error = data.on_error if substitutes or data.on_error == "stop" else "mask"
-    policy = FaultPolicy(on_error, data.max_errors, config.train.seed)
+    policy = FaultPolicy("stop" if data.on_error == "stop" else "mask", data.max_errors, config.train.seed)
     return Loader(reader, decode_threads(data.workers, device), data.prefetch, device=device, policy=policy)
 
 
@@ -130,28 +130,22 @@ class Feed:
     def __init__(self, setup: TrainingSetup) -> None:
         self.setup, self.plan, self.accelerator = setup, setup.plan, setup.accelerator
         data, device = setup.config.data, setup.accelerator.device
-        self.train_loader = run_loader(setup.train, setup.config, device, substitutes=True)
+        crop = {field.name: getattr(data, field.name) for field in dataclasses.fields(CropConfig)}
+        # Augmentation and normalisation are a part of the training step (Pixels.prepare).
+        self.train = ShardLoader(
+            setup.train, batch_size=self.plan, seed=setup.config.train.seed, transform=TrainTransform(**crop),
+            window=data.window, accumulation=setup.accumulation, rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes, device=device, threads=data.workers, prefetch=data.prefetch,
+            on_error=FaultPolicy(data.on_error, data.max_errors, setup.config.train.seed),
+        )  # fmt: skip
         # Validation leaves out damaged samples, because a substitute would count twice in a metric.
-        self.val_loader = run_loader(setup.val, setup.config, device, substitutes=False)
+        self.val_loader = masking_loader(setup.val, setup.config, device)
         self.val_cutter: Transforms = eval_transforms(setup.val, setup.preprocessing, data.geometry, device)
-        self.threads, self.timer = self.train_loader.threads, self.train_loader.timer
-        store = setup.train.store
-        if isinstance(store, RemoteShards):
-            window = data.window if data.order == "window" else None
-            check_room(store, setup.train.shards, window, self.plan.global_batch * (data.prefetch + 1))
+        self.threads, self.timer = self.train.engine.threads, self.train.engine.timer
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """Yield this rank's micro-batches of ``epoch``, starting at update ``step``."""
-        accelerator, config = self.accelerator, self.setup.config
-        rank, world = accelerator.process_index, accelerator.num_processes
-        micro_batches = self.plan.rest_of_epoch(epoch, rank, world, self.setup.accumulation, first_step=step)
-        transforms = train_transforms(self.setup.train, config.data, config.train.seed, epoch, accelerator.device)
-        # Remote shards are fetched in the order of use, including the first shards of the next epoch.
-        order, count = self.plan.order, len(self.setup.train.shards)
-        now, after = pass_of(order, count, epoch, self.plan.start(step)), pass_of(order, count, epoch + 1, 0)
-        window = config.data.window if config.data.order == "window" else count
-        self.setup.train.begin(now, after, window, accelerator.is_local_main_process)
-        return self.train_loader.batches(micro_batches, transforms, epoch)
+        return self.train.decoded(epoch, step)
 
     def validate(
         self, model: nn.Module, on_batch: Callable[[int], object] | None = None
@@ -172,7 +166,7 @@ class Feed:
         Called by every rank. Raises UserError, on every rank, if a split exceeds the limit data.max_errors.
         """
         total = 0
-        for loader in (self.train_loader, self.val_loader):
+        for loader in (self.train.engine, self.val_loader):
             found = [loader.faults.found]
             if self.accelerator.num_processes > 1:
                 found = gather_object(found)
@@ -184,7 +178,7 @@ class Feed:
     def close(self) -> None:
         self.setup.train.abandon()
         self.setup.val.abandon()
-        self.train_loader.close()
+        self.train.close()
         self.val_loader.close()
 
 

@@ -30,6 +30,8 @@ class FaultPolicy:
     seed: int = 0
     log_each: bool = True
     """Whether to log each image that cannot be decoded. False if the caller reports these images."""
+    option: str = "--data.max_errors"
+    """Name of the option with ``limit``, for messages."""
 
 
 #: The policy of predictions, without a limit. A damaged image becomes a row with an error, which the caller reports.
@@ -73,12 +75,12 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
     if not found or (policy.on_error != "stop" and len(found) <= policy.limit * num_samples):
         return
     lines = [found[sample] for sample in sorted(found)]
-    if len(lines) == 1:
+    if policy.on_error == "stop" and len(lines) == 1:
         raise UserError("image-unreadable", f"{lines[0]}; run `posters shards verify` on the set")
     rest = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
     listed = "; ".join(lines[:MAX_LISTED]) + rest
     raise UserError(
         "too-many-bad",
-        f"{len(lines)} of {num_samples} samples cannot be decoded, more than --data.max_errors "
+        f"{len(lines)} of {num_samples} samples cannot be decoded, more than {policy.option} "
         f"{policy.limit:g} allows; run `posters shards verify` on the set. The samples: {listed}",
     )

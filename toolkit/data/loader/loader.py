@@ -13,16 +13,17 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from toolkit.data.loader.buffers import PinnedBuffer
 from toolkit.data.loader.faults import ATTEMPTS, FaultPolicy, Faults
+from toolkit.data.loader.thread_pool import borrow_pool, give_back_pool
 from toolkit.data.loader.timing import LoaderTimer
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
@@ -60,8 +61,10 @@ class Work:
     """(n,) samples of the rows. If a sample of ``micro_batch`` cannot be decoded, its substitute is here instead."""
     valid: np.ndarray
     errors: dict[int, str] = field(default_factory=dict)
-    squares: dict[int, np.ndarray] = field(default_factory=dict)
-    """Row → (S, S, 3) pixels. Only for rows whose pixels are not in the buffer."""
+    squares: dict[int, np.ndarray | None] = field(default_factory=dict)
+    """Row → (S, S, 3) pixels. Only for rows whose pixels are not in the buffer. None means zeros: there is no image."""
+    fields: dict[int, Any] = field(default_factory=dict)
+    """Row → result of the loader's ``fields``."""
     futures: list[Future[None]] = field(default_factory=list)
     unfinished: int = 0
     """Number of tasks that have not finished."""
@@ -78,6 +81,8 @@ class Batch:
     """The samples of ``images``. If an image is damaged, its row has another sample (a substitute) or valid=False."""
     errors: dict[int, str]
     """Row without a decoded image → the reason. Rows with a substitute are not included."""
+    fields: dict[int, Any] = field(default_factory=dict)
+    """Row → result of the loader's ``fields`` for the sample of the row. Empty if the loader has no ``fields``."""
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
@@ -91,12 +96,15 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         *,
         device: torch.device | str = "cpu",
         policy: FaultPolicy | None = None,
+        fields: Callable[[int], Any] | None = None,
     ) -> None:
-        self.source, self.threads, self.prefetch = source, threads, prefetch
+        """``fields``: a function of a sample, called in the thread that decodes it. Its results are in Batch.fields."""
+        self.source, self.threads, self.prefetch, self.fields = source, threads, prefetch, fields
         self.device = torch.device(device)
         self.timer = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._pool = borrow_pool(threads)
+        self._closed = False
         self._buffers = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -112,8 +120,9 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
             for work in works:
                 images = work.transform.images(work.buffer.on_device(work.transform.size))
                 for row, square in work.squares.items():
-                    images[row] = to_device(square, images.device)
-                yield Batch(images, replace(work.micro_batch, indices=work.indices, valid=work.valid), work.errors)
+                    images[row] = 0 if square is None else to_device(square, images.device)
+                done = replace(work.micro_batch, indices=work.indices, valid=work.valid)
+                yield Batch(images, done, work.errors, work.fields)
 
     def decoded(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
@@ -160,6 +169,8 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
             began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
             for row in rows[start : start + chunk]:
                 size += self._row(work, row, memory, transforms, epoch)
+                if self.fields is not None:
+                    work.fields[row] = self.fields(int(work.indices[row]))
             self.timer.add(
                 decode=time.perf_counter() - began,
                 decode_cpu=time.thread_time() - began_cpu,
@@ -203,11 +214,14 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         if work.valid[row]:  # a padding row repeats a sample of another row, which reports the error
             work.errors[row] = problem
         work.valid[row] = False
-        work.squares[row] = np.zeros((work.transform.side, work.transform.side, 3), dtype=np.uint8)
+        work.squares[row] = None
         return 0
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Give the threads back. They end if no other loader uses them. Further calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            give_back_pool(self._pool)
 
     def __exit__(self, *_: object) -> None:
         self.close()

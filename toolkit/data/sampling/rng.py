@@ -24,6 +24,7 @@ class Stream(IntEnum):
     NOISE = 4
     MIX = 5
     OWN = 6
+    GENERATOR = 7
 
 
 def uniforms(seed: int, epoch: int, keys: np.ndarray, count: int, stream: Stream = Stream.CROP) -> np.ndarray:

@@ -103,6 +103,22 @@ class WindowOrder:
         return shards, np.cumsum(self.sizes[shards])
 
 
+class StoredOrder:
+    """Every epoch has the samples in the order of the shards, for evaluation."""
+
+    def __init__(self, shard_sizes: Sequence[int]) -> None:
+        self.ends = np.cumsum(np.asarray(shard_sizes, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def keys(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        return np.arange(start, stop, dtype=np.int64)
+
+    def shard_order(self, epoch: int, start: int) -> np.ndarray:
+        return np.arange(np.searchsorted(self.ends, start, side="right"), len(self.ends))
+
+
 def permute(positions: np.ndarray, size: int, key: int) -> np.ndarray:
     """Map (n,) positions to (n,) int64 samples by a bijection of 0..size-1. The ``key`` selects the bijection."""
     if size <= _SMALL:

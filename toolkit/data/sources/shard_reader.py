@@ -13,15 +13,16 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pyarrow as pa
 
+from shards.dataset.index import field_ranges
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest, Shard, column_sums
 from shards.dataset.sample_table import multi_hot_of, records_of
-from shards.dataset.store import LocalShards, RemoteShards, ShardsAt, open_store
+from shards.dataset.store import LocalShards, RemoteShards, ShardsAt, ShardStore, open_store
 from shards.errors import UserError
 from shards.storage.retry import may_pass, retried, unreadable
 from toolkit.data.sources.file_handles import Handles
@@ -42,10 +43,19 @@ class ShardReader:
     """
 
     def __init__(
-        self, shards_at: ShardsAt, shards: Sequence[Shard], labels: LabelSet, records: np.ndarray | None = None
+        self,
+        shards_at: ShardsAt,
+        shards: Sequence[Shard],
+        labels: LabelSet,
+        records: np.ndarray | None = None,
+        classes: bool = False,
     ) -> None:
-        """``records``: the rows of the sample table for exactly these shards. If None, the indexes are read instead."""
+        """``records``: the rows of the sample table for exactly these shards. If None, the indexes are read instead.
+
+        classes: whether each sample has exactly one label, its class.
+        """
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
+        self.classes = classes
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
             raise UserError("set-split", f"the shards in {self.store} contain no samples")
@@ -60,6 +70,7 @@ class ShardReader:
         self._stop = stop
         self._handles = Handles(lambda number: store.open_tar(numbered[number], stop), OPEN_TARS)
         self._index = lru_cache(maxsize=4)(lambda number: store.index(numbered[number]))
+        self._keys = cache(lambda: _column(store, numbered, "key"))
         self._prefetcher: Prefetcher | None = None
 
     @classmethod
@@ -69,7 +80,7 @@ class ShardReader:
         manifest = manifest or store.manifest()
         shards, table = manifest.of_split(split), manifest.table_of(split)
         records = None if table is None else store.records(table, shards, len(manifest.labels))
-        return cls(store, shards, manifest.labels, records)
+        return cls(store, shards, manifest.labels, records, bool(manifest.source.get("classes")))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -112,37 +123,44 @@ class ShardReader:
         Temporary errors are retried (shards/storage/retry.py). Raises UserError, which names the shard, if the shard
         cannot be read or is truncated.
         """
+        number = self.shard_of(index)
+        return self._range(number, int(self._offsets[index]), int(self._sizes[index]), "encoded")
+
+    def field(self, index: int, offset: int, size: int) -> bytes:
+        """Return a copy of another member of a sample, from its byte range in the tar. Raises as ``read``."""
+        return bytes(self._range(self.shard_of(index), offset, size, "field"))
+
+    def _range(self, number: int, offset: int, size: int, memory: str) -> memoryview:
+        """Return ``size`` bytes of a shard, in this thread's memory called ``memory``."""
         try:
-            return self._read(index)
+            return self._read(number, offset, size, memory)
         except OSError as error:
-            number = self.shard_of(index)
             what = f"shard {self.store.where(self.shards[number])}"
             if not may_pass(error):
                 raise unreadable(what, error) from None
             self._handles.forget(number)  # open the tar again: its file server may have closed it
             try:
-                return retried(lambda: self._read(index), what, self._stop)
+                return retried(lambda: self._read(number, offset, size, memory), what, self._stop)
             except OSError as other:
                 raise unreadable(what, other) from None
 
-    def _read(self, index: int) -> memoryview:
-        number, size = self.shard_of(index), int(self._sizes[index])
-        target = scratch("encoded", size).data
+    def _read(self, number: int, offset: int, size: int, memory: str) -> memoryview:
+        target = scratch(memory, size).data
         handle = self._handles.take(number)
         try:
             if self._prefetcher is not None:  # the cache keeps the tar from now on, because it is open
                 self._prefetcher.reached(number)
-            got = _read_at(handle.descriptor, target, int(self._offsets[index]))
+            got = _read_at(handle.descriptor, target, offset)
         except OSError:
             self._handles.forget(number)
             raise
         finally:
             self._handles.give_back(handle)
         if got < size:
-            tar, offset = self.store.where(self.shards[number]), int(self._offsets[index])
+            tar, what = self.store.where(self.shards[number]), "an image" if memory == "encoded" else "a member"
             raise UserError(
                 "tar-damaged",
-                f"shard {tar} is truncated: it ends at byte {offset + got}, but its index has an image of {size} bytes "
+                f"shard {tar} is truncated: it ends at byte {offset + got}, but its index has {what} of {size} bytes "
                 f"at {offset}; copy the shard again, or build the set again",
             )
         return target
@@ -204,6 +222,18 @@ class ShardReader:
         """Return the user's ids of all samples, in order."""
         return [name for number in range(len(self.shards)) for name in self._index(number)["id"].to_pylist()]
 
+    def keys_of(self, indices: np.ndarray) -> list[str]:
+        """Return the WebDataset keys of samples. The first call loads the keys of all samples, some 20 bytes each."""
+        return self._keys().take(pa.array(indices)).to_pylist()
+
+    def field_ranges(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the (N,) int64 byte offsets and sizes of a member of all samples, such as "txt". -1 if it is missing.
+
+        Raises UserError if an index is missing or damaged.
+        """
+        parts = [field_ranges(self._index(number), name) for number in range(len(self.shards))]
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
     def where(self, index: int) -> str:
         """Return a text for messages, with the shard, the key and the byte offset of a sample."""
         tar = self.store.where(self.shards[self.shard_of(index)])
@@ -213,6 +243,11 @@ class ShardReader:
         number = self.shard_of(index)
         table: pa.Table = self._index(number)
         return table[column][int(index) - (self._ends[number] - self.shard_sizes[number])].as_py()
+
+
+def _column(store: ShardStore, shards: Sequence[Shard], name: str) -> pa.Array:
+    """Return a column of text of all indexes, in the order of the shards."""
+    return pa.concat_arrays([store.index(shard)[name].cast(pa.large_string()).combine_chunks() for shard in shards])
 
 
 _seek = threading.Lock()

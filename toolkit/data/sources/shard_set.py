@@ -45,7 +45,7 @@ class ShardSet:
             records = np.concatenate(
                 [store.records(table, manifest.of_split(name), genres) for name, table in parts if table is not None]
             )
-        self.reader = ShardReader(store, self.shards, manifest.labels, records)
+        self.reader = ShardReader(store, self.shards, manifest.labels, records, bool(manifest.source.get("classes")))
 
     @property
     def genres(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toolkit.config.schema import DataConfig, Geometry
+from toolkit.config.schema import CropConfig, Geometry
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
@@ -29,8 +29,6 @@ from toolkit.data.transforms.preprocessing import Preprocessing
 class BatchTransform(Protocol):
     """Decode, crop and resize the images of one batch."""
 
-    side: int
-    """S, the side of a sample in pixels."""
     size: int
     """Bytes that the batch needs in its buffer."""
 
@@ -185,7 +183,7 @@ Transforms = Callable[[MicroBatch], BatchTransform]
 
 
 def train_transforms(
-    reader: ShardReader, config: DataConfig, seed: int, epoch: int, device: torch.device
+    reader: ShardReader, config: CropConfig, seed: int, epoch: int, device: torch.device
 ) -> Transforms:
     """Return the transforms for random crops and flips of shard samples."""
 

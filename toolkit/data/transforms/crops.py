@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.config.schema import DataConfig
+from toolkit.config.schema import CropConfig
 from toolkit.data.sampling.rng import random_crops
 from toolkit.data.transforms.jpeg import rows_to_decode
 
@@ -64,7 +64,7 @@ class Views:
 
 
 def train_views(
-    config: DataConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
+    config: CropConfig, seed: int, epoch: int, keys: np.ndarray, widths: np.ndarray, heights: np.ndarray
 ) -> Views:
     """Return random crops and flips. They depend only on seed, epoch and the (n,) ``keys`` (plan.MicroBatch.keys)."""
     boxes, flips = random_crops(seed, epoch, keys, heights, widths, config.crop_scale, config.crop_ratio, config.flip)

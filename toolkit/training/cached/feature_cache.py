@@ -38,7 +38,7 @@ from toolkit.device.out_of_memory import explain_out_of_memory
 from toolkit.distributed.collectives import by_main, from_main, gather_by_index, require_read
 from toolkit.distributed.votes import StopSignal
 from toolkit.models.heads import backbone_features, head_prefixes
-from toolkit.training.batches import Pixels, run_loader
+from toolkit.training.batches import Pixels, masking_loader
 from toolkit.training.cached.feature_files import Features, FeatureWriter, file_of, read_features, share_file
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class FeatureBank:
         self.model.eval()
         with (
             # No substitutes, because the features of a substitute would get the damaged sample's labels.
-            run_loader(view.reader, self.config, accelerator.device, substitutes=False) as loader,
+            masking_loader(view.reader, self.config, accelerator.device) as loader,
             view.reader.in_order(accelerator.is_local_main_process),
             torch.inference_mode(),
             contextlib.closing(loader.batches(micro_batches, view.transforms)) as batches,
