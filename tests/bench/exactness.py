@@ -4,10 +4,9 @@
 
 Prints a Markdown table: a row for each stack of the package ``exact``, a column for each promise of
 toolkit/data/sampling/plan.py. The peers are negative controls: a check that none of them fails would prove little about
-us. What is compared is which sample ids a rank is handed at which step; ours come from the plan that the trainer
-follows (tests/toolkit/training/test_train.py watches the trainer itself). ``python tests/bench/peers.py`` installs
-the peers that need a venv; the row of a peer that is missing says so. tests/toolkit/test_negative_controls.py runs a
-part of this in `make test`.
+us. What is compared is which sample ids a rank is handed at which step. Our row is ShardLoader, which `posters train`
+uses too. ``python tests/bench/peers.py`` installs the peers that need a venv; the row of a peer that is missing says
+so. tests/toolkit/test_negative_controls.py runs a part of this in `make test`, and the rest in `make test-long`.
 """
 
 from __future__ import annotations

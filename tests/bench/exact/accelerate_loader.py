@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset
+
 from exact.samples import pixels, read_tars
 from exact.stack import SEED, Epoch, Ids, Saved, Setup, Stack
-from torch.utils.data import DataLoader, IterableDataset
 
 
 class TarSamples(IterableDataset):

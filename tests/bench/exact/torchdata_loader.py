@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from exact.samples import pixels, read_tars
-from exact.stack import SEED, Epoch, Ids, Saved, Setup, Stack
 from torch.utils.data import Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
+
+from exact.samples import pixels, read_tars
+from exact.stack import SEED, Epoch, Ids, Saved, Setup, Stack
 
 Sample = tuple[torch.Tensor, int]
 
