@@ -30,6 +30,8 @@ from exactness_worker import Task, rank_main
 from peers import status_of
 from PIL import Image
 
+#: What most stacks of this interpreter import.
+PRELOADED = ["accelerate", "datasets", "timm.data", "toolkit.data.shard_loader", "torch.distributed", "webdataset"]
 #: Seconds after which the processes of a stack count as hanging.
 TIMEOUT = 120.0
 WHOLE = ("train", "eval", "few_train", "few_eval")
@@ -106,7 +108,7 @@ class Stage:
         """Run a phase in ``world`` processes; job → run."""
         # A fork server pays for the imports once, and unlike a fork of this process it has no threads to lose.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed", "timm.data", "accelerate", "webdataset"])
+        context.set_forkserver_preload(PRELOADED)
         out = self.home / f"{phase}-{world}"
         out.mkdir()
         told = (self.stack, phase, str(self.shards), str(self.home), str(out), splits)

@@ -125,7 +125,7 @@ def across(verdicts: Mapping[int, Verdict] | Mapping[tuple[int, int], Verdict]) 
             at.setdefault(verdict.text, []).append(worlds if isinstance(worlds, int) else worlds[0])
         else:
             between.setdefault(verdict.text, []).append(f"{worlds[0]}→{worlds[1]}")
-    if list(at) + list(between) == ["not offered"]:
+    if {*at, *between} == {"not offered"}:
         return Verdict(False, "not offered")
     said = [f"{text} on {_and(numbers)} rank{'s' * (numbers != [1])}" for text, numbers in at.items()]
     said += [f"{text} from {_and(pairs)} ranks" for text, pairs in between.items()]
