@@ -32,8 +32,8 @@ from PIL import Image
 
 #: What most stacks of this interpreter import.
 PRELOADED = ["accelerate", "datasets", "timm.data", "toolkit.data.shard_loader", "torch.distributed", "webdataset"]
-#: Seconds after which the processes of a stack count as hanging.
-TIMEOUT = 120.0
+#: Seconds after which the processes of a stack count as hanging, also on a machine with other work.
+TIMEOUT = 300.0
 WHOLE = ("train", "eval", "few_train", "few_eval")
 
 

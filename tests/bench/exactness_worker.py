@@ -133,7 +133,7 @@ def run_jobs(task: Task) -> None:
     out = Path(task.out)
     dist.init_process_group(
         "gloo", init_method=f"file://{out / 'group'}", rank=task.rank, world_size=task.world,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=100),
     )  # fmt: skip
     if task.rank == 0:
         versions = {name: version(name) for name in STACKS[task.stack].libraries}
