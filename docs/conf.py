@@ -28,7 +28,7 @@ SECTIONS = {
         "Guides",
         [
             "download", "remove-text", "build-shards", "train", "cached-features", "thresholds", "evaluate", "predict",
-            "use-predictions", "app", "audit", "export", "customise", "extend", "python",
+            "use-predictions", "app", "audit", "export", "customise", "extend", "python", "loader", "loader-adaptors",
         ],
     ),
     "scale": ("Scale", ["several-gpus", "nodes-and-slurm", "shards-at-urls", "dask", "fsdp"]),

@@ -1,6 +1,6 @@
 """The state of a ShardLoader: a position in an epoch, and what the order of the samples depends on.
 
-The state has eight values, for any number of samples. It does not depend on the world size, so a training may continue
+The state has seven values, for any number of samples. It does not depend on the world size, so a training may continue
 with another number of processes.
 """
 

@@ -34,8 +34,9 @@ from toolkit.data.shard_batch import ShardBatch
 from toolkit.data.sources.prefetch import check_room, pass_of
 from toolkit.data.sources.shard_reader import IN_ORDER, ShardReader
 from toolkit.data.sources.shard_set import ShardSet
-from toolkit.device.defaults import decode_threads
+from toolkit.device.defaults import decode_threads, usable_device
 from toolkit.device.transfer import to_device
+from toolkit.distributed.environment import ranks_of
 
 OrderName = Literal["global", "window", "stored"]
 
@@ -45,11 +46,14 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
 
     Over all ranks, an epoch has each sample exactly once, and each rank gets the same number of batches. The samples of
     each update depend only on set, seed, epoch and batch size, not on the world size. There are no worker processes:
-    threads decode, and all loaders of a process share them. Do not pass the loader to ``accelerator.prepare`` or to a
-    ``DataLoader``: the loader already gives each rank its own samples.
+    threads decode, and all loaders of a process share them. Do not pass the loader to a ``DataLoader`` or to another
+    sampler: the loader already gives each rank its own samples.
 
-    After an epoch, the next iteration gives the next epoch. An iteration that follows ``break`` starts its epoch again.
+    After the last batch of an epoch, the next iteration gives the next epoch. An iteration that follows an earlier
+    ``break`` starts its epoch again.
     """
+
+    batch_sampler = None  # Lightning expects it in a loader with a sampler
 
     def __init__(
         self,
@@ -100,8 +104,9 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         Raises UserError if the set is missing or damaged, or if an argument does not fit.
         """
         self.reader, self._own = _open(shards, split)
-        self.rank, self.world_size = _ranks(rank, world_size)
-        self.device = torch.device(device)
+        self.rank, self.world_size = ranks_of(rank, world_size)
+        self._found_ranks = rank is None
+        self.device = usable_device(device)
         _check_numbers(accumulation=accumulation, window=window, prefetch=prefetch)
         if not isinstance(threads, int) or threads < 0:
             raise UserError("option-value", f"threads must be 0 (automatic) or more, not {threads!r}")
@@ -140,6 +145,11 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         return self._epoch
 
     @property
+    def sampler(self) -> ShardLoader:
+        """The loader itself. Training loops, such as Lightning's, call ``loader.sampler.set_epoch(epoch)``."""
+        return self
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The C labels in the order of the columns of ``targets``."""
         return self.reader.labels.genres
@@ -163,7 +173,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         """Choose the epoch of the next iteration. A position that ``load_state_dict`` set in this epoch is kept."""
         if not isinstance(epoch, int) or epoch < 0:
             raise UserError("option-value", f"epoch must be a whole number of 0 or more, not {epoch!r}")
-        if epoch != self._epoch:
+        if epoch != self._epoch or self._used == (epoch, self.num_samples):
             self._epoch, self._first_step = epoch, 0
             self._used = (epoch, 0)
 
@@ -176,7 +186,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         return self._state(epoch, samples).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the samples that a state's training has used. The world size may differ.
+        """Let the next iteration continue after the samples that a state's training has used, at any world size.
 
         Raises UserError if the state belongs to another set, order or seed, or if no update of this loader starts at
         its position, because the batch size differs.
@@ -192,13 +202,19 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
                 "option-conflict",
                 f"{what}: pass batch_size={found.batch_size}, as the training that saved it, and the same mixing",
             )
+        self._stop()
         self._epoch, self._first_step = epoch, step
         self._used = (epoch, samples)
 
     def __iter__(self) -> Iterator[ShardBatch]:
+        now = ranks_of() if self._found_ranks else (self.rank, self.world_size)
+        if now != (self.rank, self.world_size):
+            what = f"this process is rank {now[0]} of {now[1]}, but was rank {self.rank} of {self.world_size}"
+            raise UserError("environment", f"{what} when the ShardLoader was made: make it after the process group")
+        if self._used == (self._epoch, self.num_samples):  # all batches were used, but the end was not asked for
+            self.set_epoch(self._epoch + 1)
         epoch, step, self._first_step = self._epoch, self._first_step, 0
-        if self._running is not None:
-            self._running.close()
+        self._stop()
         self._running = running = self.decoded(epoch, step)
         self._used = (epoch, self.plan.start(step))
         with contextlib.closing(running):
@@ -207,6 +223,9 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
                 found = self._finished(batch, epoch, step + (number - 1) // self.accumulation)
                 self._used = (epoch, done)
                 yield found
+        if self._running is not running:
+            what = "close(), load_state_dict() or another iteration of this ShardLoader has ended this iteration"
+            raise UserError("option-conflict", f"{what}: start a new one, or use two ShardLoaders")
         if self._epoch == epoch:
             self._epoch = epoch + 1
             self._used = (epoch + 1, 0)
@@ -222,14 +241,19 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
 
     def close(self) -> None:
         """End the iteration and give the threads back."""
-        if self._running is not None:
-            self._running.close()
+        self._stop()
         self.engine.close()
         if self._own:
             self.reader.abandon()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stop(self) -> None:
+        """End the running iteration. If its caller asks for more batches, it raises UserError."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
 
     def _state(self, epoch: int, samples: int) -> LoaderState:
         return LoaderState(self._fingerprint, self._order, self.plan.global_batch, self.seed, epoch, samples)
@@ -290,21 +314,3 @@ def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError("option-value", f"{name} must be a whole number of 1 or more, not {value!r}")
-
-
-def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and world size: as given, of torch.distributed, or of the environment. Raises UserError if wrong."""
-    if (rank is None) != (world_size is None):
-        raise UserError("option-missing", "pass both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        texts = [os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))]
-        if not all(text.isdecimal() for text in texts):
-            raise UserError(
-                "environment", f"RANK and WORLD_SIZE must be whole numbers, not {texts[0]!r} and {texts[1]!r}"
-            )
-        rank, world_size = (int(text) for text in texts)
-    if not 0 <= rank < world_size:
-        raise UserError("option-value", f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
-    return rank, world_size

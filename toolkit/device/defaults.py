@@ -7,6 +7,7 @@ import os
 import torch
 from accelerate import Accelerator
 
+from shards.errors import UserError, one_line
 from shards.executors.local import available_cores
 
 #: Default number of images per forward pass, on a CPU and on a GPU. On a CPU, more than 32 images hardly increase the
@@ -56,6 +57,18 @@ def own_cores() -> int:
 def best_device() -> torch.device:
     """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """Return ``device``, with the number of a GPU: cuda is the current GPU. None is the best device.
+
+    Raises UserError if the device cannot be used.
+    """
+    try:
+        return torch.empty(0, device=device or best_device()).device
+    except Exception as error:  # every backend of torch has its own exceptions
+        what = f"device {device!r} cannot be used ({one_line(error)[:200]})"
+        raise UserError("device", f"{what}; use cpu or cuda") from None
 
 
 #: Precision → dtype of matrix products and convolutions under autocast.

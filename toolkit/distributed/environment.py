@@ -1,14 +1,18 @@
-"""Check the environment variables that accelerate reads: reject some, and warn about others that have no effect.
+"""Read rank and world size, and check the environment variables that accelerate reads.
 
 `accelerate launch` passes its options and its config to the processes in environment variables. A variable that is left
 over from an earlier job has the same effect. Such a variable can change all results of a run,
-while the configuration and the command line stay the same.
+while the configuration and the command line stay the same. Some variables are therefore rejected, and others that have
+no effect cause a warning.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
+
+import torch
 
 from shards.errors import UserError
 
@@ -77,3 +81,22 @@ def precision_of(asked: str | None, env: Mapping[str, str], on_cpu: bool) -> str
 def on(env: Mapping[str, str], name: str) -> bool:
     """Return whether accelerate treats the value of variable ``name`` as true."""
     return env.get(name, "").lower() in ("1", "true", "yes", "y", "on", "t")
+
+
+def ranks_of(rank: int | None = None, world_size: int | None = None) -> tuple[int, int]:
+    """Return rank and world size: as given, of torch.distributed, or of the environment. Raises UserError if wrong."""
+    if (rank is None) != (world_size is None):
+        raise UserError("option-missing", "pass both rank and world_size, or neither")
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        texts = [os.environ.get("RANK"), os.environ.get("WORLD_SIZE")]
+        if texts == [None, None]:
+            return 0, 1
+        if not all(text is not None and text.isdecimal() for text in texts):
+            what = f"RANK is {texts[0]!r} and WORLD_SIZE is {texts[1]!r} in the environment, instead of whole numbers"
+            raise UserError("environment", f"{what}: make the ShardLoader after the process group, or pass both")
+        rank, world_size = (int(text) for text in texts if text is not None)
+    if not 0 <= rank < world_size:
+        raise UserError("option-value", f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
+    return rank, world_size

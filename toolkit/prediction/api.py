@@ -21,7 +21,7 @@ from toolkit.data.loader.loader import Source
 from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_set import ShardSet
 from toolkit.data.transforms.batch_transform import RawTransform, Transforms, eval_transforms
-from toolkit.device.defaults import DTYPES, best_device
+from toolkit.device.defaults import DTYPES, usable_device
 from toolkit.inference.forward import Forward
 from toolkit.inference.naming import NamingOptions, require_genres
 from toolkit.inference.rows import OWN, Rows, genre_columns
@@ -194,13 +194,7 @@ def load_model(
         path = fetch_model(repository, revision or None)
     else:
         path = model_folder_of(place)
-    try:
-        chosen = torch.device(device) if device else best_device()
-        torch.empty(0, device=chosen)
-    except Exception as error:  # every backend of torch has its own exceptions
-        raise UserError(
-            "device", f"device {device!r} cannot be used ({one_line(error)[:200]}); use cpu or cuda"
-        ) from None
+    chosen = usable_device(device)  # before the model is read, which takes longer
     return Predictor(load_model_folder(path), chosen, precision)
 
 
