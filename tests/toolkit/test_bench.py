@@ -14,8 +14,8 @@ from toolkit_helpers import run_python, run_script
 from shards.build.run import BuildOptions, build_shards
 
 PEERS = {
-    "decode_only", "webdataset_float", "webdataset_uint8", "timm", "litdata", "mosaic_streaming", "dali_cpu",
-    "ffcv_jpeg", "ffcv_raw",
+    "decode_only", "webdataset_float", "webdataset_uint8", "timm", "torchvision_image", "torchvision_jpeg",
+    "torchcodec", "spdl", "litdata", "mosaic_streaming", "dali_cpu", "ffcv_jpeg", "ffcv_raw",
 }  # fmt: skip
 
 
@@ -24,14 +24,14 @@ def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_pat
     run = run_python(
         "tests/bench/loader.py", "--images", posters / "images", "--json", tmp_path / "out.json",
         "--samples", 70, "--work", tmp_path / "work", "--sets", "short256",
-        "--stacks", "decode_only,webdataset_uint8,ours",
+        "--stacks", "decode_only,webdataset_uint8,torchvision,ours",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     for column in ("ratios", "ratios_cpu"):
         assert set(result[column]) == PEERS
         measured = {name for name, ratio in result[column].items() if ratio is not None}
-        assert measured == {"decode_only", "webdataset_uint8"}
+        assert measured == {"decode_only", "webdataset_uint8", "torchvision_image", "torchvision_jpeg"}
         assert all(result[column][name] > 0 for name in measured)
     for word in ("short256", "decode_only", "webdataset_uint8", "ours_device", "ours_cpu", "images/s", "first batch"):
         assert word in run.stdout
