@@ -2,7 +2,7 @@
 
     tars ─ index_read.read_contents, one task per tar ─→ usable samples with ids and genres, rejected samples
          ─ index_join.py ─→ samples with unique keys and ids, genres from a table
-         ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, manifest.json (last)
+         ─→ NAME.index.parquet beside each tar, sample tables, rejected.csv, _info.json for timm, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same key or id are an error.
 """
@@ -27,6 +27,8 @@ from shards.dataset.index import SUFFIX, index_path, list_tars, read_index, writ
 from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
+from shards.dataset.timm_info import NAME as TIMM_INFO
+from shards.dataset.timm_info import remove_timm_info, write_timm_info
 from shards.errors import UserError, printable, some
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor, WorkersOption
@@ -49,7 +51,7 @@ MAX_TAR_NAME = 240
 """Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
 SPLIT_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})[-_.]", re.IGNORECASE)
 LIKE_TARS = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
+OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{TIMM_INFO}|{REJECTED})\.[^.]+{PARTIAL}")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manife
         remedy = "run `posters shards verify` to see all problems, delete tars with problems and run the build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     complete = replace(manifest, shards=manifest.with_index_digests(indexes))
+    write_timm_info(folder, complete)
     if complete != manifest:
         complete.write(folder)
     log.info("%d shards have no problems; the manifest now has the SHA-256 of their indexes", len(complete.shards))
@@ -203,6 +206,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
         contents.label(labels)
     for contents in [contents for contents in found if not _is_indexed(contents)]:
         remove_file(folder / MANIFEST)  # a set without a manifest counts as unfinished
+        remove_timm_info(folder)
         if contents.genres:
             write_index(contents.tar, contents.table, contents.facts())
         else:
@@ -227,6 +231,7 @@ def _write_set(options: IndexOptions, found: Sequence[Contents], rejected: list[
     )
     write_rejected(folder / REJECTED, rejected)
     manifest.write_tables(folder, weighted)
+    write_timm_info(folder, manifest)
     manifest.write(folder)
     return manifest
 
