@@ -54,9 +54,10 @@ def train_epoch(task: MultiLabelClassificationTask, batches: Iterable[Any], opti
 def evaluate(task: MultiLabelClassificationTask, batches: Iterable[Any]) -> tuple[dict[str, float], Any]:
     """Return the metrics of timm's evaluator, and the evaluator with its outputs and targets."""
     task.eval()
-    evaluator = task.create_evaluator()
+    evaluator, model = task.create_evaluator(), task.get_eval_model()
+    assert model is not None
     for images, targets in batches:
-        evaluator.update(task.get_eval_model()(images), targets)
+        evaluator.update(model(images), targets)
     return evaluator.compute(), evaluator
 
 
