@@ -71,7 +71,8 @@ def train_checkpoint(folder: Path, made: Any, ema: Any = None, **options: Any) -
     optimizer = torch.optim.AdamW(made.parameters())
     task = MultiLabelClassificationTask(made, verbose=False)
     if ema is not None:
-        task.setup_ema().module.load_state_dict(ema.state_dict())
+        averages: Any = task.setup_ema()
+        averages.module.load_state_dict(ema.state_dict())
     saver = CheckpointSaver(made, optimizer, args, checkpoint_dir=str(folder), recovery_dir=str(folder), task=task)
     saver.save_checkpoint(4, metric=0.5)
     return folder / "model_best.pth.tar"
