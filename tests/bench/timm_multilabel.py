@@ -296,7 +296,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table."""
     setting, speed, counts = result["setting"], result["speed"], result["samples"]
     samples, versions = setting["samples"], result["versions"]
-    rows = [("", "timm", "posters train", "difference")]
+    rows: list[tuple[str, ...]] = [("", "timm", "posters train", "difference")]
     rates = [median(speed[side]) for side in ("timm", "ours")]
     rows.append(("images/s, median of the epochs", *(f"{rate:.1f}" for rate in rates), f"x {speed['ratio']:.2f}"))
     for world, splits in counts.items():
@@ -306,7 +306,7 @@ def markdown(result: dict[str, Any]) -> str:
                 for side in (sides["timm"], sides["ours"])
             ]
             rows.append((f"{split}, {samples[split]} samples, {world} rank{'s' * (world != '1')}", *words, ""))
-    for metric, row in result["comparison"].items():
+    for row in result["comparison"].values():
         span = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}): {row['words']}"
         rows.append((f"{row['name']}, our evaluator", f"{row['theirs']:.3f}", f"{row['mine']:.3f}", span))
     both = result["by_timms_evaluator"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from foreign_tars import adopt, pack
 from sklearn.metrics import average_precision_score
 from timm.data import MultiLabelTarget, create_dataset, create_loader
 from timm.task import MultiLabelClassificationTask
@@ -25,12 +26,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE, BATCH = 32, 8
 
 
-def timm_batches(shards: Path, split: str, num_classes: int, training: bool) -> Any:
+def timm_batches(shards: Path, split: str, num_classes: int, training: bool, **targets: Any) -> Any:
     """Batches of timm's loader: (n, 3, S, S) images and (n, G) targets."""
-    dataset = create_dataset(
-        "wds/", root=str(shards), split=split, is_training=training, batch_size=BATCH, target_key="multi_hot",
-        target_format="multihot", target_transform=MultiLabelTarget(num_classes, dense=True),
-    )  # fmt: skip
+    targets = targets or {
+        "target_key": "multi_hot",
+        "target_format": "multihot",
+        "target_transform": MultiLabelTarget(num_classes, dense=True),
+    }
+    dataset = create_dataset("wds/", root=str(shards), split=split, is_training=training, batch_size=BATCH, **targets)
     return create_loader(
         dataset, (3, SIZE, SIZE), BATCH, is_training=training, no_aug=True, num_workers=0, use_prefetcher=False,
         persistent_workers=False, device=torch.device("cpu"),
@@ -89,3 +92,14 @@ def test_timm_reads_every_sample_and_its_genres(shard_set: Path, split: str) -> 
     logits, known = torch.cat(evaluator.outputs).numpy(), targets.any(axis=0)
     precisions = average_precision_score(targets[:, known], logits[:, known], average=None)
     assert metrics["map"] == pytest.approx(100 * precisions.sum() / len(genres), abs=1e-3)
+
+
+def test_timm_reads_tars_of_other_tools_that_were_indexed(tmp_path: Path) -> None:
+    """Their JSONs have names of genres, which timm maps to numbers."""
+    wanted = {"a": ["War"], "b": ["Drama", "War"], "c": ["Comedy"], "d": ["Drama"]}
+    pack(tmp_path / "train-0.tar", "a b", **{name: {"genres": wanted[name]} for name in "ab"})
+    pack(tmp_path / "train-1.tar", "c d", **{name: {"genres": wanted[name]} for name in "cd"})
+    labels = adopt(tmp_path).labels
+    names = {"target_key": "genres", "class_map": dict(labels.index), "target_transform": MultiLabelTarget(len(labels))}
+    (batch,) = timm_batches(tmp_path, "train", len(labels), training=False, **names)
+    assert [[labels.genres[column] for column in row.nonzero().ravel()] for row in batch[1]] == list(wanted.values())
