@@ -36,6 +36,7 @@ from safetensors.torch import save_file  # noqa: E402
 from timm.task import MultiLabelClassificationTask  # noqa: E402
 
 from shards.build.run import BuildOptions, build_shards  # noqa: E402
+from shards.build.split import parse_splits  # noqa: E402
 from shards.cli.log_options import set_up_logging  # noqa: E402
 from shards.dataset.manifest import Manifest  # noqa: E402
 from shards.errors import UserError  # noqa: E402
@@ -66,6 +67,8 @@ def main() -> int:
     try:
         if options.epochs < 1 or options.batch < 2 or options.posters < 20 or not 0 < options.lr < 1:
             raise UserError("option-value", "--posters must be 20 or more, --batch 2, --epochs 1, and --lr below 1")
+        if not timm.is_model(options.model):
+            raise UserError("option-value", f"--model: timm has no model {options.model!r}")
         result = compare(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -158,7 +161,7 @@ def make_set(options: argparse.Namespace) -> Manifest:
             metadata=out / "metadata.csv",
             images=out / "posters",
             out=out / "shards",
-            fractions=tuple(float(share) for share in options.splits.split(",")),
+            fractions=parse_splits(options.splits),
             samples_per_shard=options.samples_per_shard,
             image=ImageOptions(),
             seed=options.seed,
