@@ -43,7 +43,7 @@ SECTIONS = {
         "Reference",
         ["command-line", "configuration", "file-formats", "exit-codes", "error-codes", "python", "trust"],
     ),
-    "results": ("Results", ["recipes", "loader", "prediction", "growth", "duplicates", "text-removal"]),
+    "results": ("Results", ["recipes", "timm", "loader", "prediction", "growth", "duplicates", "text-removal"]),
     "contribute": (
         "Contribute",
         ["architecture", "where-to-change", "style", "testing", "compatibility", "repaired-faults"],

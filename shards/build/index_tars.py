@@ -4,7 +4,7 @@
           ─ index_kept.py, one task per tar ─→ usable samples with ids and targets, rejected samples
           ─ index_join.py ─→ samples with unique ids, genres from a table
           ─ index_genres.py ─→ genres from the targets, if there is no table
-          ─→ NAME.index.parquet for each tar, sample tables, rejected.csv, manifest.json (last)
+          ─→ NAME.index.parquet for each tar, sample tables, rejected.csv, _info.json, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same id are an error.
 """
@@ -34,6 +34,8 @@ from shards.dataset.index import SUFFIX, index_path, read_index, write_index
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest
+from shards.dataset.timm_info import NAME as TIMM_INFO
+from shards.dataset.timm_info import remove_timm_info, write_timm_info
 from shards.errors import UserError, printable
 from shards.executors.local import WorkersOption
 from shards.inputs.rejections import Rejection, first_reasons, write_rejected
@@ -52,7 +54,7 @@ REJECTED = "rejected.csv"
 NO_SAMPLES = "no samples"
 """Reason in rejected.csv for the rejection of a tar. tar_places.py has the other reasons for a whole file."""
 SPLIT_WORD = re.compile(rf"(?:^|[-_.])({'|'.join(SPLIT_NAMES)})(?=[-_.])", re.IGNORECASE)
-OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{REJECTED})\.[^.]+{PARTIAL}")
+OWN_PARTIAL = re.compile(rf"(.+{re.escape(SUFFIX)}|.+\.samples\.npy|{MANIFEST}|{TIMM_INFO}|{REJECTED})\.[^.]+{PARTIAL}")
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _add_index_digests(folder: Path, manifest: Manifest, workers: int) -> Manife
         remedy = "run `posters shards verify` to see all problems, delete tars with problems and run the build again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     complete = replace(manifest, shards=manifest.with_index_digests(indexes))
+    write_timm_info(folder, complete)
     if complete != manifest:
         complete.write(folder)
     log.info("%d shards have no problems; the manifest now has the SHA-256 of their indexes", len(complete.shards))
@@ -182,6 +185,7 @@ def _write_set(
         if _is_indexed(folder / tar.name, contents):
             continue
         remove_file(folder / MANIFEST)  # a set without a manifest counts as unfinished
+        remove_timm_info(folder)
         if contents.genres:
             write_index(folder / tar.name, contents.table, contents.facts())
         else:
@@ -206,6 +210,7 @@ def _write_set(
     )
     write_rejected(folder / REJECTED, rejected)
     manifest.write_tables(folder, weighted)
+    write_timm_info(folder, manifest)
     manifest.write(folder)
     return manifest
 

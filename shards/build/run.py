@@ -3,7 +3,7 @@
     table ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
         ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
         ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
-        ─→ rejected.csv, duplicates.csv, manifest.json (last)
+        ─→ rejected.csv, duplicates.csv, _info.json for timm, manifest.json (last)
 
 The bytes of the set depend only on the posters, the table, the seed and the options. Paths, times and the number of
 workers do not matter. If a killed build is started again, it skips the finished shards and writes the same bytes.
@@ -29,6 +29,7 @@ from shards.dataset.index import index_path, tar_path
 from shards.dataset.labels import LabelSet, read_labels
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.timm_info import remove_timm_info, write_timm_info
 from shards.errors import Code, UserError
 from shards.executors.chunks import run_chunks
 from shards.executors.local import Executor, open_executor
@@ -132,6 +133,7 @@ def build_shards(options: BuildOptions) -> Manifest:
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
         manifest.write_tables(options.out, weighted=options.weight_column is not None)
+        write_timm_info(options.out, manifest)
         manifest.write(options.out)
         remove_tree(options.out / WORK)
     _report_balance(manifest)
@@ -214,6 +216,7 @@ def _pack(options: BuildOptions, tasks: Sequence[PackTask], executor: Executor) 
         raise
     if todo or foreign:
         remove_file(options.out / MANIFEST)  # a set without a manifest counts as unfinished
+        remove_timm_info(options.out)
     for path in foreign + [index_path(task.tar) for task in todo]:
         # Delete the index first: it marks the tar as finished.
         for name in (path, tar_path(path), text_rows_path(tar_path(path))):

@@ -25,6 +25,7 @@ from braceexpand import braceexpand
 
 from shards.dataset.index import list_tars
 from shards.dataset.manifest import is_shard_name
+from shards.dataset.timm_info import NAME as INFO
 from shards.errors import UserError, printable, some, without_secrets
 from shards.inputs.rejections import Rejection, first_reasons
 from shards.schema import parse_as
@@ -35,8 +36,6 @@ from shards.tables.split_names import SPLIT_NAMES
 
 NO_TAR, NO_SPLIT, NO_ENTRY = "not a .tar", "in another folder", "not in _info.json"
 """Reasons in rejected.csv for the rejection of a whole file."""
-INFO = "_info.json"
-"""timm's list of the tars of each split."""
 MAX_TAR_NAME = 240
 """Largest length of a tar's file name, in bytes. Its index file has a longer name, which must also be valid."""
 MAX_TARS = 1_000_000
@@ -78,6 +77,7 @@ class _Split(msgspec.Struct):
 
 class _Info(msgspec.Struct):
     splits: dict[str, _Split]
+    made_by: str = ""
 
 
 def parse_place(words: Sequence[str]) -> Place:
@@ -186,8 +186,9 @@ def _folders(path: str) -> list[str]:
 def _in_folder(root: StoragePath) -> Tars:
     if not is_remote(root) and not root.is_dir():
         raise UserError("path-missing", f"no such folder: {root}")
-    info = _read_info(root)
-    if is_remote(root) and root.protocol in ("http", "https"):  # type: ignore[attr-defined]  # an UPath
+    is_web = is_remote(root) and root.protocol in ("http", "https")  # type: ignore[attr-defined]  # an UPath
+    info = _read_info(root, is_web)
+    if is_web:
         if info is None:
             remedy = f"name the tars, such as '{root}/train-{{000000..000147}}.tar'"
             raise UserError("set-missing", f"{root} cannot be listed, and has no {INFO} with its tars: {remedy}")
@@ -206,7 +207,7 @@ def _in_folder(root: StoragePath) -> Tars:
     return tars
 
 
-def _read_info(root: StoragePath) -> dict[str, str] | None:
+def _read_info(root: StoragePath, is_web: bool) -> dict[str, str] | None:
     """Return the split of each tar in timm's list. None if there is no list. Raises UserError for a wrong list."""
     path = root / INFO
     if is_remote(root):

@@ -30,6 +30,7 @@ from shards.dataset.labels import LabelSet, merge_spellings
 from shards.dataset.manifest import Manifest, Shard, Source
 from shards.dataset.sample_table import SampleTable, check_sample_table, map_sample_table, open_sample_table, records_of
 from shards.dataset.store import store_at, warn_of_unknown_indexes
+from shards.dataset.timm_info import timm_info_problem
 from shards.errors import UserError
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor
@@ -82,7 +83,8 @@ def verify_shards(folder: Path, workers: int = 0, cache: CacheOptions | None = N
     """
     manifest = Manifest.read(folder)
     warn_of_unknown_indexes(folder, manifest)
-    return manifest, check_set(folder, manifest, workers, cache=cache)[0]
+    problem = timm_info_problem(folder, manifest)
+    return manifest, check_set(folder, manifest, workers, cache=cache)[0] + ([problem] if problem else [])
 
 
 def check_set(

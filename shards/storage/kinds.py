@@ -46,9 +46,10 @@ REMEDIES = {
         CHECKPOINT_FOLDER: "name the run folder instead, such as --model RUN",
         IMAGES: _PREDICT,
         IMAGE: _PREDICT,
-        PICKLE: "`posters import --checkpoint {path} --out MODEL` makes a model folder from a file of the earlier "
-        "script, and `posters train --model.weights {path}` starts a training from it",
-        WEIGHTS: "name the folder that contains it and config.json, or start a training from it with "
+        PICKLE: "`posters import --checkpoint {path} --out MODEL` makes a model folder from it, and "
+        "`posters train --model.weights {path}` starts a training from it",
+        WEIGHTS: "name the folder that contains it and config.json, make a model folder from it with "
+        "`posters import --checkpoint {path} --out MODEL`, or start a training from it with "
         "`posters train --model.weights {path}`",
         ONNX: "name the model folder from which it was exported; `posters predict --onnx {path}` runs the file",
         CONFIG: "train a model with `posters train --config {path}`, and name its run folder",

@@ -1,12 +1,12 @@
 """Does every sample come exactly once? Our loader and its peers on the same tars, in real processes, judged alike.
 
-    python tests/bench/exactness.py [--json FILE]
+    python tests/bench/exactness.py [--stacks WORD,WORD] [--json FILE]
 
-Prints a Markdown table: a row for each stack of exactness_worker.py, a column for each promise of
+Prints a Markdown table: a row for each stack of the package ``exact``, a column for each promise of
 toolkit/data/sampling/plan.py. The peers are negative controls: a check that none of them fails would prove little about
-us. What is compared is which sample ids a rank is handed at which step; ours come from the plan that the trainer
-follows (tests/toolkit/training/test_train.py watches the trainer itself). tests/toolkit/test_negative_controls.py runs
-a part of this in `make test`.
+us. What is compared is which sample ids a rank is handed at which step. Our row is ShardLoader, which `posters train`
+uses too. ``python tests/bench/peers.py`` installs the peers that need a venv; the row of a peer that is missing says
+so. tests/toolkit/test_negative_controls.py runs a part of this in `make test`, and the rest in `make test-long`.
 """
 
 from __future__ import annotations
@@ -19,196 +19,32 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import exactness_worker
-from exactness_worker import GLOBAL_BATCH, IMAGE_SIZE, RESUME_STEP, STACKS
+from exact import STACKS
+from exact.judge import CHECKS, SAMPLES, Run, Runs, Verdict, judge_stack
+from exact.stack import GLOBAL_BATCH, IMAGE_SIZE, RESUME_STEP, SHARD_SIZES, WORLDS
+from exactness_worker import Task, rank_main
+from peers import status_of
 from PIL import Image
 
-#: Unequal, as shards packed by size or merged from several sources are; the sum divides by no batch and no world size.
-SHARD_SIZES = (31, 17, 26, 20, 9)
-WORLDS = (1, 2, 3)
-#: Seconds after which a stack's processes count as hanging.
-TIMEOUT = 60.0
-JOBS = ("train", "resume", "eval", "few_train", "few_eval")
+#: What most stacks of this interpreter import.
+PRELOADED = ["accelerate", "datasets", "timm.data", "toolkit.data.shard_loader", "torch.distributed", "webdataset"]
+#: Seconds after which the processes of a stack count as hanging, also on a machine with other work.
+TIMEOUT = 300.0
+WHOLE = ("train", "eval", "few_train", "few_eval")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the ranks of one job were handed."""
+class Row:
+    """What was found out about a stack."""
 
-    ranks: Sequence[Sequence[Sequence[int]]]
-    """[rank][step] → sample ids."""
-    problem: str = ""
-    """Why there is nothing to judge: an error, "hangs", "not offered"."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a promise is kept, and a table cell that says so or what went wrong."""
-
-    kept: bool
-    text: str = "yes"
-
-
-Runs = dict[int, dict[str, Run]]  # world size → job → run
-
-
-# --- judges: pure functions of ids ------------------------------------------------------------------------------------
-
-
-def judge_once(run: Run, num_samples: int) -> Verdict:
-    """Every id of 0..num_samples-1 exactly once over all ranks."""
-    if run.problem:
-        return Verdict(False, run.problem)
-    return _once(_flat(global_batches(run)), num_samples)
-
-
-def judge_steps(run: Run) -> Verdict:
-    """Every rank makes the same number of steps, and at least one: otherwise an all-reduce waits for ever."""
-    if run.problem:
-        return Verdict(False, run.problem)
-    counts = [len(steps) for steps in run.ranks]
-    if len(set(counts)) == 1 and counts[0]:
-        return Verdict(True)
-    return Verdict(False, f"ranks make {_and(counts)} steps")
-
-
-def judge_sizes(run: Run) -> Verdict:
-    """The updates of the epoch have as many samples over all ranks, give or take one."""
-    if run.problem:
-        return Verdict(False, run.problem)
-    sizes = [len(batch) for batch in global_batches(run)] or [0]
-    if max(sizes) - min(sizes) <= 1:
-        return Verdict(True)
-    return Verdict(False, f"from {min(sizes)} to {max(sizes)} samples")
-
-
-def judge_eval(run: Run, num_samples: int) -> Verdict:
-    """Like judge_once. Unequal steps are no failure here, but they are said: a gather at every step would hang."""
-    verdict, counts = judge_once(run, num_samples), [len(steps) for steps in run.ranks]
-    if len(set(counts)) <= 1:
-        return verdict
-    return Verdict(verdict.kept, f"{verdict.text}, in {_and(counts)} steps")
-
-
-def judge_same_batches(runs: dict[int, Run]) -> Verdict:
-    """The samples of global batch t are the same at every world size; runs: world size → training run."""
-    if problem := next((run.problem for run in runs.values() if run.problem), ""):
-        return Verdict(False, problem)
-    batches = {world: global_batches(run) for world, run in runs.items()}
-    reference = batches[min(batches)]
-    failures = {}
-    for world, own in batches.items():
-        steps = max(len(reference), len(own))
-        differ = [t for t in range(steps) if reference[t : t + 1] != own[t : t + 1]]
-        if differ:
-            last = differ == [steps - 1]
-            said = f"only the last of {steps} differs" if last else f"{len(differ)} of {steps} differ"
-            failures[world] = Verdict(False, said)
-    return across(failures)
-
-
-def judge_resume(runs: dict[int, Run], resumed: dict[int, Run], step: int, num_samples: int) -> Verdict:
-    """The first ``step`` steps at one world size and a run resumed there at any: together every id exactly once.
-
-    Repeats and gaps that an epoch without a stop has as well are said but are judge_once's to blame.
-    """
-    verdicts = {}
-    for world, rest in resumed.items():
-        for run in runs.values():
-            if rest.problem or run.problem:
-                verdicts[world] = Verdict(False, rest.problem or run.problem)
-                break
-            ids = _flat(global_batches(run)[:step] + global_batches(rest))
-            verdict = _once(ids, num_samples)
-            if not verdict.kept and sorted(ids) == sorted(_flat(global_batches(runs[world]))):
-                verdict = Verdict(True, f"yes, {verdict.text} as without a stop")
-            if not verdicts.get(world) or not verdict.kept:
-                verdicts[world] = verdict
-    return across(verdicts)
-
-
-def judge_few_shards(train: Run, evaluation: Run, num_samples: int) -> Verdict:
-    """With fewer shards than ranks nothing raises, hangs or starves.
-
-    As in judge_resume, repeats and gaps are said but are judge_once's and judge_eval's to blame.
-    """
-    if not (steps := judge_steps(train)).kept:
-        return steps
-    if evaluation.problem:
-        return Verdict(False, f"trains; evaluation: {evaluation.problem}")
-    texts = [judge_once(run, num_samples).text for run in (train, evaluation)]
-    return Verdict(True, next((f"yes, but {text}" for text in texts if text != "yes"), "yes"))
-
-
-def across(by_world: dict[int, Verdict]) -> Verdict:
-    """One cell of the verdicts at several world sizes; those that say the same are said together."""
-    kept = all(verdict.kept for verdict in by_world.values())
-    worlds: dict[str, list[int]] = {}
-    for world, verdict in by_world.items():
-        if verdict.kept == kept and verdict.text != "yes":
-            worlds.setdefault(verdict.text, []).append(world)
-    if list(worlds) == ["not offered"]:
-        return Verdict(False, "not offered")
-    said = [f"{text} on {_and(at)} rank{'s' * (at != [1])}" for text, at in worlds.items()]
-    return Verdict(kept, "; ".join(said) or "yes")
-
-
-def global_batches(run: Run) -> list[list[int]]:
-    """The sorted ids of every step over all ranks."""
-    steps = max((len(steps) for steps in run.ranks), default=0)
-    return [sorted(_flat(batch for own in run.ranks for batch in own[t : t + 1])) for t in range(steps)]
-
-
-def _once(ids: Iterable[int], num_samples: int) -> Verdict:
-    counts = Counter(ids)
-    missing = sum(not counts[i] for i in range(num_samples))
-    repeated = sum(count > 1 for count in counts.values())
-    foreign = sum(not 0 <= i < num_samples for i in counts)
-    found = {f"of {num_samples} missing": missing, "repeated": repeated, "that do not exist": foreign}
-    wrong = ", ".join(f"{count} {what}" for what, count in found.items() if count)
-    return Verdict(not wrong, wrong or "yes")
-
-
-def _flat(batches: Iterable[Iterable[int]]) -> list[int]:
-    return [i for batch in batches for i in batch]
-
-
-def _and(numbers: Sequence[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _each(judge: Callable[[int, dict[str, Run]], Verdict], worlds_from: int = 1) -> Callable[[Runs], Verdict]:
-    return lambda runs: across({w: judge(w, jobs) for w, jobs in runs.items() if w >= worlds_from})
-
-
-def _all(runs: Runs, job: str) -> dict[int, Run]:
-    return {world: jobs[job] for world, jobs in runs.items()}
-
-
-SAMPLES = sum(SHARD_SIZES)
-CHECKS: dict[str, Callable[[Runs], Verdict]] = {
-    "training: each sample once": _each(lambda _, jobs: judge_once(jobs["train"], SAMPLES)),
-    "same steps on every rank": _each(lambda _, jobs: judge_steps(jobs["train"])),
-    "updates of one size": _each(lambda _, jobs: judge_sizes(jobs["train"])),
-    "evaluation: each sample once": _each(lambda _, jobs: judge_eval(jobs["eval"], SAMPLES)),
-    "same batches at any world size": lambda runs: judge_same_batches(_all(runs, "train")),
-    "resume, also at another world size": lambda runs: judge_resume(
-        _all(runs, "train"), _all(runs, "resume"), RESUME_STEP, SAMPLES
-    ),
-    "fewer shards than ranks": _each(
-        lambda w, jobs: judge_few_shards(jobs["few_train"], jobs["few_eval"], sum(SHARD_SIZES[: w - 1])), 2
-    ),
-}
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
+    verdicts: dict[str, Verdict]
+    versions: dict[str, str]
+    missing: str = ""
+    """Why it could not run."""
 
 
 def make_shards(folder: Path) -> None:
@@ -225,7 +61,7 @@ def make_shards(folder: Path) -> None:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         first += size
-    splits = {"whole": len(names)} | {f"few{count}": count for count in range(1, max(WORLDS))}
+    splits = {"whole": len(names)} | {few(world): world - 1 for world in WORLDS if world > 1}
     info = {}
     for name, count in splits.items():
         sizes = SHARD_SIZES[:count]
@@ -233,18 +69,53 @@ def make_shards(folder: Path) -> None:
     (folder / "_info.json").write_text(json.dumps({"splits": info}))
 
 
-def run_stack(stack: str, world: int, shards: Path, timeout: float = TIMEOUT) -> dict[str, Run]:
-    """Run all jobs of a stack in ``world`` processes; job → run."""
-    # A fork server pays for the imports once, and unlike a fork of this process it has no threads to lose.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "timm.data", "accelerate", "webdataset"])
+def few(world: int) -> str:
+    """Name of the split with one shard less than ranks."""
+    return f"few{world - 1}"
+
+
+def run_stack(stack: str, worlds: Sequence[int], shards: Path, timeout: float = TIMEOUT) -> tuple[Runs, dict[str, str]]:
+    """Run all jobs of a stack at every world size; (runs, versions of its libraries)."""
     with tempfile.TemporaryDirectory() as name:
-        out = Path(name)
-        ranks = [
-            context.Process(target=exactness_worker.rank_main, args=(stack, shards, out, rank, world))
-            for rank in range(world)
-        ]
-        deadline = time.monotonic() + timeout
+        stage = Stage(stack, list(worlds), shards, Path(name), timeout)
+        splits = ["whole", *(few(world) for world in worlds if world > 1)]
+        if STACKS[stack].prepare:
+            prepared = stage.run("prepare", 1, splits, ["prepare"])["prepare"]
+            if prepared.problem:
+                return {world: dict.fromkeys(stage.jobs, prepared) for world in worlds}, stage.versions
+        runs = {}
+        for world in worlds:
+            own = (["whole", few(world)], WHOLE) if world > 1 else (["whole"], WHOLE[:2])
+            runs[world] = stage.run("whole", world, *own)
+        resumes = [f"resume_{stopped}" for stopped in worlds]
+        for world in worlds:
+            if STACKS[stack].resumes:
+                runs[world] |= stage.run("resume", world, ["whole"], resumes)
+            else:
+                runs[world] |= dict.fromkeys(resumes, Run([], "not offered"))
+        return runs, stage.versions
+
+
+class Stage:
+    """Where the processes of one stack run."""
+
+    def __init__(self, stack: str, worlds: list[int], shards: Path, home: Path, timeout: float) -> None:
+        self.stack, self.worlds, self.shards, self.home, self.timeout = stack, worlds, shards, home, timeout
+        self.jobs = [*WHOLE, *(f"resume_{world}" for world in worlds)]
+        self.versions: dict[str, str] = {}
+
+    def run(self, phase: str, world: int, splits: list[str], jobs: Sequence[str]) -> dict[str, Run]:
+        """Run a phase in ``world`` processes; job → run."""
+        # A fork server pays for the imports once, and unlike a fork of this process it has no threads to lose.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        out = self.home / f"{phase}-{world}"
+        out.mkdir()
+        told = (self.stack, phase, str(self.shards), str(self.home), str(out), splits)
+        # What a hang keeps from being reached is the last: resuming at another size is more than at the same.
+        worlds = sorted(self.worlds, key=lambda stopped: stopped != world)
+        ranks = [context.Process(target=rank_main, args=(Task(*told, rank, world, worlds),)) for rank in range(world)]
+        deadline = time.monotonic() + self.timeout
         for process in ranks:
             process.start()
         for process in ranks:
@@ -253,12 +124,14 @@ def run_stack(stack: str, world: int, shards: Path, timeout: float = TIMEOUT) ->
         for process in ranks:
             process.kill()
             process.join()
-        return _read_runs(out, world, "hangs" if hangs else "dies")
+        if (out / "versions.json").exists():
+            self.versions = json.loads((out / "versions.json").read_text())
+        return _read_runs(out, world, jobs, "hangs" if hangs else "dies")
 
 
-def _read_runs(out: Path, world: int, why_missing: str) -> dict[str, Run]:
+def _read_runs(out: Path, world: int, jobs: Sequence[str], why_missing: str) -> dict[str, Run]:
     runs = {}
-    for job in JOBS:
+    for job in jobs:
         files = [out / f"{job}-{rank}.json" for rank in range(world)]
         if all(file.exists() for file in files):
             results = [json.loads(file.read_text()) for file in files]
@@ -269,39 +142,55 @@ def _read_runs(out: Path, world: int, why_missing: str) -> dict[str, Run]:
     return runs
 
 
-def judge_stack(runs: Runs) -> dict[str, Verdict]:
-    """check → verdict over all world sizes of ``runs``."""
-    return {check: judge(runs) for check, judge in CHECKS.items()}
+def measure(stack: str, shards: Path) -> Row:
+    """The row of a stack."""
+    if (peer := STACKS[stack].peer) and not status_of(peer)["ok"]:
+        return Row({}, {}, status_of(peer)["reason"])
+    runs, versions = run_stack(stack, WORLDS, shards)
+    return Row(judge_stack(runs), versions)
 
 
-def markdown(verdicts: dict[str, dict[str, Verdict]]) -> str:
+def markdown(rows: dict[str, Row]) -> str:
     """The table."""
-    rows = [["", *CHECKS], ["---"] * (1 + len(CHECKS))]
-    rows += [[stack, *(verdict.text for verdict in row.values())] for stack, row in verdicts.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [["", "version", *CHECKS], ["---"] * (2 + len(CHECKS))]
+    for stack, row in rows.items():
+        versions = ", ".join(f"{name} {number}" for name, number in row.versions.items())
+        cells = [row.verdicts[check].text if check in row.verdicts else "-" for check in CHECKS]
+        lines.append([stack, row.missing or versions, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stacks", metavar="WORD,WORD", help="only those whose name has one of these words")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the verdicts here")
+    options = parser.parse_args()
+    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        parser.exit(2, f"error: --json must name a file in a folder that exists, not {options.json}\n")
+    words = [word.strip().lower() for word in (options.stacks or "").split(",") if word.strip()]
+    options.stacks = [name for name in STACKS if not words or any(word in name.lower() for word in words)]
+    if not options.stacks:
+        parser.exit(2, f"error: --stacks: no name has one of these words; there are {'; '.join(STACKS)}\n")
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the verdicts here")
-    arguments = parser.parse_args()
-    if arguments.json and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        print(f"error: --json must name a file in a folder that exists, not {arguments.json}", file=sys.stderr)
-        return 2
-    verdicts = {}
+    options = parse()
+    rows = {}
     with tempfile.TemporaryDirectory() as name:
         make_shards(Path(name))
-        for stack in STACKS:
-            verdicts[stack] = judge_stack({world: run_stack(stack, world, Path(name)) for world in WORLDS})
-    versions = {package: version(package) for package in ("webdataset", "timm", "accelerate", "torch")}
-    print(markdown(verdicts))
-    print(f"\n{SAMPLES} samples in shards of {_and(SHARD_SIZES)}; global batch {GLOBAL_BATCH}; {_and(WORLDS)} ranks;")
-    print(f"resumed at step {RESUME_STEP};", *(f"{name} {number};" for name, number in versions.items()))
-    if arguments.json:
-        table = {stack: {check: asdict(v) for check, v in row.items()} for stack, row in verdicts.items()}
-        setting = {"shards": SHARD_SIZES, "global_batch": GLOBAL_BATCH, "world_sizes": WORLDS}
-        content = {"setting": setting, "versions": versions, "table": table}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        for stack in options.stacks:
+            print(f"{stack} ...", file=sys.stderr, flush=True)
+            rows[stack] = measure(stack, Path(name))
+    sizes, worlds = (", ".join(map(str, numbers)) for numbers in (SHARD_SIZES, WORLDS))
+    print(markdown(rows))
+    print(f"\n{SAMPLES} samples in shards of {sizes}; global batch {GLOBAL_BATCH}; {worlds} ranks;")
+    print(f"resumed at step {RESUME_STEP}; 1→2 ranks: stopped on 1 rank, resumed on 2")
+    if options.json:
+        setting = {"shards": SHARD_SIZES, "global_batch": GLOBAL_BATCH, "world_sizes": WORLDS, "resumed": RESUME_STEP}
+        content = {"setting": setting, "rows": {stack: asdict(row) for stack, row in rows.items()}}
+        options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -30,8 +30,8 @@ class Peer:
 
     requirements: list[str]
     """What pip installs: the versions that were measured."""
-    module: str
-    """Its import proves that it works."""
+    proof: str
+    """A statement that shows that it works."""
     shares: bool = True
     """Whether it sees this interpreter's packages. Not DALI: it looks for its libraries beside itself only."""
     hint: str = ""
@@ -39,13 +39,22 @@ class Peer:
 
 
 PEERS: dict[str, Peer] = {
-    "transformers": Peer(["transformers==5.24.0"], "transformers"),
-    "litdata": Peer(["litdata==0.2.76"], "litdata"),
-    "mosaic_streaming": Peer(["mosaicml-streaming==0.13.0"], "streaming"),
-    "dali_cpu": Peer(["nvidia-dali-cuda120==2.4.0", "numpy==2.4.6"], "nvidia.dali.fn", shares=False),
+    "transformers": Peer(["transformers==5.24.0"], "import transformers"),
+    "litdata": Peer(["litdata==0.2.76"], "import litdata"),
+    "mosaic_streaming": Peer(["mosaicml-streaming==0.13.0"], "import streaming"),
+    "energon": Peer(["megatron-energon==7.4.1"], "import megatron.energon"),
+    "grain": Peer(["grain==0.2.18"], "import grain"),
+    "torchdata": Peer(["torchdata==0.11.0"], "import torchdata.stateful_dataloader"),
+    "spdl": Peer(
+        ["spdl==0.8.0"],
+        "from spdl.io.utils import get_ffmpeg_versions; get_ffmpeg_versions()",
+        hint="needs FFmpeg's shared libraries, `apt-get install libavdevice-dev libavfilter-dev`",
+    ),
+    "torchcodec": Peer(["torchcodec==0.17.0"], "import torchcodec.decoders"),
+    "dali_cpu": Peer(["nvidia-dali-cuda120==2.4.0", "numpy==2.4.6"], "import nvidia.dali.fn", shares=False),
     "ffcv": Peer(
         ["ffcv==1.0.2"],
-        "ffcv",
+        "import ffcv",
         hint="needs a compiler and `apt-get install libopencv-dev libturbojpeg0-dev pkg-config`",
     ),
 }
@@ -97,8 +106,8 @@ def _attempt(name: str, peer: Peer) -> str:
             if reason := _run(pip, log):
                 hint = f"; {peer.hint}" if peer.hint else ""
                 return f"pip: {reason}{hint}"
-        if reason := _run([str(python_of(name)), "-c", f"import {peer.module}"], log):
-            return f"import {peer.module}: {reason}"
+        if reason := _run([str(python_of(name)), "-c", peer.proof], log):
+            return f"{peer.proof}: {reason}; {peer.hint}".removesuffix("; ")
     return ""
 
 

@@ -14,8 +14,8 @@ from toolkit_helpers import run_python, run_script
 from shards.build.run import BuildOptions, build_shards
 
 PEERS = {
-    "decode_only", "webdataset_float", "webdataset_uint8", "timm", "litdata", "mosaic_streaming", "dali_cpu",
-    "ffcv_jpeg", "ffcv_raw",
+    "decode_only", "webdataset_float", "webdataset_uint8", "timm", "torchvision_image", "torchvision_jpeg",
+    "torchcodec", "spdl", "litdata", "mosaic_streaming", "dali_cpu", "ffcv_jpeg", "ffcv_raw",
 }  # fmt: skip
 
 
@@ -24,14 +24,14 @@ def test_the_loader_benchmark_measures_ours_against_peers(posters: Path, tmp_pat
     run = run_python(
         "tests/bench/loader.py", "--images", posters / "images", "--json", tmp_path / "out.json",
         "--samples", 70, "--work", tmp_path / "work", "--sets", "short256",
-        "--stacks", "decode_only,webdataset_uint8,ours",
+        "--stacks", "decode_only,webdataset_uint8,torchvision,ours",
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     for column in ("ratios", "ratios_cpu"):
         assert set(result[column]) == PEERS
         measured = {name for name, ratio in result[column].items() if ratio is not None}
-        assert measured == {"decode_only", "webdataset_uint8"}
+        assert measured == {"decode_only", "webdataset_uint8", "torchvision_image", "torchvision_jpeg"}
         assert all(result[column][name] > 0 for name in measured)
     for word in ("short256", "decode_only", "webdataset_uint8", "ours_device", "ours_cpu", "images/s", "first batch"):
         assert word in run.stdout
@@ -196,3 +196,47 @@ def test_growth_is_measured_on_sets_and_builds_of_several_sizes(tmp_path: Path):
     assert built["posters"] == 30 and built["images_per_second"] > 0 and built["memory_bytes"] > 1 << 20
     assert "| 50,000 | 50 |" in run.stdout and "images/s" in run.stdout
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+@pytest.mark.long
+def test_timms_training_and_ours_are_compared_on_the_same_tars(posters: Path, tmp_path: Path):
+    options = (
+        "tests/bench/timm_multilabel.py", "--metadata", posters / "metadata.csv", "--images", posters / "images",
+        "--posters", 80, "--samples-per-shard", 8, "--model", "test_resnet", "--size", 32, "--epochs", 2, "--batch", 8,
+        "--workers", 2, "--out", tmp_path / "out", "--json", tmp_path / "out.json",
+    )  # fmt: skip
+    run = run_python(*options, timeout=480)
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert len(result["speed"]["ours"]) == len(result["speed"]["timm"]) == 2 and result["speed"]["ratio"] > 0
+    sizes = result["setting"]["samples"]
+    assert 60 < sum(sizes.values()) <= 80  # but for images that cannot be read
+    for splits in result["samples"].values():  # at 1 and 2 ranks
+        for split, sides in splits.items():
+            assert sides["ours"] == {"handed_out": sizes[split], "missed": 0, "repeated": 0}
+            theirs = sides["timm"]
+            assert theirs["handed_out"] == sizes[split] - theirs["missed"] + theirs["repeated"] > 0
+    assert result["samples"]["1"]["val"]["timm"] == result["samples"]["1"]["val"]["ours"]
+    assert result["samples"]["2"]["train"]["timm"]["repeated"] > 0
+    for metric, row in result["comparison"].items():
+        assert row["low"] <= row["difference"] <= row["high"], metric
+        both = [result["by_timms_evaluator"][side][metric] for side in ("timm", "ours")]
+        assert all(0 <= value <= 1 for value in (row["mine"], row["theirs"], *both))
+    # Both evaluators have the same average precision; timm's counts a genre without positives as 0.
+    known = 1 - result["setting"]["genres_without_test_poster"] / result["setting"]["genres"]
+    assert result["by_timms_evaluator"]["ours"]["mAP"] == pytest.approx(
+        result["comparison"]["mAP"]["mine"] * known, abs=0.02
+    )
+    assert (
+        "| images/s, median of the epochs |" in run.stdout and str(tmp_path) not in (tmp_path / "out.json").read_text()
+    )
+    again = run_script(*options)
+    assert again.returncode == 2 and again.stderr.splitlines()[-1].startswith("error: --out ")
+
+
+def test_bad_input_of_the_comparison_with_timm_is_one_line(posters: Path, tmp_path: Path):
+    on_set = ("--metadata", posters / "metadata.csv", "--images", posters / "images", "--out", tmp_path / "out")
+    for options, words in (((), "--posters 400: only"), (("--epochs", 0), "--epochs 1")):
+        run = run_script("tests/bench/timm_multilabel.py", *on_set, *options)
+        assert run.returncode == 2 and words in run.stderr.splitlines()[-1], run.stderr
+        assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()

@@ -176,10 +176,14 @@ COMMANDS = {
         also=("upload", "publish"),
     ),
     "import": Command(
-        "make a model folder from a .pth file of the earlier training script",
+        "make a model folder from a checkpoint of timm or of the earlier training script",
         "toolkit.export.options:ImportOptions",
-        "toolkit.export.legacy_checkpoint:run_import",
-        examples=("import --checkpoint best_model.pth --out MODEL",),
+        "toolkit.export.import_model:run_import",
+        examples=(
+            "import --checkpoint model_best.pth.tar --classes classes.txt --out MODEL",
+            "import --checkpoint hf://USER/NAME --out MODEL",
+            "import --checkpoint weights.safetensors --model-name resnet50 --classes SHARDS/manifest.json --out MODEL",
+        ),
         also=("load",),
     ),
     "demo": Command(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
+import numpy as np
 import torch
 
 from shards.errors import UserError
@@ -93,7 +94,16 @@ class Prepared:
         if self.preprocessing is not None:
             return self.preprocessing.normalize(images), targets
         whole = images if images.dtype == torch.uint8 else images.round().clamp(0, 255)
-        return whole.to(torch.uint8, copy=True).contiguous().permute(0, 3, 1, 2), targets
+        return _planes(whole.to(torch.uint8)), targets
+
+
+def _planes(images: torch.Tensor) -> torch.Tensor:
+    """Copy (n, S, S, 3) images, whose pixels may be padded, to new (n, 3, S, S) memory."""
+    planes = images.permute(0, 3, 1, 2)
+    if planes.device.type != "cpu":
+        return planes.clone(memory_format=torch.contiguous_format)
+    # NumPy copies in this thread. torch would use several, which take the cores of the decoding threads.
+    return torch.from_numpy(np.array(planes.numpy(), order="C"))
 
 
 def prepare(transform: Transform, reader: ShardReader, seed: int, device: torch.device) -> Prepared:

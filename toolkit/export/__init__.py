@@ -1,1 +1,1 @@
-"""Export a model to a file for other runtimes, upload it to a hub, or convert a checkpoint of the earlier script."""
+"""Export a model to a file for other runtimes, upload it to a hub, or import a checkpoint of another program."""

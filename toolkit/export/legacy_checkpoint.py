@@ -1,16 +1,12 @@
-"""Convert a checkpoint of the earlier training script to a model folder. The script trained torchvision's ResNets.
-
-    posters import --checkpoint genre_predictor_model_BCE.pth --out MODEL
+"""Read a checkpoint of the earlier training script, which trained torchvision's ResNets.
 
 timm's ResNets have the same weight names and return the same logits. models/safe_unpickle.py reads the file.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +16,14 @@ import torch
 
 from shards.dataset.labels import LabelSet
 from shards.errors import Code, UserError, one_line
-from shards.storage.files import sha256_file
-from shards.storage.kinds import PICKLE, other_kind
-from shards.storage.leftovers import remove_dead_partials
 from toolkit.config.values import MAX_HIDDEN, MAX_SIDE, MAX_WIDTH
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.decisions import Decisions
-from toolkit.export.options import ImportOptions
+from toolkit.export.imported import Imported
 from toolkit.metrics.helpers import FloatArray, sigmoid
-from toolkit.model_folder.folder import save_model_folder
 from toolkit.models.factory import build_model
 from toolkit.models.heads import HeadSpec
-from toolkit.models.safe_unpickle import PickledBinarizer, safe_load, to_array, to_number
+from toolkit.models.safe_unpickle import PickledBinarizer, to_array, to_number
 from toolkit.models.tensor_files import require_finite
 
 WHAT = "checkpoint of the earlier training script"
@@ -68,46 +60,36 @@ class Checkpoint:
     epoch: int
 
 
-def run_import(options: ImportOptions) -> int:
-    """Read a checkpoint, detect its architecture and write the model folder. Returns the exit status."""
-    out = Path(os.path.abspath(options.out))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
-            "path-exists", f"--out {options.out} exists and is not an empty folder: choose another path, or remove it"
-        )
-    remove_dead_partials(out.parent, escape(out.name))
-    checkpoint = read_checkpoint(options.checkpoint)
-    architecture, head = recognise(checkpoint.state, len(checkpoint.labels), options.checkpoint)
-    decisions = checkpoint.decisions
-    model = build_model(architecture, len(checkpoint.labels), head, checkpoint.image_size)
+def read_legacy(content: dict[Any, Any], path: Path) -> Imported:
+    """Detect the architecture in the content of a file and return the model. Raises UserError if it does not fit."""
+    checkpoint = read_checkpoint(content, path)
+    labels, side = checkpoint.labels, checkpoint.image_size
+    architecture, head = recognise(checkpoint.state, len(labels), path)
+    model = build_model(architecture, len(labels), head, side)
     model.load_state_dict(_with_names_of(model.state_dict(), checkpoint.state), strict=True)
-    facts = {
-        "epoch": checkpoint.epoch,
-        "shard_set": "unknown: imported from an earlier script",
-        "imported_sha256": sha256_file(options.checkpoint),
-    }
-    preprocessing = Preprocessing(checkpoint.image_size, 1.0, MEAN, STD, "stretch")
-    save_model_folder(out, model.eval(), head, checkpoint.labels, decisions, preprocessing, facts, {})
-    print(f"architecture  {architecture}, {head.kind} head, {checkpoint.image_size} pixels")
-    print(f"genres        {len(checkpoint.labels)}: {', '.join(checkpoint.labels.genres)}")
-    print(f"thresholds    {decisions.thresholds.min():.3f} to {decisions.thresholds.max():.3f}, {decisions.source}")
-    print(
-        "difference    if no genre reaches its threshold, the script named the most probable genre, "
-        "but `posters predict` names none"
+    return Imported(
+        model,
+        architecture,
+        head,
+        labels,
+        checkpoint.decisions,
+        Preprocessing(side, 1.0, MEAN, STD, "stretch"),
+        path,
+        {"epoch": checkpoint.epoch, "shard_set": "unknown: imported from an earlier script"},
+        (
+            "if no genre reaches its threshold, the script named the most probable genre, but `posters predict` names "
+            "none",
+        ),
     )
-    print(f"model         {options.out}")
-    return 0
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the earlier script's file without executing code. Raises UserError if a value is missing or invalid."""
-    if path.is_dir() and (wrong := other_kind(path, PICKLE)):
-        raise UserError("path-unreadable", wrong)
-    raw = safe_load(path, WHAT)
-    if not isinstance(raw, dict) or not isinstance(raw.get("model_state_dict"), dict):
+def read_checkpoint(raw: dict[Any, Any], path: Path) -> Checkpoint:
+    """Check the content of the earlier script's file. Raises UserError if a value is missing or invalid."""
+    if not isinstance(raw.get("model_state_dict"), dict):
         raise UserError(
             "path-unreadable",
-            f"{path} is not a {WHAT}: it has no model_state_dict. To load weights, train with --model.weights FILE",
+            f"{path} is not a {WHAT}: its model_state_dict has no tensors. To load weights, train with "
+            f"--model.weights FILE",
         )
     config = raw.get("config") or {}
     if not isinstance(config, dict):

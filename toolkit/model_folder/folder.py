@@ -29,7 +29,16 @@ from shards.storage.files import PARTIAL, flush, flush_tree, sha256_file, write_
 from shards.storage.kinds import MODEL, other_kind
 from shards.storage.remote_files import unique_name
 from toolkit.config.extensions import is_place, named_in_file
-from toolkit.config.model_files import AGAIN, CONFIG, LABELS, ToolkitFile, check_agreement, read_config, read_labels
+from toolkit.config.model_files import (
+    AGAIN,
+    CONFIG,
+    LABELS,
+    ToolkitFile,
+    check_agreement,
+    read_as,
+    read_config,
+    read_labels,
+)
 from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.decisions.decisions import Decisions
 from toolkit.metrics.helpers import FloatArray
@@ -264,9 +273,11 @@ def read_best(folder: Path) -> tuple[ToolkitFile, Any]:
 
 def _remedy(folder: Path, missing: str) -> str:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if missing == LABELS and OWN_KEY not in read_as(folder / CONFIG, dict, "model config", AGAIN)[1]:
+        return "`posters import` makes a model folder from a folder of timm"
     if missing != WEIGHTS or not pickles:
         return "copy the whole folder, or train again"
     return (
         f"{pickles[0]} is a pickle, which may run any code and is therefore not read. `posters import` makes a model "
-        f"folder from a checkpoint of the earlier script"
+        f"folder from a checkpoint without running code"
     )

@@ -1,4 +1,4 @@
-"""Read untrusted torch.save files. They may contain tensors, plain values and scikit-learn's MultiLabelBinarizer.
+"""Read untrusted torch.save files. They may contain tensors, plain values, and objects of a few classes (ALLOWED).
 
 A pickle is a program that can call every function that can be imported. torch's restricted unpickler (``weights_only``)
 calls only the functions in a list. Functions of scikit-learn and numpy do not check their arguments. The classes below
@@ -52,6 +52,10 @@ class PickledBinarizer(PickledObject):
     """The attributes of scikit-learn's MultiLabelBinarizer."""
 
 
+class PickledNamespace(PickledObject):
+    """The attributes of an ``argparse.Namespace``, such as the options in a checkpoint of timm's train.py."""
+
+
 class PickledArray(PickledObject):
     """A numpy array. ``state``: version, shape, dtype, bool (true for Fortran order), items (list or bytes)."""
 
@@ -83,6 +87,7 @@ def _factory(*_: Any) -> None:
 ALLOWED: dict[str, Any] = {
     "sklearn.preprocessing._label.MultiLabelBinarizer": PickledBinarizer,
     "sklearn.preprocessing.label.MultiLabelBinarizer": PickledBinarizer,
+    "argparse.Namespace": PickledNamespace,
     "numpy.core.multiarray._reconstruct": PickledArray,
     "numpy._core.multiarray._reconstruct": PickledArray,
     "numpy.ndarray": PickledArray,

@@ -1,19 +1,14 @@
-"""poster-toolkit's loader. ``device``: up to the packed ring, geometry is the device's work; ``cpu``: whole batches."""
+"""poster-toolkit's ShardLoader. ``cpu``: its batches; ``device``: what it leaves to the device is not done."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from protocol import Stack, Task, serve
 
-from toolkit.config.schema import DataConfig
-from toolkit.data.loader.loader import Loader
-from toolkit.data.sampling.plan import TrainPlan
-from toolkit.data.sampling.shuffle import GlobalOrder
-from toolkit.data.sources.shard_reader import ShardReader
+import toolkit
 from toolkit.data.transforms.batch_transform import train_transforms
 
 WORK = {
@@ -24,24 +19,32 @@ WORK = {
 
 def prepare(task: Task) -> Stack:
     """Open the shards and start the decoding threads."""
-    reader = ShardReader.of_split(Path(task.shards), "train")
-    config = DataConfig(
+    transform = toolkit.TrainTransform(
         image_size=task.size,
         crop_scale=task.scale,
         crop_ratio=task.ratio,
         flip=task.flip,
         geometry="device" if task.variant == "device" else "cpu",
     )
-    plan = TrainPlan(GlobalOrder(len(reader), task.seed), task.batch)
-    loader = Loader(reader, task.cores, config.prefetch)
+    loader = toolkit.ShardLoader(
+        task.shards, split="train", batch_size=task.batch, seed=task.seed, transform=transform, threads=task.cores
+    )
 
-    def epoch(number: int) -> Iterator[torch.Tensor | int]:
-        transforms = train_transforms(reader, config, task.seed, number, torch.device("cpu"))
-        with contextlib.closing(loader.decoded(plan.rest_of_epoch(number, 0, 1), transforms, number)) as works:
+    def batches(number: int) -> Iterator[torch.Tensor]:
+        loader.set_epoch(number)
+        for batch in loader:
+            yield batch.images
+
+    def packed(number: int) -> Iterator[int]:
+        # Without a device, an iteration of the loader would crop and resize here; its engine ends at the packed buffer.
+        transforms = train_transforms(loader.reader, transform, task.seed, number, torch.device("cpu"))
+        micro_batches = loader.plan.rest_of_epoch(number, 0, 1)
+        with contextlib.closing(loader.engine.decoded(micro_batches, transforms, number)) as works:
             for work in works:
-                slot = work.buffer.on_device(work.transform.size)
-                yield len(work.indices) if task.variant == "device" else work.transform.images(slot)
+                work.buffer.on_device(work.transform.size)
+                yield len(work.indices)
 
+    epoch = packed if task.variant == "device" else batches
     return Stack(epoch, WORK[task.variant], ("simplejpeg", "torch"))
 
 

@@ -70,7 +70,7 @@ def test_labels_and_pictures(source: Source, shard_set: Path) -> None:
 
 def test_the_folder_holds_only_what_it_should(shard_set: Path) -> None:
     manifest = Manifest.read(shard_set)
-    expected = {"manifest.json", "rejected.csv", "duplicates.csv"}
+    expected = {"manifest.json", "_info.json", "rejected.csv", "duplicates.csv"}
     for shard in manifest.shards:
         expected |= {shard.name, shard.name.replace(".tar", ".index.parquet")}
     expected |= {table.name for table in manifest.tables.values()}

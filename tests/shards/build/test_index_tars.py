@@ -72,7 +72,7 @@ def test_img2dataset(folder: Path) -> None:
     after = tree(folder)
     assert {name: after[name] for name in before} == before
     (table,) = manifest.tables.values()
-    added = {"manifest.json", "00000.index.parquet", "00001.index.parquet", table.name, "rejected.csv"}
+    added = {"manifest.json", "_info.json", "00000.index.parquet", "00001.index.parquet", table.name, "rejected.csv"}
     assert set(after) - set(before) == added
     assert manifest.genres == ["Comedy", "Drama", "War"]
     assert [(s.name, s.split, s.samples, s.genre_counts) for s in manifest.shards] == [

@@ -118,7 +118,7 @@ def assert_no_half_files(out: Path, besides: tuple[str, ...] = ()) -> None:
             assert len(read_members(path)) > 0
         else:
             # A table of samples bears its shards' fingerprint: it may outlive a manifest.
-            assert path.name in (".work", ".lock", *besides) or path.name.endswith((PARTIAL, TABLE)), path
+            assert path.name in (".work", ".lock", "_info.json", *besides) or path.name.endswith((PARTIAL, TABLE)), path
     for path in (out / ".work").glob("*"):
         assert path.suffix == ".json" or path.name.endswith(PARTIAL)
 

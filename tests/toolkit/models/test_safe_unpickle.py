@@ -19,7 +19,8 @@ from failing import fails
 from import_tools import binarizer, rename_in_pickle
 
 from shards.errors import UserError
-from toolkit.export.legacy_checkpoint import read_checkpoint
+from toolkit.export.import_model import read_model
+from toolkit.export.options import ImportOptions
 from toolkit.models.safe_unpickle import (
     ALLOWED,
     PickledArray,
@@ -241,8 +242,8 @@ def test_pickles_without_end_are_refused_at_once(tmp_path: Path, pickled: bytes,
 def test_lists_nested_deeply_do_no_harm(tmp_path: Path):
     """They are read, and are no checkpoint."""
     assert isinstance(load(archive(tmp_path / "c.pth", LISTS)), list)
-    with pytest.raises(UserError, match="no model_state_dict"):
-        read_checkpoint(tmp_path / "c.pth")
+    with pytest.raises(UserError, match="contains no weights: expected a state dict"):
+        read_model(ImportOptions(checkpoint=str(tmp_path / "c.pth"), out=tmp_path / "m"))
 
 
 def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path):
