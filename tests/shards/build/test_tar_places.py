@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 from failing import fails
+from foreign_tars import adopt, pack
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import write_file
 from url_tools import upload
@@ -171,6 +172,26 @@ def test_timms_list_gives_the_tars_and_the_splits(
     (tmp_path / "im-2.tar").unlink()
     with fails("path-missing", "1 of 3 named tars are missing", "im-2.tar"):
         find_tars(tmp_path)
+
+
+def test_the_list_of_an_earlier_run_is_not_followed(
+    tmp_path: Path, memory: str, server: MisbehavingServer, quick: None
+) -> None:
+    """Tars and options can have changed since. A web server has no other list."""
+    pack(tmp_path / "a.tar", "1")
+    pack(tmp_path / "b.tar", "2")
+    adopt(tmp_path, split="val")
+    server.add("/set/_info.json", reply((tmp_path / "_info.json").read_bytes()))
+    for name in "ab":
+        server.add(f"/set/{name}.tar", reply(b"x", ETag='"1"'))
+    assert {tar.name: tar.split for tar in find_tars(server.url("/set")).files} == {"a.tar": "val", "b.tar": "val"}
+    (tmp_path / "a.tar").unlink()
+    pack(tmp_path / "c.tar", "3")
+    upload(tmp_path, memory)
+    for place in (tmp_path, memory):
+        tars = find_tars(place)
+        assert {tar.name: tar.split for tar in tars.files} == {"b.tar": None, "c.tar": None} and not tars.rejected
+    assert [(shard.name, shard.split) for shard in adopt(tmp_path).shards] == [("b.tar", "train"), ("c.tar", "train")]
 
 
 @pytest.mark.parametrize(
