@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +70,29 @@ def check_rules(options: Any, called: Callable[[str], str]) -> None:
         for rule in rules:
             if value is not None and not rule.holds(value):
                 raise UserError("option-value", f"{called(name)} must be {rule.wanted}, not {str(value)[:200]}")
+
+
+#: Largest number that JSON can store exactly. Larger numbers could be saved, but not loaded again.
+MAX_NUMBER = 1 << 53
+
+
+def whole_number(name: str, value: Any, least: int, most: int = MAX_NUMBER) -> int:
+    """Return an argument as an int. Raises UserError if it is not a whole number from ``least`` to ``most``.
+
+    Whole numbers of NumPy are also accepted. True and False are not.
+
+    >>> whole_number("seed", 3, 0)
+    3
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise UserError("option-value", f"{name} must be a whole number of {least} or more, not {repr(value)[:200]}")
+    if number > most:
+        raise UserError("option-value", f"{name} must be at most {most}, not {number}")
+    return number
 
 
 def flag(name: str) -> str:

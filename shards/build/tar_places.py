@@ -191,7 +191,8 @@ def _in_folder(root: StoragePath) -> Tars:
     info = _read_info(root, is_web)
     if is_web:
         if info is None:
-            remedy = f"name the tars, such as '{root}/train-{{000000..000147}}.tar'"
+            base = str(root).rstrip("/")
+            remedy = f"name the tars, such as '{base}/train-{{000000..000147}}.tar'"
             raise UserError("set-missing", f"{root} cannot be listed, and has no {INFO} with its tars: {remedy}")
         return Tars(root, [TarFile(root / name, name, split) for name, split in info.items()])
     tars = _listed_at_url(root) if is_remote(root) else _listed(root)

@@ -154,7 +154,7 @@ class Manifest:
     def of_split(self, split: str) -> list[Shard]:
         """Return the shards of a split. Raises UserError if the set does not have the split."""
         by_split = self.by_split
-        if split not in by_split:
+        if not isinstance(split, str) or split not in by_split:
             raise UserError("set-split", f"the shard set has no split {split!r}; it has {', '.join(by_split)}")
         return by_split[split]
 

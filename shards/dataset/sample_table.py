@@ -114,7 +114,7 @@ def open_sample_table(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise UserError("set-missing", f"{path} is missing; copy it again, or run the set's build again") from None
+        raise UserError("set-missing", f"{path} is missing; copy it again, or run the set's build (or `posters shards index`) again") from None
     except OSError as error:
         raise UserError("path-unreadable", f"{path} cannot be opened: {one_line(error)}") from None
 
@@ -170,7 +170,7 @@ def check_sample_table(
 
 
 def _damaged(path: StoragePath, problem: str) -> UserError:
-    remedy = "copy it again, or delete it and run the build again"
+    remedy = "copy it again, or delete it and run the set's build (or `posters shards index`) again"
     return UserError("set-damaged", f"{path} is damaged ({problem}); {remedy}")
 
 

@@ -139,7 +139,7 @@ class LocalShards(ShardStore):
 
     def _require_unchanged(self, path: Path, facts: os.stat_result) -> None:
         now = hash((facts.st_ino, facts.st_size, facts.st_mtime_ns))
-        if self._seen.setdefault(path.name, now) != now:
+        if self._seen.setdefault(str(path), now) != now:
             remedy = "start again with the current set"
             raise UserError("file-changed", f"shard {path} was replaced while it was read: {remedy}")
 

@@ -118,6 +118,9 @@ def prepare(transform: Transform, reader: ShardReader, seed: int, device: torch.
         crop = Preprocessing(ours.image_size, ours.crop_pct, (0.0,) * 3, (1.0,) * 3, ours.fit)
         fixed = eval_transforms(reader, crop, ours.geometry, device)
         return Prepared(lambda epoch: fixed, ours)
+    if isinstance(transform, type) and issubclass(transform, Normalisation):
+        name = transform.__name__
+        raise UserError("option-value", f"transform must be an object of {name}, such as {name}(), not the class")
     try:
         inspect.signature(transform).bind(None, None)
     except (TypeError, ValueError):
@@ -134,6 +137,9 @@ def _checked(transform: C) -> C:
         raise UserError("option-value", f"{name}.image_size must be from 16 pixels, not 0")
     if (ours.mean is None) != (ours.std is None):
         raise UserError("option-conflict", f"{name} needs both mean and std, or neither")
-    if ours.std is not None and min(ours.std) <= 0:
-        raise UserError("option-value", f"{name}.std must be above 0, not {ours.std}")
+    for option, least in (("mean", 0.0), ("std", 1e-6)):
+        values_of = getattr(ours, option) or ()
+        if not all(least <= value <= 1 for value in values_of):
+            what = f"{name}.{option} must be numbers from {least:g} to 1, not {values_of}"
+            raise UserError("option-value", f"{what}: divide numbers for pixels from 0 to 255 by 255")
     return ours

@@ -22,6 +22,7 @@ from shards.dataset.store import RemoteShards, open_store
 from shards.errors import UserError
 from shards.storage.files import fingerprint
 from shards.storage.paths import StoragePath, is_path
+from shards.values import whole_number
 from toolkit.config.schema import OnError
 from toolkit.data.image_transforms import EvalTransform, Transform, prepare
 from toolkit.data.loader.faults import FaultPolicy
@@ -107,19 +108,16 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self.rank, self.world_size = ranks_of(rank, world_size)
         self._found_ranks = rank is None
         self.device = usable_device(device)
-        _check_numbers(accumulation=accumulation, window=window, prefetch=prefetch)
-        if not isinstance(threads, int) or threads < 0:
-            raise UserError("option-value", f"threads must be 0 (automatic) or more, not {threads!r}")
-        if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
-            raise UserError("option-value", f"seed must be a whole number of 0 or more, not {seed!r}")
-        self.accumulation, self.seed = accumulation, seed
+        window, prefetch = whole_number("window", window, 1), whole_number("prefetch", prefetch, 1)
+        threads, seed = whole_number("threads", threads, 0), whole_number("seed", seed, 0, (1 << 63) - 1)
+        self.accumulation, self.seed = whole_number("accumulation", accumulation, 1), seed
         self._transform = prepare(EvalTransform() if transform is None else transform, self.reader, seed, self.device)
         if isinstance(batch_size, TrainPlan):
             self.plan = batch_size
             self._order = type(batch_size.order).__name__
         else:
-            _check_numbers(batch_size=batch_size)
-            self.plan = TrainPlan(_order(self.reader, order, window, seed), batch_size, self._transform.group_size)
+            size = whole_number("batch_size", batch_size, 1)
+            self.plan = TrainPlan(_order(self.reader, order, window, seed), size, self._transform.group_size)
             self._order = f"{order} {window}" if order == "window" else order
         turn = self.plan.order.shard_order(0, 0)
         self._window = None if turn is None else IN_ORDER if isinstance(self.plan.order, StoredOrder) else window
@@ -171,8 +169,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration. A position that ``load_state_dict`` set in this epoch is kept."""
-        if not isinstance(epoch, int) or epoch < 0:
-            raise UserError("option-value", f"epoch must be a whole number of 0 or more, not {epoch!r}")
+        epoch = whole_number("epoch", epoch, 0)
         if epoch != self._epoch or self._used == (epoch, self.num_samples):
             self._epoch, self._first_step = epoch, 0
             self._used = (epoch, 0)
@@ -207,6 +204,8 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self._used = (epoch, samples)
 
     def __iter__(self) -> Iterator[ShardBatch]:
+        if self.engine.closed:
+            raise UserError("option-conflict", "this ShardLoader is closed: make a new one")
         now = ranks_of() if self._found_ranks else (self.rank, self.world_size)
         if now != (self.rank, self.world_size):
             what = f"this process is rank {now[0]} of {now[1]}, but was rank {self.rank} of {self.world_size}"
@@ -252,6 +251,9 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
     def _stop(self) -> None:
         """End the running iteration. If its caller asks for more batches, it raises UserError."""
         if self._running is not None:
+            if self._running.gi_running:
+                what = "another thread is iterating over this ShardLoader"
+                raise UserError("option-conflict", f"{what}: use a ShardLoader for each thread")
             self._running.close()
         self._running = None
 
@@ -287,7 +289,7 @@ def _open(shards: str | StoragePath | ShardSet | ShardReader, split: str | None)
     manifest: Manifest = store.manifest()
     if split is None and len(manifest.split_names) > 1:
         raise UserError("option-missing", f"{store} has several splits: pass split, {_listed(manifest.split_names)}")
-    return ShardReader.of_split(store, split or manifest.split_names[0], manifest), True
+    return ShardReader.of_split(store, manifest.split_names[0] if split is None else split, manifest), True
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -305,12 +307,7 @@ def _order(reader: ShardReader, order: str, window: int, seed: int) -> Order:
 def _policy(on_error: OnError, max_errors: float, seed: int) -> FaultPolicy:
     if on_error not in get_args(OnError):
         raise UserError("option-value", f"on_error must be {_listed(get_args(OnError))}, not {on_error!r}")
-    if not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
+    if isinstance(max_errors, bool) or not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
         raise UserError("option-value", f"max_errors must be a share from 0 to 1, not {max_errors!r}")
     return FaultPolicy(on_error, max_errors, seed, option="max_errors")
 
-
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError("option-value", f"{name} must be a whole number of 1 or more, not {value!r}")

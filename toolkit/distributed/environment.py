@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from shards.errors import UserError
+from shards.values import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def ranks_of(rank: int | None = None, world_size: int | None = None) -> tuple[in
             what = f"RANK is {texts[0]!r} and WORLD_SIZE is {texts[1]!r} in the environment, instead of whole numbers"
             raise UserError("environment", f"{what}: make the ShardLoader after the process group, or pass both")
         rank, world_size = (int(text) for text in texts if text is not None)
-    if not 0 <= rank < world_size:
+    rank, world_size = whole_number("rank", rank, 0), whole_number("world_size", world_size, 1)
+    if rank >= world_size:
         raise UserError("option-value", f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
     return rank, world_size

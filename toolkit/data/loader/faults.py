@@ -79,8 +79,9 @@ def check_limit(found: dict[int, str], policy: FaultPolicy, num_samples: int) ->
         raise UserError("image-unreadable", f"{lines[0]}; run `posters shards verify` on the set")
     rest = f"; and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
     listed = "; ".join(lines[:MAX_LISTED]) + rest
+    allowed = "" if policy.on_error == "stop" else f", more than {policy.option} {policy.limit:g} allows"
     raise UserError(
         "too-many-bad",
-        f"{len(lines)} of {num_samples} samples cannot be decoded, more than {policy.option} "
-        f"{policy.limit:g} allows; run `posters shards verify` on the set. The samples: {listed}",
+        f"{len(lines)} of {num_samples} samples cannot be decoded{allowed}; "
+        f"run `posters shards verify` on the set. The samples: {listed}",
     )

@@ -104,7 +104,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self.timer = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
         self._pool = borrow_pool(threads)
-        self._closed = False
+        self.closed = False
         self._buffers = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -219,8 +219,8 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
 
     def close(self) -> None:
         """Give the threads back. They end if no other loader uses them. Further calls do nothing."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             give_back_pool(self._pool)
 
     def __exit__(self, *_: object) -> None:

@@ -234,6 +234,13 @@ class ShardReader:
         parts = [field_ranges(self._index(number), name) for number in range(len(self.shards))]
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
+    def members(self, index: int) -> list[str]:
+        """Return the names of a sample's members beside its image, such as "json" and "txt"."""
+        number = self.shard_of(index)
+        row = self._index(number).slice(index - (self._ends[number] - self.shard_sizes[number]), 1).to_pylist()[0]
+        fields = [field["name"] for field in row.get("fields") or ()]
+        return sorted(fields + ["json"] * (row["json_offset"] >= 0))
+
     def where(self, index: int) -> str:
         """Return a text for messages, with the shard, the key and the byte offset of a sample."""
         tar = self.store.where(self.shards[self.shard_of(index)])

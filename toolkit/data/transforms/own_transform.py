@@ -58,10 +58,14 @@ class Results:
 
     def checked(self, result: Any, where: str) -> np.ndarray:
         """Return a result as a new array. Raises UserError if it has another shape or type than the first result."""
-        found = explained(f"the result of the transform for {where}", lambda: np.array(result))
-        if found.dtype.kind not in "biuf":
-            what = f"the transform returned {type(result).__name__} for {where}"
-            raise UserError("option-value", f"{what}: it must return an array or a tensor of numbers")
+        is_tensor = isinstance(result, torch.Tensor)
+        found = explained(
+            f"the result of the transform for {where}", lambda: np.array(result.numpy() if is_tensor else result)
+        )
+        if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:  # torch has no longdouble
+            kind = f"an array of {found.dtype}" if isinstance(result, np.ndarray) else type(result).__name__
+            what = f"the transform returned {kind} for {where}"
+            raise UserError("option-value", f"{what}: it must return an array or a tensor of numbers, such as float32")
         with self._lock:
             if self._first is None:
                 self._first = found.shape, found.dtype, where
