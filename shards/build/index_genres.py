@@ -129,7 +129,8 @@ class _List(NamedTuple):
     """Whether a number occurs twice. Numbers of labels seldom repeat, but each longer vector of 0 and 1 does."""
 
     def __str__(self) -> str:
-        return f"{self.length} numbers{', all 0 or 1' if self.binary else ''}"
+        more = ", all 0 or 1" if self.binary else ", one of them twice" if self.repeats else ""
+        return f"{self.length} numbers{more}"
 
 
 def _form_of_lists(where: str, counts: Counter[_List], lists: Mapping[_List, str]) -> str:

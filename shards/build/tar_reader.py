@@ -64,6 +64,11 @@ class Entry:
         return self.path[-1].partition(".")[2].lower()
 
 
+def _broken(tar: Path, what: str) -> UserError:
+    """Return the error for a tar that is not complete. ``what`` begins with "damaged" or "truncated"."""
+    return UserError("tar-damaged", f"{tar} is {what}; copy it again, pack it again, or remove it")
+
+
 def entries(tar: Path) -> Iterator[Entry]:
     """Yield the members of a tar, without directories. Raises UserError if the file is not a complete tar."""
     try:
@@ -83,7 +88,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
         block = stream.read(BLOCK)
         if len(block) < BLOCK and (at or not any(block)):
             # Zero blocks end a tar. A tar that is cut exactly between two members has valid headers but no zero block.
-            raise UserError("tar-damaged", f"{tar} is truncated: no end-of-archive mark after {count} members")
+            raise _broken(tar, f"truncated: no end-of-archive mark after {count} members")
         if not any(block):
             break
         try:
@@ -91,14 +96,14 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
         except tarfile.HeaderError:
             if at:
                 why = f"no tar header at byte {at}, after {count} members"
-                raise UserError("tar-damaged", f"{tar} is damaged: {why}") from None
+                raise _broken(tar, f"damaged: {why}") from None
             remedy = "decompress it if it is compressed"
             raise UserError("tar-unsupported", f"{tar} is not an uncompressed tar; {remedy}") from None
         if info.type in LONG_NAMES or info.type in PAX or info.type == tarfile.XGLTYPE:
             fields, begun = _extended(stream, tar, info), True
             if twice := extended.keys() & fields.keys():
                 why = f"the headers before byte {at} have the field {min(twice)} twice"
-                raise UserError("tar-damaged", f"{tar} is damaged: {why}")
+                raise _broken(tar, f"damaged: {why}")
             if info.type != tarfile.XGLTYPE:
                 extended |= fields
             elif fields:
@@ -111,7 +116,7 @@ def _entries(stream: IO[bytes], tar: Path, size: int) -> Iterator[Entry]:
             yield entry
         stream.seek(entry.offset + -(-entry.size // BLOCK) * BLOCK)
     if begun:
-        raise UserError("tar-damaged", f"{tar} is damaged: the last header, which ends at byte {at}, has no member")
+        raise _broken(tar, f"damaged: the last header, which ends at byte {at}, has no member")
     while rest := stream.read(1 << 16):
         if any(rest):
             what = f"data follow the end-of-archive mark at byte {at}, after {count} members (perhaps a second archive)"
@@ -131,14 +136,14 @@ def _entry(stream: IO[bytes], tar: Path, size: int, info: tarfile.TarInfo, block
         raise UserError("tar-unsupported", f"{tar}: member {shown} is sparse; {remedy}")
     if "size" in pax:
         if not (pax["size"].isascii() and pax["size"].isdigit() and len(pax["size"]) < 20):
-            raise UserError("tar-damaged", f"{tar} is damaged: the size of member {shown} is not a number")
+            raise _broken(tar, f"damaged: the size of member {shown} is not a number")
         length = int(pax["size"])
     if info.type in tarfile.SUPPORTED_TYPES and not info.isreg():
         length = 0  # members of these types have no data, even if the header states a size
     if length < 0:
-        raise UserError("tar-damaged", f"{tar} is damaged: member {shown} has a size of {length} bytes")
+        raise _broken(tar, f"damaged: member {shown} has a size of {length} bytes")
     if stream.tell() + length > size:
-        raise UserError("tar-damaged", f"{tar} is truncated in member {shown}: the tar has {size} bytes")
+        raise _broken(tar, f"truncated in member {shown}: the tar has {size} bytes")
     kind = "" if info.isreg() else KINDS.get(info.type, "member of an unknown type")
     target = "/".join(path_of(pax.get("linkpath", info.linkname))) if info.issym() or info.islnk() else ""
     return Entry(path, stream.tell(), length, kind, target)
@@ -152,7 +157,7 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         raise UserError("tar-unsupported", f"{tar}: {what}; pack the tar again without extended attributes")
     body = stream.read(-(-info.size // BLOCK) * BLOCK)[: info.size]
     if len(body) < info.size:
-        raise UserError("tar-damaged", f"{tar} is truncated after the header that ends at byte {at}")
+        raise _broken(tar, f"truncated after the header that ends at byte {at}")
     if info.type in LONG_NAMES:
         return {LONG_NAMES[info.type]: body.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     fields: dict[str, str] = {}
@@ -163,7 +168,7 @@ def _extended(stream: IO[bytes], tar: Path, info: tarfile.TarInfo) -> dict[str, 
         length = int(digits) if digits.isdigit() else 0
         keyword, equals, value = body[len(digits) + 1 : length].partition(b"=")
         if length > len(body) or not equals or not value.endswith(b"\n"):
-            raise UserError("tar-damaged", f"{tar} is damaged: the pax records at byte {at} cannot be parsed")
+            raise _broken(tar, f"damaged: the pax records at byte {at} cannot be parsed")
         name = "sparse" if keyword.startswith(b"GNU.sparse.") else keyword.decode("ascii", "replace")
         if name in ("path", "linkpath", "size", "sparse") and len(value) > 1:  # an empty value resets a global field
             fields[name] = value[:-1].decode("utf-8", "surrogateescape")

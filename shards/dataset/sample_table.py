@@ -114,7 +114,9 @@ def open_sample_table(path: Path) -> IO[bytes]:
     try:
         return open(path, "rb")
     except FileNotFoundError:
-        raise UserError("set-missing", f"{path} is missing; copy it again, or run the set's build (or `posters shards index`) again") from None
+        raise UserError(
+            "set-missing", f"{path} is missing; copy it again, or run the set's build (or `posters shards index`) again"
+        ) from None
     except OSError as error:
         raise UserError("path-unreadable", f"{path} cannot be opened: {one_line(error)}") from None
 

@@ -18,6 +18,7 @@ from shards.storage.paths import StoragePath, is_remote
 SHARD_SET, MODEL, RUN, CHECKPOINT_FOLDER = "a shard set", "a model folder", "a run folder", "a checkpoint of a run"
 TARS, IMAGES = "a folder of tar files", "a folder of images"
 IMAGE, TABLE, CONFIG, TAR = "an image", "a table", "a configuration", "a tar file"
+MANIFEST, TAR_PATTERN = "the manifest of a shard set", "a pattern of tars"
 PICKLE, WEIGHTS, ONNX = "a checkpoint file", "a file of weights", "an ONNX file"
 
 #: Ending of a file → its kind.
@@ -60,6 +61,9 @@ REMEDIES = {
         IMAGES: _BUILD,
         TABLE: "build a shard set from it with `posters shards build --images DIR --metadata {path} --out SHARDS`",
         TAR: _FOLDER,
+        MANIFEST: _FOLDER,
+        TAR_PATTERN: "make a shard set from the tars with `posters shards index`, and name the folder of its "
+        "manifest.json",
         TARS: "",  # may be an unfinished set; the caller has a message for this case
     },
     IMAGES: {
@@ -107,10 +111,12 @@ def other_kind(path: StoragePath, wanted: str) -> str | None:
 def kind_of(path: Path) -> str | None:
     """Return the kind of a file or folder. None if it does not exist or is of no known kind."""
     if path.is_file():
+        if path.name == "manifest.json":
+            return MANIFEST
         return IMAGE if is_image_name(path.name) else FILES.get(ending(path.name))
     names = _names(path)
     if names is None:
-        return None
+        return TAR_PATTERN if path.name.endswith(".tar") and set(path.name) & set("{*?[") else None
     for kind, marks in (
         (SHARD_SET, {"manifest.json"}),
         (MODEL, {"config.json", "labels.json"}),

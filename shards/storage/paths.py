@@ -73,6 +73,11 @@ def storage_path(text: str | StoragePath) -> StoragePath:
     protocol = protocol.lower()
     if protocol in ("file", "local"):
         return Path(rest)
+    parts = [part for part in rest.split("/") if part]
+    if protocol == "hf" and len(parts) < 2 + (parts[:1] in (["datasets"], ["spaces"])):
+        raise UserError("url-refused", f"{text} cannot be read: write hf://datasets/USER/NAME or hf://USER/NAME")
+    if protocol in ("s3", "s3a", "gs", "gcs") and not parts:
+        raise UserError("url-refused", f"{text} cannot be read: write {protocol}://BUCKET/SET")
     from upath import UPath  # a slow import, which only URLs need
 
     try:

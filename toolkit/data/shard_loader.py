@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import inspect
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -251,7 +252,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
     def _stop(self) -> None:
         """End the running iteration. If its caller asks for more batches, it raises UserError."""
         if self._running is not None:
-            if self._running.gi_running:
+            if inspect.getgeneratorstate(self._running) == inspect.GEN_RUNNING:
                 what = "another thread is iterating over this ShardLoader"
                 raise UserError("option-conflict", f"{what}: use a ShardLoader for each thread")
             self._running.close()
@@ -310,4 +311,3 @@ def _policy(on_error: OnError, max_errors: float, seed: int) -> FaultPolicy:
     if isinstance(max_errors, bool) or not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
         raise UserError("option-value", f"max_errors must be a share from 0 to 1, not {max_errors!r}")
     return FaultPolicy(on_error, max_errors, seed, option="max_errors")
-

@@ -190,9 +190,13 @@ UNCLEAR = {
     "class and list": (5, [3, 4], "a class number in sample 'a' of x.tar, but a list of numbers in sample 'b'"),
     "one number": ([0], [1], "lists of one number, 0 or 1, which can be a class or a multi-hot vector"),
     "lengths": ([0, 1, 0], [0, 1], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 2 numbers, all 0 or 1 (sample 'b'"),
-    "a 2 in a vector": ([0, 1, 0], [0, 2, 0], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 3 numbers (sample 'b'"),
+    "a 2 in a vector": (
+        [0, 1, 0],
+        [0, 2, 0],
+        "3 numbers, all 0 or 1 (sample 'a' of x.tar); 3 numbers, one of them twice (sample 'b'",
+    ),
     "another length and a 2": ([0, 1, 0], [0, 2], "3 numbers, all 0 or 1 (sample 'a' of x.tar); 2 numbers (sample 'b'"),
-    "counts": ([0, 2, 2], [5, 1, 1], "no numbers of labels: 3 numbers (sample 'a' of x.tar)"),
+    "counts": ([0, 2, 2], [5, 1, 1], "no numbers of labels: 3 numbers, one of them twice (sample 'a' of x.tar)"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from shard_tools import REAL, draw, encoded, mtimes, only_error, tree, write_fil
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path
 from shards.dataset.manifest import Manifest
+from shards.dataset.store import LocalShards
 
 pytest_plugins = ("shard_fixtures",)
 
@@ -240,6 +242,21 @@ def test_subfolders_of_splits(tmp_path: Path) -> None:
         stream.seek(600)
         stream.write(b"x")
     assert any("1.tar" in problem for problem in verify_shards(tmp_path, 1)[1])
+
+
+def test_tars_with_one_name_in_two_folders_of_a_split(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    pack(tmp_path / "0.tar", "a b")
+    pack(tmp_path / "train" / "0.tar", "c d")
+    adopt(tmp_path)
+    assert verify_shards(tmp_path, 1)[1] == []
+    store = LocalShards(tmp_path)
+    store.check(Manifest.read(tmp_path).shards)
+    for shard in Manifest.read(tmp_path).shards:
+        os.close(store.open_tar(shard))
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:-1024])
+    with fails("set-damaged", "is truncated", "index the tars again if another tool made them"):
+        LocalShards(tmp_path).check(Manifest.read(tmp_path).shards)
 
 
 def test_tars_are_divided_by_shares(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ HOSTILE = {
     "one name for all": (block(b"g", pax_body([b"path=y.jpg"]), b"g") + IMAGE + END, "gives all members the same path"),
     "pax sparse": (block(b"p", pax_body([b"GNU.sparse.realsize=9"]), b"x") + IMAGE + END, "x.jpg is sparse"),
     "link with data": (block(b"y.jpg", b"data", b"1") + IMAGE + END, "damaged: no tar header at byte 512"),
-    "only padding cut": (IMAGE[:-100], "truncated: no end-of-archive mark after 1 members"),
+    "only padding cut": (IMAGE[:-100], "truncated: no end-of-archive mark after 1 members; copy it again"),
 }  # fmt: skip
 
 

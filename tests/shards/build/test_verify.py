@@ -250,8 +250,8 @@ def test_a_table_of_samples_that_is_not_the_indexes(copy: Path, command: Command
     flip(table, len(whole) - 1)  # the last sample's genres
     last = manifest.of_split("train")[-1].name
     assert problems(command, copy) == [
-        f"{table} is damaged (its sha256 differs from the manifest's); copy it again, or delete it and run the build "
-        f"again",
+        f"{table} is damaged (its sha256 differs from the manifest's); copy it again, or delete it and run the set's "
+        f"build (or `posters shards index`) again",
         f"{last}: its samples differ between {table.name} and the index",
     ]
     table.write_bytes(whole[:-1])

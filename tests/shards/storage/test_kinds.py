@@ -34,6 +34,7 @@ PATHS = {
     "w.safetensors": ("w.safetensors", kinds.WEIGHTS),
     "m.onnx": ("m.onnx", kinds.ONNX),
     "a.tar": ("a.tar", kinds.TAR),
+    "sets/manifest.json": ("sets/manifest.json", kinds.MANIFEST),
     "notes.txt": ("notes.txt", None),
     "texts/notes.txt": ("texts", None),
     "empty/": ("empty", None),
@@ -64,6 +65,12 @@ def test_what_does_not_exist_is_of_no_kind(tmp_path: Path):
     assert kind_of(tmp_path / "absent") is None and other_kind(tmp_path / "absent", kinds.MODEL) is None
 
 
+@pytest.mark.parametrize("name", ["train-{000000..000147}.tar", "*.tar"])
+def test_a_pattern_of_tars_is_no_shard_set(name: str, tmp_path: Path):
+    with fails("set-missing", f"{name} is a pattern of tars, not a shard set", "posters shards index", "manifest.json"):
+        Manifest.read(tmp_path / name)
+
+
 @pytest.mark.parametrize("wanted", REMEDIES)
 @pytest.mark.parametrize(("name", "kind"), PATHS.values())
 def test_a_line_names_path_kind_and_remedy(wanted: str, name: str, kind: str | None, places: Path):
@@ -89,6 +96,7 @@ def read_table(path: Path) -> None:
         (Manifest.read, "set-missing", "t.csv", "`posters shards build --images DIR --metadata"),
         (Manifest.read, "set-missing", "tars", "finish its `posters shards build`, or run `posters shards index"),
         (Manifest.read, "set-missing", "a.tar", "name the folder that contains it"),
+        (Manifest.read, "set-missing", "sets/manifest.json", "name the folder that contains it"),
         (require_images, "path-missing", "t.csv", "is a table, not a folder of images; pass it with --metadata"),
         (require_images, "images-none", "set", "is a shard set, not a folder of images; pass it with --shards"),
         (require_images, "images-none", "texts", "no .jpg"),

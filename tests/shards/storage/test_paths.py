@@ -67,6 +67,10 @@ def test_a_long_text_takes_no_long_time() -> None:
         ("s3://me:hush@bucket/x", "s3:// URLs cannot contain a password"),
         ("memory://me:hush@bucket/x", "memory:// URLs cannot contain a password"),
         ("nonsense://me:hush@bucket/x", "nonsense"),
+        ("s3://", "s3://BUCKET/SET"),
+        ("gs:///", "gs://BUCKET/SET"),
+        ("hf://", "hf://datasets/USER/NAME"),
+        ("hf://datasets/name", "hf://datasets/USER/NAME"),
     ],
 )
 def test_what_cannot_be_a_place(url: str, words: str) -> None:

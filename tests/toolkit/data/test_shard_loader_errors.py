@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from failing import fails
 
 import toolkit
@@ -26,8 +29,11 @@ def jitter(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def test_problems_of_members_are_one_line(reader: ShardReader):
-    with fails("set-other", "txt", f"{len(reader)} of {len(reader)}", ".tar"):
+    with fails("set-other", "txt", f"{len(reader)} of {len(reader)}", ".tar", "members beside the image are: json"):
         ShardLoader(reader, batch_size=8, fields=("json", "txt"))
+    for fields, fact in ((3, "3"), (None, "None"), (["json", 4], "4"), ({"json": "utf-8"}, "json.loads")):
+        with fails("option-value", "fields", fact):
+            ShardLoader(reader, batch_size=8, fields=fields)  # type: ignore[arg-type]
     with (
         ShardLoader(reader, batch_size=8, transform=jitter, fields={"json": lambda data: int(data)}) as loader,
         fails("option-value", "json", "member", "ValueError", "test_shard_loader_errors.py"),
@@ -50,12 +56,32 @@ def raises(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         ),
         (lambda image, generator: "text", ("str", "array")),
         (lambda image, generator: None, ("NoneType", "array")),
+        (lambda image, generator: np.zeros(3, complex), ("an array of complex128", "member", "float32")),
+        (lambda image, generator: torch.zeros(3, requires_grad=True), ("requires grad", "member")),
+        pytest.param(
+            lambda image, generator: np.zeros(3, np.longdouble),
+            ("an array of float128", "member", "float32"),
+            marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here"),
+        ),
     ],
-    ids=["raises", "another shape", "another type", "text", "nothing"],
+    ids=["raises", "another shape", "another type", "text", "nothing", "complex", "gradient", "longdouble"],
 )
 def test_a_transform_that_fails_is_one_line(reader: ShardReader, transform, facts):
     with ShardLoader(reader, batch_size=8, transform=transform) as loader, fails("option-value", *facts):
         list(loader)
+
+
+def test_numbers_and_tensors_of_other_libraries_are_taken(reader: ShardReader):
+    options: dict[str, Any] = {"batch_size": np.int64(8), "seed": np.uint8(3), "threads": np.int32(1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy deprecates the conversion of tensors that torch does not yet support
+        with ShardLoader(
+            reader, **options, transform=lambda image, generator: torch.from_numpy(jitter(image, generator))
+        ) as loader:
+            loader.set_epoch(np.int64(1))
+            assert next(iter(loader)).images.shape[1:] == (24, 24, 3)
+            state = json.loads(json.dumps(loader.state_dict()))
+    assert state["seed"] == 3 and state["epoch"] == 1
 
 
 def test_states_of_other_loaders_are_refused(shard_set: Path):
@@ -93,6 +119,18 @@ def test_wrong_arguments_are_one_line(shard_set: Path, tmp_path: Path, monkeypat
     for wrong, code, facts in (
         ({"split": None}, "option-missing", ("'train'", "'val'", "'test'")),
         ({"split": "dev"}, "set-split", ("'dev'",)),
+        ({"split": ""}, "set-split", ("''", "train")),
+        ({"split": ["train"]}, "set-split", ("['train']",)),
+        ({"batch_size": True}, "option-value", ("batch_size", "True")),
+        ({"batch_size": 1 << 60}, "option-value", ("batch_size", "at most")),
+        ({"seed": True}, "option-value", ("seed", "True")),
+        ({"threads": "2"}, "option-value", ("threads", "'2'")),
+        ({"max_errors": True}, "option-value", ("max_errors", "True")),
+        ({"rank": "0", "world_size": "1"}, "option-value", ("rank", "'0'")),
+        ({"rank": 0, "world_size": 1.0}, "option-value", ("world_size", "1.0")),
+        ({"transform": toolkit.EvalTransform}, "option-value", ("EvalTransform()", "class")),
+        ({"transform": toolkit.EvalTransform(mean=(123, 0, 0), std=(1, 1, 1))}, "option-value", ("mean", "255")),
+        ({"transform": toolkit.EvalTransform(mean=(0, 0, 0), std=(1, 1, 58))}, "option-value", ("std", "255")),
         ({"batch_size": 0}, "option-value", ("batch_size", "0")),
         ({"batch_size": 2.5}, "option-value", ("batch_size", "2.5")),
         ({"order": "random"}, "option-value", ("order", "'random'")),

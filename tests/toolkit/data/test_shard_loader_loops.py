@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from failing import fails
 from torch.utils.data import DataLoader
@@ -71,6 +73,28 @@ def test_an_iteration_that_was_ended_does_not_look_complete(loader: ShardLoader)
     with fails("option-conflict", "close()"):
         next(running)
     assert loader.epoch == 2
+    with fails("option-conflict", "closed", "make a new one"):
+        next(iter(loader))
+
+
+def test_a_loader_in_two_threads_is_refused(shard_set: Path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        begun.set()
+        assert go_on.wait(60)
+        return image[:8, :8]
+
+    with ShardLoader(shard_set, split="train", batch_size=16, transform=wait) as loader:
+        other = threading.Thread(target=lambda: next(iter(loader)))
+        other.start()
+        assert begun.wait(60)
+        try:
+            with fails("option-conflict", "another thread", "a ShardLoader for each thread"):
+                next(iter(loader))
+        finally:
+            go_on.set()
+            other.join()
 
 
 def test_a_loader_that_does_not_know_its_rank_is_refused(shard_set: Path, monkeypatch: pytest.MonkeyPatch):

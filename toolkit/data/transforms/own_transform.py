@@ -63,8 +63,8 @@ class Results:
             f"the result of the transform for {where}", lambda: np.array(result.numpy() if is_tensor else result)
         )
         if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:  # torch has no longdouble
-            kind = f"an array of {found.dtype}" if isinstance(result, np.ndarray) else type(result).__name__
-            what = f"the transform returned {kind} for {where}"
+            returned = f"an array of {found.dtype}" if isinstance(result, np.ndarray) else type(result).__name__
+            what = f"the transform returned {returned} for {where}"
             raise UserError("option-value", f"{what}: it must return an array or a tensor of numbers, such as float32")
         with self._lock:
             if self._first is None:
