@@ -68,8 +68,12 @@ def choose_genres(place: str, chosen: str | None, refuse_spellings: bool, found:
         _merge_spellings(where, refuse_spellings, found)
         require_genres(found)
         fields = next((contents.fields for contents in found if contents.fields), [])
-        if not form and fields:
-            log.warning("no JSON has genres in %r; the fields are %s", name, some([repr(n[:60]) for n in fields]))
+        if not form and (fields or chosen):
+            what = f"no JSON has genres in {name!r}; the fields are {some([repr(n[:60]) for n in fields]) or 'none'}"
+            if chosen and any(contents.targets for contents in found):
+                members = ", and no sample has a .cls member" if chosen == CLASS_FIELD else ""
+                raise UserError("labels-invalid", f"{place}: {what}{members}; choose another with --genre-field")
+            log.warning("%s", what)
         return Choice(None, source)
     labels = _numbered(where, form, flag_names(name), found)
     if form == "class":

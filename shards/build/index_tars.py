@@ -89,6 +89,9 @@ class IndexOptions(GenreOptions, WorkersOption):
             check_fractions(self.fractions)
             if self.split != "train":
                 raise UserError("option-conflict", "--split and --splits exclude each other: choose one of them")
+        if self.metadata is not None and self.genre_field is not None:
+            what = "--metadata and --genre-field exclude each other: the genres come from the table or from the tars"
+            raise UserError("option-conflict", what)
         names = flag_names(self.genre_field or "")
         if len(set(names)) < len(names) or not all(names):
             what = f"--genre-field must name different fields between its commas, not {self.genre_field!r}"

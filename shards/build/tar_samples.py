@@ -3,7 +3,8 @@
 The members of one sample have the same path up to the first dot of the file name. They can be anywhere in the tar. A
 usable sample has one image and at most one JSON. ``x.seg.jpg`` is the image of a sample only if the sample has no
 ``x.jpg``. All other regular files of a usable sample are its fields: ``x.txt`` is the field ``txt``. The keys ``./x``
-and ``x`` are equal.
+and ``x`` are equal. A key without an image is rejected if it has a JSON or a class. Otherwise its files are only
+counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.build.index_targets import CLASS_FIELD
 from shards.build.tar_reader import Entry, entries, path_of
 from shards.dataset.index import Field, Member
 from shards.dataset.index_values import MAX_FIELDS, is_field_name
@@ -73,7 +75,8 @@ def read_tar(tar: Path) -> TarContents:
             raise UserError("samples-repeated", f"{tar}: member {entry.name!r} occurs twice, {why}")
         parts.append(entry)
     for key, sample in samples.items():
-        if sample.images or sample.records:
+        # Without an image or a JSON, other files such as README.md are no sample. A class tells that there is one.
+        if sample.images or sample.records or any(e.extension == CLASS_FIELD and not e.kind for e in sample.others):
             _add(contents, tar, key, sample)
     return contents
 
@@ -111,7 +114,9 @@ def _add(contents: TarContents, tar: Path, key: str, parts: _Parts) -> None:
     fields = [e for e in (*rest, *parts.others) if not e.kind and is_field_name(e.extension)]
     reason, detail = _problem(images, records, fields)
     if reason:
-        contents.rejected.append(Rejection(key, reason, f"{tar.name}: {detail or _some(parts.records)}"))
+        contents.rejected.append(
+            Rejection(key, reason, f"{tar.name}: {detail or _some([*parts.records, *parts.others])}")
+        )
         return
     image, record = images[0], records[0] if records else None
     contents.others.update(e.extension for e in rest)

@@ -116,6 +116,8 @@ def read_naively(tar: Path) -> Naive:
             data = archive.extractfile(info).read() if info.isreg() else None  # type: ignore[union-attr]
             if "." + extension.lower().split(".")[-1] not in (*IMAGE_ENDINGS, ".json"):
                 others.setdefault(key, []).extend([(extension.lower(), data)] if data is not None else [])
+                if extension.lower() == "cls" and data is not None:
+                    parts.setdefault(key, {})
                 continue
             of_key = parts.setdefault(key, {})
             found.twice |= extension in of_key

@@ -52,6 +52,12 @@ def test_the_fields_are_named_if_none_has_genres(tmp_path: Path, caplog: pytest.
     assert "no JSON has genres in 'genres'; the fields are 'url', 'tags'" in caplog.text
     caplog.clear()
     assert adopt(tmp_path, genre_field="tags").genres == ["Drama", "War"] and "no JSON" not in caplog.text
+    for wrong, words in (("tag", ()), ("cls", ("no sample has a .cls member",))):
+        with fails("labels-invalid", f"{wrong}'; the fields are 'url', 'tags'", "--genre-field", *words):
+            adopt(tmp_path, genre_field=wrong)
+    assert Manifest.read(tmp_path).genres == ["Drama", "War"]
+    with fails("option-conflict", "--metadata", "--genre-field"):
+        adopt(tmp_path, genre_field="tags", metadata=tmp_path / "genres.csv")
 
 
 def test_several_frames_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

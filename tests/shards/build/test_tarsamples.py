@@ -58,7 +58,7 @@ def test_samples_that_are_taken(tmp_path: Path, kind: str) -> None:
 
 #: Members, and what of them is no part of a sample.
 OTHERS = {
-    "x.txt x.cls x.npy y.txt": {"txt": 2, "cls": 1, "npy": 1},
+    "x.txt x.wav x.npy y.txt": {"txt": 2, "wav": 1, "npy": 1},
     "README a/0001": {"without an extension": 2},
     "._x.jpg .DS_Store a/.x.jpg": {"hidden": 3},
     "__meta__.json __index__/x.jpg a/__x__.jpg": {"__name__ (WebDataset's own)": 3},
@@ -98,7 +98,9 @@ def test_members_whose_extension_is_no_name_of_a_field_are_only_counted(tmp_path
 #: Members, and why their sample cannot be taken.
 REJECTED = {
     "x.json": ("x", "no image", "t.tar: x.json"),
-    "x.heic x.json": ("x", "no image", "t.tar: x.json"),
+    "x.heic x.json": ("x", "no image", "t.tar: x.json, x.heic"),
+    "x.ppm x.cls": ("x", "no image", "t.tar: x.ppm, x.cls"),
+    "x.mp4 x.wav x.cls": ("x", "no image", "t.tar: x.mp4, x.wav, x.cls"),
     "x.jpg x.png": ("x", "several images", "x.jpg, x.png have one key"),
     "x.jpg x.JPG": ("x", "several images", "x.jpg, x.JPG have one key"),
     "c.0.jpg c.1.jpg c.0.json c.1.json": ("c", "several images", "end at the first dot"),
