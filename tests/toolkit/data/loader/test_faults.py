@@ -154,6 +154,9 @@ def test_the_limit_is_a_share_and_the_list_is_short():
         check_limit(found, FaultPolicy("mask", 0.29), 100)
     assert str(caught.value).count("set.tar") == 10
     check_limit({}, FaultPolicy("stop"), 100)
+    with fails("too-many-bad", "30 of 100 samples cannot be decoded; run") as caught:
+        check_limit(found, FaultPolicy("stop", 1.0), 100)
+    assert "allows" not in str(caught.value)
 
 
 def test_substitutes_depend_on_seed_epoch_sample_and_attempt_alone():
