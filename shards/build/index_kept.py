@@ -150,7 +150,7 @@ def _downloaded(file: TarFile, work: Path) -> Iterator[Path]:
         local = Path(folder) / file.place.name
         try:
             with open(local, "wb") as stream:
-                _reserve(stream.fileno(), file.size)
+                _reserve(stream.fileno(), local.parent, file.size)
                 for block in _blocks(file):
                     stream.write(block)
         except OSError as error:
@@ -161,10 +161,9 @@ def _downloaded(file: TarFile, work: Path) -> Iterator[Path]:
         yield local
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Reserve disk space for a file. Raises OSError if the disk is full, before the download and not after it."""
-    free = os.fstatvfs(descriptor)
-    if size > free.f_bavail * free.f_frsize:
+def _reserve(descriptor: int, folder: Path, size: int) -> None:
+    """Reserve disk space for an open file. Raises OSError if the disk is full, before the download and not after it."""
+    if size > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(descriptor, 0, size)

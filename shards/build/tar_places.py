@@ -25,6 +25,7 @@ from braceexpand import braceexpand
 
 from shards.dataset.index import list_tars
 from shards.dataset.manifest import is_shard_name
+from shards.dataset.timm_info import MADE_BY
 from shards.dataset.timm_info import NAME as INFO
 from shards.errors import UserError, printable, some, without_secrets
 from shards.inputs.rejections import Rejection, first_reasons
@@ -81,7 +82,9 @@ class _Info(msgspec.Struct):
 
 
 def parse_place(words: Sequence[str]) -> Place:
-    """Return the place that the words of a command line name."""
+    """Return the place that the words of a command line name. Raises UserError for an empty word."""
+    if not all(words):
+        raise UserError("option-value", "the place of the tars is an empty text: name a folder, a URL or tars")
     return words[0] if len(words) == 1 else tuple(words)
 
 
@@ -206,7 +209,11 @@ def _in_folder(root: StoragePath) -> Tars:
 
 
 def _read_info(root: StoragePath, is_web: bool) -> dict[str, str] | None:
-    """Return the split of each tar in timm's list. None if there is no list. Raises UserError for a wrong list."""
+    """Return the split of each tar in timm's list. None if there is no list. Raises UserError for a wrong list.
+
+    A list that this toolkit wrote is used only on a web server (``is_web``). Elsewhere, the tars and the options can
+    have changed since then.
+    """
     path = root / INFO
     if is_remote(root):
         data = read_small(path, RetryBudget(FIRST_RETRY_SECONDS))
@@ -216,13 +223,14 @@ def _read_info(root: StoragePath, is_web: bool) -> dict[str, str] | None:
         return None
     remedy = "correct it, or name the tars with braces, such as train-{000000..000147}.tar"
     info = parse_as(data, _Info, path, "list of tars", remedy)
+    if info.made_by == MADE_BY["made_by"] and not is_web:
+        return None
     found: dict[str, str] = {}
     for split, files in info.splits.items():
         name = SPLIT_NAMES.get(split.lower(), split)
         for file in files.filenames:
-            problem = (
-                "is named twice" if file in found else "" if is_safe(file) else "is not a plain name of a .tar file"
-            )
+            problem = "" if is_safe(file) else "is not a plain name of a .tar file"
+            problem = "is named twice" if file in found else problem
             if not problem and not SPLIT.fullmatch(name):
                 problem = f"has a split with an unsafe name, {printable(name)[:100]!r}"
             if problem:
@@ -286,7 +294,9 @@ def _with_versions(tars: Sequence[TarFile]) -> list[TarFile]:
     missing = [without_secrets(str(tar.place)) for tar, known in zip(tars, found, strict=True) if known is None]
     if missing:
         what = f"{len(missing)} of {len(tars)} named tars are missing" if len(tars) > 1 else "the tar is missing"
-        raise UserError("path-missing", f"{what}: {some(missing, 3)}; copy them again, or name only the tars there")
+        wild = any(character in name for name in missing for character in "*?")
+        remedy = "use braces instead of * and ?, or name the folder" if wild else "copy them again, or name other tars"
+        raise UserError("path-missing", f"{what}: {some(missing, 3)}; {remedy}")
     return [known for known in found if known is not None]
 
 

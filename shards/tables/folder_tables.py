@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards.dataset.timm_info import NAME as TIMM_INFO
 from shards.errors import UserError, one_line, some
 from shards.inputs.image_files import Walk, walk_folders
 from shards.storage.endings import is_image_name
@@ -53,6 +54,8 @@ class _Contents:
                 path = PurePosixPath(name)
                 if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
                     continue  # files of macOS, of notebooks and of other programs
+                if path.name == TIMM_INFO:
+                    continue  # a file of a shard set
                 if path.name in BESIDE:
                     found.tables.append(name)
                 elif is_image_name(name):

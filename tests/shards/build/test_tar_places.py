@@ -9,11 +9,12 @@ from typing import Any
 import fsspec
 import pytest
 from failing import fails
+from foreign_tars import adopt, pack
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import write_file
 from url_tools import upload
 
-from shards.build.tar_places import MAX_TARS, TarFile, Tars, _expanded, find_tars, is_pattern, root_of
+from shards.build.tar_places import MAX_TARS, TarFile, Tars, _expanded, find_tars, is_pattern, parse_place, root_of
 from shards.storage.paths import storage_path
 
 pytest_plugins = ("remote_fixtures",)
@@ -114,6 +115,14 @@ def test_missing_tars_of_a_pattern_are_named(
             find_tars(f"{place}/x-{{0..3}}.tar")
     with fails("path-missing", f"the tar is missing: {tmp_path}/y.tar;"):
         find_tars(str(tmp_path / "y.tar"))
+    with fails("path-missing", f"the tar is missing: {tmp_path}/x-*.tar; use braces instead of * and ?"):
+        find_tars(str(tmp_path / "x-*.tar"))
+
+
+def test_words_of_a_command_line() -> None:
+    assert parse_place(["x"]) == "x" and parse_place(["x", "y"]) == ("x", "y")
+    with fails("option-value", "empty"):
+        parse_place(["x", ""])
 
 
 def test_a_folder_whose_name_has_braces_is_a_folder(tmp_path: Path) -> None:
@@ -163,6 +172,26 @@ def test_timms_list_gives_the_tars_and_the_splits(
     (tmp_path / "im-2.tar").unlink()
     with fails("path-missing", "1 of 3 named tars are missing", "im-2.tar"):
         find_tars(tmp_path)
+
+
+def test_the_list_of_an_earlier_run_is_not_followed(
+    tmp_path: Path, memory: str, server: MisbehavingServer, quick: None
+) -> None:
+    """Tars and options can have changed since. A web server has no other list."""
+    pack(tmp_path / "a.tar", "1")
+    pack(tmp_path / "b.tar", "2")
+    adopt(tmp_path, split="val")
+    server.add("/set/_info.json", reply((tmp_path / "_info.json").read_bytes()))
+    for name in "ab":
+        server.add(f"/set/{name}.tar", reply(b"x", ETag='"1"'))
+    assert {tar.name: tar.split for tar in find_tars(server.url("/set")).files} == {"a.tar": "val", "b.tar": "val"}
+    (tmp_path / "a.tar").unlink()
+    pack(tmp_path / "c.tar", "3")
+    upload(tmp_path, memory)
+    for place in (tmp_path, memory):
+        tars = find_tars(place)
+        assert {tar.name: tar.split for tar in tars.files} == {"b.tar": None, "c.tar": None} and not tars.rejected
+    assert [(shard.name, shard.split) for shard in adopt(tmp_path).shards] == [("b.tar", "train"), ("c.tar", "train")]
 
 
 @pytest.mark.parametrize(

@@ -76,9 +76,10 @@ def test_one_that_describes_other_shards_is_a_problem_that_index_repairs(copy: P
     assert verify_shards(copy, 1)[1] == [] and tree(copy).items() >= whole.items()
 
 
-@pytest.mark.parametrize("text", [json.dumps(FOREIGN), "{", "[1]"])
-def test_that_of_another_tool_is_kept(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    pack(tmp_path / "train-0.tar", "a b")
+@pytest.mark.parametrize("more", [{}, {"made_by": "hand"}])
+def test_that_of_another_tool_is_kept(tmp_path: Path, more: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    pack(tmp_path / "x.tar", "a b")
+    text = json.dumps({**FOREIGN, **more})
     (tmp_path / "_info.json").write_text(text)
     manifest = adopt(tmp_path)
     assert (tmp_path / "_info.json").read_text() == text
