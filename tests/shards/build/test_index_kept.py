@@ -219,7 +219,12 @@ def wait_for_kept(out: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "workers"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+    ("end", "workers"),
+    [
+        (signal.SIGKILL, 2),
+        (signal.SIGTERM, 1),
+        *(pytest.param(*end, marks=pytest.mark.long) for end in ((signal.SIGKILL, 1), (signal.SIGINT, 2))),
+    ],
 )
 def test_a_killed_run_goes_on(
     slow: str, tmp_path: Path, server: MisbehavingServer, end: signal.Signals, workers: int
