@@ -155,7 +155,7 @@ def test_the_pixels_of_evaluation_are_those_of_predictions(reader: ShardReader, 
 def test_normalised_pixels_are_those_of_a_training(reader: ShardReader, geometry, augment):
     """To the bit, although the public class computes them in another order of memory."""
     rgb: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-    transform = toolkit.TrainTransform(image_size=32, geometry=geometry, **augment, **rgb)  # type: ignore[arg-type]
+    transform = toolkit.TrainTransform(image_size=32, geometry=geometry, **augment, **rgb)
     with ShardLoader(reader, batch_size=8, transform=transform) as loader:
         ours = [batch.images for batch in loader]
         augmenter, normal = Augmenter(transform, 0), Preprocessing(32, 1.0, **rgb)
