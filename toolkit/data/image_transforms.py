@@ -85,31 +85,30 @@ class Prepared:
         return 2 if self.augmenter is not None and self.augmenter.config.mixes else 1
 
     def finish(self, batch: Batch, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images of a decoded batch in new memory, and the (n, C) targets, which mixing changes."""
+        """Return the images of a decoded batch, which stay unchanged, and the (n, C) targets, which mixing changes."""
         images = batch.images
         if self.keep:
             return images, targets
         if self.augmenter is not None:
             images, targets = self.augmenter(images, targets, batch.micro_batch, epoch)
-        if images.device.type == "cpu":
-            return _planes(images, self.preprocessing), targets
         if self.preprocessing is not None:
-            return self.preprocessing.normalize(images), targets
-        whole = images if images.dtype == torch.uint8 else images.round().clamp(0, 255)
-        return whole.to(torch.uint8).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format), targets
+            normal = _normalised if images.device.type == "cpu" else Preprocessing.normalize
+            return normal(self.preprocessing, images), targets
+        if images.dtype != torch.uint8:
+            images = images.round().clamp(0, 255).to(torch.uint8)
+        elif images.device.type != "cpu":
+            images = images.clone()  # a later batch overwrites this memory
+        return images.permute(0, 3, 1, 2), targets
 
 
-def _planes(images: torch.Tensor, preprocessing: Preprocessing | None) -> torch.Tensor:
-    """Copy (n, S, S, 3) images to new (n, 3, S, S) memory: normalised float32, or uint8 without ``preprocessing``.
+def _normalised(preprocessing: Preprocessing, images: torch.Tensor) -> torch.Tensor:
+    """Return the values of ``Preprocessing.normalize`` on a CPU, to the bit, in contiguous memory.
 
-    NumPy copies one colour at a time in this thread. torch would use several threads, which take the cores of the
+    NumPy computes one colour at a time in this thread. torch would use several threads, which take the cores of the
     decoding threads, and needs four times as much time for a mean and a deviation per colour.
     """
     pixels = images.permute(0, 3, 1, 2).numpy()
-    out = np.empty(pixels.shape, dtype=np.uint8 if preprocessing is None else np.float32)
-    if preprocessing is None:
-        np.copyto(out, pixels if pixels.dtype == np.uint8 else pixels.round().clip(0, 255), casting="unsafe")
-        return torch.from_numpy(out)
+    out = np.empty(pixels.shape, dtype=np.float32)
     mean, std = (np.float32(255) * np.array(part, dtype=np.float32) for part in (preprocessing.mean, preprocessing.std))
     for image, planes in zip(pixels, out, strict=True):
         for colour in range(3):
