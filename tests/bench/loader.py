@@ -66,6 +66,8 @@ STACK_ENTRIES: dict[str, Entry] = {
     "ffcv_raw": Entry("ffcv_beton.py", "raw", "ffcv"),
     "ours_device": Entry("ours.py", "device"),
     "ours_cpu": Entry("ours.py", "cpu"),
+    "ours_float": Entry("ours.py", "float"),
+    "ours_engine": Entry("ours.py", "engine"),
 }
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 #: Our columns, and what they are called in "ratios".
 OURS = {"device": "ours_device", "cpu": "ours_cpu"}
+#: The public class, and the same engine and normalisation as `posters train` had them before the class.
+PUBLIC, ENGINE = "ours_float", "ours_engine"
 #: What they are compared with.
 PEERS = (
     "decode_only",
@@ -49,18 +51,19 @@ def summary(rounds: Rounds, cores: int) -> dict[str, Any]:
     }
 
 
-def ratios(rounds: dict[str, Rounds], ours: str) -> dict[str, float | None]:
+def ratios(rounds: dict[str, Rounds], ours: str, peers: tuple[str, ...] = PEERS) -> dict[str, float | None]:
     """Ours divided by each peer: the median of the ratios within a round, in which the machine was the same."""
     found: dict[str, float | None] = {}
-    for peer in PEERS:
+    for peer in peers:
         pairs = list(zip(rounds.get(ours, []), rounds.get(peer, []), strict=False))
         found[peer] = round(median(rate(mine) / rate(theirs) for mine, theirs in pairs), 3) if pairs else None
     return found
 
 
 def all_ratios(rounds: dict[str, Rounds]) -> dict[str, dict[str, float | None]]:
-    """The ratios of both of our columns."""
-    return {column: ratios(rounds, stack) for column, stack in OURS.items()}
+    """The ratios of both of our columns, and of the public class to the engine alone."""
+    found = {column: ratios(rounds, stack) for column, stack in OURS.items()}
+    return {**found, "public class": ratios(rounds, PUBLIC, (ENGINE,))}
 
 
 COLUMNS = ("stack", "images/s", "a core", "CPU-s/1000", "memory MB", "first batch ms", "spread", "work")

@@ -294,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.unchecked:
-        import shards.dataset.store
+        import shards.dataset.set_files
 
-        shards.dataset.store.once_per_node = lambda *_: None
+        shards.dataset.set_files.once_per_node = lambda *_: None
     if options.open is not None:
         print(json.dumps(asdict(open_set(options.open))))
         return 0

@@ -9,12 +9,13 @@ from typing import Any
 from shard_tools import draw, encoded, rows_of, write_tar
 
 from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.tar_places import Place
 from shards.dataset.index import read_index
 from shards.dataset.manifest import Manifest
 
 
-def adopt(folder: Path, **options: Any) -> Manifest:
-    """Index a folder in this process."""
+def adopt(folder: Place, **options: Any) -> Manifest:
+    """Index a folder, or tars at another place, in this process."""
     return index_folder(IndexOptions(folder, **{"workers": 1, **options}))
 
 

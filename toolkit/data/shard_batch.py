@@ -16,7 +16,8 @@ class ShardBatch:
     """Samples of one rank, on the device of the loader. All tensors and lists have n rows."""
 
     images: torch.Tensor
-    """(n, 3, S, S) uint8, or float32 if the transform normalises. With a function of the user: its stacked results."""
+    """(n, 3, S, S) uint8, or float32 if the transform normalises. With a function of the user: its stacked results.
+    The memory of uint8 images is not contiguous: use ``reshape`` and not ``view``."""
     targets: torch.Tensor | None
     """(n, C) float32 from 0 to 1. (n,) int64 if each sample has one class. None if the set has no labels."""
     valid: torch.Tensor

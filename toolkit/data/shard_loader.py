@@ -270,8 +270,11 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
             rows = np.concatenate([rows, reader.weights_of(indices)[:, None].astype(np.float32)], axis=1)
         images, mixed = self._transform.finish(batch, to_device(rows, self.device), epoch)
         targets: torch.Tensor | None = mixed[:, :columns] if columns else None
-        if targets is not None and reader.classes and self._transform.group_size == 1:
-            targets = targets.argmax(dim=1)
+        if reader.classes:
+            if (wrong := np.flatnonzero(rows[:, :columns].sum(axis=1) != 1)).size:  # a set may come from strangers
+                what = f"{reader.where(int(indices[wrong[0]]))} does not have exactly one class"
+                raise UserError("set-damaged", f"{what}: index the set again")
+            targets = mixed[:, :columns].argmax(dim=1) if self._transform.group_size == 1 else targets
         return ShardBatch(
             images, targets, to_device(micro_batch.valid, self.device), indices, self.plan.count(step), epoch, step,
             self._fields.of(batch), mixed[:, columns] if weighted else None, batch.errors, reader,

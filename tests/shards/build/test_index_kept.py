@@ -19,6 +19,7 @@ from shard_tools import draw, encoded, environment, mtimes, posters, tree, write
 
 from shards.build import index_kept
 from shards.build.index_kept import WORK
+from shards.build.tar_places import Place
 from shards.build.verify import verify_shards
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.manifest import Manifest
@@ -51,9 +52,9 @@ def tars(tmp_path: Path) -> Path:
     return folder
 
 
-def fail(place: object, **options: Any) -> None:
+def fail(place: Place, **options: Any) -> None:
     with fails("tar-unsupported", "c.tar is not an uncompressed tar"):
-        adopt(place, **options)  # type: ignore[arg-type]
+        adopt(place, **options)
 
 
 def repair(tars: Path) -> None:
@@ -161,7 +162,7 @@ def test_contents_that_cannot_be_kept_are_no_failure(tars: Path, read: list[str]
 
 @pytest.mark.parametrize("version", [{"ETag": '"1"'}, {"Last_Modified": "Mon, 30 Nov 2026 10:00:00 GMT"}, {}])
 def test_at_a_url(
-    tars: Path, tmp_path: Path, server: MisbehavingServer, quick: None, read: list[str], version: dict[str, str]
+    tars: Path, tmp_path: Path, server: MisbehavingServer, quick: None, read: list[str], version: dict[str, Any]
 ) -> None:
     """Without a version of the tar, nothing tells that it is unchanged, so it is read again."""
     place, out = f"{server.url('/set')}/{{a,b,c}}.tar", tmp_path / "out"
@@ -218,7 +219,12 @@ def wait_for_kept(out: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "workers"), [(signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2), (signal.SIGTERM, 1)]
+    ("end", "workers"),
+    [
+        (signal.SIGKILL, 2),
+        (signal.SIGTERM, 1),
+        *(pytest.param(*end, marks=pytest.mark.long) for end in ((signal.SIGKILL, 1), (signal.SIGINT, 2))),
+    ],
 )
 def test_a_killed_run_goes_on(
     slow: str, tmp_path: Path, server: MisbehavingServer, end: signal.Signals, workers: int
@@ -254,7 +260,7 @@ def test_a_second_run_at_the_same_time_is_refused(slow: str, tmp_path: Path) -> 
     try:
         wait_for_kept(tmp_path / "out", 1)
         with fails("path-locked", "another process is working in"):
-            adopt(slow, out=tmp_path / "out")  # type: ignore[arg-type]
+            adopt(slow, out=tmp_path / "out")
     finally:
         process.kill()
         process.communicate()

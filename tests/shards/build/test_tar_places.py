@@ -73,6 +73,7 @@ def test_a_folder_and_a_url_have_the_same_tars(tmp_path: Path, memory: str, buck
     ],
 )  # fmt: skip
 def test_patterns(place: Any, root: str, tars: list[str]) -> None:
+    found: Any
     found, expanded = _expanded(place)
     assert str(found) == root and expanded == tars and is_pattern(place) and str(root_of(place)) == root
     if "?" in str(place):

@@ -19,6 +19,7 @@ from train_tools import make_parts, tiny_config
 
 import toolkit
 from shards.dataset.index import read_index
+from toolkit.data.augment.pipeline import Augmenter
 from toolkit.data.shard_batch import ShardBatch
 from toolkit.data.shard_loader import ShardLoader
 from toolkit.data.sources.shard_reader import ShardReader
@@ -147,6 +148,20 @@ def test_the_pixels_of_evaluation_are_those_of_predictions(reader: ShardReader, 
         difference = image.permute(1, 2, 0).int() - torch.from_numpy(predicted(reader.image_bytes(int(index)))).int()
         assert difference.abs().max() <= (1 if geometry == "device" else 0)
     assert batch.keys == [reader.key(int(index)) for index in batch.indices]
+
+
+@pytest.mark.parametrize("geometry", ["cpu", "device"])
+@pytest.mark.parametrize("augment", [{}, {"brightness": 0.4}])
+def test_normalised_pixels_are_those_of_a_training(reader: ShardReader, geometry, augment):
+    """To the bit, although the public class computes them in another order of memory."""
+    rgb: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    transform = toolkit.TrainTransform(image_size=32, geometry=geometry, **augment, **rgb)
+    with ShardLoader(reader, batch_size=8, transform=transform) as loader:
+        ours = [batch.images for batch in loader]
+        augmenter, normal = Augmenter(transform, 0), Preprocessing(32, 1.0, **rgb)
+        for batch, images in zip(loader.decoded(0), ours, strict=True):
+            pixels, _ = augmenter(batch.images, torch.zeros(len(images), 1), batch.micro_batch, 0)
+            assert torch.equal(normal.normalize(pixels), images) and images.is_contiguous()
 
 
 def test_epochs_follow_each_other_and_a_broken_one_starts_again(reader: ShardReader):

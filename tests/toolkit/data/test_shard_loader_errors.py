@@ -158,3 +158,11 @@ def test_wrong_arguments_are_one_line(shard_set: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("RANK", "first")
     with fails("environment", "'first'"):
         ShardLoader(shard_set, **good)
+
+
+def test_a_set_of_classes_without_exactly_one_class_is_damaged(reader: ShardReader):
+    hostile = ShardReader(reader.store, reader.shards, reader.labels, classes=True)
+    first = int(np.flatnonzero(hostile.targets.sum(axis=1) != 1)[0])
+    with ShardLoader(hostile, batch_size=4, transform=jitter, order="stored") as loader:
+        with fails("set-damaged", reader.where(first), "one class"):
+            list(loader)

@@ -7,6 +7,7 @@ waits for the event at the end of the copy.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ class PinnedBuffer:
         self.device_memory = self.host
         self._used: Any = None
         self._events: tuple[Any, Any] | None = None
+        self._lent: weakref.ref[np.ndarray] | None = None
 
     def reserve(self, size: int) -> np.ndarray:
         """Return (size,) uint8 host memory to write to. Waits until the previous copy from this memory has ended."""
         if self._events is not None:
             self._events[1].synchronize()
-        if size > len(self.host):
+        kept = self._lent is not None and self._lent() is not None  # a tensor of an earlier batch still exists
+        self._lent = None
+        if size > len(self.host) or kept:
             if self.cuda:
                 torch.cuda.synchronize(self.device)  # rare; queued work on the device may still use the old memory
             # Other threads copy into this memory, so it must never be an inference tensor.
@@ -56,10 +60,17 @@ class PinnedBuffer:
         self._events = started, ended
 
     def on_device(self, size: int) -> torch.Tensor:
-        """Return the first ``size`` bytes of the buffer as uint8 on the device. Use them on the current CUDA stream."""
+        """Return the first ``size`` bytes of the buffer as uint8 on the device. Use them on the current CUDA stream.
+
+        On a CPU, later batches do not overwrite the bytes while a tensor of them exists.
+        """
         if self._events is not None:
             torch.cuda.current_stream(self.device).wait_event(self._events[1])
-        elif self.device.type != "cpu":
+        elif self.device.type == "cpu":
+            memory = self.host.numpy()[:size]  # the tensors of this memory keep the array, so its end is their end
+            self._lent = weakref.ref(memory)
+            return torch.from_numpy(memory)
+        else:
             return self.host[:size].to(self.device)
         return self.device_memory[:size]
 

@@ -76,7 +76,7 @@ class Batch:
     """Decoded samples of one micro-batch, on the device."""
 
     images: torch.Tensor
-    """(n, S, S, 3) whole numbers from 0 to 255, as uint8 or float. The next batch overwrites this memory."""
+    """(n, S, S, 3) whole numbers from 0 to 255, uint8 or float. On a GPU, a later batch can overwrite this memory."""
     micro_batch: MicroBatch
     """The samples of ``images``. If an image is damaged, its row has another sample (a substitute) or valid=False."""
     errors: dict[int, str]
@@ -111,7 +111,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
     ) -> Generator[Batch, None, None]:
-        """Yield a Batch for each micro-batch, in order. Each batch overwrites the memory of the previous batch.
+        """Yield a Batch for each micro-batch, in order.
 
         Raises UserError, with shard, key and offset, if more images are damaged than the fault policy allows. Errors of
         the source's ``read``, except Undecodable, are passed on.
