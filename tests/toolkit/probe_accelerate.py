@@ -34,7 +34,7 @@ def loader(accumulation: int = 1) -> toolkit.ShardLoader:
 
 def weight_after_an_update(accumulation: int) -> float:
     """A weight that one update has changed, from the mean red of the samples."""
-    accelerator = Accelerator(gradient_accumulation_steps=accumulation)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     layer = torch.nn.Linear(3, 1)
     torch.nn.init.zeros_(layer.weight)
     model, optimizer = accelerator.prepare(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
@@ -51,7 +51,7 @@ def weight_after_an_update(accumulation: int) -> float:
 
 
 def main() -> None:
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)
     ours = loader()
     seen = [int(index) for rows in accelerator.prepare(DataLoader(Wrapped(ours), batch_size=None)) for index in rows]
     optimizer = accelerator.prepare(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))

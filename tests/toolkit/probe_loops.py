@@ -68,7 +68,7 @@ def be(run: dict[str, Any], rank: int, port: int) -> NoReturn:
             clean_env() | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(size),
                 "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                "TORCHELASTIC_RUN_ID": "tests", "ACCELERATE_USE_CPU": "true",
+                "TORCHELASTIC_RUN_ID": "tests",
             }
         )  # fmt: skip
         os.chdir(folder)

@@ -38,7 +38,7 @@ from toolkit.data.sources.shard_reader import IN_ORDER, ShardReader
 from toolkit.data.sources.shard_set import ShardSet
 from toolkit.device.defaults import decode_threads, usable_device
 from toolkit.device.transfer import to_device
-from toolkit.distributed.environment import ranks_of
+from toolkit.distributed.environment import ranks_of, require_same_ranks
 
 OrderName = Literal["global", "window", "stored"]
 
@@ -207,10 +207,8 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
     def __iter__(self) -> Iterator[ShardBatch]:
         if self.engine.closed:
             raise UserError("option-conflict", "this ShardLoader is closed: make a new one")
-        now = ranks_of() if self._found_ranks else (self.rank, self.world_size)
-        if now != (self.rank, self.world_size):
-            what = f"this process is rank {now[0]} of {now[1]}, but was rank {self.rank} of {self.world_size}"
-            raise UserError("environment", f"{what} when the ShardLoader was made: make it after the process group")
+        if self._found_ranks:
+            require_same_ranks(self.rank, self.world_size)
         if self._used == (self._epoch, self.num_samples):  # all batches were used, but the end was not asked for
             self.set_epoch(self._epoch + 1)
         epoch, step, self._first_step = self._epoch, self._first_step, 0

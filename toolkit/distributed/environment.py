@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -102,3 +103,25 @@ def ranks_of(rank: int | None = None, world_size: int | None = None) -> tuple[in
     if rank >= world_size:
         raise UserError("option-value", f"rank must be from 0 to world_size - 1, not {rank} of {world_size}")
     return rank, world_size
+
+
+_warned = threading.Event()
+
+
+def require_same_ranks(rank: int, world_size: int) -> None:
+    """Raise UserError if the process now has another rank than a ShardLoader, which found it when it was made.
+
+    Warn once if the ranks come from the environment only. A training in such processes is not one training.
+    """
+    now = ranks_of()
+    if now != (rank, world_size):
+        what = f"this process is rank {now[0]} of {now[1]}, but was rank {rank} of {world_size}"
+        raise UserError("environment", f"{what} when the ShardLoader was made: make it after the process group")
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if world_size > 1 and not together and not _warned.is_set():
+        _warned.set()
+        log.warning(
+            "WORLD_SIZE is %d, so this process gets its share of the samples, but it has no process group: for a "
+            "training, call torch.distributed.init_process_group (Accelerate on CPUs: Accelerator(cpu=True))",
+            world_size,
+        )

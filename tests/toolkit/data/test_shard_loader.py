@@ -251,11 +251,16 @@ def test_damaged_images_stop_the_loader_or_are_masked_or_replaced(damaged: tuple
         list(loader)
 
 
-def test_ranks_come_from_the_environment(shard_set: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ranks_come_from_the_environment(shard_set: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    """Once there is a warning, because processes without a process group would train models of their own."""
+    monkeypatch.setattr("toolkit.distributed.environment._warned", threading.Event())
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "5")
-    with ShardLoader(toolkit.open_shards(shard_set, "train"), batch_size=8) as loader:
-        assert (loader.rank, loader.world_size) == (2, 5)
+    for _ in range(2):
+        with ShardLoader(toolkit.open_shards(shard_set, "train"), batch_size=8, transform=jitter) as loader:
+            assert (loader.rank, loader.world_size) == (2, 5)
+            next(iter(loader))
+    assert [record.getMessage()[:15] for record in caplog.records] == ["WORLD_SIZE is 5"]
 
 
 def test_posters_train_reads_through_it(shard_set: Path, tmp_path: Path):
