@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,31 @@ def plain_names(state: Mapping[str, V]) -> dict[str, V]:
     """
     plain = {_WRAPPERS.sub("", name): value for name, value in state.items()}
     return plain if len(plain) == len(state) else dict(state)
+
+
+def without_prefix(state: Mapping[str, V], own: Collection[str]) -> dict[str, V]:
+    """Return a state dict without a prefix such as ``model.`` that all names share, if the names are then ``own``.
+
+    If no such prefix gives exactly the names in ``own``, all names stay unchanged.
+    """
+    longer = sum(map(len, state)) - sum(map(len, own))
+    if len(state) == len(own) and longer > 0:
+        end = longer // len(own)
+        prefix = next(iter(state))[:end]
+        shorter = {name[end:]: value for name, value in state.items()}
+        if prefix.endswith(".") and all(name.startswith(prefix) for name in state) and shorter.keys() == set(own):
+            return shorter
+    return dict(state)
+
+
+def prefix_note(own: Collection[str], found: Collection[str]) -> str:
+    """Return the end of a message about a misfit. It names a prefix of the file's names that no own name has."""
+    starts = Counter(name.partition(".")[0] + "." for name in found if "." in name)
+    first, count = next(iter(starts.most_common(1)), ("", 0))
+    if count * 2 <= len(found) or any(name.startswith(first) for name in own):
+        return ""
+    shared = f"{count} of its {len(found)} names begin" if count < len(found) else "all its names begin"
+    return f", and {shared} with {first[:100]!r}: save the weights without this prefix, and without other weights"
 
 
 def read_header(path: Path) -> dict[str, Entry]:
