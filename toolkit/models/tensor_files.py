@@ -26,6 +26,22 @@ REMEDY = "copy it again"
 #: Prefixes in names of a state dict. DDP adds a prefix at the start, torch.compile one for every compiled module.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
+#: Number of bytes at the start of a file that `kind_of_content` needs.
+HEAD_BYTES = 64
+#: First bytes of a file → what the file is, and the remedy. The texts are in lower case, as in `kind_of_content`.
+CONTENTS = {
+    b"version https://git-lfs": "a Git LFS pointer and not the file itself: run `git lfs pull`",
+    b"<": "an HTML or XML page, perhaps of an error or a login: download the file again",
+    b"pk\x03\x04": "a zip archive, as torch.save writes it: rename it so that it ends with .pth",
+    b"\x89hdf": "an HDF5 file, for example of Keras: save the weights by torch.save or as .safetensors",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle: rename it so that it ends with .pth"
+    ),
+    **dict.fromkeys((b"{", b"["), "a text such as JSON: use the file with the weights"),
+}
+#: Second field of an ONNX file after its version, such as the name of the program.
+ONNX_FIELDS = tuple(b"\x12\x1a\x22\x3a\x42")
+
 Shape = tuple[int, ...]
 V = TypeVar("V")
 
@@ -35,6 +51,21 @@ class Entry(msgspec.Struct):
 
     dtype: str
     shape: list[Count]
+
+
+def kind_of_content(head: bytes) -> str | None:
+    """Return what a file is that is neither damaged nor expected, with a remedy, from its first HEAD_BYTES bytes.
+
+    None if the kind is unknown.
+    """
+    if len(head) < 8:
+        return f"a file of {len(head)} bytes: copy it again"
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= 10**8:  # the largest header of the format
+        return "a safetensors file: rename it so that it ends with .safetensors"
+    if head[0] == 8 and 3 <= head[1] < 32 and head[2] in ONNX_FIELDS:
+        return "an ONNX file, from which no network can be made: use the weights from which it was exported"
+    start = head.lstrip().lower()
+    return next((what for first, what in CONTENTS.items() if start.startswith(first)), None)
 
 
 def plain_names(state: Mapping[str, V]) -> dict[str, V]:
@@ -75,14 +106,18 @@ def read_header(path: Path) -> dict[str, Entry]:
     """Return type and shape by tensor name, without wrapper prefixes. Raises UserError if the header is invalid."""
     try:
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            head = stream.read(HEAD_BYTES)
+            if not head.startswith(b"{") and (what := kind_of_content(start + head[: HEAD_BYTES - 8])):
+                raise UserError("model-damaged", f"{path} is not a valid {WHAT}, but {what}")
             if length > MAX_HEADER:
                 raise UserError(
                     "model-damaged",
                     f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
                     f"{REMEDY}, or save fewer and larger tensors",
                 )
-            data = stream.read(length)
+            data = (head + stream.read(max(0, length - len(head))))[:length]
     except OSError as error:
         raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}") from None
     header: dict[str, Any] = parse_as(data, dict[str, Any], path, WHAT, REMEDY)
