@@ -111,7 +111,7 @@ def _names_in_lines(text: str, path: Path) -> list[str]:
         raise UserError("labels-invalid", f"{path}: line {names.index('') + 1} is empty; {REMEDY}")
     if text.lstrip()[:1] in ("[", "{") and _is_json(text):
         raise UserError("labels-invalid", f"{path} contains JSON: rename it so that it ends with .json")
-    keep = "names that are really so can be a JSON list in a .json file"
+    keep = "if these are the names, write them as a JSON list in a .json file"
     if len(names) == 1 and re.search(r"[,;]", names[0]):
         what = f"{path} has one line with several names, {names[0][:100]!r}"
         raise UserError("labels-invalid", f"{what}; {REMEDY}; {keep}")

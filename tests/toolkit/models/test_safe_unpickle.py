@@ -193,7 +193,7 @@ def test_files_that_are_no_pickles_are_named_for_what_they_are(tmp_path: Path):
     path, header = tmp_path / "c.pth", tmp_path / "c.safetensors"
     onnx = b"\x08\x08\x12\x07pytorch\x1a\x052.5.0" + b"\0" * 100
     facts = {
-        POINTER: "a Git LFS pointer and not the file itself: run `git lfs pull`",
+        POINTER: "a Git LFS pointer and not the file itself",
         b"<!DOCTYPE html><html><body>Not found</body></html>": "an HTML or XML page",
         b"\n<HTML>" + b" " * 100: "an HTML or XML page",
         onnx: "an ONNX file",
