@@ -76,7 +76,8 @@ class ImportOptions(Checked):
     """Model folder to create. The folder must not exist, or must be empty."""
     classes: Path | None = None
     """Names of the classes in the order of the model's outputs: a text file with one name per line, or a .json file (a
-    list, a labels.json, or the manifest.json of a shard set). Default: the names in the folder's config.json."""
+    list, an object with the number of each name, a labels.json, or the manifest.json of a shard set). Default: the
+    names in the folder's config.json."""
     model_name: str | None = None
     """timm's name of the architecture, such as resnet50. Default: the name in the checkpoint or config.json."""
     image_size: Annotated[int, between(8, MAX_SIDE)] | None = None

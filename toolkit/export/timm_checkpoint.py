@@ -6,7 +6,6 @@ network.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from toolkit.models.tensor_files import load_tensors, plain_names, read_header, 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 #: Keys of the weights in a checkpoint, in the order in which timm looks for them. The first two are moving averages.
 AVERAGES, PLAIN = ("state_dict_ema", "model_ema"), ("state_dict", "model")
-#: Name of a model of timm's own repositories on the hub, as train.py --model takes it.
-OF_HUB = re.compile(r"(?:hf[-_]hub:)?timm/(\w+(?:\.\w+)?)")
 REMEDY = "save it again with timm"
 
 
@@ -119,11 +116,9 @@ def read_timm(content: Any, path: Path, options: ImportOptions) -> Imported:
     given = raw.get("args")
     given = given.state if isinstance(given, PickledNamespace) else given
     args = Arguments() if given is None else check_as(given, Arguments, path, "checkpoint (its args)", REMEDY)
-    name = args.model or top.arch
-    of_hub = OF_HUB.fullmatch(name or "")
     stated = Stated(
         str(path),
-        of_hub[1] if of_hub else name,
+        args.model or top.arch,
         args.num_classes,
         arguments={
             "in_chans": args.in_chans, "global_pool": args.gp, "bn_eps": args.bn_eps, **(args.model_kwargs or {})

@@ -19,7 +19,7 @@ import torch
 from timm.data import DEFAULT_CROP_MODE, DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from shards.dataset.labels import LabelSet
-from shards.errors import UserError, one_line
+from shards.errors import UserError, one_line, printable_line, some
 from shards.schema import check_as
 from toolkit.config.model_files import PretrainedFile
 from toolkit.config.values import MAX_RESIZED
@@ -31,13 +31,15 @@ from toolkit.export.options import ImportOptions
 from toolkit.model_folder.folder import CROP_MODES
 from toolkit.models.factory import build_model, size_argument
 from toolkit.models.heads import HeadSpec, head_prefixes
-from toolkit.models.tensor_files import misfit, shapes_of
+from toolkit.models.tensor_files import misfit, prefix_note, shapes_of, without_prefix
 
 log = logging.getLogger(__name__)
 
 HEAD = HeadSpec("linear", (), 0.0)
 #: Arguments of timm.create_model that change the training only.
 OF_TRAINING = re.compile(r"(\w+_)?drop(_\w+)?")
+#: Name of a model of timm's own repositories on the hub, as train.py --model takes it.
+OF_HUB = re.compile(r"(?:hf[-_]hub:)?timm/(\w+(?:\.\w+)?)")
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,7 @@ class Stated:
 
 def import_network(state: dict[str, torch.Tensor], stated: Stated, path: Path, options: ImportOptions) -> Imported:
     """Build the network, load ``state`` and return the model. Raises UserError if something is missing or wrong."""
-    name = options.model_name or stated.architecture
-    if name is None:
-        example = "--model-name resnet50"
-        raise UserError("option-missing", f"{path} does not name its architecture: pass timm's name, such as {example}")
+    name, renamed = _name(stated, path, options)
     labels = _labels(stated, path, options)
     arguments = _arguments(stated)
     try:
@@ -77,6 +76,7 @@ def import_network(state: dict[str, torch.Tensor], stated: Stated, path: Path, o
             raise
         where = "--model-name" if options.model_name else stated.where
         raise UserError(error.code, f"{where}: {error}; pass another --model-name") from None
+    state = without_prefix(state, shapes.state_dict())
     _require_fit(state, shapes, len(labels), pixels.image_size, name, path)
     network = build_model(name, len(labels), HEAD, pixels.image_size)
     network.load_state_dict(state, strict=True)
@@ -91,8 +91,31 @@ def import_network(state: dict[str, torch.Tensor], stated: Stated, path: Path, o
     resized = f"timm resized images with {interpolation}, but this toolkit resizes with bilinear"
     facts = {"epoch": stated.epoch, "weights": "ema" if stated.averaged else "raw", "shard_set": "unknown: from timm"}
     decisions = Decisions.plain(np.full(len(labels), 0.5), "timm's default; `posters tune` chooses better ones")
-    different = () if interpolation == "bilinear" else (resized,)
+    different = (*renamed, *(() if interpolation == "bilinear" else (resized,)))
     return Imported(network, name, HEAD, labels, decisions, pixels, path, facts, different)
+
+
+def _name(stated: Stated, path: Path, options: ImportOptions) -> tuple[str, tuple[str, ...]]:
+    """Return timm's name of the architecture, and a line if it replaces the name in the checkpoint.
+
+    Raises UserError if there is no name, or if the option names another model than the checkpoint.
+    """
+    own, given = (
+        OF_HUB.sub(r"\1", name) if name and OF_HUB.fullmatch(name) else name
+        for name in (stated.architecture, options.model_name)
+    )
+    if given is None and own is None:
+        example = "--model-name resnet50"
+        raise UserError("option-missing", f"{path} does not name its architecture: pass timm's name, such as {example}")
+    if given is None or own is None or given.partition(".")[0] == own.partition(".")[0]:
+        return given or own or "", ()
+    shown = printable_line(own[:100])
+    if timm.is_model(own):
+        raise UserError(
+            "option-conflict",
+            f"{stated.where} names the architecture {shown}, but --model-name is {given}: leave it out",
+        )
+    return given, (f"the checkpoint names the architecture {shown}, which timm does not have: {given} was used",)
 
 
 def _labels(stated: Stated, path: Path, options: ImportOptions) -> LabelSet:
@@ -172,7 +195,15 @@ def _require_fit(
             raise UserError(
                 "labels-invalid", f"{path} has {len(weight)} outputs, but there are {classes} names of classes"
             )
+    head = {key for key in own if key.startswith(head_prefixes(network))}
+    if head and own.keys() - head == state.keys():
+        raise UserError(
+            "model-unfit",
+            f"{path} has no classifier: it has all weights of timm's {name} but {some(sorted(head))}. Start a "
+            f"training from it with `posters train --model.weights {path}`",
+        )
     if problem := misfit(shapes_of(own), shapes_of(state)):
+        problem += prefix_note(own, state)
         sized = f" and that --image-size is its size ({size} was assumed)" if size_argument(name, size) else ""
         raise UserError(
             "model-unfit",

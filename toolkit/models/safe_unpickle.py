@@ -23,6 +23,7 @@ from torch.serialization import safe_globals
 
 from shards.errors import UserError, one_line, some
 from toolkit.device.compat import names_that_torch_allows
+from toolkit.models.tensor_files import HEAD_BYTES, kind_of_content
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +112,17 @@ def safe_load(path: Path, what: str) -> Any:
     if not path.is_file():
         raise UserError("path-missing", f"checkpoint not found: {path}")
     with open(path, "rb") as stream:
-        head = stream.read(4)
+        head = stream.read(HEAD_BYTES)
     if head.startswith((GZIP, *ZLIB)):
         raise UserError(
             "path-unreadable", f"{path} is compressed, for example by joblib: use the .pth file that torch.save wrote"
         )
     zipped = zipfile.is_zipfile(path)
-    if head == ZIP and not zipped:
+    pickled = zipped or head.startswith(b"\x80")
+    if head.startswith(ZIP) and not zipped:
         raise UserError("path-unreadable", f"{path} is truncated: copy it again")
+    if not pickled and (other := kind_of_content(head)):
+        raise UserError("path-unreadable", f"{path} is no {what}, but {other}")
     if zipped:
         _check_archive(path)
     foreign = sorted(names_in(path, zipped) - ALLOWED.keys() - names_that_torch_allows())
@@ -134,7 +138,7 @@ def safe_load(path: Path, what: str) -> Any:
         if found:
             raise UserError("weights-refused", _refusal(path, [found[1]], what)) from None
         newer = re.search(r"Unsupported operand (\d+)", str(error))
-        if newer:
+        if newer and pickled:
             raise UserError(
                 "path-unreadable",
                 f"{path} cannot be read: it was pickled with a newer protocol (instruction {newer[1]}). Save it again "

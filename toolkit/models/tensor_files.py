@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,22 @@ REMEDY = "copy it again"
 #: Prefixes in names of a state dict. DDP adds a prefix at the start, torch.compile one for every compiled module.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
+#: Number of bytes at the start of a file that `kind_of_content` needs.
+HEAD_BYTES = 64
+#: First bytes of a file → what the file is, and the remedy. The texts are in lower case, as in `kind_of_content`.
+CONTENTS = {
+    b"version https://git-lfs": "a Git LFS pointer and not the file itself: run `git lfs pull`",
+    b"<": "an HTML or XML page, perhaps of an error or a login: download the file again",
+    b"pk\x03\x04": "a zip archive, as torch.save writes it: rename it so that it ends with .pth",
+    b"\x89hdf": "an HDF5 file, for example of Keras: save the weights by torch.save or as .safetensors",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a pickle: rename it so that it ends with .pth"
+    ),
+    **dict.fromkeys((b"{", b"["), "a text such as JSON: use the file with the weights"),
+}
+#: Second field of an ONNX file after its version, such as the name of the program.
+ONNX_FIELDS = tuple(b"\x12\x1a\x22\x3a\x42")
+
 Shape = tuple[int, ...]
 V = TypeVar("V")
 
@@ -36,6 +53,21 @@ class Entry(msgspec.Struct):
     shape: list[Count]
 
 
+def kind_of_content(head: bytes) -> str | None:
+    """Return what a file is that is neither damaged nor expected, with a remedy, from its first HEAD_BYTES bytes.
+
+    None if the kind is unknown.
+    """
+    if len(head) < 8:
+        return f"a file of {len(head)} bytes: copy it again"
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") <= 10**8:  # the largest header of the format
+        return "a safetensors file: rename it so that it ends with .safetensors"
+    if head[0] == 8 and 3 <= head[1] < 32 and head[2] in ONNX_FIELDS:
+        return "an ONNX file, from which no network can be made: use the weights from which it was exported"
+    start = head.lstrip().lower()
+    return next((what for first, what in CONTENTS.items() if start.startswith(first)), None)
+
+
 def plain_names(state: Mapping[str, V]) -> dict[str, V]:
     """Return a state dict without the name prefixes of wrappers.
 
@@ -45,18 +77,47 @@ def plain_names(state: Mapping[str, V]) -> dict[str, V]:
     return plain if len(plain) == len(state) else dict(state)
 
 
+def without_prefix(state: Mapping[str, V], own: Collection[str]) -> dict[str, V]:
+    """Return a state dict without a prefix such as ``model.`` that all names share, if the names are then ``own``.
+
+    If no such prefix gives exactly the names in ``own``, all names stay unchanged.
+    """
+    longer = sum(map(len, state)) - sum(map(len, own))
+    if len(state) == len(own) and longer > 0:
+        end = longer // len(own)
+        prefix = next(iter(state))[:end]
+        shorter = {name[end:]: value for name, value in state.items()}
+        if prefix.endswith(".") and all(name.startswith(prefix) for name in state) and shorter.keys() == set(own):
+            return shorter
+    return dict(state)
+
+
+def prefix_note(own: Collection[str], found: Collection[str]) -> str:
+    """Return the end of a message about a misfit. It names a prefix of the file's names that no own name has."""
+    starts = Counter(name.partition(".")[0] + "." for name in found if "." in name)
+    first, count = next(iter(starts.most_common(1)), ("", 0))
+    if count * 2 <= len(found) or any(name.startswith(first) for name in own):
+        return ""
+    shared = f"{count} of its {len(found)} names begin" if count < len(found) else "all its names begin"
+    return f", and {shared} with {first[:100]!r}: save the weights without this prefix, and without other weights"
+
+
 def read_header(path: Path) -> dict[str, Entry]:
     """Return type and shape by tensor name, without wrapper prefixes. Raises UserError if the header is invalid."""
     try:
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            head = stream.read(HEAD_BYTES)
+            if not head.startswith(b"{") and (what := kind_of_content(start + head[: HEAD_BYTES - 8])):
+                raise UserError("model-damaged", f"{path} is not a valid {WHAT}, but {what}")
             if length > MAX_HEADER:
                 raise UserError(
                     "model-damaged",
                     f"{path} is not a valid {WHAT}: its header has {length} bytes, over the limit of {MAX_HEADER}; "
                     f"{REMEDY}, or save fewer and larger tensors",
                 )
-            data = stream.read(length)
+            data = (head + stream.read(max(0, length - len(head))))[:length]
     except OSError as error:
         raise UserError("path-unreadable", f"{path} cannot be read: {one_line(error)}") from None
     header: dict[str, Any] = parse_as(data, dict[str, Any], path, WHAT, REMEDY)

@@ -76,7 +76,9 @@ def test_the_moving_average_is_taken_if_there_is_one(tmp_path: Path):
     assert_same_logits(import_it(path, tmp_path / "raw", "--classes", classes, "--no-ema"), made)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "student.backbone.", "net.module."]
+)
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 def test_files_of_weights_alone(tmp_path: Path, prefix: str, ending: str):
     made = network()
@@ -89,6 +91,33 @@ def test_files_of_weights_alone(tmp_path: Path, prefix: str, ending: str):
     folder = import_it(path, tmp_path / "m", *options)
     assert_same_logits(folder, made)
     assert folder.preprocessing.image_size == 64 and folder.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "hf_hub:timm/test_resnet.r160_in1k", "hf-hub:timm/test_resnet"])
+def test_names_of_timms_repositories(tmp_path: Path, name: str):
+    made, classes = network(), classes_file(tmp_path)
+    save_file(made.state_dict(), tmp_path / "w.safetensors")
+    folder = import_it(tmp_path / "w.safetensors", tmp_path / "m", "--model-name", name, "--classes", classes)
+    assert_same_logits(folder, made)
+    path = train_checkpoint(tmp_path, made, model=name)
+    assert_same_logits(import_it(path, tmp_path / "n", "--model-name", "test_resnet", "--classes", classes), made)
+
+
+def test_a_checkpoint_of_lightning(tmp_path: Path):
+    made = network()
+    state = {f"model.{name}": value for name, value in made.state_dict().items()}
+    content = {"state_dict": state, "epoch": 2, "global_step": 9, "pytorch-lightning_version": "2.5.0", "callbacks": {}}
+    torch.save({**content, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    options = ["--model-name", "test_resnet", "--classes", classes_file(tmp_path)]
+    assert_same_logits(import_it(tmp_path / "last.ckpt", tmp_path / "m", *options), made)
+
+
+def test_a_name_that_timm_does_not_have_is_replaced_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = network()
+    path, options = train_checkpoint(tmp_path, made, model="my_net"), ["--model-name", "test_resnet"]
+    assert_same_logits(import_it(path, tmp_path / "m", *options, "--classes", classes_file(tmp_path)), made)
+    line = "the checkpoint names the architecture my_net, which timm does not have: test_resnet was used"
+    assert f"difference    {line}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -58,6 +58,28 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path):
     assert not (tmp_path / "m").exists()
 
 
+def test_features_other_prefixes_and_another_architecture_are_named(tmp_path: Path):
+    state = network().state_dict()
+    classes, named = classes_file(tmp_path), ["--model-name", "test_resnet"]
+    features = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    save_file(features, tmp_path / "features.safetensors")
+    remedy = f"posters train --model.weights {tmp_path / 'features.safetensors'}"
+    with fails("model-unfit", "has no classifier", "but fc.bias, fc.weight", remedy):
+        main(refused(tmp_path / "features.safetensors", *named, "--classes", classes))
+    prefixed = {f"model.{name}": value for name, value in state.items()}
+    torch.save({"state_dict": {**prefixed, "loss.pos_weight": torch.ones(3)}}, tmp_path / "c.ckpt")
+    with fails("model-unfit", f"{len(state)} of its {len(state) + 1} names begin with 'model.'"):
+        main(refused(tmp_path / "c.ckpt", *named, "--classes", classes))
+    save_file({f"net.{name}": value for name, value in features.items()}, tmp_path / "both.safetensors")
+    with fails("model-unfit", "both.safetensors", "all its names begin with 'net.'"):
+        main(refused(tmp_path / "both.safetensors", *named, "--classes", classes))
+    path = train_checkpoint(tmp_path, network(), mean=[0.1, 0.2, 0.3])
+    facts = "names the architecture test_resnet, but --model-name is resnet18: leave it out"
+    with fails("option-conflict", path, facts):
+        main(refused(path, "--model-name", "resnet18", "--classes", classes))
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "facts"),
     [

@@ -17,6 +17,7 @@ import pytest
 import torch
 from failing import fails
 from import_tools import binarizer, rename_in_pickle
+from safetensors.torch import save_file
 
 from shards.errors import UserError
 from toolkit.export.import_model import read_model
@@ -31,6 +32,7 @@ from toolkit.models.safe_unpickle import (
     to_array,
     to_number,
 )
+from toolkit.models.tensor_files import read_header
 
 WHAT = "checkpoint of that script"
 
@@ -182,6 +184,42 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path):
         load(path)
     with fails("path-missing", tmp_path / "none.pth"):
         load(tmp_path / "none.pth")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 9\n"
+
+
+def test_files_that_are_no_pickles_are_named_for_what_they_are(tmp_path: Path):
+    path, header = tmp_path / "c.pth", tmp_path / "c.safetensors"
+    onnx = b"\x08\x08\x12\x07pytorch\x1a\x052.5.0" + b"\0" * 100
+    facts = {
+        POINTER: "a Git LFS pointer and not the file itself",
+        b"<!DOCTYPE html><html><body>Not found</body></html>": "an HTML or XML page",
+        b"\n<HTML>" + b" " * 100: "an HTML or XML page",
+        onnx: "an ONNX file",
+        b"x": "a file of 1 bytes: copy it again",
+        b"": "a file of 0 bytes: copy it again",
+        b'{"error": "Repository not found"}': "a text such as JSON",
+        b"\x89HDF\r\n\x1a\n" + b"\0" * 100: "an HDF5 file",
+    }
+    for content, fact in facts.items():
+        path.write_bytes(content)
+        with fails("path-unreadable", f"{path} is no {WHAT}, but {fact}"):
+            load(path)
+        header.write_bytes(content)
+        with fails("model-damaged", f"{header} is not a valid safetensors file, but {fact}"):
+            read_header(header)
+    save_file({"w": torch.ones(3)}, path)
+    with fails("path-unreadable", path, "a safetensors file: rename it so that it ends with .safetensors"):
+        load(path)
+    for write, fact in ((zipped, "a zip archive, as torch.save writes it"), (legacy, "a pickle"), (plain, "a pickle")):
+        write({"w": torch.ones(3)}, header)
+        with fails("model-damaged", header, f"but {fact}: rename it so that it ends with .pth"):
+            read_header(header)
+    path.write_bytes(b"something else, of a kind that nobody knows")
+    with fails("path-unreadable", path, "is damaged, or was not written by torch.save") as caught:
+        load(path)
+    assert "protocol" not in str(caught.value)
 
 
 def test_arrays_that_lie_about_themselves_are_not_read():
