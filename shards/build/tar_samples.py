@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.build.index_targets import CLASS_FIELD
+from shards.build.index.targets import CLASS_FIELD
 from shards.build.tar_reader import Entry, entries, path_of
 from shards.dataset.index import Field, Member
 from shards.dataset.index_values import MAX_FIELDS, is_field_name

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 import msgspec
 
-from shards.build.index_read import class_of, id_of
-from shards.build.index_targets import columns_of, json_target
+from shards.build.index.read import class_of, id_of
+from shards.build.index.targets import columns_of, json_target
 from shards.build.tar_samples import has_members
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.index import (

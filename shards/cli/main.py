@@ -10,10 +10,10 @@ from rich.table import Table
 
 from shards.build.dry_run import dry_run
 from shards.build.dry_run import render as render_plan
-from shards.build.index_place import place_of_set
-from shards.build.index_tars import NO_SAMPLES, REJECTED, IndexOptions, index_folder
+from shards.build.index.place import place_of_set
+from shards.build.index.tar_places import NO_ENTRY, NO_SPLIT, NO_TAR
+from shards.build.index.tars import NO_SAMPLES, REJECTED, IndexOptions, index_folder
 from shards.build.run import BuildOptions, build_shards
-from shards.build.tar_places import NO_ENTRY, NO_SPLIT, NO_TAR
 from shards.build.verify import verify_shards
 from shards.console import console
 from shards.dataset.cache_options import CacheOptions

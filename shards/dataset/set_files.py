@@ -33,7 +33,7 @@ def check_size(tar: Path, shard: Shard, moved: str = "") -> os.stat_result:
         state = "truncated" if size < shard.bytes else "changed"
         what = f"shard {tar} is {state}: {size} bytes, but the manifest says {shard.bytes}"
         remedy = "copy it again, or index the tars again"
-        if not moved:  # the tars of another tool may be the only copy, so nobody should delete them
+        if not moved:  # a tar of another tool may be the only copy, so the message must not say to delete it
             remedy += " if another tool made them, or else delete it and its index and run `posters shards build` again"
         raise UserError("set-damaged", f"{what}; {remedy}")
     return facts

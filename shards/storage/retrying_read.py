@@ -115,7 +115,7 @@ def read_small(path: StoragePath, budget: RetryBudget, most: int = MAX_SMALL_BYT
 
 
 def read_facts(path: Any, budget: RetryBudget) -> tuple[int, str] | None:
-    """Return the size and the version of a remote file (see facts_in), with retries. None if there is no such file.
+    """Return the size and the version of a remote file (see facts_in), with retries. None if the file is missing.
 
     Raises UserError if the store refuses the request, does not answer in time, or does not tell the size.
     """

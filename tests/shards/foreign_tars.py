@@ -8,8 +8,8 @@ from typing import Any
 
 from shard_tools import draw, encoded, rows_of, write_tar
 
-from shards.build.index_tars import IndexOptions, index_folder
-from shards.build.tar_places import Place
+from shards.build.index.tar_places import Place
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.dataset.index import read_index
 from shards.dataset.manifest import Manifest
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pixel_tools import picture
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.inputs.images import ANY, decode, upright_size
 from shards.inputs.jpeg_header import ORIENTATION
 from toolkit.cli.main import main

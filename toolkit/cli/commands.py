@@ -80,7 +80,7 @@ COMMANDS = {
     ),
     "shards index": Command(
         "make a shard set from tar files of another tool",
-        "shards.build.index_tars:IndexOptions",
+        "shards.build.index.tars:IndexOptions",
         "shards.cli.main:run_index",
         "Make a shard set from tar files of another tool. The command writes indexes and a manifest, and does not "
         "change the tar files. It decodes every image once, which takes about 2 ms on one core for 300 x 450 pixels. "

@@ -29,35 +29,34 @@ AVERAGES, PLAIN = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 REMEDY = "save it again with timm"
 
 
-class Arguments(msgspec.Struct):
+class ImageValues(msgspec.Struct):
+    """The values that describe how timm prepares images."""
+
+    input_size: tuple[Count, Count, Count] | None = None
+    mean: list[Number] | None = None
+    std: list[Number] | None = None
+    crop_pct: Number | None = None
+    crop_mode: Text | None = None
+    interpolation: Text | None = None
+
+
+class Arguments(ImageValues):
     """The options of timm's train.py that describe the network and its images. Other options are ignored."""
 
     model: Text | None = None
     num_classes: Count | None = None
     in_chans: Count | None = None
     img_size: Count | None = None
-    input_size: tuple[Count, Count, Count] | None = None
-    mean: list[Number] | None = None
-    std: list[Number] | None = None
-    crop_pct: Number | None = None
-    crop_mode: Text | None = None
-    interpolation: Text | None = None
     gp: Text | None = None
     bn_eps: Number | None = None
     model_kwargs: dict[str, Any] | None = None
     task: Text | None = None
 
 
-class HubCfg(msgspec.Struct):
+class HubCfg(ImageValues):
     """The keys of ``pretrained_cfg`` in timm's config.json that are read."""
 
     tag: Text | None = None
-    input_size: tuple[Count, Count, Count] | None = None
-    mean: list[Number] | None = None
-    std: list[Number] | None = None
-    crop_pct: Number | None = None
-    crop_mode: Text | None = None
-    interpolation: Text | None = None
 
 
 class HubConfig(msgspec.Struct):

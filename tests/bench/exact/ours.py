@@ -11,7 +11,7 @@ from exact.stack import GLOBAL_BATCH, IMAGE_SIZE, SEED, Epoch, Ids, Saved, Setup
 
 def prepare(setup: Setup) -> None:
     """What `posters shards index` writes beside the tars."""
-    from shards.build.index_tars import IndexOptions, index_folder
+    from shards.build.index.tars import IndexOptions, index_folder
 
     setup.own_format.mkdir()
     for url in setup.urls:

@@ -17,7 +17,7 @@ def read_tar(url: str) -> Iterator[tuple[bytes, int]]:
         parts = {}
         for member in tar:
             stream = tar.extractfile(member)
-            assert stream is not None, f"{url}: {member.name} is no file"
+            assert stream is not None, f"{url}: {member.name} is not a file"
             parts[member.name] = stream.read()
     for name, part in parts.items():
         if name.endswith(".jpg"):

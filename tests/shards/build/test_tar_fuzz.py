@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shard_tools import draw, encoded, read_csv
 from tar_tools import BSD, GNU, PYTHON, File, command_tar, header, pax_body, python_tar, ranges, read_naively
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.tar_reader import entries
 from shards.build.tar_samples import has_members, read_tar
 from shards.dataset.index import read_index

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_tools import Source, build, draw, encoded, only_error, tree, write_csv, write_tar
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path, read_index, write_index
 from shards.dataset.manifest import Manifest
@@ -225,7 +225,7 @@ def test_images_that_were_broken_when_they_were_indexed(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Indexing read headers alone in earlier versions; the check decodes every picture."""
-    monkeypatch.setattr("shards.build.index_read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
+    monkeypatch.setattr("shards.build.index.read.upright_size", lambda data: Image.open(io.BytesIO(data)).size)
     cut = encoded(draw("cut", 120, 180))[:-300]
     write_tar(tmp_path / "a.tar", {"cut.jpg": cut, "whole.jpg": encoded(draw("whole"))})
     index_folder(IndexOptions(tmp_path, workers=1))

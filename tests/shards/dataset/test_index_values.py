@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shard_tools import draw, encoded, write_tar
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.tar_samples import read_members
 from shards.dataset.index import (
     FIELDS,

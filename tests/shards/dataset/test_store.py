@@ -15,7 +15,7 @@ from failing import fails
 from misbehaving_server import MisbehavingServer, reply
 from shard_tools import Source, draw, encoded, only_error, write_tar
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.index import read_index, write_index

@@ -11,7 +11,7 @@ import pytest
 from foreign_tars import adopt, pack
 from shard_tools import Source, build, mtimes, tree
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.manifest import Manifest
 

@@ -17,7 +17,7 @@ import webdataset
 from PIL import Image
 from shard_tools import draw, encoded, rows_of
 
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.verify import verify_shards
 from shards.dataset.index import field_ranges
 from shards.dataset.manifest import Manifest

@@ -10,7 +10,7 @@ from failing import fails
 from foreign_tars import adopt, pack
 from shard_tools import draw, encoded, tree, write_file, write_tar
 
-from shards.build import index_kept
+from shards.build.index import kept as index_kept
 
 TARGETS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "names": ([["War"], "Drama|War"], {}),

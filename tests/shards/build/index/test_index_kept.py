@@ -17,9 +17,9 @@ from foreign_tars import adopt, found, pack
 from misbehaving_server import MisbehavingServer, reply, slowly
 from shard_tools import draw, encoded, environment, mtimes, posters, tree, write_file, write_tar
 
-from shards.build import index_kept
-from shards.build.index_kept import WORK
-from shards.build.tar_places import Place
+from shards.build.index import kept as index_kept
+from shards.build.index.kept import WORK
+from shards.build.index.tar_places import Place
 from shards.build.verify import verify_shards
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.manifest import Manifest

@@ -57,7 +57,7 @@ class TarFile:
     place: StoragePath
     name: str
     split: str | None = None
-    """Split of the tar in _info.json. None if there is no such list."""
+    """Split of the tar in _info.json. None if there is no _info.json."""
     size: int = -1
     version: str = ""
     """Time of change, ETag or another text that changes with the file. Empty if it is unknown."""
@@ -210,7 +210,7 @@ def _in_folder(root: StoragePath) -> Tars:
 
 
 def _read_info(root: StoragePath, is_web: bool) -> dict[str, str] | None:
-    """Return the split of each tar in timm's list. None if there is no list. Raises UserError for a wrong list.
+    """Return the split of each tar in _info.json. None if there is no _info.json. Raises UserError if it is not valid.
 
     A list that this toolkit wrote is used only on a web server (``is_web``). Elsewhere, the tars and the options can
     have changed since then.

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from shards.build.index_join import require_genres
-from shards.build.index_read import Contents
-from shards.build.index_targets import CLASS_FIELD, Target, columns_of, flag_names
+from shards.build.index.join import require_genres
+from shards.build.index.read import Contents
+from shards.build.index.targets import CLASS_FIELD, Target, columns_of, flag_names
 from shards.dataset.labels import MAX_GENRES, LabelSet, merge_spellings
 from shards.errors import UserError, printable, some
 from shards.tables.genre_checks import doubt_about_classes, warn_of_words

@@ -11,7 +11,7 @@ from failing import fails
 from foreign_tars import adopt, found, rejected
 from shard_tools import draw, encoded, rows_of, tree, write_csv, write_tar
 
-from shards.build.index_tars import IndexOptions
+from shards.build.index.tars import IndexOptions
 from shards.build.verify import verify_shards
 from shards.dataset.index import field_ranges, read_index
 from shards.dataset.labels import MAX_GENRES

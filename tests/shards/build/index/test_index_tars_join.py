@@ -33,7 +33,7 @@ def test_keys_that_tars_share_become_ids_with_the_tar(tmp_path: Path, caplog: py
     ids = {shard.name: read_index(tmp_path / shard.name)[0]["id"].to_pylist() for shard in manifest.shards}
     assert ids == {"a.tar": ["a/0", "a/1", "tt2"], "val/a.tar": ["val/a/1", "val/a/2"]}
     assert read_index(tmp_path / "a.tar")[0]["key"].to_pylist() == ["0", "1", "2"]
-    (line,) = [record.message for record in caplog.records if record.name == "shards.build.index_join"]
+    (line,) = [record.message for record in caplog.records if record.name == "shards.build.index.join"]
     assert "a.tar both contain a sample '1'; so ids are written as TAR/KEY" in line
     assert verify_shards(tmp_path, 1)[1] == []
     assert ShardReader.of_split(tmp_path, "val").sample_ids() == ["val/a/1", "val/a/2"]

@@ -21,9 +21,9 @@ from shard_tools import draw, encoded, mtimes, only_error, posters, tree, write_
 from shared_tools import small_file_system
 from url_tools import upload
 
-from shards.build.index_kept import WORK
+from shards.build.index.kept import WORK
+from shards.build.index.tar_places import find_tars
 from shards.build.planning import splits_like
-from shards.build.tar_places import find_tars
 from shards.build.verify import verify_shards
 from shards.dataset.cache_options import CacheOptions
 from shards.dataset.manifest import Manifest
@@ -222,7 +222,7 @@ def test_a_read_only_folder_needs_out(tars: Path, tmp_path: Path, monkeypatch: p
     real = os.access
     for place in (tars, tars / "val"):
         monkeypatch.setattr("os.access", lambda path, mode, place=place: Path(path) != place and real(path, mode))
-        monkeypatch.setattr("shards.build.index_tars.read_tars", None)
+        monkeypatch.setattr("shards.build.index.tars.read_tars", None)
         with fails("path-unwritable", f"cannot write indexes beside the tars in {place}", "--out"):
             adopt(tars)
     monkeypatch.undo()
@@ -326,9 +326,9 @@ def test_a_tar_at_a_url_that_changes_while_it_is_read(
         return found
 
     if late:
-        monkeypatch.setattr("shards.build.index_kept.read_blocks", blocks)
+        monkeypatch.setattr("shards.build.index.kept.read_blocks", blocks)
     else:  # between the listing and the download: another size is a change, the same size is the tar to read
-        monkeypatch.setattr("shards.build.index_tars.find_tars", tars_of)
+        monkeypatch.setattr("shards.build.index.tars.find_tars", tars_of)
     if late or more:
         with fails("file-changed", "memory://bucket/changes/train-1.tar changed while it was read"):
             adopt(place, out=tmp_path / "out")

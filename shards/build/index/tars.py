@@ -1,9 +1,9 @@
 """Write the indexes and the manifest for tars that another tool wrote, such as img2dataset.
 
     place ─ tar_places.py ─→ tars in a folder or at a URL
-          ─ index_kept.py, one task per tar ─→ usable samples with ids and targets, rejected samples
-          ─ index_join.py ─→ samples with unique ids, genres from a table
-          ─ index_genres.py ─→ genres from the targets, if there is no table
+          ─ kept.py, one task per tar ─→ usable samples with ids and targets, rejected samples
+          ─ join.py ─→ samples with unique ids, genres from a table
+          ─ genres.py ─→ genres from the targets, if there is no table
           ─→ NAME.index.parquet for each tar, sample tables, rejected.csv, _info.json, manifest.json (last)
 
 rejected.csv has one row for each rejected sample, with the reason. Two samples with the same id are an error.
@@ -20,15 +20,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 
-from shards.build.index_genres import GENRES, Choice, choose_genres
-from shards.build.index_join import join_csv, require_genres, require_unique_names
-from shards.build.index_kept import forget, read_tars
-from shards.build.index_place import PlaceOfSet, place_of_set
-from shards.build.index_read import Contents, ReadTask
-from shards.build.index_targets import CLASS_FIELD, flag_names
+from shards.build.index.genres import GENRES, Choice, choose_genres
+from shards.build.index.join import join_csv, require_genres, require_unique_names
+from shards.build.index.kept import forget, read_tars
+from shards.build.index.place import PlaceOfSet, place_of_set
+from shards.build.index.read import Contents, ReadTask
+from shards.build.index.tar_places import SPLIT, Place, TarFile, find_tars, is_pattern, parse_place
+from shards.build.index.targets import CLASS_FIELD, flag_names
 from shards.build.pack import describe
 from shards.build.split import SPLITS, check_fractions, parse_splits
-from shards.build.tar_places import SPLIT, Place, TarFile, find_tars, is_pattern, parse_place
 from shards.build.verify import check_set
 from shards.dataset.index import SUFFIX, index_path, read_index, write_index
 from shards.dataset.labels import LabelSet
@@ -274,7 +274,7 @@ def _splits(options: IndexOptions, samples: Mapping[TarFile, int]) -> dict[TarFi
 
 
 def _split_in_name(name: str) -> str:
-    """Return the split with which a name begins, or which is the only split in it. Empty if there is no such split."""
+    """Return the split at the start of a name, or the only split in the name. Empty if the name has no split."""
     words = [SPLIT_NAMES[word.lower()] for word in SPLIT_WORD.findall(name)]
     at_start = SPLIT_WORD.match(name) is not None
     return words[0] if words and (at_start or len(set(words)) == 1) else ""

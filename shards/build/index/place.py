@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.build.tar_places import Place, is_at_url, root_of
+from shards.build.index.tar_places import Place, is_at_url, root_of
 from shards.dataset.index import list_tars
 from shards.dataset.manifest import NAME as MANIFEST
 from shards.dataset.manifest import Manifest

@@ -137,7 +137,7 @@ def test_a_run_that_ends_amid_its_writes_leaves_no_set(tmp_path: Path, monkeypat
     write_file(tmp_path / "b.index.parquet.host-7-0a0b0c0d.partial", b"of a killed run")
     write_file(tmp_path / "c.tar.partial", b"of another tool")
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("shards.build.index_tars.write_rejected", interrupt)
+        patched.setattr("shards.build.index.tars.write_rejected", interrupt)
         adopt(tmp_path)
     with fails("set-missing", "manifest.json"):
         Manifest.read(tmp_path)
@@ -157,7 +157,7 @@ def test_a_tar_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest
         tar.write_bytes(tar.read_bytes() + b"\0" * 512)
         return "0" * 64
 
-    monkeypatch.setattr("shards.build.index_read.sha256_file", grow)
+    monkeypatch.setattr("shards.build.index.read.sha256_file", grow)
     with fails("file-changed", "a.tar changed while it was read"):
         adopt(tmp_path)
 

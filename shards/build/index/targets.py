@@ -95,7 +95,7 @@ def value_of(record: dict[str, Any], path: str) -> Any:
 
 
 def columns_of(target: Target, form: str) -> Sequence[int]:
-    """Return the label columns of a target. ``form`` is the form of the whole set (see ``index_genres``)."""
+    """Return the label columns of a target. ``form`` is the form of the whole set (see ``genres.py``)."""
     if target.form == "binary" and form == "indices":
         return [0] * (len(target.values) < target.length) + [1] * bool(target.values)
     return target.values
@@ -138,7 +138,7 @@ def _flags(names: Sequence[str], values: Sequence[Any]) -> Target:
 
 def _names(value: Any, separator: str) -> Target:
     if not isinstance(value, (list, str)):
-        what = f"the field is no list, text or whole number: {json.dumps(value)[:60]}"
+        what = f"the field is not a list, a text or a whole number: {json.dumps(value)[:60]}"
         return Target("bad", ("unparsable genres", what))
     try:
         genres = parse_genres(text_of(value), separator)

@@ -14,7 +14,16 @@ from misbehaving_server import MisbehavingServer, reply
 from shard_tools import write_file
 from url_tools import upload
 
-from shards.build.tar_places import MAX_TARS, TarFile, Tars, _expanded, find_tars, is_pattern, parse_place, root_of
+from shards.build.index.tar_places import (
+    MAX_TARS,
+    TarFile,
+    Tars,
+    _expanded,
+    find_tars,
+    is_pattern,
+    parse_place,
+    root_of,
+)
 from shards.storage.paths import storage_path
 
 pytest_plugins = ("remote_fixtures",)
@@ -230,7 +239,7 @@ def test_a_web_server_that_refuses(
     server: MisbehavingServer, quick: None, monkeypatch: pytest.MonkeyPatch, status: int, words: str
 ) -> None:
     """A refusal is not a missing tar."""
-    monkeypatch.setattr("shards.build.tar_places.FIRST_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("shards.build.index.tar_places.FIRST_RETRY_SECONDS", 0.2)
     server.add("/set/x.tar", reply(b"", status))
     with fails("network", "/set/x.tar cannot be read", words):
         find_tars(server.url("/set/x.tar"))

@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.build.index_targets import (
+from shards.build.index.targets import (
     CLASS_FIELD,
     MAX_CLASS_BYTES,
     Target,
@@ -65,9 +65,9 @@ class Contents:
     tar: Path
     table: pa.Table
     """Table with a row for each usable sample, as in an index file. ``label()`` fills the column ``labels``. The column
-    ``id`` is null for samples without an id in their JSON, until ``index_join`` fills it."""
+    ``id`` is null for samples without an id in their JSON, until ``join.py`` fills it."""
     genres: list[tuple[str, ...]]
-    """Genres of the usable samples. Empty until ``index_genres`` or a table gives them."""
+    """Genres of the usable samples. Empty until ``genres.py`` or a table gives them."""
     targets: list[Target]
     """Targets of the usable samples in the JSONs."""
     classes: list[Target]

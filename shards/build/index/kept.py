@@ -1,6 +1,6 @@
 """Read each tar once, and keep what was found in it until the set is complete. So a killed run can be continued.
 
-    FOLDER/.indexing/KEY.contents          what a tar contains (index_read.Contents), in MessagePack
+    FOLDER/.indexing/KEY.contents          what a tar contains (read.Contents), in MessagePack
     FOLDER/.indexing/download-*/NAME.tar   local copy of a remote tar, while the tar is read
 
 A later run uses a file of contents only if the tar has the same size and version, and if the options and library
@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from shards.build.index_read import Contents, ReadTask, read_contents
-from shards.build.tar_places import TarFile
+from shards.build.index.read import Contents, ReadTask, read_contents
+from shards.build.index.tar_places import TarFile
 from shards.errors import UserError, one_line
 from shards.executors.chunks import results_in_order
 from shards.executors.local import LocalExecutor

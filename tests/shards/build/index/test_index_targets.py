@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.build.index_targets import MAX_CLASS, MAX_GENRE, Target, class_target, columns_of, json_target, value_of
+from shards.build.index.targets import MAX_CLASS, MAX_GENRE, Target, class_target, columns_of, json_target, value_of
 from shards.dataset.labels import MAX_GENRES
 
 #: Value of a JSON field → target.
@@ -40,11 +40,11 @@ BAD_VALUES: list[tuple[Any, str, str]] = [
     ([3, -1], "bad class", "the class -1"),
     ([0, -1], "bad class", "the class -1"),
     ([10**30, 0], "bad class", f"the class {10**30}"),
-    (True, "unparsable genres", "no list, text or whole number: true"),
+    (True, "unparsable genres", "not a list, a text or a whole number: true"),
     (0.5, "unparsable genres", "whole number: 0.5"),
     (float("nan"), "unparsable genres", "whole number: NaN"),
     (float("inf"), "unparsable genres", "whole number: Infinity"),
-    ({"a": 1}, "unparsable genres", "no list, text or whole number"),
+    ({"a": 1}, "unparsable genres", "not a list, a text or a whole number"),
     ([0.5, 1], "unparsable genres", "not a list of"),
     ([1, "a"], "unparsable genres", "not a list of"),
     ([True, 5], "unparsable genres", "not a list of"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from shards.build.index_read import Contents
+from shards.build.index.read import Contents
 from shards.build.tar_reader import path_of
 from shards.errors import UserError
 from shards.storage.endings import is_image_name

@@ -16,8 +16,8 @@ from failing import fails
 from PIL import Image
 from shard_tools import bomb_png, draw, encoded, only_error, posters, rows_of, tree, write_csv, write_file, write_tar
 
-from shards.build.index_read import MAX_JSON
-from shards.build.index_tars import IndexOptions, index_folder
+from shards.build.index.read import MAX_JSON
+from shards.build.index.tars import IndexOptions, index_folder
 from shards.build.tar_samples import read_members
 from shards.build.verify import verify_shards
 from shards.dataset.index import index_path, read_index
@@ -210,9 +210,9 @@ BAD = {
     "digits": ({"b.jpg": GOOD, "b.json": b'{"id": ' + b"9" * 5000 + b"}"}, "unreadable JSON", "digits"),
     "twice": ({"b.jpg": GOOD, "b.json": b'{"genres": ["A"], "genres": ["B"]}'}, "unreadable JSON", "twice"),
     "list with a number": ({"b.jpg": GOOD, "b.json": b'{"genres": ["a", 1]}'}, "unparsable genres", "not a list of"),
-    "object": ({"b.jpg": GOOD, "b.json": b'{"genres": {"a": 1}}'}, "unparsable genres", "list, text or whole number"),
-    "number": ({"b.jpg": GOOD, "b.json": b'{"genres": 0.5}'}, "unparsable genres", "text or whole number: 0.5"),
-    "true": ({"b.jpg": GOOD, "b.json": b'{"genres": true}'}, "unparsable genres", "text or whole number: true"),
+    "object": ({"b.jpg": GOOD, "b.json": b'{"genres": {"a": 1}}'}, "unparsable genres", "list, a text or a whole number"),
+    "number": ({"b.jpg": GOOD, "b.json": b'{"genres": 0.5}'}, "unparsable genres", "a text or a whole number: 0.5"),
+    "true": ({"b.jpg": GOOD, "b.json": b'{"genres": true}'}, "unparsable genres", "a text or a whole number: true"),
     "call": ({"b.jpg": GOOD, "b.json": b'{"genres": "[open(1)]"}'}, "unparsable genres", "not a list of genres"),
     "long genre": ({"b.jpg": GOOD, "b.json": json.dumps({"genres": "x" * 5000}).encode()}, "unparsable genres", "5000"),
     "half a character": ({"b.jpg": GOOD, "b.json": b'{"genres": ["\\ud800"]}'}, "unparsable genres", "lone surrogate"),
@@ -251,7 +251,7 @@ def test_keys_that_are_longer_than_a_path(tmp_path: Path) -> None:
 
 
 def test_images_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.build.index_read.MAX_IMAGE", 1000)
+    monkeypatch.setattr("shards.build.index.read.MAX_IMAGE", 1000)
     write_tar(tmp_path / "x.tar", {"a.jpg": b"x" * 1001, "b.png": encoded(draw("b", 9, 9), "PNG")})
     adopt(tmp_path)
     assert rows_of(tmp_path / "rejected.csv") == [["a", "file too large", "x.tar: 1001 bytes, over the limit of 1000"]]
