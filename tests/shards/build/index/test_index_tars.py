@@ -210,7 +210,7 @@ BAD = {
     "digits": ({"b.jpg": GOOD, "b.json": b'{"id": ' + b"9" * 5000 + b"}"}, "unreadable JSON", "digits"),
     "twice": ({"b.jpg": GOOD, "b.json": b'{"genres": ["A"], "genres": ["B"]}'}, "unreadable JSON", "twice"),
     "list with a number": ({"b.jpg": GOOD, "b.json": b'{"genres": ["a", 1]}'}, "unparsable genres", "not a list of"),
-    "object": ({"b.jpg": GOOD, "b.json": b'{"genres": {"a": 1}}'}, "unparsable genres", "list, a text or a whole number"),
+    "object": ({"b.jpg": GOOD, "b.json": b'{"genres": {"a": 1}}'}, "unparsable genres", "a text or a whole number"),
     "number": ({"b.jpg": GOOD, "b.json": b'{"genres": 0.5}'}, "unparsable genres", "a text or a whole number: 0.5"),
     "true": ({"b.jpg": GOOD, "b.json": b'{"genres": true}'}, "unparsable genres", "a text or a whole number: true"),
     "call": ({"b.jpg": GOOD, "b.json": b'{"genres": "[open(1)]"}'}, "unparsable genres", "not a list of genres"),
