@@ -23,6 +23,11 @@ BatchNorm = _BatchNorm
 #: call.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
+#: ``copy_tensors(to, values)`` copies lists of tensors, and ``lerp_tensors(to, values, weight=)`` is lerp_() of lists. On a
+#: GPU, both start a few kernels for a list whose tensors have one type.
+copy_tensors = torch._foreach_copy_
+lerp_tensors = torch._foreach_lerp_
+
 
 def in_backward() -> bool:
     """Return whether this thread runs a backward pass. torch.utils.checkpoint uses the same private function."""

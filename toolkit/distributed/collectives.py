@@ -249,7 +249,12 @@ class WorkQueue:
         return results
 
 
-def seed_step(seed: int, epoch: int, step: int, rank: int) -> None:
-    """Seed torch's random generators for one update, so that dropout is the same in a resumed run."""
+def seed_step(seed: int, epoch: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed torch's random generators for one update on ``device``, so that dropout is the same in a resumed run."""
     text = f"{seed}/{epoch}/{step}/{rank}".encode()
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big"))
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+    if device.type == "cpu":
+        # torch.manual_seed() takes 0.4 ms on a CPU, because it notes the seed and its caller for GPUs used later.
+        torch.default_generator.manual_seed(number)
+    else:
+        torch.manual_seed(number)

@@ -94,11 +94,14 @@ class MultiLabelLoss(nn.Module):
         if targets.shape != logits.shape:
             raise ValueError(f"targets must have shape {tuple(logits.shape)}, got {tuple(targets.shape)}")
         with torch.autocast(logits.device.type, enabled=False):
-            targets = targets.float()
-            share = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
+            share = targets = targets.float()
+            if self.smoothing:
+                share = targets * (1.0 - self.smoothing) + 0.5 * self.smoothing
             positive, negative = self.costs(logits.float())
             losses = share * positive + (1.0 - share) * negative
-            return (losses * self.weights(targets)).sum(dim=1)
+            if type(self).weights is not MultiLabelLoss.weights:  # a factor of 1 changes nothing
+                losses = losses * self.weights(targets)
+            return losses.sum(dim=1)
 
     def costs(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return two (n, G) tensors: the costs of the elements for target 1, and the costs for target 0."""

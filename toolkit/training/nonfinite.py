@@ -1,8 +1,9 @@
 """Detect updates whose loss or gradient is not finite, and report their samples.
 
-A flag is a bool on the device: whether a value is not finite. `note` sets a flag for each loss of a micro-batch, and
-`allow` sets a flag for the gradient. With train.on_nonfinite "stop", the flags are read when training waits for the
-device anyway, and `check` ends the run if a flag is set. With "skip", `allow` reads them and skips a bad update.
+`note` keeps the losses of a micro-batch on the device, and `allow` computes and keeps the norm of the gradient. With
+train.on_nonfinite "stop", the kept values are examined when training waits for the device anyway, and `check` ends the
+run if a value is not finite. An update therefore computes nothing but the norm, which also limits the gradient
+(optim.clip_norm). With "skip", `allow` examines the values and skips a bad update.
 
 Every rank makes the same calls and gets the same result. In fp16, infinite gradients are normal. The gradient
 scaler skips such updates and halves its scale. So only losses are checked in fp16, and `check_scale` ends the run
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 MAX_NAMED_SAMPLES = 10
 #: Maximum number of skipped updates per epoch. Overflows in fp16 do not count.
 MAX_SKIPPED = 10
-#: Number of updates after which `allow` checks the flags itself, because they stay in memory until a check.
+#: Number of updates after which `allow` examines the values itself, because they stay in memory until then.
 MAX_UNCHECKED_UPDATES = 1000
 #: In fp16 a run ends if the gradient scale is under LEAST_SCALE (the limit of DeepSpeed and Megatron), or after
 #: MOST_OVERFLOWS overflows in a row. The scale starts at 2^16 and halves each time, so it is under LEAST_SCALE after 17
@@ -43,24 +45,23 @@ REMEDY = "lower --optim.lr, set --optim.clip_norm to 1, or set --train.precision
 
 
 @dataclass
-class _UpdateFlags:
+class _UpdateValues:
     epoch: int
     step: int
     """Number of the update in its epoch, from 0."""
     micro_batches: list[MicroBatch] = field(default_factory=list)
-    flags: list[torch.Tensor] = field(default_factory=list)
-    """One (n,) bool tensor per micro-batch: whether the loss of each row is not finite."""
-    gradient: torch.Tensor | None = None
-    """Scalar bool: whether the gradient is not finite."""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """One (n,) tensor per micro-batch: the losses of its rows."""
+    norm: torch.Tensor | None = None
+    """Scalar: the norm of the gradient. None in fp16."""
 
-    def bad(self) -> torch.Tensor:
-        """Return a scalar bool: whether any loss or the gradient is not finite."""
-        bad = torch.stack([flags.any() for flags in self.flags]).any()
-        return bad if self.gradient is None else bad | self.gradient
+    def values(self) -> list[torch.Tensor]:
+        """Return 1-dimensional tensors. All their elements are finite if the losses and the gradient are finite."""
+        return self.losses if self.norm is None else [*self.losses, self.norm.reshape(1)]
 
     def findings(self) -> _Findings:
-        """Copy this update's flags to the host, and return the findings. Waits for the device."""
-        bad = [flags.cpu().numpy() for flags in self.flags]
+        """Copy this update's losses to the host, and return the findings. Waits for the device."""
+        bad = [~np.isfinite(losses.cpu().numpy()) for losses in self.losses]
         pairs = list(zip(self.micro_batches, bad, strict=True))
         samples = [int(i) for micro_batch, rows in pairs for i in micro_batch.indices[rows]]
         good_rows = sum(int((micro_batch.valid & ~rows).sum()) for micro_batch, rows in pairs)
@@ -80,21 +81,23 @@ class Guard:
         self.skipped: list[str] = []
         """Descriptions of the updates that this process has skipped in the current epoch."""
         self._epoch = -1
-        self._unchecked: list[_UpdateFlags] = []
+        self.norm: torch.Tensor | None = None
+        """Scalar: Euclidean norm of the gradient of the last update, of this rank's part if it is sharded. None in
+        fp16."""
+        self._unchecked: list[_UpdateValues] = []
         """Updates since the last check."""
-        self._bad = torch.zeros((), device=accelerator.device)
 
     def begin(self, epoch: int, step: int) -> None:
         """Start an update. Called before its forward passes. ``step`` counts from 0."""
         if epoch != self._epoch:
             self._epoch = epoch
             self.skipped.clear()
-        self._unchecked.append(_UpdateFlags(epoch, step))
+        self._unchecked.append(_UpdateValues(epoch, step))
 
     def note(self, losses: torch.Tensor, micro_batch: MicroBatch) -> None:
-        """Flag the losses (n,) of a micro-batch that are not finite. Does not wait for the device."""
+        """Keep the losses (n,) of a micro-batch for the next check."""
         self._unchecked[-1].micro_batches.append(micro_batch)
-        self._unchecked[-1].flags.append(~torch.isfinite(losses.detach()))
+        self._unchecked[-1].losses.append(losses.detach())
 
     def withdraw(self) -> None:
         """Forget the current update. Called if the update is not made because a rank cannot read its samples."""
@@ -102,10 +105,9 @@ class Guard:
 
     def allow(self, model: nn.Module) -> bool:
         """Return whether to make the update with the gradients in ``model`` (unwrapped). If not, log a warning."""
-        update = self._unchecked[-1]
         if self.accelerator.scaler is None:
-            update.gradient = ~torch.isfinite(_norm([p.grad for p in model.parameters()], self._bad))
-        self._bad += update.bad()
+            self.norm = _norm([p.grad for p in model.parameters()], self.accelerator.device)
+        self._unchecked[-1].norm = self.norm
         if self.on_nonfinite == "stop":
             if len(self._unchecked) >= MAX_UNCHECKED_UPDATES:
                 self.check()
@@ -131,8 +133,7 @@ class Guard:
     def check_weights(self, model: nn.Module) -> None:
         """Raise UserError if a loss or gradient since the last check, or a weight of ``model``, is not finite."""
         self.check()
-        self._bad += ~torch.isfinite(_norm(list(model.parameters()), self._bad))
-        if self._any_bad():
+        if self._any_bad([_norm(list(model.parameters()), self.accelerator.device).reshape(1)]):
             raise UserError(
                 "not-finite", f"the last update made weights that are not finite: {REMEDY}; the last checkpoint is kept"
             )
@@ -150,18 +151,17 @@ class Guard:
                 f"{REMEDY}; the last checkpoint is kept. The skipped updates: {listed}",
             )
 
-    def _any_bad(self) -> bool:
-        """Return whether a loss or gradient of any rank since the last check is not finite."""
-        bad = float(sum_over_ranks(self.accelerator, self._bad))
-        self._bad.zero_()
-        return bad > 0
+    def _any_bad(self, values: list[torch.Tensor]) -> bool:
+        """Return whether an element of ``values`` (1-dimensional tensors) of any rank is not finite. Waits."""
+        bad = _bad(values).float() if values else torch.zeros((), device=self.accelerator.device)
+        return float(sum_over_ranks(self.accelerator, bad)) > 0
 
     def _gather_findings(self) -> list[_Findings] | None:
         """Return all ranks' findings of the first bad update since the last check, or None if no update was bad."""
         updates, self._unchecked = self._unchecked, []
-        if not self._any_bad():
+        if not self._any_bad([values for update in updates for values in update.values()]):
             return None
-        own = next((update.findings() for update in updates if bool(update.bad())), None)
+        own = next((update.findings() for update in updates if bool(_bad(update.values()))), None)
         everyone = [own]
         if self.accelerator.num_processes > 1:
             everyone = gather_object(everyone)
@@ -212,11 +212,16 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any]) -> None:
     log.warning(text, state["scale"], scaler.get_scale())
 
 
-def _norm(tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> torch.Tensor:
+def _bad(values: list[torch.Tensor]) -> torch.Tensor:
+    """Return a scalar bool: whether an element of the 1-dimensional tensors is not finite."""
+    return ~torch.isfinite(torch.cat(values)).all()
+
+
+def _norm(tensors: Sequence[torch.Tensor | None], device: torch.device) -> torch.Tensor:
     """Return the Euclidean norm of all elements (0 if there are none). It is finite only if all elements are finite.
 
     The norm takes 1% of the time of an update. On a CPU, the maximum of all elements takes 20%.
     """
     # Each rank uses its own part of a sharded tensor.
     own = [local(t) for t in tensors if t is not None and t.numel()]
-    return get_total_norm(own).to(like.device) if own else torch.zeros_like(like)
+    return get_total_norm(own).to(device) if own else torch.zeros((), device=device)

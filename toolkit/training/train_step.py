@@ -8,16 +8,19 @@ Cached features are not augmented. nonfinite.py checks the loss and the gradient
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_
 
 from shards.errors import UserError
 from toolkit.data.loader.loader import Batch, targets_of
 from toolkit.device.out_of_memory import explain_out_of_memory
-from toolkit.device.transfer import to_device
+from toolkit.device.tensor_lists import Copies
+from toolkit.device.transfer import to_device_together
 from toolkit.distributed.collectives import require_read, seed_step
 from toolkit.distributed.votes import Vote
 from toolkit.models.wrapping import plain
@@ -45,6 +48,7 @@ class TrainStep:
         rates therefore mean the same with and without weights. None if the shard set has no weights."""
         self.overflows = 0
         """Number of updates in a row that the gradient scaler (fp16) skipped. 0 if it did not skip the last update."""
+        self._buffers: Copies | None = None
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
@@ -70,13 +74,13 @@ class TrainStep:
     ) -> tuple[torch.Tensor, int]:
         accelerator, setup, config = self.accelerator, self.setup, self.setup.config
         model, optimizer = setup.model, setup.optimizer
-        seed_step(config.train.seed, epoch, step, accelerator.process_index)
+        seed_step(config.train.seed, epoch, step, accelerator.process_index, accelerator.device)
         set_lr(optimizer, lr)
         count = self.plan.count(step)
         if self.guard is not None:
             self.guard.begin(epoch, step)
-        total = torch.zeros(2, device=accelerator.device)
-        restore = _kept_buffers(self.plain_model)
+        sums, rows = [], 0
+        buffers = self._keep_buffers()
         failure: UserError | None = None
         for part in range(self.accumulation):
             batch, failure = self._next(batches, failure, epoch, step, part)
@@ -85,39 +89,54 @@ class TrainStep:
                 self.lost.ask(failure is not None)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 losses, valid = self.losses(model, batch, epoch)
-                loss = (losses * valid).sum()
                 if self.guard is not None:
                     self.guard.note(losses, batch.micro_batch)
                 # DDP averages gradients over ranks, but the mean over the update's samples is needed. ``count``
                 # includes samples that could not be decoded, because counting them on all ranks needs a wait.
-                accelerator.backward(loss * (accelerator.num_processes / count))
-            total[0] += loss.detach() / len(setup.manifest.genres)
-            total[1] += int(batch.micro_batch.valid.sum())  # ``valid`` is on the host, so nothing is copied
+                accelerator.backward(losses, gradient=valid * (accelerator.num_processes / count))
+            sums.append((losses.detach() * valid).sum() / len(setup.manifest.genres))
+            rows += int(batch.micro_batch.valid.sum())  # ``valid`` is on the host, so nothing is copied
         if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
-            restore()
+            buffers.back()
             if self.guard is not None:
                 self.guard.withdraw()
             require_read(accelerator, failure)
         if self.guard is not None and not self.guard.allow(self.plain_model):
             optimizer.zero_grad()
-            restore()
+            buffers.back()
             self.overflows = 0
-            return torch.zeros_like(total), 0
+            return torch.zeros(2, device=accelerator.device), 0
+        total = torch.full((2,), float(rows), device=accelerator.device)
+        total[0] = functools.reduce(torch.add, sums)
         if config.optim.clip_norm:
-            if accelerator.scaler is not None:  # clip by the norm of the unscaled gradient
-                accelerator.scaler.unscale_(optimizer.optimizer)
-            clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+            self._clip(config.optim.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         self.overflows = self.overflows + 1 if optimizer.step_was_skipped else 0
         if self.overflows:
-            restore()
+            buffers.back()
             check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
             return total, 0
         if setup.ema is not None:
             setup.ema.update(self.plain_model, step=updates)
         return total, count
+
+    def _keep_buffers(self) -> Copies:
+        """Copy the model's buffers (BatchNorm statistics). Return the copies, to restore the buffers from."""
+        if self._buffers is None:
+            self._buffers = Copies((buffer, torch.empty_like(buffer)) for buffer in self.plain_model.buffers())
+        self._buffers.forward()
+        return self._buffers
+
+    def _clip(self, limit: float) -> None:
+        scaler, parameters = self.accelerator.scaler, self.setup.model.parameters()
+        if scaler is not None:  # clip by the norm of the unscaled gradient
+            scaler.unscale_(self.setup.optimizer.optimizer)
+        if self.guard is not None and self.guard.norm is not None and not self.setup.fsdp:
+            clip_grads_with_norm_(parameters, limit, self.guard.norm)  # the guard has computed the norm already
+        else:
+            clip_grad_norm_(parameters, limit)
 
     def _next(
         self, batches: Iterator[Batch], failure: UserError | None, epoch: int, step: int, part: int
@@ -166,30 +185,14 @@ class TrainStep:
         A loss is multiplied by the weight of its sample, if the shard set has weights.
         """
         device, genres = self.accelerator.device, len(self.setup.manifest.genres)
-        targets = targets_of(batch.micro_batch, self.setup.train)
+        rows = targets_of(batch.micro_batch, self.setup.train).numpy()
         if self.mean_weight is not None:
             # The weight is one more column, because mixup and cutmix must mix weights as they mix targets.
             weights = self.setup.train.weights_of(batch.micro_batch.indices) / self.mean_weight
-            targets = torch.cat([targets, torch.from_numpy(weights).float()[:, None]], dim=1)
-        targets, valid = to_device(targets, device), to_device(batch.micro_batch.valid, device)
+            rows = np.concatenate([rows, weights.astype(np.float32)[:, None]], axis=1)
+        targets, valid = to_device_together(device, rows, batch.micro_batch.valid)
         inputs, targets = self.setup.inputs.prepare(batch, targets, epoch)
         with self.accelerator.autocast():
             logits = model(inputs)
         losses: torch.Tensor = self.setup.criterion(logits, targets[:, :genres])
         return losses if self.mean_weight is None else losses * targets[:, genres], valid
-
-
-def _kept_buffers(model: nn.Module) -> Callable[[], None]:
-    """Copy a model's buffers (BatchNorm statistics). Return a function that restores the buffers."""
-    buffers: dict[torch.dtype, list[torch.Tensor]] = {}
-    for buffer in model.buffers():
-        buffers.setdefault(buffer.dtype, []).append(buffer)
-    kept = {dtype: torch.cat([buffer.reshape(-1) for buffer in own]) for dtype, own in buffers.items()}
-
-    def restore() -> None:
-        for dtype, own in buffers.items():
-            values = kept[dtype].split([buffer.numel() for buffer in own])
-            for buffer, before in zip(own, values, strict=True):
-                buffer.copy_(before.view_as(buffer))
-
-    return restore
