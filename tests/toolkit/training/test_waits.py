@@ -139,7 +139,7 @@ def test_an_update_asks_the_device_for_nothing(options: list[str], shard_set: Pa
             loss, count = train_step(iter(batches[step]), 0, step, step + 1, 0.01)
     assert count and loss.device == ELSEWHERE
     assert not seen.places, seen.places
-    assert seen.proper >= 2 * 2 * 2  # targets and valid rows, of each micro-batch
+    assert seen.proper >= 2 * 2  # targets with valid rows, of each micro-batch
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,7 +15,8 @@ from toolkit.data.sampling.rng import Stream, uniforms
 from toolkit.device.transfer import to_device
 
 WHITE = 255.0
-#: Grey levels are summed as integer multiples of 1 / _MEAN_STEPS. A sum of integers does not depend on its order.
+#: Grey levels are summed as integer multiples of 1 / _MEAN_STEPS. A sum of integers does not depend on its order, and
+#: float64 has all integers up to 2^53.
 _MEAN_STEPS = 1 << 16
 
 
@@ -26,11 +27,11 @@ def jitter(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, k
     also draws the order of the steps. Here the order is fixed, so that each step processes all samples at once.
     """
     draws = uniforms(seed, epoch, keys, 3, Stream.COLOUR)
-    changes = ((config.brightness, brightness), (config.contrast, contrast), (config.saturation, saturation))
-    for column, (spread, change) in enumerate(changes):
-        if spread > 0:
-            factors = 1.0 - spread + 2.0 * spread * draws[:, column]
-            images = change(images, on_device_of(factors, images))
+    spreads = np.array([config.brightness, config.contrast, config.saturation])
+    factors = to_device(np.float32(1.0 - spreads + 2.0 * spreads * draws).T.copy(), images.device)
+    for row, change in enumerate((brightness, contrast, saturation)):
+        if spreads[row] > 0:
+            images = change(images, factors[row])
     return images
 
 
@@ -41,8 +42,8 @@ def brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Blend each image with its mean grey."""
-    counted = (_grey(images) * _MEAN_STEPS).round_().to(torch.int64).sum(dim=(2, 3), keepdim=True)
-    mean = (counted.double() / (_MEAN_STEPS * images.shape[2] * images.shape[3])).float()
+    counted = (_grey(images) * _MEAN_STEPS).round_().sum(dim=(2, 3), keepdim=True, dtype=torch.float64)
+    mean = (counted / (_MEAN_STEPS * images.shape[2] * images.shape[3])).float()
     return _blend(images, mean, factors)
 
 
@@ -60,11 +61,6 @@ def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     blurred = images.clone()
     blurred[..., 1:-1, 1:-1] = (nine + 4.0 * images[..., 1:-1, 1:-1]) / 13.0
     return _blend(images, blurred, factors)
-
-
-def on_device_of(values: np.ndarray, images: torch.Tensor) -> torch.Tensor:
-    """Copy a small float array as float32 to the device of ``images``."""
-    return to_device(values.astype(np.float32), images.device)
 
 
 def _grey(images: torch.Tensor) -> torch.Tensor:

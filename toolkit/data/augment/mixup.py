@@ -14,11 +14,10 @@ import torch
 from scipy.special import betaincinv
 
 from toolkit.config.augmentation_registry import AugmentConfig
-from toolkit.data.augment.color_jitter import on_device_of
 from toolkit.data.augment.random_erasing import box_masks
 from toolkit.data.sampling.plan import MicroBatch
 from toolkit.data.sampling.rng import Stream, mix64, uniforms
-from toolkit.device.transfer import to_device
+from toolkit.device.transfer import to_device_together
 
 
 @dataclass(frozen=True)
@@ -67,18 +66,19 @@ def mix(images: torch.Tensor, targets: torch.Tensor, pairs: Pairs) -> tuple[torc
     """
     if len(pairs.first) == 0:
         return images, targets
-    device = images.device
-    kept = on_device_of(pairs.kept, images)
-    cut = to_device(pairs.cut, device)[:, None, None, None]
-    outside = ~box_masks(pairs.boxes, images.shape[3], device)
-    weights = torch.where(cut, outside.float(), kept[:, None, None, None])
-    first = to_device(pairs.first, device)
-    return _mixed(images, first, weights), _mixed(targets, first, kept[:, None].to(targets.dtype))
+    rows = np.concatenate([pairs.first, pairs.first + 1])
+    partners, weights, kept = np.arange(len(images)), *np.ones((2, len(images), 1, 1, 1), dtype=np.float32)
+    partners[rows] = np.concatenate([pairs.first + 1, pairs.first])
+    kept[rows, 0, 0, 0] = np.tile(pairs.kept, 2)
+    weights[rows, 0, 0, 0] = np.tile(np.where(pairs.cut, 1.0, pairs.kept), 2)
+    boxes = np.zeros((len(images), 4), dtype=np.int64)
+    boxes[rows] = np.tile(pairs.boxes, (2, 1))
+    others, own, share, device_boxes = to_device_together(images.device, partners, weights, kept, boxes)
+    if pairs.cut.any():
+        own = torch.where(box_masks(device_boxes, images.shape[3]), 0.0, own)
+    return _mixed(images, others, own), _mixed(targets, others, share[:, :, 0, 0].to(targets.dtype))
 
 
-def _mixed(values: torch.Tensor, first: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    a, b = values.index_select(0, first), values.index_select(0, first + 1)
-    out = values.clone()
-    out.index_copy_(0, first, weights * a + (1.0 - weights) * b)
-    out.index_copy_(0, first + 1, weights * b + (1.0 - weights) * a)
-    return out
+def _mixed(values: torch.Tensor, others: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mix each row with the row ``others`` of the same tensor. ``weights`` are of the row's own values."""
+    return weights * values + (1.0 - weights) * values.index_select(0, others)

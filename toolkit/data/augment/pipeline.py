@@ -36,7 +36,7 @@ class Augmenter:
 
         images: (n, S, S, 3) RGB values from 0 to 255, uint8 or float, on any device.
         targets: (n, G) float, on the same device. Mixing makes the returned targets fractional.
-        Returns images as float32. If no augmentation is on, returns the arguments. Mixing needs TrainPlan.group_size 2.
+        Returns images as float32, in any memory layout. If no augmentation is on, returns the arguments. Mixing needs TrainPlan.group_size 2.
         Raises ValueError if images, targets and micro_batch differ in length. Raises UserError if the user's
         augmentation returns another shape.
         """
@@ -47,7 +47,9 @@ class Augmenter:
             return images, targets
         config, seed, keys = self.config, self.seed, micro_batch.keys
         # One plane per colour is several times faster on CPUs than interleaved colours, and no slower on GPUs.
-        planes = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+        n, height, width, colours = images.shape
+        planes = torch.empty((n, colours, height, width), dtype=torch.float32, device=images.device)
+        planes.copy_(images.permute(0, 3, 1, 2))
         for step in self.steps:
             planes = step(planes, config, seed, epoch, keys)
         if self.own is not None:
@@ -56,4 +58,4 @@ class Augmenter:
             planes = checked_tensor(found, shape, name, f"images of shape {shape}", "images").float()
         if config.mixes:
             planes, targets = mix(planes, targets, draw_pairs(config, planes.shape[3], micro_batch, seed, epoch))
-        return planes.permute(0, 2, 3, 1).contiguous(), targets
+        return planes.permute(0, 2, 3, 1), targets

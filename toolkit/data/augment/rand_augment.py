@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 from toolkit.config.augmentation_registry import AugmentConfig
-from toolkit.data.augment.color_jitter import WHITE, brightness, contrast, on_device_of, saturation, sharpness
+from toolkit.data.augment.color_jitter import WHITE, brightness, contrast, saturation, sharpness
 from toolkit.data.sampling.rng import Stream, uniforms
-from toolkit.device.transfer import to_device
+from toolkit.device.constants import pixel_centres
+from toolkit.device.transfer import to_device_together
 
 STRONGEST = 30.0  # the last of torchvision's 31 strengths
 _SHEAR, _TRANSLATE, _ROTATE, _COLOUR = 0.3, 150.0 / 331.0, math.radians(30.0), 0.9
@@ -44,24 +45,23 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
     level = magnitude / STRONGEST
     order = np.argsort(chosen, kind="stable")
     chosen, signs = chosen[order], signs[order]
-    rows = to_device(order, images.device)
-    device_signs = on_device_of(signs, images)
-    out = images.clone()
-    for first, last in ((_FIRST, _LAST), *((one, one) for one in range(_LAST + 1, len(OPERATIONS)))):
-        start, stop = np.searchsorted(chosen, [first, last + 1]).tolist()
-        if start == stop:
-            continue
-        part = images.index_select(0, rows[start:stop])
-        if last == _LAST:
-            changed = _warp(part, _matrices(chosen[start:stop], signs[start:stop], level, part.shape[3]))
-        else:
-            changed = _COLOURS[OPERATIONS[first]](part, level, device_signs[start:stop])
-        out.index_copy_(0, rows[start:stop], changed)
-    return out
+    first, last = np.searchsorted(chosen, [_FIRST, _LAST + 1]).tolist()
+    matrices = _matrices(chosen[first:last], signs[first:last], level, images.shape[3]).astype(np.float32)
+    factors = np.float32(1.0) + np.float32(_COLOUR * level) * signs.astype(np.float32)
+    rows, device_factors, device_matrices = to_device_together(images.device, order, factors, matrices)
+    by_operation = images.index_select(0, rows)
+    parts = [by_operation[:first]]  # not changed
+    if first < last:
+        parts.append(_warp(by_operation[first:last], device_matrices))
+    starts = np.searchsorted(chosen, np.arange(_LAST + 1, len(OPERATIONS) + 1)).tolist()
+    for change, start, stop in zip(_COLOURS.values(), starts, starts[1:], strict=False):
+        if start < stop:
+            parts.append(change(by_operation[start:stop], level, device_factors[start:stop]))
+    return torch.empty_like(images).index_copy_(0, rows, torch.cat(parts))
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
-    """Return 2 x 3 matrices as (k, 6) float64. They map output to input coordinates, in pixels from the centre."""
+    """Return (k, 2, 3) float64 matrices. They map output to input coordinates, in pixels from the centre."""
     half = side / 2.0  # torchvision shears about the upper left corner
     shear, angle = signs * _SHEAR * level, signs * _ROTATE * level
     shift = np.trunc(signs * _TRANSLATE * level * side)  # a shift by whole pixels does not blur the image
@@ -75,41 +75,40 @@ def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) ->
             np.stack([np.cos(angle), -np.sin(angle), zero, np.sin(angle), np.cos(angle), zero]),
         ]
     )  # (5, 6, k)
-    return table[chosen - _FIRST, :, np.arange(len(chosen))]
+    return table[chosen - _FIRST, :, np.arange(len(chosen))].reshape(-1, 2, 3)
 
 
-def _warp(images: torch.Tensor, matrices: np.ndarray) -> torch.Tensor:
+def _warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Sample the images bilinearly. There is no matrix product, because a GPU can round its inputs to TF32."""
     side = images.shape[3]
-    a, b, c, d, e, f = on_device_of(matrices, images)[:, :, None, None].unbind(dim=1)
-    places = torch.arange(side, device=images.device, dtype=torch.float32) - (side - 1) / 2.0
-    x, y = places[None, None, :], places[None, :, None]
-    grid = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=3) / (side / 2.0)
+    places = pixel_centres(side, images.device) - side / 2.0
+    across, down, shift = matrices[..., None, None].unbind(dim=2)  # each (k, 2, 1, 1), for x and y of the input
+    grid = (across * places + down * places[:, None] + shift).div_(side / 2.0).permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _posterize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
+def _posterize(images: torch.Tensor, level: float, factors: torch.Tensor) -> torch.Tensor:
     step = float(2 ** round(4.0 * level))  # keeps 8 bits (level 0) to 4 bits (level 1)
     return torch.floor(images / step) * step
 
 
-def _solarize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
+def _solarize(images: torch.Tensor, level: float, factors: torch.Tensor) -> torch.Tensor:
     return torch.where(images >= WHITE * (1.0 - level), WHITE - images, images)
 
 
-def _auto_contrast(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
+def _auto_contrast(images: torch.Tensor, level: float, factors: torch.Tensor) -> torch.Tensor:
     return TF.autocontrast(images / WHITE) * WHITE
 
 
-def _equalize(images: torch.Tensor, level: float, signs: torch.Tensor) -> torch.Tensor:
+def _equalize(images: torch.Tensor, level: float, factors: torch.Tensor) -> torch.Tensor:
     return TF.equalize(images.round().to(torch.uint8)).float()  # a histogram needs integers
 
 
 _COLOURS: dict[str, Callable[[torch.Tensor, float, torch.Tensor], torch.Tensor]] = {
-    "Brightness": lambda images, level, signs: brightness(images, 1.0 + _COLOUR * level * signs),
-    "Color": lambda images, level, signs: saturation(images, 1.0 + _COLOUR * level * signs),
-    "Contrast": lambda images, level, signs: contrast(images, 1.0 + _COLOUR * level * signs),
-    "Sharpness": lambda images, level, signs: sharpness(images, 1.0 + _COLOUR * level * signs),
+    "Brightness": lambda images, level, factors: brightness(images, factors),
+    "Color": lambda images, level, factors: saturation(images, factors),
+    "Contrast": lambda images, level, factors: contrast(images, factors),
+    "Sharpness": lambda images, level, factors: sharpness(images, factors),
     "Posterize": _posterize,
     "Solarize": _solarize,
     "AutoContrast": _auto_contrast,

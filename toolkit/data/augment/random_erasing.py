@@ -14,7 +14,8 @@ import torch
 
 from toolkit.config.augmentation_registry import AugmentConfig
 from toolkit.data.sampling.rng import ATTEMPTS, Stream, uniforms
-from toolkit.device.transfer import to_device
+from toolkit.device.constants import whole_numbers
+from toolkit.device.transfer import to_device_together
 
 #: Smallest and largest share of an image's area that a rectangle covers, as in torchvision and timm.
 AREA = (0.02, 0.33)
@@ -28,10 +29,9 @@ def erase(images: torch.Tensor, config: AugmentConfig, seed: int, epoch: int, ke
     hit = np.flatnonzero(boxes[:, 2] > boxes[:, 0])
     if len(hit) == 0:
         return images
-    device, side = images.device, images.shape[3]
-    rows = to_device(hit, device)
-    inside = box_masks(boxes[hit], side, device)
-    pixels = noise(side, seed, epoch, keys[hit], device)
+    side, words = images.shape[3], noise_words(seed, epoch, keys[hit])
+    rows, device_boxes, device_words = to_device_together(images.device, hit, boxes[hit], words)
+    inside, pixels = box_masks(device_boxes, side), noise(device_words, side)
     out = images.clone()
     out.index_copy_(0, rows, torch.where(inside, pixels, images.index_select(0, rows)))
     return out
@@ -61,22 +61,24 @@ def erased_boxes(side: int, probability: float, seed: int, epoch: int, keys: np.
     return boxes.astype(np.int64)
 
 
-def box_masks(boxes: np.ndarray, side: int, device: torch.device) -> torch.Tensor:
+def box_masks(boxes: torch.Tensor, side: int) -> torch.Tensor:
     """Return (n, 1, S, S) bool, True inside the (n, 4) boxes of left, top, right, bottom."""
-    left, top, right, bottom = to_device(boxes, device)[:, :, None, None, None].unbind(dim=1)
-    x = torch.arange(side, device=device)
-    y = x[:, None]
-    return (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    places, edges = whole_numbers(side, boxes.device), boxes.view(-1, 2, 2, 1)
+    inside = (places >= edges[:, 0]) & (places < edges[:, 1])  # (n, 2, S): horizontal and vertical
+    return (inside[:, 0, None, :] & inside[:, 1, :, None])[:, None]
 
 
-def noise(side: int, seed: int, epoch: int, keys: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return (n, 3, S, S) whole numbers from 0 to 255 as float32, hashed from (seed, epoch, key, pixel, channel)."""
-    words = uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32
-    starts = to_device(words.astype(np.int64), device)[:, None, None]
-    pixels = torch.arange(side * side, device=device).view(side, side)
-    # Each pixel has one 32-bit word, held in an int64. Each channel uses one byte of the word.
-    bits = _mix32((starts + pixels * 0x9E3779B9) & 0xFFFFFFFF)
-    return torch.stack([bits & 0xFF, (bits >> 8) & 0xFF, (bits >> 16) & 0xFF], dim=1).float()
+def noise_words(seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
+    """Return (n,) int64 from 0 to 2^32 - 1, hashed from (seed, epoch, key)."""
+    return (uniforms(seed, epoch, keys, 1, Stream.NOISE)[:, 0] * 2.0**32).astype(np.int64)
+
+
+def noise(words: torch.Tensor, side: int) -> torch.Tensor:
+    """Return (n, 3, S, S) whole numbers from 0 to 255 as uint8, hashed from (word, pixel, channel)."""
+    pixels = whole_numbers(side * side, words.device).view(side, side) * 0x9E3779B9
+    # Each pixel has one 32-bit word, held in an int64. Each channel uses one byte of the word, from the lowest on.
+    bits = _mix32((words[:, None, None] + pixels) & 0xFFFFFFFF)
+    return bits[..., None].view(torch.uint8)[..., :3].permute(0, 3, 1, 2)
 
 
 def _mix32(x: torch.Tensor) -> torch.Tensor:

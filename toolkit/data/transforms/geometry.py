@@ -12,6 +12,8 @@ times faster than Pillow, and differs from Pillow by at most one grey level. cv2
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -20,7 +22,8 @@ from toolkit.data.sources.thread_buffer import scratch
 from toolkit.data.transforms.crops import Views
 from toolkit.data.transforms.preprocessing import MOST_RESIZED, resized_window
 from toolkit.device.compat import upsample_into
-from toolkit.device.transfer import to_device
+from toolkit.device.constants import pixel_centres, whole_numbers
+from toolkit.device.transfer import to_device_together
 
 #: Number of pixels that are gathered at a time on the device. It limits the index tensor to 64 MB.
 CHUNK_PIXELS = 8_000_000
@@ -89,64 +92,67 @@ class DeviceGeometry:
         self.side = views.side
         self.count = len(views)
         self.extents = high - low
-        # All values are in one table, so that one asynchronous copy is enough. A synchronous copy lasts until the
-        # device has done all queued work. Integers are exact in float64.
-        columns = (
-            (boxes[:, 2:] - boxes[:, :2]) / views.resized,
-            boxes[:, :2] - low,
-            views.corners,
-            self.extents,
-            (starts + low[:, 1] * pitches + low[:, 0])[:, None],
-            pitches[:, None],
-            views.flips[:, None],
-        )
-        self.table = torch.from_numpy(np.concatenate([part.astype(np.float64) for part in columns], axis=1))
+        scales = ((boxes[:, 2:] - boxes[:, :2]) / views.resized).astype(np.float32)
+        # A flip mirrors the window: pixel t of the sample is pixel side - 1 - t of the window.
+        signs = np.stack([np.where(views.flips, -1.0, 1.0), np.ones(self.count)], axis=1)
+        offsets = views.corners + 0.5 + (signs < 0) * (self.side - 1)
+        reals = (scales, boxes[:, :2] - low, np.maximum(scales, 1.0), signs, offsets, self.extents)
+        self.reals = np.stack(reals, axis=1).astype(np.float32)
+        """(n, 6, 2): values of each image, horizontal and vertical."""
+        firsts = starts + low[:, 1] * pitches + low[:, 0]
+        self.integers = np.concatenate([self.extents - 1, firsts[:, None], pitches[:, None]], axis=1)
+        """(n, 4): the last column and row of the crop, the index of its first pixel, and the pitch."""
 
     def __call__(self, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return (n, S, S, 3) whole numbers from 0 to 255 as ``dtype``. ``packed``: uint8 buffer with RGB pixels."""
         pixels = packed.view(-1, 3)
         out = torch.empty((self.count, self.side, self.side, 3), dtype=dtype, device=packed.device)
-        table = to_device(self.table, packed.device)
+        # One asynchronous copy. A synchronous copy lasts until the device has done all queued work.
+        reals, integers = to_device_together(packed.device, self.reals, self.integers)
         width, height = self.extents.max(axis=0).tolist()
         step = max(1, CHUNK_PIXELS // max(1, width * height))
         for start in range(0, self.count, step):
             rows = slice(start, start + step)
             size = self.extents[rows].max(axis=0).tolist()
-            out[rows] = self._cut(pixels, table[rows], size[0], size[1], dtype)
+            self._cut(pixels, reals[rows], integers[rows], size, out[rows])
         return out
 
     def _cut(
-        self, pixels: torch.Tensor, table: torch.Tensor, width: int, height: int, dtype: torch.dtype
-    ) -> torch.Tensor:
-        """Return the (n, S, S, 3) samples for the rows of ``table``. Crops are at most ``width`` x ``height``."""
-        device = pixels.device
-        scales, origins = table[:, 0:2].float(), table[:, 2:4].float()
-        corners, extents, whole = table[:, 4:6].long(), table[:, 6:8].long(), table[:, 8:].long()
-        firsts, pitches, flips = whole[:, 0], whole[:, 1], whole[:, 2:] > 0
-        x = torch.arange(width, device=device).minimum(extents[:, :1] - 1)  # (n, w); pixels beyond a box have weight 0
-        y = torch.arange(height, device=device).minimum(extents[:, 1:] - 1)
-        where = (firsts[:, None] + y * pitches[:, None])[:, :, None] + x[:, None, :]
-        n = len(where)
-        images = pixels[where.view(-1)].view(n, height, width, 3)
-        targets = torch.arange(self.side, device=device).expand(n, -1)
-        # A flip mirrors the window, so its weights are in reverse order.
-        mirrored = torch.where(flips, self.side - 1 - targets, targets)
+        self, pixels: torch.Tensor, reals: torch.Tensor, integers: torch.Tensor, size: list[int], out: torch.Tensor
+    ) -> None:
+        """Write samples to ``out`` (n, S, S, 3). ``reals`` and ``integers`` are their rows of the tables.
+
+        size: the largest width and height of these crops.
+        """
+        n, (width, height), side = len(out), size, self.side
+        places, middles = whole_numbers(max(width, height, side), out.device), pixel_centres(max(size), out.device)
+        firsts, pitches = integers[:, 2:3], integers[:, 3:4]
+        columns, lines = places[:width].minimum(integers[:, 0:1]), places[:height].minimum(integers[:, 1:2])
+        lines = torch.addcmul(firsts, lines, pitches)  # pixels beyond a crop have weight 0
+        images = pixels[(lines[:, :, None] + columns[:, None, :]).view(-1)].view(n, height, width, 3)
+        scales, origins, reaches, signs, offsets, extents = reals[..., None].unbind(dim=1)
+        # (n, 2, S): the place of each pixel of the sample in the crop. The first product and sum are exact.
+        centres = torch.addcmul(offsets, places[:side], signs).mul_(scales).add_(origins)
+        # (n, 2, length): the middle of each pixel of the crop. An infinite distance gives pixels beyond it weight 0.
+        sources = torch.where(middles < extents, middles, math.inf)
         across, down = (
-            _weights(target, length, *(part[:, axis] for part in (scales, origins, corners, extents))).to(dtype)
-            for axis, target, length in ((0, mirrored, width), (1, targets, height))
+            _weights(sources[:, axis, :length], centres[:, axis], reaches[:, axis], out.dtype)
+            for axis, length in enumerate(size)
         )
         # (n, h*3, w) x (n, w, S), then (n, S, h) x (n, h, 3*S)
-        planes = images.permute(0, 1, 3, 2).to(dtype).reshape(n, height * 3, width)
-        half = torch.bmm(planes, across.transpose(1, 2)).round_().view(n, height, 3 * self.side)
-        levels = torch.bmm(down, half).round_().clamp_(0, 255)
-        return levels.view(n, self.side, 3, self.side).permute(0, 1, 3, 2)
+        planes = torch.empty((n, height, 3, width), dtype=out.dtype, device=out.device)
+        planes.copy_(images.permute(0, 1, 3, 2))
+        half = torch.bmm(planes.view(n, height * 3, width), across.transpose(1, 2)).round_()
+        levels = torch.bmm(down, half.view(n, height, 3 * side)).round_()
+        torch.clamp(levels.view(n, side, 3, side).permute(0, 1, 3, 2), 0, 255, out=out)
 
 
-def _weights(target: torch.Tensor, length: int, *views: torch.Tensor) -> torch.Tensor:
-    """Return the (n, S, length) float32 weights of all input pixels for each output pixel, along one axis."""
-    scale, origin, corner, extent = (part[:, None, None] for part in views)
-    source = torch.arange(length, device=target.device)
-    centre = origin + (target[:, :, None] + corner + 0.5) * scale
-    weights = 1.0 - ((source + 0.5 - centre) / scale.clamp(min=1.0)).abs()
-    weights = weights.clamp_(min=0.0) * (source < extent)
-    return weights / weights.sum(dim=2, keepdim=True)
+def _weights(sources: torch.Tensor, centres: torch.Tensor, reach: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the (n, S, length) weights of all input pixels for each output pixel, along one axis.
+
+    sources: (n, length) places of the input pixels. centres: (n, S) places of the output pixels. reach: (n, 1).
+    """
+    weights = (sources[:, None, :] - centres[:, :, None]).div_(reach[:, :, None]).abs_()
+    weights = torch.rsub(weights, 1.0).clamp_(min=0.0)
+    out = torch.empty(weights.shape, dtype=dtype, device=weights.device)
+    return torch.div(weights, weights.sum(dim=2, keepdim=True), out=out)

@@ -64,7 +64,7 @@ class Preprocessing:
         out = torch.empty(images.shape, dtype=dtype, device=images.device)
         step = CPU_IMAGES if images.device.type == "cpu" else max(1, len(images))
         for start in range(0, len(images), step):
-            out[start : start + step] = images[start : start + step].to(torch.float32, copy=True).sub_(mean).div_(std)
+            torch.div(images[start : start + step] - mean, std, out=out[start : start + step])
         return out.permute(0, 3, 1, 2)
 
 

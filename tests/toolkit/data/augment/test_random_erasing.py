@@ -10,9 +10,7 @@ from scipy import stats
 from torchvision.transforms import RandomErasing
 
 from toolkit.config.augmentation_registry import AugmentConfig
-from toolkit.data.augment.random_erasing import AREA, ASPECTS, box_masks, erase, erased_boxes, noise
-
-CPU = torch.device("cpu")
+from toolkit.data.augment.random_erasing import AREA, ASPECTS, box_masks, erase, erased_boxes, noise, noise_words
 
 
 @settings(max_examples=100, deadline=None)
@@ -43,8 +41,8 @@ def test_the_share_of_erased_samples_is_the_probability():
 
 
 def test_noise_is_uniform_and_its_pixels_channels_and_samples_are_independent():
-    found = noise(96, 5, 2, np.arange(6), CPU).numpy()
-    assert found.shape == (6, 3, 96, 96) and found.dtype == np.float32
+    found = noise(torch.from_numpy(noise_words(5, 2, np.arange(6))), 96).float().numpy()
+    assert found.shape == (6, 3, 96, 96)
     counts = np.bincount(found.astype(int).ravel(), minlength=256)
     assert len(counts) == 256 and stats.chisquare(counts).pvalue > 1e-4
     pixels = found[:, :, :-1, :-1].reshape(18, -1)
@@ -60,7 +58,7 @@ def test_inside_of_the_rectangle_is_the_keys_noise_and_outside_nothing_changes()
     found = erase(images, config, 1, 2, keys)
     boxes = erased_boxes(32, 0.6, 1, 2, keys)
     assert 0 < (boxes[:, 2] > 0).sum() < 4
-    expected = noise(32, 1, 2, keys, CPU)
+    expected = noise(torch.from_numpy(noise_words(1, 2, keys)), 32).float()
     for row, (left, top, right, bottom) in enumerate(boxes.tolist()):
         inside = torch.zeros(32, 32, dtype=torch.bool)
         inside[top:bottom, left:right] = True
@@ -72,6 +70,6 @@ def test_inside_of_the_rectangle_is_the_keys_noise_and_outside_nothing_changes()
 
 
 def test_masks_are_the_pixels_of_boxes():
-    mask = box_masks(np.array([[1, 2, 4, 3], [0, 0, 0, 0]]), 5, CPU)
+    mask = box_masks(torch.tensor([[1, 2, 4, 3], [0, 0, 0, 0]]), 5)
     assert mask.shape == (2, 1, 5, 5) and not mask[1].any()
     assert torch.nonzero(mask[0, 0]).tolist() == [[2, 1], [2, 2], [2, 3]]
