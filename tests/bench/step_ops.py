@@ -54,7 +54,7 @@ EVERYTHING = ["--augment.randaugment=2", "--augment.erase=1", "--augment.brightn
               "--optim.clip_norm=1", "--optim.name=adamw", "--optim.weight_decay=0.1"]  # fmt: skip
 #: The parts of TrainStep that other modules do.
 CALLED = {
-    "seed_step": "seed", "set_lr": "learning rate", "_kept_buffers": "kept buffers", "KeptBuffers": "kept buffers",
+    "seed_step": "seed", "set_lr": "learning rate", "_kept_buffers": "kept buffers",
     "clip_grad_norm_": "clip", "clip_grads_with_norm_": "clip", "targets_of": "targets, copies",
 }  # fmt: skip
 ALLOCATE = ("empty", "new_empty", "detach", "lift_fresh")
@@ -164,7 +164,9 @@ def timed(stack: contextlib.ExitStack, parts: Parts, setup: TrainingSetup) -> No
 
     for name, part in CALLED.items():
         wrap(train_step_module, name, part)
-    wrap(train_step_module.TrainStep, "losses", "targets, copies")
+    wrap(TrainStep, "losses", "targets, copies")
+    wrap(TrainStep, "_keep_buffers", "kept buffers")
+    wrap(TrainStep, "_apply_gradient", "optimiser")
     wrap(DeviceTransform, "images", "geometry")
     wrap(setup.accelerator, "backward", "backward")
     wrap(setup.model, "forward", "network")
@@ -196,7 +198,7 @@ def measure(shards: Path, words: Sequence[str], batch: int, updates: int, device
             for micro_batch in micro_batches:
                 with parts.part("crops, tables"):
                     cut: Any = train_transforms(reader, config.data, 0, 0, device)(micro_batch)
-                packed = torch.zeros(cut.size, dtype=torch.uint8, device=device)
+                packed = torch.empty(cut.size, dtype=torch.uint8, device=device)
                 with parts.part("geometry"):
                     images = cut.geometry(packed, torch.float16 if device == META else torch.float32)
                 yield Batch(images, micro_batch, {})

@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,10 +121,10 @@ def _spoilt_gradient(guard: Guard) -> Iterator[None]:
     """An element of this rank's own part of the gradient is not finite when the guard looks."""
     allow = guard.allow
 
-    def spoil(model: torch.nn.Module) -> bool:
-        own = (local(p.grad) for p in model.parameters() if p.grad is not None)
+    def spoil(parameters: Sequence[torch.nn.Parameter]) -> bool:
+        own = (local(p.grad) for p in parameters if p.grad is not None)
         next(part for part in own if part.numel()).view(-1)[0] = torch.inf
-        return allow(model)
+        return allow(parameters)
 
     guard.allow = spoil  # type: ignore[method-assign]
     yield

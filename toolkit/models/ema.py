@@ -12,8 +12,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from toolkit.device.compat import lerp_tensors
-from toolkit.device.tensor_lists import Copies
+from toolkit.device.compat import copy_tensors, lerp_tensors
 
 
 class MovingAverage(ModelEmaV3):
@@ -23,23 +22,40 @@ class MovingAverage(ModelEmaV3):
     its own. A ResNet50 has 53 counters.
     """
 
-    _found: tuple[nn.Module, list[torch.Tensor], list[torch.Tensor], Copies] | None = None
-    """A model, the averaged tensors and their values in this model, and the tensors that are only copied."""
+    _pairs: _Pairs | None = None
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
-        """Move the average towards ``model``. After the first call, both models must keep their tensors."""
+        """Move the average towards ``model``."""
         if not self.foreach:  # the tensors are sharded
             super().apply_update_(model, decay)
             return
-        if self._found is None or self._found[0] is not model:
-            states = (part.state_dict(keep_vars=True).values() for part in (model, self.module))
-            pairs = list(zip(*states, strict=True))
-            floats = [pair for pair in pairs if pair[1].is_floating_point()]
-            copies = Copies(pair for pair in pairs if not pair[1].is_floating_point())
-            self._found = model, [own for _, own in floats], [value for value, _ in floats], copies
-        _, own, values, copies = self._found
-        lerp_tensors(own, values, weight=1.0 - decay)
-        copies.forward()
+        if self._pairs is None or self._pairs.model is not model:
+            self._pairs = _Pairs(self.module, model)
+        own, values = self._pairs.averaged, self._pairs.values()
+        lerp_tensors(own, values[: len(own)], weight=1.0 - decay)
+        if self._pairs.copied:
+            copy_tensors(self._pairs.copied, values[len(own) :])
+
+
+class _Pairs:
+    """The tensors of an average and the tensors of its model, found once.
+
+    ``averaged`` are floating-point tensors of the average, and ``copied`` are its other tensors (counters).
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        self.model = model
+        states = (part.state_dict(keep_vars=True).values() for part in (average, model))
+        pairs = sorted(zip(*states, strict=True), key=lambda pair: not pair[0].is_floating_point())
+        self.averaged = [own for own, _ in pairs if own.is_floating_point()]
+        self.copied = [own for own, _ in pairs if not own.is_floating_point()]
+        buffers = {id(b): (m, name) for m in model.modules() for name, b in m.named_buffers(recurse=False)}
+        self.sources = [buffers.get(id(value), value) for _, value in pairs]
+        """For a buffer its module and name, because a forward pass can put another tensor in its place."""
+
+    def values(self) -> list[torch.Tensor]:
+        """Return the model's tensors, first those that are averaged."""
+        return [getattr(*source) if isinstance(source, tuple) else source for source in self.sources]
 
 
 def build_ema(model: nn.Module, decay: float) -> MovingAverage | None:

@@ -103,10 +103,10 @@ class Guard:
         """Forget the current update. Called if the update is not made because a rank cannot read its samples."""
         self._unchecked.pop()
 
-    def allow(self, model: nn.Module) -> bool:
-        """Return whether to make the update with the gradients in ``model`` (unwrapped). If not, log a warning."""
+    def allow(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Return whether to make the update with the gradients of ``parameters``. If not, log a warning."""
         if self.accelerator.scaler is None:
-            self.norm = _norm([p.grad for p in model.parameters()], self.accelerator.device)
+            self.norm = _norm([p.grad for p in parameters], self.accelerator.device)
         self._unchecked[-1].norm = self.norm
         if self.on_nonfinite == "stop":
             if len(self._unchecked) >= MAX_UNCHECKED_UPDATES:

@@ -18,8 +18,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_
 
 from shards.errors import UserError
 from toolkit.data.loader.loader import Batch, targets_of
+from toolkit.device.compat import copy_tensors
 from toolkit.device.out_of_memory import explain_out_of_memory
-from toolkit.device.tensor_lists import Copies
 from toolkit.device.transfer import to_device_together
 from toolkit.distributed.collectives import require_read, seed_step
 from toolkit.distributed.votes import Vote
@@ -48,7 +48,9 @@ class TrainStep:
         rates therefore mean the same with and without weights. None if the shard set has no weights."""
         self.overflows = 0
         """Number of updates in a row that the gradient scaler (fp16) skipped. 0 if it did not skip the last update."""
-        self._buffers: Copies | None = None
+        # Found in the first update, because walking through all modules in each update takes time.
+        self._buffers: KeptBuffers | None = None
+        self._weights: list[nn.Parameter] | None = None
 
     def __call__(
         self, batches: Iterator[Batch], epoch: int, step: int, updates: int, lr: float
@@ -98,39 +100,51 @@ class TrainStep:
             rows += int(batch.micro_batch.valid.sum())  # ``valid`` is on the host, so nothing is copied
         if self.lost is not None and self.lost.answer():
             optimizer.zero_grad()
-            buffers.back()
+            buffers.restore()
             if self.guard is not None:
                 self.guard.withdraw()
             require_read(accelerator, failure)
-        if self.guard is not None and not self.guard.allow(self.plain_model):
+        if self.guard is not None and not self.guard.allow(self._parameters()):
             optimizer.zero_grad()
-            buffers.back()
+            buffers.restore()
             self.overflows = 0
             return torch.zeros(2, device=accelerator.device), 0
         total = torch.full((2,), float(rows), device=accelerator.device)
         total[0] = functools.reduce(torch.add, sums)
         if config.optim.clip_norm:
             self._clip(config.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        self._apply_gradient()
         self.overflows = self.overflows + 1 if optimizer.step_was_skipped else 0
         if self.overflows:
-            buffers.back()
+            buffers.restore()
             check_scale(accelerator.scaler, self.overflows, self.guard, epoch, step)
             return total, 0
         if setup.ema is not None:
             setup.ema.update(self.plain_model, step=updates)
         return total, count
 
-    def _keep_buffers(self) -> Copies:
-        """Copy the model's buffers (BatchNorm statistics). Return the copies, to restore the buffers from."""
+    def _keep_buffers(self) -> KeptBuffers:
         if self._buffers is None:
-            self._buffers = Copies((buffer, torch.empty_like(buffer)) for buffer in self.plain_model.buffers())
-        self._buffers.forward()
+            self._buffers = KeptBuffers(self.plain_model)
+        self._buffers.keep()
         return self._buffers
 
+    def _parameters(self) -> list[nn.Parameter]:
+        if self._weights is None or self.setup.fsdp:  # FSDP replaces parameters in each pass
+            self._weights = list(self.plain_model.parameters())
+        return self._weights
+
+    def _apply_gradient(self) -> None:
+        """Make the step of the optimiser, or in fp16 skip it, and delete the gradient."""
+        optimizer = self.setup.optimizer
+        if self.accelerator.scaler is None:
+            optimizer.optimizer.step()  # accelerate's own step() searches the disk for a package each time
+        else:
+            optimizer.step()
+        optimizer.optimizer.zero_grad()
+
     def _clip(self, limit: float) -> None:
-        scaler, parameters = self.accelerator.scaler, self.setup.model.parameters()
+        scaler, parameters = self.accelerator.scaler, self._parameters()
         if scaler is not None:  # clip by the norm of the unscaled gradient
             scaler.unscale_(self.setup.optimizer.optimizer)
         if self.guard is not None and self.guard.norm is not None and not self.setup.fsdp:
@@ -196,3 +210,25 @@ class TrainStep:
             logits = model(inputs)
         losses: torch.Tensor = self.setup.criterion(logits, targets[:, :genres])
         return losses if self.mean_weight is None else losses * targets[:, genres], valid
+
+
+class KeptBuffers:
+    """Copies of a model's buffers (BatchNorm statistics), to restore them if an update is not made."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.lists: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        """Buffers and their copies, by type, because a GPU copies a list of one type in one operation."""
+        for buffer in model.buffers():
+            buffers, copies = self.lists.setdefault(buffer.dtype, ([], []))
+            buffers.append(buffer)
+            copies.append(buffer.clone())
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for buffers, copies in self.lists.values():
+            copy_tensors(copies, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffers, copies in self.lists.values():
+            copy_tensors(buffers, copies)

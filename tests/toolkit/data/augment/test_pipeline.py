@@ -68,7 +68,7 @@ def test_each_option_does_something_to_pixels(name: str):
     micro_batch = whole(40)
     images, targets = augmented(config, micro_batch)
     before = pictures(micro_batch.indices)
-    assert images.shape == before.shape and images.dtype == torch.float32 and images.is_contiguous()
+    assert images.shape == before.shape and images.dtype == torch.float32
     changed = (images != before).flatten(1).any(dim=1)
     assert changed.float().mean() > 0.5
     assert images.min() >= 0 and images.max() <= 255

@@ -146,8 +146,8 @@ def test_the_box_of_a_smaller_decoding_keeps_its_fraction_of_a_pixel():
 
 def test_weights_are_pillows_triangle():
     # A box of 7 pixels made 4: one view, its first pixel the source's.
-    place = torch.zeros(1)
-    weights = _weights(torch.arange(4)[None], 7, torch.tensor([7 / 4]), place, place.long(), torch.tensor([7]))
+    centres = (torch.arange(4) + 0.5) * 7 / 4
+    weights = _weights(torch.arange(7)[None] + 0.5, centres[None], torch.tensor([[7 / 4]]), torch.float32)
     impulses = Image.fromarray(np.eye(7, dtype=np.float32))  # row k has its one at column k
     expected = np.asarray(impulses.resize((4, 7), Image.Resampling.BILINEAR)).T
     np.testing.assert_allclose(weights[0].numpy(), expected, atol=1e-6)
