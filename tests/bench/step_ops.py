@@ -16,7 +16,7 @@ import functools
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -48,6 +48,8 @@ from toolkit.training.setup import TrainingSetup, build_setup
 from toolkit.training.train_step import TrainStep
 
 META = torch.device("meta")
+COMMON = ["--model.pretrained=false", "--model.freeze=[]", "--data.geometry=device"]
+REFERENCE = ["--train.ema=0.99"]
 #: All augmentations at once.
 EVERYTHING = ["--augment.randaugment=2", "--augment.erase=1", "--augment.brightness=0.3", "--augment.contrast=0.3",
               "--augment.saturation=0.3", "--augment.mixup=0.5", "--augment.cutmix=0.5", "--train.ema=0.99",
@@ -63,7 +65,7 @@ ALLOCATE = ("empty", "new_empty", "detach", "lift_fresh")
 @register_model
 def thin_resnet50(pretrained: bool = False, **options: Any) -> ResNet:
     """A ResNet50 with a sixteenth of the channels."""
-    shape = {"block": Bottleneck, "layers": (3, 4, 6, 3), "channels": (4, 8, 16, 32)}
+    shape: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3), "channels": (4, 8, 16, 32)}
     thin: ResNet = build_model_with_cfg(ResNet, "resnet50", pretrained, **shape, **options)
     return thin
 
@@ -76,7 +78,7 @@ class Parts(TorchDispatchMode):
         self.running, self.since = ["rest"], time.perf_counter()
         self.operations: Counter[str] = Counter()
         self.names: Counter[tuple[str, str]] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -146,7 +148,7 @@ def make_step(shards: Path, out: Path, words: Sequence[str], device: torch.devic
     setup = build_setup(make_accelerator("no"), config, manifest, readers, out, None)
     setup.freezing.training_mode(setup.model, 0)
     if device == META:
-        setup.accelerator = There(setup.accelerator, device)  # type: ignore[assignment]
+        setup.accelerator = There(setup.accelerator, device)
         setup.model, setup.criterion = setup.model.to(device), setup.criterion.to(device)
         setup.optimizer = AcceleratedOptimizer(build_optimizer(setup.model, config.optim))
         if setup.ema is not None:
@@ -208,14 +210,15 @@ def measure(shards: Path, words: Sequence[str], batch: int, updates: int, device
                 epoch, at = divmod(number, plan.steps_per_epoch)
                 micro_batches = plan.micro_batches(epoch, at, 0, 1, step.accumulation)
             source = batches(micro_batches)
-            for counter in (parts.operations, parts.seconds, parts.names):
-                if number == 1 or counter is parts.seconds:
-                    counter.clear()
+            parts.seconds.clear()
+            if number == 1:  # the first update makes constants and the state of the optimiser
+                parts.operations.clear()
+                parts.names.clear()
             with parts if device == META else contextlib.nullcontext():
                 with parts.part("rest of the update"):
                     step(source, epoch, at, number + 1, 0.01)
-            every.append(Counter(parts.seconds))
-    parts.seconds = Counter({part: median(seen[part] for seen in every[1:]) for part in every[-1]})
+            every.append(dict(parts.seconds))
+    parts.seconds.update({part: median(seen[part] for seen in every[1:]) for part in every[-1]})
     return parts
 
 
@@ -230,16 +233,16 @@ def main() -> int:
     options, words = parser.parse_known_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"torch": torch.__version__, "batch": options.batch}
-    common = ["--model.pretrained=false", "--model.freeze=[]", "--data.geometry=device", *words]
-    for title, more in {"reference": ["--train.ema=0.99"], "everything": EVERYTHING}.items():
-        real, thin = [*common, *more], [*common, *more, "--model.name=thin_resnet50", "--data.image_size=64"]
+    for title, more in {"reference": REFERENCE, "everything": EVERYTHING}.items():
+        real = [*COMMON, *more, *words]
+        thin = [*real, "--model.name=thin_resnet50", "--data.image_size=64"]
         counted = measure(options.shards, real, options.batch, 1, META)
         seconds = measure(options.shards, thin, options.batch, options.updates, torch.device("cpu")).seconds
         parts = sorted({*counted.operations, *seconds})
         figures[title] = {part: [counted.operations[part], round(seconds[part] * 1e6)] for part in parts}
-        figures[title]["sum without network and backward"] = [
-            sum(figures[title][part][column] for part in parts if part not in ("network", "backward")) for column in (0, 1)
-        ]
+        ours = [part for part in parts if part not in ("network", "backward")]
+        total = sum(counted.operations[part] for part in ours), round(sum(seconds[part] for part in ours) * 1e6)
+        figures[title]["all but network and backward"] = list(total)
         print(f"{title:34}  operations    microseconds")
         for part, (number, micro) in figures[title].items():
             print(f"  {part:34}{number:10}{micro:16}")

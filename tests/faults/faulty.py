@@ -130,7 +130,7 @@ def _fp16(rank: int, scale: str) -> None:
 def _blind(rank: int) -> None:
     import toolkit.training.nonfinite
 
-    toolkit.training.nonfinite._norm = lambda tensors, like: torch.zeros_like(like)
+    toolkit.training.nonfinite._norm = lambda tensors, device: torch.zeros((), device=device)
 
 
 def _leave_out(rank: int, sample_id: str) -> None:

@@ -23,8 +23,8 @@ BatchNorm = _BatchNorm
 #: call.
 upsample_into = torch.ops.aten._upsample_bilinear2d_aa.out
 
-#: ``copy_tensors(to, values)`` copies lists of tensors, and ``lerp_tensors(to, values, weight=)`` is lerp_() of lists. On a
-#: GPU, both start a few kernels for a list whose tensors have one type.
+#: ``copy_tensors(to, values)`` is copy_() of lists of tensors, and ``lerp_tensors(to, values, weight=)`` is lerp_(). On
+#: a GPU, both start a few kernels for a list whose tensors have one type.
 copy_tensors = torch._foreach_copy_
 lerp_tensors = torch._foreach_lerp_
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numpy as np
 import torch
 
@@ -26,16 +29,26 @@ def to_device_together(device: torch.device, *arrays: np.ndarray) -> list[torch.
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    starts, size = [], 0
-    for array in arrays:
-        starts.append(size)
-        size += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    packed = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    memory = packed.numpy()
-    for start, array in zip(starts, arrays, strict=True):
-        memory[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    copied = packed.to(device, non_blocking=True)
+    return _parts(_packed(arrays, device.type == "cuda").to(device, non_blocking=True), arrays)
+
+
+def _packed(arrays: Sequence[np.ndarray], pinned: bool) -> torch.Tensor:
+    """Return the bytes of all arrays as one uint8 tensor, in pinned memory if ``pinned``."""
+    packed = torch.empty(_starts(arrays)[-1], dtype=torch.uint8, pin_memory=pinned)
+    for part, array in zip(_parts(packed, arrays), arrays, strict=True):
+        part.numpy()[...] = array
+    return packed
+
+
+def _parts(packed: torch.Tensor, arrays: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """Return the parts of ``packed``, with the types and shapes of ``arrays``."""
     return [
-        copied[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
-        for start, array in zip(starts, arrays, strict=True)
+        packed[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
+        for start, array in zip(_starts(arrays), arrays, strict=False)
     ]
+
+
+def _starts(arrays: Sequence[np.ndarray]) -> list[int]:
+    """Return the first byte of each array in the packed memory, and the number of all bytes."""
+    sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
+    return [0, *accumulate(sizes)]

@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from toolkit.device.compat import (
     BatchNorm,
     change_class,
+    copy_tensors,
     in_backward,
+    lerp_tensors,
     names_that_torch_allows,
     uncompiled,
     upsample_into,
@@ -38,6 +40,15 @@ def test_resizing_into_an_array_is_what_interpolate_does(size: tuple[int, int]):
     out = torch.empty((1, *size, 4), dtype=torch.uint8).permute(0, 3, 1, 2)
     upsample_into(images, size, False, None, None, out=out)
     assert torch.equal(out, F.interpolate(images, size, mode="bilinear", antialias=True))
+
+
+def test_lists_of_tensors_are_copied_and_moved_as_single_tensors():
+    own, values = ([torch.randn(3), torch.randn(2, 2)] for _ in range(2))
+    expected = [tensor.lerp(value, 0.3) for tensor, value in zip(own, values, strict=True)]
+    lerp_tensors(own, values, weight=0.3)
+    assert all(map(torch.equal, own, expected))
+    copy_tensors(own, values)
+    assert all(map(torch.equal, own, values))
 
 
 def test_a_recomputed_forward_pass_is_inside_the_backward_pass():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from toolkit_helpers import TINY
 from train_tools import make_parts, make_updater, make_updates, state_of, tiny_config
 
@@ -69,6 +70,30 @@ def test_it_draws_nothing_and_never_trains():
     ema.update(model, step=5)
     assert not any(module.training for module in ema.module.modules())
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+
+
+def test_it_is_timms_average_also_of_a_buffer_that_a_model_replaces():
+    class Counting(torch.nn.BatchNorm1d):
+        seen: torch.Tensor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen = self.seen + len(x)
+            return super().forward(x)
+
+    model = torch.nn.Sequential(Counting(3), torch.nn.Linear(3, 2))
+    model[0].register_buffer("seen", torch.zeros(()))
+    ours, timms = build_ema(model, 0.9), ModelEmaV3(model, decay=0.9, use_warmup=True)
+    assert ours is not None
+    for step in range(1, 6):
+        model(torch.randn(4, 3))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+        for average in (ours, timms):
+            average.update(model, step=step)
+    pairs = zip(ours.module.state_dict().items(), timms.module.state_dict().values(), strict=True)
+    assert all(torch.equal(own, theirs) for (_, own), theirs in pairs)
+    assert 0 < float(ours.module.state_dict()["0.seen"]) < 20  # the average of 4, 8, ...
 
 
 def test_restoring_goes_on_bit_for_bit(shard_set: Path, tmp_path: Path):

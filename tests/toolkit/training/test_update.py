@@ -18,6 +18,7 @@ from train_tools import TINY_VIT, drawn_batches, make_updater, make_updates, sta
 
 from toolkit.data.loader.loader import targets_of
 from toolkit.data.sampling.plan import TrainPlan
+from toolkit.distributed.collectives import seed_step
 from toolkit.training.nonfinite import Guard
 from toolkit.training.train_step import TrainStep
 
@@ -51,6 +52,29 @@ def test_clipping_is_of_that_gradient(shard_set: Path, tmp_path: Path):
     after = train_step.plain_model.state_dict()
     moved = torch.sqrt(sum(((after[n] - before[n]) ** 2).sum() for n in before))
     assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_clipping_by_the_norm_of_the_guard_is_clipping(shard_set: Path, tmp_path: Path):
+    results = []
+    for guard in (True, False):
+        train_step, plan, _ = guarded(shard_set, tmp_path, "stop", *PLAIN, "--optim.clip_norm=0.01")
+        train_step.guard = train_step.guard if guard else None
+        make_updates(train_step, plan, 2, 1.0)
+        results.append(state_of(train_step.plain_model))
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+def test_an_update_is_seeded_as_torch_would_be(monkeypatch: pytest.MonkeyPatch):
+    seeds: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "manual_seed", seeds.append)
+        seed_step(3, 1, 2, 0, torch.device("cuda"))  # all generators
+        assert len(seeds) == 1
+        seed_step(3, 1, 2, 0, torch.device("cpu"))
+        assert len(seeds) == 1
+    found = torch.rand(5)
+    torch.manual_seed(seeds[0])
+    assert torch.equal(torch.rand(5), found)
 
 
 def test_accumulation_leaves_the_update_as_it_is(shard_set: Path, tmp_path: Path):

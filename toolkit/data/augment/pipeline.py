@@ -36,9 +36,9 @@ class Augmenter:
 
         images: (n, S, S, 3) RGB values from 0 to 255, uint8 or float, on any device.
         targets: (n, G) float, on the same device. Mixing makes the returned targets fractional.
-        Returns images as float32, in any memory layout. If no augmentation is on, returns the arguments. Mixing needs TrainPlan.group_size 2.
-        Raises ValueError if images, targets and micro_batch differ in length. Raises UserError if the user's
-        augmentation returns another shape.
+        Returns images as float32, in any memory layout. If no augmentation is on, returns the arguments. Mixing needs
+        TrainPlan.group_size 2. Raises ValueError if images, targets and micro_batch differ in length. Raises UserError
+        if the user's augmentation returns another shape.
         """
         if not len(images) == len(targets) == len(micro_batch.indices):
             lengths = f"{len(images)}, {len(targets)} and {len(micro_batch.indices)}"
