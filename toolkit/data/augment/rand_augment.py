@@ -57,7 +57,7 @@ def apply_operations(images: torch.Tensor, chosen: np.ndarray, signs: np.ndarray
     for change, start, stop in zip(_COLOURS.values(), starts, starts[1:], strict=False):
         if start < stop:
             parts.append(change(by_operation[start:stop], level, device_factors[start:stop]))
-    return torch.empty_like(images).index_copy_(0, rows, torch.cat(parts))
+    return by_operation.index_copy_(0, rows, torch.cat(parts))  # its own values are not needed any more
 
 
 def _matrices(chosen: np.ndarray, signs: np.ndarray, level: float, side: int) -> np.ndarray:
