@@ -250,6 +250,7 @@ def rehearse(posters: Path, tmp_path: Path, *options: object) -> subprocess.Comp
         "tests/bench/rehearsal.py", "--images", posters / "images", "--metadata", posters / "metadata.csv",
         "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out", "--posters", 300, "--epochs", 1,
         "--updates", 40, "--override", "model.name=test_resnet", "model.hidden=[8]", "data.image_size=32", *options,
+        timeout=600,
     )  # fmt: skip
 
 
