@@ -210,6 +210,7 @@ class Rehearsal:
         except BaseException:  # the rehearsal itself is stopped
             kill(process.pid)
             raise
+        process.returncode = status  # watch has waited for the child, not Popen
         seconds = time.perf_counter() - started
         expected = 0 if step.kill is None else -signal.SIGKILL
         if status != expected:
@@ -287,10 +288,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file of the results (default OUT/rehearsal.json)")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of these results, and run nothing")
     args = parser.parse_args(argv)
-    if args.table is None and (
-        missing := [n for n in ("images", "metadata", "weights", "out") if not getattr(args, n)]
-    ):
+    missing = [name for name in ("images", "metadata", "weights", "out") if getattr(args, name) is None]
+    if missing and args.table is None:
         parser.error(f"--{missing[0]} is required")
+    if min(args.posters, args.updates, args.epochs) < 1:
+        parser.error("--posters, --updates and --epochs take whole numbers from 1")
     return args
 
 
