@@ -175,8 +175,8 @@ def check_all(check: Check, options: argparse.Namespace) -> int:
         print(f"error: the posters could not be prepared: {last.removeprefix('error: ')}", file=sys.stderr)
         return 2
     facts = json.loads((check.work / "facts.json").read_text())
-    own = check.work / "weights.safetensors"
-    setting = Setting(check.work, facts, weights_in(options.data) or (own if own.exists() else None), options.tiny)
+    weights = check.work / "weights.safetensors" if options.tiny else weights_in(options.data)
+    setting = Setting(check.work, facts, weights, options.tiny)
     print(f"prepared {facts['posters']} posters in {time.monotonic() - started:.0f} s", flush=True)
     results = []
     for item in ITEMS:

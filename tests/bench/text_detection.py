@@ -2,9 +2,10 @@
 
     python tests/bench/text_detection.py --images DIR [--samples 40] [--rounds 3] [--device cuda] [--json FILE]
 
-One process, one thread, ways in turn on each poster; medians over rounds. --device is where our network runs. Recall is the share of the text area that a
-way covers: of the area that the referee finds (a copy of 1152 pixels, low thresholds), and of words that are drawn onto
-posters without text, at known places. "False" is the share of pictures without text that a way takes for text.
+One process, one thread, ways in turn on each poster; medians over rounds. --device is where our network runs. Recall is
+the share of the text area that a way covers: of the area that the referee finds (a copy of 1152 pixels, low thresholds),
+and of words that are drawn onto posters without text, at known places. "False" is the share of pictures without text that
+a way takes for text.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ Each tar is whole by itself, so any of the pieces will do.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 TABLE = "metadata.csv"
@@ -44,23 +45,23 @@ def tars_in(data: Path | None) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def restore(tars: Sequence[Path], folder: Path) -> int:
-    """Write the posters of shards to ``folder``/images and their genres to a table; return how many there are."""
+def restore(tars: Sequence[Path], folder: Path, most: int) -> None:
+    """Write the posters of shards to ``folder``/images and their genres to a table, but no more than ``most``."""
     (folder / "images").mkdir(parents=True)
-    count = 0
     with open(folder / TABLE, "w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["id", "genre"])
-        for tar in tars:
-            with tarfile.open(tar) as archive:
-                for member in archive:
-                    file = archive.extractfile(member)
-                    if file is None:
-                        continue
-                    if member.name.endswith(".json"):
-                        sample = json.loads(file.read())
-                        rows.writerow([sample["id"], str(sample["genres"])])
-                        count += 1
-                    else:
-                        (folder / "images" / Path(member.name).name).write_bytes(file.read())
-    return count
+        for name, data in itertools.islice(_members(tars), 2 * most):  # an image and its genres
+            if name.endswith(".json"):
+                sample = json.loads(data)
+                rows.writerow([sample["id"], str(sample["genres"])])
+            else:
+                (folder / "images" / name).write_bytes(data)
+
+
+def _members(tars: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    for tar in tars:
+        with tarfile.open(tar) as archive:
+            for member in archive:
+                if (file := archive.extractfile(member)) is not None:
+                    yield Path(member.name).name, file.read()

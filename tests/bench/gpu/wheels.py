@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 #: These must be there already: they fit the driver, and are larger than a piece.
 NEVER = ("torch", "torchvision", "triton")
-#: Needed by the check itself.
-OWN = ("pytest",)
+#: Needed by the tests.
+OWN = ("pytest", "hypothesis")
 
 
 class Unusable(Exception):
