@@ -2,17 +2,18 @@
 
     [--minutes 9] [--items tests,train] [--tiny]
 
-Runs with the machine's own Python, which must have torch and torchvision. What else setup.cfg needs is taken from wheels
-below --wheels (gpu_wheels.py) where that Python lacks it. Weights and posters come from pieces below --data
-(gpu_pieces.py); an item does without what is not there, or says why it is left out. Items are in order of worth. Each has
-a limit of time, and those that no time is left for are skipped. Each writes OUT/ITEM.json; OUT/summary.json has the
-figures with their goals, which are printed too. Exit status: 0 if all ran, 1 if an item failed, 2 for bad input. A goal
-that is missed is no failure. Without a GPU, all sizes are tiny (--tiny), and no goal is judged.
+Runs with the machine's own Python, which must have torch and torchvision. What else setup.cfg needs is taken from
+wheels below --wheels (gpu_wheels.py) where that Python lacks it. Weights and posters come from pieces below --data
+(gpu_pieces.py); an item does without what is not there, or says why it is left out. Items are in order of worth. Each
+has a limit of time, and those that no time is left for are skipped. Each writes OUT/ITEM.json; OUT/summary.json has
+the figures with their goals, which are printed too. Exit status: 0 if all ran, 1 if an item failed, 2 for bad input.
+A goal that is missed is no failure. Without a GPU, all sizes are tiny (--tiny), and no goal is judged.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -63,10 +64,8 @@ class Check:
             except subprocess.TimeoutExpired:
                 status = None
             finally:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         return status, self.plain("\n".join(lines[-5:]))
@@ -172,21 +171,25 @@ def check_all(check: Check, options: argparse.Namespace) -> int:
     )
     if status != 0:
         last = words.splitlines()[-1] if words else "it said nothing"
-        print(f"error: the posters could not be prepared: {last.removeprefix('error: ')}", file=sys.stderr)
+        print(f"error: the check could not be prepared: {last.removeprefix('error: ')}", file=sys.stderr)
         return 2
     facts = json.loads((check.work / "facts.json").read_text())
-    weights = check.work / "weights.safetensors" if options.tiny else weights_in(options.data)
-    setting = Setting(check.work, facts, weights, options.tiny)
-    print(f"prepared {facts['posters']} posters in {time.monotonic() - started:.0f} s", flush=True)
+    tiny = facts.pop("tiny")
+    weights = check.work / "weights.safetensors" if tiny else weights_in(options.data)
+    setting = Setting(check.work, facts, weights, tiny)
+    out = options.out or (ROOT / "build" / "gpu-check" if tiny else BENCH / "results" / "gpu")
+    drawn = "drawn" if facts["drawn"] else f"from {len(tars_in(options.data))} tars"
+    print(f"{facts['device']}; {'tiny' if tiny else 'full'} sizes; {facts['posters']} posters {drawn}, "
+          f"{'' if weights else 'no '}weights; prepared in {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
     results = []
     for item in ITEMS:
         if not options.items or item.name in options.items:
             results.append(run_item(check, item, setting))
-            write(options.out / f"{item.name}.json", results[-1])
+            write(out / f"{item.name}.json", results[-1])
     rows = [{name: result[name] for name in ("item", "status", "seconds", "failures", "goals")} for result in results]
-    write(options.out / "summary.json", {**facts, "tiny": options.tiny, "items": rows})
+    write(out / "summary.json", {**facts, "tiny": tiny, "items": rows})
     print(table(results, setting))
-    print(f"\nresults: {options.out}", flush=True)
+    print(f"\nresults: {out}", flush=True)
     return int(any(result["failures"] for result in results))
 
 
@@ -201,7 +204,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, metavar="DIR", help="pieces of gpu_pieces.py (default: drawn posters)")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="pieces of gpu_wheels.py")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for the results (default: results/gpu beside this file)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for the results (default: results/gpu beside this file)"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all items together (default: %(default)s)")
     parser.add_argument("--items", metavar="A,B", help=f"only these of {', '.join(item.name for item in ITEMS)}")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, also on a GPU")
@@ -219,15 +224,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def has_gpu(environment: dict[str, str]) -> bool:
-    """Whether torch finds a GPU, asked in another process, for this one shall not load torch."""
-    question = "import torch; raise SystemExit(0 if torch.cuda.is_available() else 3)"
-    answer = subprocess.run([sys.executable, "-c", question], env=environment, capture_output=True, text=True)
-    if answer.returncode not in (0, 3):
-        raise Unusable(f"torch cannot be loaded: {' '.join(answer.stderr.splitlines()[-1:])}")
-    return answer.returncode == 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the check."""
     try:
@@ -237,12 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
             taken = unpack(options.wheels, work / "site")
             paths = [str(ROOT), str(work / "site"), os.environ.get("PYTHONPATH", "")]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-            gpu = has_gpu(environment)
-            options.tiny = options.tiny or not gpu
-            options.out = options.out or (BENCH / "results" / "gpu" if not options.tiny else ROOT / "build" / "gpu-check")
-            print(f"Python {platform.python_version()}; from the wheels: {', '.join(taken) or 'nothing'}")
-            print(f"{'a GPU' if gpu else 'no GPU'}; {'tiny sizes' if options.tiny else 'full sizes'}; "
-                  f"{len(tars_in(options.data)) or 'no'} tars, {'' if weights_in(options.data) else 'no '}weights")  # fmt: skip
+            print(f"Python {platform.python_version()}; from the wheels: {', '.join(taken) or 'nothing'}", flush=True)
             return check_all(Check(options, work, environment), options)
     except Unusable as error:
         print(f"error: {error}", file=sys.stderr)

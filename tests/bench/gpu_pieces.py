@@ -1,10 +1,10 @@
-"""Posters and weights in pieces for gpu_check.sh: ``python tests/bench/gpu_pieces.py --images DIR --metadata CSV --out DIR``
+"""Posters and weights in pieces for gpu_check.sh.
 
-    [--weights FILE] [--limit-mib 50]
+    python tests/bench/gpu_pieces.py --images DIR --metadata CSV [--weights FILE] --out DIR [--limit-mib 50]
 
-Builds small shards of the posters (`posters shards build`, all in one split), and puts them and the weights into folders
-of at most --limit-mib: DIR/posters-1, DIR/posters-2, ..., DIR/weights. Any of the folders can be left behind. Keep DIR
-outside of the checkout: posters and weights are others' property. gpu_wheels.py makes the folders of wheels.
+Builds small shards of the posters (`posters shards build`, all in one split), and puts them and the weights into
+folders of at most --limit-mib: DIR/posters-1, DIR/posters-2, ..., DIR/weights. Any of the folders can be left behind.
+Keep DIR outside of the checkout: posters and weights are others' property. gpu_wheels.py makes the folders of wheels.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="a folder that is not there, or is empty")
     parser.add_argument("--limit-mib", type=float, default=50.0, help="largest size of a piece (default: %(default)s)")
     for field in fields(GenreOptions):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help="as of `posters shards build`")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", default=field.default, help="as of `posters shards build`"
+        )
     args = parser.parse_args()
     try:
         make(args)

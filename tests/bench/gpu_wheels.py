@@ -1,10 +1,10 @@
 """Wheels for a GPU machine without a network, in pieces: ``python tests/bench/gpu_wheels.py --python 3.12 --out DIR``
 
 Downloads what setup.cfg needs, with all that those packages need, for another Python: all but torch, torchvision and
-NVIDIA's packages, which the GPU machine must have. Run it in an environment where poster-toolkit is installed with its
-extra ``dev``, because the names come from there, and the versions from constraints.txt. --lacks-only FILE leaves out what
-a GPU machine has: FILE has the names, one a line, such as the output of ``pip list --format freeze`` there. The wheels
-are put in DIR/wheels-1, DIR/wheels-2, ..., each smaller than --limit-mib.
+NVIDIA's packages, which the GPU machine must have. Run it in an environment where poster-toolkit is installed with
+its extra ``dev``, because the names come from there, and the versions from constraints.txt. --lacks-only FILE leaves
+out what a GPU machine has: FILE has the names, one a line, such as the output of ``pip list --format freeze`` there.
+The wheels are put in DIR/wheels-1, DIR/wheels-2, ..., each smaller than --limit-mib.
 """
 
 from __future__ import annotations

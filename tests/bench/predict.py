@@ -3,12 +3,12 @@
     [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--repeat 30] [--rounds 5] [--json FILE]
 
 The same posters and model for all: ``posters predict`` on shards and on files, timm's inference.py, transformers'
-image-classification pipeline. Two rows are limits: the forward pass alone on a resident batch, and decoding alone on all
-cores. Each stack runs in a process of its own (stacks/predict_*.py). The stacks take turns, and ratios are medians of the
-ratios within a round. Reading, decoding, calibration and writing the rows count; loading the model does not. --repeat
-gives each poster many times under other keys, for a GPU that is done with 1,000 posters in a moment. --profile adds one
-more pass, with the share of its time that each part of our code took (stacks/sampling.py). ``python
-tests/bench/peers.py transformers`` installs the last peer.
+image-classification pipeline. Two rows are limits: the forward pass alone on a resident batch, and decoding alone on
+all cores. Each stack runs in a process of its own (stacks/predict_*.py). The stacks take turns, and ratios are
+medians of the ratios within a round. Reading, decoding, calibration and writing the rows count; loading the model
+does not. --repeat gives each poster many times under other keys, for a GPU that is done with 1,000 posters in a
+moment. --profile adds one more pass, with the share of its time that each part of our code took (stacks/sampling.py).
+``python tests/bench/peers.py transformers`` installs the last peer.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def profiled(task: dict[str, Any], posters: PosterSet, work: Path) -> dict[str, 
         finally:
             process.close()
     except StackFailed as failure:
-        raise UserError("environment", f"the profile of ours_shards failed: {without_paths(str(failure), work)}") from failure
+        raise UserError(
+            "environment", f"the profile of ours_shards failed: {without_paths(str(failure), work)}"
+        ) from failure
     return found
 
 

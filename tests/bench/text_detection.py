@@ -2,10 +2,10 @@
 
     python tests/bench/text_detection.py --images DIR [--samples 40] [--rounds 3] [--device cuda] [--json FILE]
 
-One process, one thread, ways in turn on each poster; medians over rounds. --device is where our network runs. Recall is
-the share of the text area that a way covers: of the area that the referee finds (a copy of 1152 pixels, low thresholds),
-and of words that are drawn onto posters without text, at known places. "False" is the share of pictures without text that
-a way takes for text.
+One process, one thread, ways in turn on each poster; medians over rounds. --device is where our network runs. Recall
+is the share of the text area that a way covers: of the area that the referee finds (a copy of 1152 pixels, low
+thresholds), and of words that are drawn onto posters without text, at known places. "False" is the share of pictures
+without text that a way takes for text.
 """
 
 from __future__ import annotations
@@ -141,7 +141,12 @@ def measure(images: list[np.ndarray], rounds: int, device: str) -> dict[str, Any
             "recall_drawn": covered_drawn / total_drawn,
             "false": float(np.mean([way(image).mean() for image in empty])),
         }
-    return {"posters": len(images), "device": device, "ways": figures, "network_seconds_by_batch": batch_seconds(detector, rounds)}
+    return {
+        "posters": len(images),
+        "device": device,
+        "ways": figures,
+        "network_seconds_by_batch": batch_seconds(detector, rounds),
+    }
 
 
 def main() -> int:
@@ -150,7 +155,9 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of our network (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of our network (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if min(options.samples, options.rounds) < 1:

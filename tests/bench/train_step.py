@@ -1,14 +1,14 @@
 """Does the model ever wait? Updates of the real trainer, of timm's loader, and steps on a batch that is already there.
 
-    python tests/bench/train_step.py --shards SHARDS [--sides 182,256,500] [--threads 0,2,16] [--batch 256] [--json FILE]
+    python tests/bench/train_step.py --shards SHARDS [--sides 182,256,500] [--threads 0,2,16] [--json FILE]
 
-Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side (small
-ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of it, but
-for its first update and its validation. The bare steps are forward, loss, backward, optimiser and moving average alone,
-on a resident batch and on batches that timm's loader brings to the device as timm's train.py makes it (the wheel has no
-train.py), from the same posters as files. Blocks alternate; a ratio is the median over rounds of images/s against the
-resident batch (goal on a GPU: at least 0.97 for ours). The device is named, because the answer is about it. With several
-numbers of --threads, timm's loader is measured beside the first one only.
+Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side
+(small ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of
+it, but for its first update and its validation. The bare steps are forward, loss, backward, optimiser and moving
+average alone, on a resident batch and on batches that timm's loader brings to the device as timm's train.py makes it
+(the wheel has no train.py), from the same posters as files. Blocks alternate; a ratio is the median over rounds of
+images/s against the resident batch (goal on a GPU: at least 0.97 for ours). The device is named, because the answer
+is about it. With several numbers of --threads, timm's loader is measured beside the first one only.
 """
 
 from __future__ import annotations
@@ -173,11 +173,9 @@ def measure_side(options: argparse.Namespace, side: int, folder: Path) -> dict[s
         )
     make_set(source, side, count, folder)
     accelerator = make_accelerator(options.precision)
-    found = {}
-    for number, threads in enumerate(options.threads):
-        found[str(decode_threads(threads, accelerator.device))] = measure(
-            options, threads, folder, accelerator, with_timm=number == 0
-        )
+    found: dict[str, Any] = {}
+    for threads in dict.fromkeys(decode_threads(threads, accelerator.device) for threads in options.threads):
+        found[str(threads)] = measure(options, threads, folder, accelerator, with_timm=not found)
     return {**next(iter(found.values())), "by_threads": found}
 
 

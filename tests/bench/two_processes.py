@@ -2,11 +2,11 @@
 
     python tests/bench/two_processes.py --shards SHARDS [--backend gloo|nccl] [--model NAME] [--json FILE]
 
-`posters train` with the samples of each update written down (tests/toolkit/probe_train.py), and `posters predict`, each
-in one process and in two. The samples of each update must be the same. Weights after training and predictions of the
-same model may differ by rounding, so their differences are measured. The model must have no BatchNorm, because its
-statistics are of one process's samples. Two processes on one GPU are refused in `posters train`; this program leaves that
-check out, and lets accelerate use gloo, so that what surrounds NCCL runs where there is one GPU.
+`posters train` with the samples of each update written down (tests/toolkit/probe_train.py), and `posters predict`,
+each in one process and in two. The samples of each update must be the same. Weights after training and predictions of
+the same model may differ by rounding, so their differences are measured. The model must have no BatchNorm, because
+its statistics are of one process's samples. Two processes on one GPU are refused in `posters train`; this program
+leaves that check out, and lets accelerate use gloo, so that what surrounds NCCL runs where there is one GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from safetensors.torch import load_file
 
@@ -50,8 +51,10 @@ def worker(script: str, arguments: list[str]) -> None:
     import toolkit.distributed.launch
 
     if os.environ["POSTERS_BENCH_BACKEND"] == "gloo" and torch.cuda.is_available():
-        toolkit.distributed.launch.PartialState = functools.partial(PartialState, backend="gloo")  # type: ignore
+        toolkit.distributed.launch.PartialState = functools.partial(PartialState, backend="gloo")
         toolkit.distributed.collectives._gpu = lambda: f"GPU of rank {os.environ['RANK']}"
+        barrier = dist.barrier
+        dist.barrier = lambda *args, device_ids=None, **more: barrier(*args, **more)  # gloo takes no devices
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
 
@@ -62,7 +65,10 @@ def launched(processes: int, backend: str, arguments: list[str]) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    shared |= {"POSTERS_BENCH_BACKEND": backend, "OMP_NUM_THREADS": "1"}  # the same arithmetic in any number of processes
+    shared |= {
+        "POSTERS_BENCH_BACKEND": backend,
+        "OMP_NUM_THREADS": "1",
+    }  # the same arithmetic in any number of processes
     if processes > 1:
         shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -70,8 +76,8 @@ def launched(processes: int, backend: str, arguments: list[str]) -> None:
             shared |= {"ACCELERATE_USE_CPU": "true"}
     ranks: list[subprocess.Popen[str]] = []
     try:
-        for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+        for number in range(processes):
+            own = {"RANK": str(number), "LOCAL_RANK": str(number)} if processes > 1 else {}
             command = [sys.executable, __file__, "worker", *arguments]
             ranks.append(subprocess.Popen(
                 command, env=shared | own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -80,10 +86,12 @@ def launched(processes: int, backend: str, arguments: list[str]) -> None:
     finally:
         for rank in ranks:
             rank.kill()
-    for number, rank in enumerate(ranks):
-        if rank.returncode:
+    for number, done in enumerate(ranks):
+        if done.returncode:
             last = [line for line in said[number].splitlines() if line.strip()][-1:]
-            raise UserError("environment", f"rank {number} of {processes} ended with {rank.returncode}: {''.join(last)}")
+            raise UserError(
+                "environment", f"rank {number} of {processes} ended with {done.returncode}: {''.join(last)}"
+            )
 
 
 def train(options: argparse.Namespace, processes: int, folder: Path) -> None:

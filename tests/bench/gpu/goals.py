@@ -52,6 +52,9 @@ def prediction(figures: Figures) -> Iterator[Found]:
         yield Found(f"prediction ÷ timm, {name}", ratios.get("timm"), OF_TIMM)
         for stack, speed in step["images_per_second"].items():
             yield Found(f"{stack}, {name}, images/s", speed)
+        # The main thread's largest parts: where a batch waits.
+        for part, share in list(step.get("profile", {}).get("threads", {}).get("MainThread", {}).items())[:6]:
+            yield Found(f"share of {part}"[:60], share)
 
 
 def study(figures: Figures) -> Iterator[Found]:

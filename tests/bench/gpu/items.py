@@ -78,7 +78,7 @@ def gpu_tests(setting: Setting) -> list[Step]:
 def training(setting: Setting) -> list[Step]:
     """Ours beside the resident batch, on posters of two sizes, with several numbers of threads."""
     if setting.tiny:
-        return [train_step(setting, "182 pixels", 48, "--threads=1,2"), train_step(setting, "256 pixels", 64)]
+        return [train_step(setting, "48 pixels", 48, "--threads=1,2")]
     many = min(16, setting.facts["cores"])
     threads = ",".join(map(str, [0, *(number for number in (2, 4, 8, 16) if number <= many)]))
     return [train_step(setting, f"{side} pixels", side, f"--threads={threads}") for side in (182, 256)]

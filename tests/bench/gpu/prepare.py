@@ -1,4 +1,6 @@
-"""Posters, shards and facts for the items of gpu_check.py, in a folder: ``prepare.py WORK TINY [DATA]``
+"""Posters, shards and facts for the items of gpu_check.py, in a folder: ``prepare.py WORK SIZE [DATA]``
+
+SIZE: tiny or full. Without a GPU it is tiny.
 
     WORK/posters/images/*.jpg, metadata.csv   of the pieces below DATA, or drawn ones
          shards/                              of those posters
@@ -21,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
 
 import torch  # noqa: E402
-from gpu.pieces import TABLE, restore, tars_in  # noqa: E402
 
+from gpu.pieces import TABLE, restore, tars_in  # noqa: E402
 from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.errors import UserError  # noqa: E402
 from shards.inputs.synthetic import draw_poster_set  # noqa: E402
@@ -35,6 +37,7 @@ VERSIONS = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow", "si
 
 def prepare(work: Path, tiny: bool, data: Path | None) -> None:
     """Fill ``work``. Raises UserError."""
+    tiny = tiny or not torch.cuda.is_available()
     posters, tars = work / "posters", tars_in(data)
     if tars:
         restore(tars, posters, DRAWN_TINY if tiny else 1_000_000)
@@ -59,13 +62,13 @@ def prepare(work: Path, tiny: bool, data: Path | None) -> None:
 
         save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), work / "weights.safetensors")
     count = sum(shard.samples for shard in manifest.shards)
-    write_json(work / "facts.json", {**facts(), "posters": count, "drawn": not tars})
+    write_json(work / "facts.json", {**facts(), "posters": count, "drawn": not tars, "tiny": tiny})
 
 
 def facts() -> dict[str, Any]:
     """The device and the versions."""
     gpu = torch.cuda.is_available()
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in VERSIONS:
         try:
             versions[name] = metadata.version(name)

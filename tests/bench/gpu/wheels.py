@@ -103,7 +103,7 @@ def unpack(folder: Path | None, out: Path) -> list[str]:
         suitable = [path for path in paths if fits(path)]
         if not suitable:
             raise Unusable(
-                f"{paths[0].name} is not for Python {platform.python_version()} on {platform.machine()}: make the wheels "
+                f"{paths[0].name} is not for Python {platform.python_version()} on {platform.machine()}: make them "
                 f"with tests/bench/gpu_wheels.py --python {sys.version_info[0]}.{sys.version_info[1]}"
             )
         newest = max(suitable, key=lambda path: numbers(path.name.split("-")[1]))
@@ -134,7 +134,7 @@ def _require_all(needed: dict[str, str], taken: list[str]) -> None:
         remedy = (
             "install a torch that fits the GPU's driver"
             if torch
-            else f"make the wheels with tests/bench/gpu_wheels.py --python {sys.version_info[0]}.{sys.version_info[1]}, "
+            else f"make wheels with tests/bench/gpu_wheels.py --python {sys.version_info[0]}.{sys.version_info[1]} "
             f"and pass their folder as --wheels"
         )
         wanted = ", ".join(f"{name} {needed[name]}".strip() if name in needed else name for name in torch or missing)

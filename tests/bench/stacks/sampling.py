@@ -1,8 +1,9 @@
 """Where the time of a prediction goes: the stacks of all threads, looked at a thousand times a second.
 
-A part is the innermost function of ours in a stack, and the library that this function called. The share of a part is
-its share of the samples, so the shares of a thread add up to 1. The sampler needs Python's lock for each look, so it sees
-a thread that waits or computes outside of the lock a little too often.
+A part is the innermost function of ours in a stack, and the library that this function called; "idle" is a stack
+without code of ours. The share of a part is its share of the samples, so the shares of a thread add up to 1. The
+sampler needs Python's lock for each look, so it sees a thread that waits or computes outside of the lock a little too
+often.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 0.001
 #: Smaller parts are added up.
 LEAST = 0.005
+IDLE = "idle"
 
 
 class Sampler:
@@ -37,10 +39,10 @@ class Sampler:
         self._add = add = LoaderTimer.add
 
         def told(timer: LoaderTimer, **values: float) -> None:
-            self._times.update(values)  # type: ignore[arg-type]
+            self._times.update(values)
             add(timer, **values)
 
-        LoaderTimer.add = told  # type: ignore[method-assign]
+        LoaderTimer.add = told  # type: ignore[method-assign, assignment]
         self._started = time.perf_counter()
         self._thread.start()
         return self
@@ -56,19 +58,20 @@ class Sampler:
             names = {thread.ident: thread.name for thread in threading.enumerate()}
             for number, frame in sys._current_frames().items():
                 name = names.get(number, "")
-                if name != "sampler" and (part := part_of(frame)):
-                    self._parts[name.rstrip("0123456789-_ ()") or "unnamed"][part] += 1
+                if name and name != "sampler":
+                    self._parts[name.rstrip("0123456789-_ ()")][part_of(frame)] += 1
 
     def shares(self) -> dict[str, Any]:
         """Seconds, the loader's times as shares of them, and thread → part → share of that thread's samples."""
         threads = {}
-        for name, parts in sorted(self._parts.items(), key=lambda item: -item[1].total()):
+        working = {name: parts for name, parts in self._parts.items() if parts.keys() != {IDLE}}
+        for name, parts in sorted(working.items(), key=lambda item: -item[1].total()):
             shares = {part: count / parts.total() for part, count in parts.most_common()}
             found = {part: round(share, 4) for part, share in shares.items() if share >= LEAST}
             rest = sum(share for share in shares.values() if share < LEAST)
             threads[name] = {**found, **({"all others": round(rest, 4)} if rest else {})}
         loader = {name: round(self._times[name] / self.seconds, 4) for name in ("waited", "copied", "decode_cpu")}
-        samples = {name: parts.total() for name, parts in self._parts.items()}
+        samples = {name: parts.total() for name, parts in working.items()}
         return {"seconds": round(self.seconds, 3), "loader": loader, "threads": threads, "samples": samples}
 
 
@@ -82,7 +85,7 @@ def module_of(file: str) -> str:
 
 
 def part_of(frame: FrameType) -> str:
-    """``toolkit.inference.forward:__call__ → torch``; nothing for a thread that runs no code of ours."""
+    """``toolkit.inference.forward:__call__ → torch``; IDLE for a thread that runs no code of ours."""
     library, here = "", frame
     while True:
         if module := module_of(here.f_code.co_filename):
@@ -90,5 +93,5 @@ def part_of(frame: FrameType) -> str:
         if not library:
             library = str(here.f_globals.get("__name__", "?")).partition(".")[0]
         if here.f_back is None:
-            return ""
+            return IDLE
         here = here.f_back
