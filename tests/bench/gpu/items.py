@@ -169,8 +169,8 @@ def processes(setting: Setting) -> list[Step]:
 
 ITEMS = (
     Item("tests", "tests that need a GPU", 100, gpu_tests),
-    Item("train", "training beside a resident batch", 160, training),
-    Item("predict", "batch prediction beside its limits and timm", 180, prediction),
+    Item("train", "training beside a resident batch", 170, training),
+    Item("predict", "batch prediction beside its limits and timm", 240, prediction),
     Item("study", "recipes whose backbone learns", 150, study),
     Item("precision", "fp16 and torch.compile", 150, precisions),
     Item("text", "text detection", 60, text),
