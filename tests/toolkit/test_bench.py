@@ -248,3 +248,51 @@ def test_bad_input_of_the_comparison_with_timm_is_one_line(posters: Path, tmp_pa
         run = run_script("tests/bench/timm_multilabel.py", *on_set, *options)
         assert run.returncode == 2 and words in run.stderr.splitlines()[-1], run.stderr
         assert "Traceback" not in run.stderr and not (tmp_path / "out").exists()
+
+
+def rehearse(posters: Path, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    """A rehearsal with a small model."""
+    if not (tmp_path / "weights.safetensors").exists():
+        save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.safetensors")
+    return run_python(
+        "tests/bench/rehearsal.py", "--images", posters / "images", "--metadata", posters / "metadata.csv",
+        "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out", "--posters", 300, "--epochs", 1,
+        "--updates", 40, "--override", "model.name=test_resnet", "model.hidden=[8]", "data.image_size=32", *options,
+        timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.long
+def test_the_rehearsal_runs_all_steps_once_and_misses_nothing(posters: Path, tmp_path: Path):
+    run = rehearse(posters, tmp_path)
+    assert run.returncode == 0, run.stderr
+    state = json.loads((tmp_path / "out" / "rehearsal.json").read_text())
+    assert state["resumed"] <= state["killed"] < state["updates"] and state["updates"] >= 40
+    assert 0 < state["rejected"] < 30  # the drawn set has some spoilt images, and each is repeated
+    for name, cost in state["steps"].items():
+        assert cost["cpu_seconds"] > 0 and cost["images"] > 0 and cost["output_bytes"] > 0, name
+        assert cost["pss_bytes"] >= cost["own_bytes"] > 1 << 20 and f"| {name} |" in run.stdout
+    assert str(tmp_path) not in (tmp_path / "out" / "rehearsal.json").read_text()
+
+    again = rehearse(posters, tmp_path)  # nothing is run again
+    assert again.returncode == 0 and again.stdout == run.stdout and "build" not in again.stderr
+    other = rehearse(posters, tmp_path, "--posters", 200)
+    assert other.returncode == 2 and "other options" in other.stderr.splitlines()[-1]
+
+    log = tmp_path / "out" / "run-tuned" / "log.csv"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:5] + lines[6:]))
+    lacking = rehearse(posters, tmp_path)
+    assert lacking.returncode == 1 and "log.csv: 1 missing (5)" in lacking.stderr.splitlines()[-1]
+    log.write_text("".join(lines))
+    next((tmp_path / "out" / "predictions").rglob("*.parquet")).unlink()
+    lacking = rehearse(posters, tmp_path)
+    assert lacking.returncode == 1 and "the predictions: " in lacking.stderr.splitlines()[-1]
+
+
+def test_bad_input_of_the_rehearsal_is_one_line(tmp_path: Path):
+    places = ["--images", tmp_path / "none", "--metadata", tmp_path / "none", "--weights", "w", "--out", tmp_path / "o"]
+    for options, words in ((places, "not found"), ((), "--images is required"), ((*places, "--epochs", 0), "from 1")):
+        run = run_script("tests/bench/rehearsal.py", *options)
+        assert run.returncode == 2 and words in run.stderr.splitlines()[-1], run.stderr
+        assert "Traceback" not in run.stderr
