@@ -98,16 +98,21 @@ class PosterSet:
         return self.folder / "formats" / stack
 
 
-def prepare_sets(images: Path | None, samples: int, names: list[str], work: Path, seed: int) -> list[PosterSet]:
-    """The data sets, made or found. Raises UserError if there is nothing to make them from."""
+def prepare_sets(
+    images: Path | None, samples: int, names: list[str], work: Path, seed: int, repeat: int = 1
+) -> list[PosterSet]:
+    """The data sets, made or found. Each has every poster ``repeat`` times, under other names.
+
+    Raises UserError if there is nothing to make them from.
+    """
     candidates = _drawn(samples, work, seed) if images is None else _found(images)
     random.Random(seed).shuffle(candidates)
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in candidates]
-    key = fingerprint([FORMAT, samples, seed, facts])[:16]
+    key = fingerprint([FORMAT, samples, seed, facts, *([repeat] if repeat > 1 else [])])[:16]
     for old in work.glob("data-*"):
         if old.name != f"data-{key}":
             shutil.rmtree(old)  # raw pixels of one set of posters are gigabytes
-    return [_prepared(name, work / f"data-{key}" / name, candidates, samples, seed) for name in names]
+    return [_prepared(name, work / f"data-{key}" / name, candidates, samples, seed, repeat) for name in names]
 
 
 def _found(images: Path) -> list[Path]:
@@ -135,13 +140,16 @@ def _drawn(samples: int, work: Path, seed: int) -> list[Path]:
     return sorted((folder / "images").glob("p*"))  # the others are spoilt on purpose
 
 
-def _prepared(name: str, folder: Path, candidates: list[Path], samples: int, seed: int) -> PosterSet:
+def _prepared(name: str, folder: Path, candidates: list[Path], samples: int, seed: int, repeat: int) -> PosterSet:
     done = folder / "set.json"
     if not done.exists():
         print(f"preparing {name}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "files").mkdir(parents=True)
         skipped = _write_files(SETS[name], folder / "files", candidates, samples)
+        for path in sorted((folder / "files").glob("*.jpg")):
+            for turn in range(1, repeat):
+                os.link(path, path.with_stem(f"{path.stem}-{turn:03d}"))
         ids = sorted(path.stem for path in (folder / "files").glob("*.jpg"))
         if not ids:
             raise UserError("images-none", f"no readable image: {skipped[0] if skipped else 'none was asked for'}")

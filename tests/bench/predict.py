@@ -1,11 +1,14 @@
 """Batch prediction, ours against the forward pass alone and against peers: ``python tests/bench/predict.py``
 
-    [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--rounds 5] [--json FILE]
+    [--images DIR] [--model RUN/model] [--precision bf16] [--samples 1000] [--repeat 30] [--rounds 5] [--json FILE]
 
-The same posters and model for all: ``posters predict`` on shards and on files, the forward pass on a resident batch
-(how fast could it be?), timm's inference.py, transformers' image-classification pipeline. Each in a process of its own
-(stacks/predict_*.py), taking turns; ratios are medians of the ratios within a round. Reading, decoding, calibration and
-writing the rows count; loading the model does not. ``python tests/bench/peers.py transformers`` installs the last one.
+The same posters and model for all: ``posters predict`` on shards and on files, timm's inference.py, transformers'
+image-classification pipeline. Two rows are limits: the forward pass alone on a resident batch, and decoding alone on
+all cores. Each stack runs in a process of its own (stacks/predict_*.py). The stacks take turns, and ratios are
+medians of the ratios within a round. Reading, decoding, calibration and writing the rows count; loading the model
+does not. --repeat gives each poster many times under other keys, for a GPU that is done with 1,000 posters in a
+moment. --profile adds one more pass, with the share of its time that each part of our code took (stacks/sampling.py).
+``python tests/bench/peers.py transformers`` installs the last peer.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from loader import BENCH, SEED, WORK, Entry, machine, say, unavailable, without_paths
-from measure import STACKS, Contest, StackProcess
+from measure import STACKS, Contest, StackFailed, StackProcess
 from peers import PEERS, python_of
 from posterdata import PosterSet, prepare_sets
 from report import Rounds, rate
@@ -40,6 +43,7 @@ from toolkit.models.heads import HeadSpec
 
 ENTRIES: dict[str, Entry] = {
     "forward": Entry("predict_forward.py"),
+    "decode": Entry("decode_only.py"),
     "ours_shards": Entry("predict_ours.py", "shards"),
     "ours_files": Entry("predict_ours.py", "files"),
     "timm": Entry("predict_timm.py"),
@@ -83,6 +87,7 @@ def measure(posters: PosterSet, options: argparse.Namespace, model: Path, size: 
         "tars": [str(tar) for tar in posters.tars],
         "model": str(model.resolve()),
         "precision": options.precision,
+        "compile": options.compile,
     }
     with Contest(options.stacks, "predict", lambda reason: without_paths(reason, work)) as contest:
         for name in options.stacks:
@@ -94,6 +99,7 @@ def measure(posters: PosterSet, options: argparse.Namespace, model: Path, size: 
         contest.run(options.rounds)
         versions = {name: process.ready["versions"] for name, process in contest.running.items()}
     rounds = contest.rounds
+    profile = {"profile": profiled(task, posters, work)} if options.profile else {}
     return {
         "samples": posters.samples,
         "median_width": posters.median_width,
@@ -102,7 +108,26 @@ def measure(posters: PosterSet, options: argparse.Namespace, model: Path, size: 
         "ratios": {ours: ratios(rounds, ours) for ours in OURS if rounds.get(ours)},
         "left_out": contest.left_out,
         "versions": versions,
+        **profile,
     }
+
+
+def profiled(task: dict[str, Any], posters: PosterSet, work: Path) -> dict[str, Any]:
+    """Where the time of a pass of ours over the shards goes. Raises UserError if it fails."""
+    say("predict: profile of ours_shards")
+    told = {**task, "variant": "shards profile", "cache": str(posters.cache("profile"))}
+    try:
+        process = StackProcess(sys.executable, STACKS / "predict_ours.py", told, work / "logs" / "predict-profile.log")
+        try:
+            process.epoch()
+            found: dict[str, Any] = process.epoch()["profile"]
+        finally:
+            process.close()
+    except StackFailed as failure:
+        raise UserError(
+            "environment", f"the profile of ours_shards failed: {without_paths(str(failure), work)}"
+        ) from failure
+    return found
 
 
 def start(name: str, task: dict[str, Any], posters: PosterSet, work: Path) -> StackProcess:
@@ -132,14 +157,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no")
     parser.add_argument("--batch", type=int, default=0, help="for all (default: 32 on a CPU, 128 on a GPU)")
     parser.add_argument("--samples", type=int, default=1000, help="at most so many posters")
+    parser.add_argument("--repeat", type=int, default=1, help="times that each poster comes, under other keys")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes over the posters, 3 or more")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the forward pass and for ours")
+    parser.add_argument("--profile", action="store_true", help="add a pass that says where the time of ours goes")
     parser.add_argument("--stacks", default=",".join(ENTRIES), metavar="A,B", help=f"of {', '.join(ENTRIES)}")
     parser.add_argument("--set", default="stored", choices=("stored", "short256", "large500"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--work", type=Path, default=BENCH / ".work", metavar="DIR")
     options = parser.parse_args(arguments)
-    if options.samples < 1 or options.batch < 0 or options.rounds < 3:
-        raise UserError("option-value", "--samples must be at least 1, --batch 0 or more, --rounds at least 3")
+    if min(options.samples, options.repeat) < 1 or options.batch < 0 or options.rounds < 3:
+        raise UserError(
+            "option-value", "--samples and --repeat must be at least 1, --batch 0 or more, --rounds at least 3"
+        )
     options.batch = rows_for(options.batch, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     options.stacks = [name for name in options.stacks.split(",") if name]
     if unknown := [name for name in options.stacks if name not in ENTRIES]:
@@ -153,7 +183,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     with folder_lock(work):
         model = options.model or default_model(work, options.architecture, options.size)
         size = load_model_folder(model).preprocessing.image_size
-        (posters,) = prepare_sets(options.images, options.samples, [options.set], work, SEED)
+        (posters,) = prepare_sets(options.images, options.samples, [options.set], work, SEED, options.repeat)
         figures = measure(posters, options, model, size, work)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"\n{device}, {available_cores()} cores, {options.precision}; {posters.samples} posters, median "
@@ -174,6 +204,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
             "precision": options.precision,
             "batch": options.batch,
             "rounds": options.rounds,
+            "repeat": options.repeat,
+            "compile": options.compile,
             "set": options.set,
             "drawn": options.images is None,
         },

@@ -1,10 +1,11 @@
 """The cleaner's detector against RapidOCR's default call, and what the line of known text is good for.
 
-    python tests/bench/text_detection.py --images DIR [--samples 40] [--rounds 3] [--json FILE]
+    python tests/bench/text_detection.py --images DIR [--samples 40] [--rounds 3] [--device cuda] [--json FILE]
 
-One process, one thread, ways in turn on each poster; medians over rounds. Recall is the share of the text area that a
-way covers: of the area that the referee finds (a copy of 1152 pixels, low thresholds), and of words that are drawn onto
-posters without text, at known places. "False" is the share of pictures without text that a way takes for text.
+One process, one thread, ways in turn on each poster; medians over rounds. --device is where our network runs. Recall
+is the share of the text area that a way covers: of the area that the referee finds (a copy of 1152 pixels, low
+thresholds), and of words that are drawn onto posters without text, at known places. "False" is the share of pictures
+without text that a way takes for text.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def rapidocr_ways() -> dict[str, Way]:
     return {"rapidocr": lambda image: area(image, True), "rapidocr, detection alone": lambda image: area(image, False)}
 
 
-def our_ways() -> dict[str, Way]:
+def our_ways(device: str) -> dict[str, Way]:
     """Each of the cleaner's looks, and the first one without the line of known text."""
     options = DetectorOptions()
-    with_line, without = (DBDetector(DetectorOptions(reference_strip=anchor)) for anchor in (True, False))
+    with_line, without = (
+        DBDetector(DetectorOptions(reference_strip=anchor, device=device)) for anchor in (True, False)
+    )
     ways: dict[str, Way] = {}
     for number, sides in enumerate(options.scales):
         name = f"ours, look {','.join(map(str, sides))}"
@@ -106,9 +109,9 @@ def batch_seconds(detector: DBDetector, rounds: int) -> dict[str, float]:
     return {str(count): statistics.median(taken[1:]) for count, taken in seconds.items()}
 
 
-def measure(images: list[np.ndarray], rounds: int) -> dict[str, Any]:
+def measure(images: list[np.ndarray], rounds: int, device: str) -> dict[str, Any]:
     """Every figure."""
-    ways = rapidocr_ways() | our_ways()
+    ways = rapidocr_ways() | our_ways(device)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     masks: dict[str, list[np.ndarray]] = {}
     for turn in range(rounds):
@@ -120,7 +123,7 @@ def measure(images: list[np.ndarray], rounds: int) -> dict[str, Any]:
                 if turn or rounds == 1:
                     seconds[name].append(time.perf_counter() - started)
     referee = [text_area(image, RefereeOptions()) for image in images]
-    detector = DBDetector(DetectorOptions())
+    detector = DBDetector(DetectorOptions(device=device))
     empty = [remove_text(image, detector, surround, MaskOptions()).image for image in images]
     rng = np.random.default_rng(0)
     lettered = [drawn(image, rng) for image in empty]
@@ -138,7 +141,12 @@ def measure(images: list[np.ndarray], rounds: int) -> dict[str, Any]:
             "recall_drawn": covered_drawn / total_drawn,
             "false": float(np.mean([way(image).mean() for image in empty])),
         }
-    return {"posters": len(images), "ways": figures, "network_seconds_by_batch": batch_seconds(detector, rounds)}
+    return {
+        "posters": len(images),
+        "device": device,
+        "ways": figures,
+        "network_seconds_by_batch": batch_seconds(detector, rounds),
+    }
 
 
 def main() -> int:
@@ -147,6 +155,9 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="of our network (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if min(options.samples, options.rounds) < 1:
@@ -164,11 +175,11 @@ def main() -> int:
         print(f"error: no image in {options.images}", file=sys.stderr)
         return 2
     try:
-        found = measure(images, options.rounds)
+        found = measure(images, options.rounds, options.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{found['posters']} posters, one thread")
+    print(f"{found['posters']} posters, one thread; our network on {options.device}")
     print(f"{'':32} seconds  x rapidocr  recall: referee  drawn  false")
     for name, row in found["ways"].items():
         print(

@@ -1,13 +1,14 @@
 """Does the model ever wait? Updates of the real trainer, of timm's loader, and steps on a batch that is already there.
 
-    python tests/bench/train_step.py --shards SHARDS [--sides 182,256,500] [--batch 256] [--steps 50] [--json FILE]
+    python tests/bench/train_step.py --shards SHARDS [--sides 182,256,500] [--threads 0,2,16] [--json FILE]
 
-Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side (small
-ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of it, but
-for its first update and its validation. The bare steps are forward, loss, backward, optimiser and moving average alone,
-on a resident batch and on batches that timm's loader brings to the device as timm's train.py makes it (the wheel has no
-train.py), from the same posters as files. Blocks alternate; a ratio is the median over rounds of images/s against the
-resident batch (goal on a GPU: at least 0.97 for ours). The device is named, because the answer is about it.
+Ours is `Trainer` as `posters train` runs it, on shard sets of the training posters of SHARDS at each short side
+(small ones are enlarged): loader, augmentation, guard, vote on stopping, moving average, log. A block is an epoch of
+it, but for its first update and its validation. The bare steps are forward, loss, backward, optimiser and moving
+average alone, on a resident batch and on batches that timm's loader brings to the device as timm's train.py makes it
+(the wheel has no train.py), from the same posters as files. Blocks alternate; a ratio is the median over rounds of
+images/s against the resident batch (goal on a GPU: at least 0.97 for ours). The device is named, because the answer
+is about it. With several numbers of --threads, timm's loader is measured beside the first one only.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from posterdata import AS_IS, resized
 from timm.data import create_dataset, create_loader
 
@@ -81,14 +84,19 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def recipe(options: argparse.Namespace) -> Config:
+def recipe(options: argparse.Namespace, threads: int) -> Config:
     """The defaults, with all weights trained and a moving average."""
     return Config(
-        data=DataConfig(image_size=options.size, workers=options.threads),
+        data=DataConfig(image_size=options.size, workers=threads),
         model=ModelConfig(name=options.model, pretrained=False, head="linear", freeze=()),
         augment=AugmentConfig(),
         train=TrainConfig(
-            epochs=options.rounds + 1, batch_size=options.batch, ema=0.999, checkpoint_steps=0, trackers={}
+            epochs=options.rounds + 1,
+            batch_size=options.batch,
+            ema=0.999,
+            checkpoint_steps=0,
+            trackers={},
+            compile=options.compile,
         ),
     )
 
@@ -99,9 +107,12 @@ def make_set(source: ShardReader, side: int, count: int, folder: Path) -> Path:
     with open(folder / "metadata.csv", "w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["id", "genre"])
+        data = [bytes(source.read(sample)) for sample in range(count)]
+        with ThreadPoolExecutor(own_cores()) as pool:  # Pillow releases the lock
+            images = pool.map(lambda one: shrunk(one, side), data)
+            for sample, image in enumerate(images):
+                (folder / "files" / f"{sample:06d}.jpg").write_bytes(image)
         for sample in range(count):
-            image = decode(bytes(source.read(sample)), AS_IS)
-            (folder / "files" / f"{sample:06d}.jpg").write_bytes(resized(image, side / min(image.size), 90))
             genres = source.targets_of(torch.tensor([sample]).numpy())[0].nonzero()[0]
             table.writerow([f"{sample:06d}", str([source.labels.genres[genre] for genre in genres])])
     build_shards(
@@ -116,6 +127,12 @@ def make_set(source: ShardReader, side: int, count: int, folder: Path) -> Path:
         )
     )
     return folder / "shards"
+
+
+def shrunk(data: bytes, side: int) -> bytes:
+    """A JPEG with that short side."""
+    image = decode(data, AS_IS)
+    return resized(image, side / min(image.size), 90)
 
 
 def timms(folder: Path, setup: TrainingSetup, device: torch.device, dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -144,8 +161,8 @@ def timms(folder: Path, setup: TrainingSetup, device: torch.device, dtype: torch
             yield images.contiguous(memory_format=torch.channels_last)
 
 
-def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, object]:
-    """The rounds on posters of one size."""
+def measure_side(options: argparse.Namespace, side: int, folder: Path) -> dict[str, Any]:
+    """The figures of the first number of threads on posters of one size, and those of all numbers by_threads."""
     source = ShardReader.of_split(options.shards, "train", Manifest.read(options.shards))
     count = min(len(source), round(options.batch * (options.steps + 1) / (1 - VALIDATED)))
     if count * (1 - VALIDATED) < 2 * options.batch:
@@ -154,9 +171,20 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
             f"--batch {options.batch} leaves fewer than two updates of the {len(source)} training samples of "
             f"{options.shards}",
         )
-    manifest = Manifest.read(make_set(source, side, count, folder))
-    config = recipe(options)
+    make_set(source, side, count, folder)
     accelerator = make_accelerator(options.precision)
+    found: dict[str, Any] = {}
+    for threads in dict.fromkeys(decode_threads(threads, accelerator.device) for threads in options.threads):
+        found[str(threads)] = measure(options, threads, folder, accelerator, with_timm=not found)
+    return {**next(iter(found.values())), "by_threads": found}
+
+
+def measure(
+    options: argparse.Namespace, threads: int, folder: Path, accelerator: Accelerator, *, with_timm: bool
+) -> dict[str, Any]:
+    """The rounds on the posters of ``folder``."""
+    manifest = Manifest.read(folder / "shards")
+    config = recipe(options, threads)
     device, dtype = accelerator.device, autocast_dtype(accelerator)
     readers = [ShardReader.of_split(folder / "shards", split, manifest) for split in ("train", "val")]
     setup = build_setup(accelerator, config, manifest, readers, folder, None)
@@ -189,20 +217,27 @@ def measure(options: argparse.Namespace, side: int, folder: Path) -> dict[str, o
         # Twice, for timm's batches may have a row more than an update of ours.
         held_targets = targets_of(first.micro_batch, setup.train).to(device).repeat(2, 1)
     with contextlib.closing(timms(folder / "files", setup, device, dtype)) as peer:  # type: ignore[type-var]
-        trainer.others = (block(lambda: held), block(lambda: next(peer)))
+        trainer.others = (block(lambda: held), block(lambda: next(peer)))[: 1 + with_timm]
         trainer.run()
     rounds = trainer.rounds[1:]
-    ours, resident, timm = (median(column) for column in zip(*rounds, strict=True))
+    columns = dict(zip(("ours", "resident", "timm"), zip(*rounds, strict=True), strict=False))
+    timm_ratio = {"timm_ratio": median(theirs / bare for _, bare, theirs in rounds)} if with_timm else {}
     return {
         "posters": len(readers[0]),
         "updates": trainer.plan.steps_per_epoch - 1,
-        "ours": ours,
-        "resident": resident,
-        "timm": timm,
-        "ratio": median(mine / bare for mine, bare, _ in rounds),
-        "timm_ratio": median(theirs / bare for _, bare, theirs in rounds),
+        **{name: median(column) for name, column in columns.items()},
+        "ratio": median(mine / bare for mine, bare, *_ in rounds),
+        **timm_ratio,
         "verdict": trainer.verdict,
     }
+
+
+def numbers_of(option: str, text: str, least: int, what: str) -> list[int]:
+    """The numbers of a list with commas. Raises UserError."""
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UserError("option-value", f"{option} must be {what}, at least {least}, and not {text}")
+    return [int(part) for part in parts]
 
 
 def main() -> int:
@@ -215,7 +250,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=50, help="updates of a block, if there are so many posters")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="that decode; 0: as many as a training takes")
+    parser.add_argument("--threads", default="0", help="numbers of threads that decode; 0: as many as a training takes")
+    parser.add_argument("--compile", action="store_true", help="train.compile; the bare steps use the same model")
     parser.add_argument("--precision", choices=DTYPES, default="bf16")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -224,20 +260,21 @@ def main() -> int:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         "torch": torch.__version__,
         **{name: getattr(options, name) for name in ("model", "precision", "batch", "size")},
-        "threads": decode_threads(options.threads, device),
+        "compile": options.compile,
         "sides": {},
     }
     try:
         if min(options.batch, options.steps, options.rounds) < 1:
             raise UserError("option-value", "--batch, --steps and --rounds must be at least 1")
-        if not all(side.isdecimal() and int(side) >= 32 for side in options.sides.split(",")):
-            raise UserError("option-value", f"--sides must be numbers of pixels, at least 32, and not {options.sides}")
-        for side in map(int, options.sides.split(",")):
+        sides = numbers_of("--sides", options.sides, 32, "numbers of pixels")
+        options.threads = numbers_of("--threads", options.threads, 0, "numbers of threads")
+        for side in sides:
             with tempfile.TemporaryDirectory() as folder:
-                figures["sides"][str(side)] = found = measure(options, side, Path(folder))
-            print(f"short side {side}: " + ", ".join(
-                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()
-            ))  # fmt: skip
+                figures["sides"][str(side)] = found = measure_side(options, side, Path(folder))
+            for threads, row in found["by_threads"].items():
+                print(f"short side {side}, {threads} threads: " + ", ".join(
+                    f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+                ))  # fmt: skip
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -130,6 +130,8 @@ def test_other_commands_are_those_of_the_makefile():
     for line in {line for page in pages for line in lines(page)} - {line for page in pages for line in commands(page)}:
         if line.startswith("make "):
             assert f"\n{line.split()[1]}:" in makefile, line
+        elif line.startswith("bash "):
+            assert (ROOT / line.split()[1]).exists(), line
         elif line.startswith("pip "):
             # tests/test_wheel.py builds and installs the wheel
             known = ("pip wheel --no-deps -w dist .", "pip install dist/poster_toolkit-*.whl")

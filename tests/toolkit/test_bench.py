@@ -78,6 +78,14 @@ def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_tim
     assert set(result["ratios"]["ours_shards"]) == {"forward", "timm"}
     assert all(ratio > 0 for ratio in result["ratios"]["ours_shards"].values())
     assert "| ours_shards |" in run.stdout
+    run = run_python(
+        "tests/bench/predict.py", "--images", posters / "images", "--json", tmp_path / "compiled.json", "--samples", 40,
+        "--work", tmp_path / "work", "--architecture", "test_resnet", "--size", 32, "--batch", 16, "--rounds", 3,
+        "--stacks", "forward,ours_shards", "--compile", timeout=500,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads((tmp_path / "compiled.json").read_text())
+    assert result["options"]["compile"] and not result["left_out"] and result["ratios"]["ours_shards"]["forward"] > 0
     run = run_script("tests/bench/predict.py", "--stacks", "nonsense")
     assert run.returncode == 2 and "Traceback" not in run.stderr and "there is no 'nonsense'" in run.stderr
 

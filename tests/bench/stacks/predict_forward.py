@@ -21,13 +21,14 @@ def prepare(task: Task) -> Stack:
     dtype = autocast_dtype(accelerator)
     batch = torch.rand(task.batch, 3, task.size, task.size, device=accelerator.device, dtype=dtype)
     batch = batch.contiguous(memory_format=torch.channels_last)
+    network = torch.compile(model) if task.compile else model
 
     @torch.inference_mode()
     def epoch(number: int) -> Iterator[int]:
         for start in range(0, task.samples, task.batch):
             rows = min(task.batch, task.samples - start)
             with accelerator.autocast():
-                model(batch[:rows])
+                network(batch if task.compile else batch[:rows])  # each shape would be compiled anew
             if start + rows == task.samples and accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
             yield rows

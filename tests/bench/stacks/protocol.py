@@ -1,7 +1,8 @@
 """What a stack of a benchmark says to ``loader.py`` or ``predict.py``: one JSON line in, one out, on stdin and stdout.
 
     in   {"variant", "cores", "batch", "size", "seed", "scale", "ratio", "flip",      what to do (see Task)
-          "set", "samples", "files", "shards", "tars", "cache", "model", "precision"}
+          "set", "samples", "files", "shards", "tars", "cache", "model", "precision",
+          "compile"}
     out  {"ready": true, "work": "uint8, antialiased", "versions": {...}}             or {"error": "one line"}
     in   "go"
     out  {"images", "batches", "seconds", "first_batch", "cpu_seconds", "shape", "dtype"}   or {"error": ...}
@@ -56,6 +57,8 @@ class Task:
     """Model folder, of the prediction benchmark."""
     precision: str = "no"
     """no, bf16 or fp16, likewise."""
+    compile: bool = False
+    """Whether torch.compile is used, likewise."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Stack:
     """What a batch is, in a few words: type of the pixels, filter of the resize, whatever differs from others."""
     libraries: tuple[str, ...] = field(default=())
     """Distributions whose versions matter."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the answer about an epoch has besides the numbers."""
 
 
 def serve(prepare: Callable[[Task], Stack]) -> None:
@@ -116,7 +121,7 @@ def _run_epoch(stack: Stack, number: int) -> dict[str, Any]:
         batches += 1
     used = tree_cpu_seconds() - cpu
     numbers = {"images": images, "batches": batches, "seconds": last - started, "first_batch": first}
-    return {**numbers, "cpu_seconds": used, **layout}
+    return {**numbers, "cpu_seconds": used, **layout, **stack.told}
 
 
 def tree_cpu_seconds() -> float:

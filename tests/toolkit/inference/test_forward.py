@@ -118,7 +118,7 @@ def test_compiled_for_real(pixels: torch.Tensor) -> None:
         np.testing.assert_allclose(forward(batch).arrays()[0], reference(model, batch), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_on_a_gpu(pixels: torch.Tensor) -> None:
     model = model_of("levels")
     expected = reference(model, pixels)

@@ -142,7 +142,7 @@ def test_an_update_asks_the_device_for_nothing(options: list[str], shard_set: Pa
     assert seen.proper >= 2 * 2  # targets with valid rows, of each micro-batch
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_training_on_a_gpu_waits_nowhere(precision: str, shard_set: Path, tmp_path: Path):
     """From the loader to the moving average; but for fp16's own look at overflows."""

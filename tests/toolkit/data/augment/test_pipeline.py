@@ -182,7 +182,7 @@ def test_lengths_must_agree():
         Augmenter(EVERYTHING, 0)(pictures(np.arange(3)), labels(np.arange(2)), whole(3), 0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_does_the_same():
     micro_batch = whole(64)
     images, targets = pictures(micro_batch.indices), labels(micro_batch.indices)

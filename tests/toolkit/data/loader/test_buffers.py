@@ -31,7 +31,7 @@ def test_memory_made_during_inference_serves_training():
     assert not buffer.host.is_inference() and not buffer.device_memory.is_inference()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_sees_what_was_written_in_every_round():
     device = torch.device("cuda")
     buffer, stream = PinnedBuffer(device), torch.cuda.Stream()

@@ -171,7 +171,7 @@ def test_real_posters_stay_within_the_bounds(folder: str, enlarge: float, cut: t
         assert (views.denominators() > 1).any() and (whole.denominators() > 1).any()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_a_gpu_keeps_the_bound():
     cut, buffer, expected = packed_posters()
     found = cut.images(buffer.cuda()).float().cpu().numpy()
