@@ -20,6 +20,7 @@ import torch
 from shards.dataset.cache_options import NoRoom
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.sample_table import records_of
 from shards.dataset.store import RemoteShards, ShardStore
 from shards.errors import UserError
 from shards.storage.files import fingerprint
@@ -84,10 +85,11 @@ class ShardChunk:
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         """Open the shard. Raises UserError if it is missing or changed."""
-        reader = ShardReader(self.store, [self.shard], self.labels)
+        index = self.store.index(self.shard)  # read once, for the records and for the ids
+        reader = ShardReader(self.store, [self.shard], self.labels, records_of(index, len(self.labels)))
         reader.read_ahead()
         transforms = eval_transforms(reader, preprocessing, "auto", device)
-        return OpenChunk(reader, transforms, reader.sample_ids, self.content())
+        return OpenChunk(reader, transforms, index["id"].to_pylist, self.content())
 
 
 @dataclass(frozen=True)
