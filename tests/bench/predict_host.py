@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,9 +33,11 @@ from shards.errors import UserError
 from shards.executors.local import available_cores
 from shards.storage.files import write_json
 from shards.storage.lock import folder_lock
-from toolkit.data.transforms.batch_transform import DeviceTransform, eval_transforms
+from toolkit.data.sources.shard_reader import ShardReader
+from toolkit.data.transforms.batch_transform import DeviceTransform, Transforms, eval_transforms
+from toolkit.data.transforms.preprocessing import Preprocessing
 from toolkit.distributed.collectives import make_accelerator
-from toolkit.inference.forward import Forward, ForwardOutputs
+from toolkit.inference.forward import Forward
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.prediction.batch import Job, predict_chunks
 from toolkit.prediction.chunks import shard_chunks
@@ -60,9 +61,11 @@ PARTS = {
 class OnePixel(Forward):
     """A forward pass that takes no time: the logits are one pixel of each image."""
 
-    def __call__(self, images: torch.Tensor) -> ForwardOutputs:
+    genres = 0
+
+    def on_device(self, images: torch.Tensor) -> list[torch.Tensor]:
         with self.grad_mode():
-            return ForwardOutputs([images[:, 0, 0, :1].float().expand(-1, self.network.genres).contiguous()])
+            return [images[:, 0, 0, :1].float().expand(-1, self.genres).contiguous()]
 
 
 def read_first_pixels(transform: DeviceTransform, buffer: torch.Tensor) -> torch.Tensor:
@@ -71,42 +74,49 @@ def read_first_pixels(transform: DeviceTransform, buffer: torch.Tensor) -> torch
     return buffer.view(-1, 3)[starts].view(len(starts), 1, 1, 3)
 
 
-def as_for_a_gpu() -> None:
-    """Make the threads decode whole images, and leave out the device's work."""
-    chunks_module.eval_transforms = lambda reader, ours, _, device: eval_transforms(reader, ours, "device", device)
-    DeviceTransform.images = read_first_pixels  # type: ignore[method-assign]
+def on_the_device(reader: ShardReader, ours: Preprocessing, _: str, device: torch.device) -> Transforms:
+    return eval_transforms(reader, ours, "device", device)
+
+
+WRITE = batch_module._write
+WRITER: list[float] = []
+
+
+def timed(*arguments: Any) -> None:
+    """Write a file, and keep the CPU time of it."""
+    started = time.thread_time()
+    WRITE(*arguments)
+    WRITER.append(time.thread_time() - started)
 
 
 def passes(options: argparse.Namespace) -> dict[str, Any]:
     """Predict the set ``options.rounds`` times. Return the figures."""
-    as_for_a_gpu()
+    for owner, name, value in (
+        (chunks_module, "eval_transforms", on_the_device),
+        (DeviceTransform, "images", read_first_pixels),
+        (batch_module, "_write", timed),
+    ):
+        setattr(owner, name, value)
     accelerator = make_accelerator("no")
-    accelerator.end_training = lambda: None  # type: ignore[method-assign]
+    accelerator.end_training = lambda: None
     folder = load_model_folder(options.model)
-    stub: Any = SimpleNamespace(genres=len(folder.labels))
-    forward = OnePixel(stub, folder.preprocessing)
+    forward = OnePixel(folder.model, folder.preprocessing)
+    forward.genres = len(folder.labels)
     chunks = shard_chunks(LocalShards(options.shards), Manifest.read(options.shards), None)
     count = sum(chunk.count for chunk in chunks)
-    out, speeds, figures, writer = options.work / "out", [], [], []
-    write = batch_module._write
-
-    def timed(*arguments: Any) -> None:
-        started = time.thread_time()
-        write(*arguments)
-        writer.append(time.thread_time() - started)
-
-    batch_module._write = timed
+    out, speeds = options.work / "out", list[float]()
+    figures: list[list[float]] = []
     end = time.perf_counter() + options.seconds
     while len(speeds) < options.rounds or time.perf_counter() < end:
         if len(speeds) == 1:
             print("warm", flush=True)
         shutil.rmtree(out, ignore_errors=True)
-        writer.clear()
+        WRITER.clear()
         before, started, main = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), time.thread_time()
         predict_chunks(Job(chunks, folder, forward, out, options.format, options.batch, options.threads), accelerator)
         speeds.append(count / (time.perf_counter() - started))
         after = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = time.thread_time() - main, sum(writer), after.ru_utime - before.ru_utime
+        seconds = time.thread_time() - main, sum(WRITER), after.ru_utime - before.ru_utime
         figures.append([*(value * 1e6 / count for value in seconds), (after.ru_nvcsw - before.ru_nvcsw) / count])
     names = "main_thread_us", "writer_us", "all_threads_us", "waits"  # each wait for a lock is a hand-over
     shown = {name: round(median(values), 2) for name, values in zip(names, zip(*figures, strict=True), strict=True)}
@@ -153,7 +163,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2", help="decoding threads, one run each (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="passes over the posters (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=128, help="images per batch (default: %(default)s)")
-    parser.add_argument("--format", default="parquet", help="of the rows (default: %(default)s)")
+    parser.add_argument("--format", default="parquet", help="of the files (default: %(default)s)")
     parser.add_argument("--py-spy", type=Path, metavar="PATH", help="program py-spy, for the table of the GIL")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     parser.add_argument("--work", type=Path, default=BENCH / ".work", metavar="DIR")
@@ -176,8 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
         with folder_lock(work):
             model = default_model(work, "resnet18", 224)
             (posters,) = prepare_sets(options.images, options.samples, ["stored"], work, SEED)
-            told = [(threads, model, posters.shards) for threads in options.threads.split(",")]
-            rows = {threads: of_threads(options, threads, *places) for threads, *places in told}
+            numbers = options.threads.split(",")
+            rows = {number: of_threads(options, number, model, posters.shards) for number in numbers}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
