@@ -97,7 +97,8 @@ def compiled_if_faster(forward: Forward, pixels: torch.Tensor, seconds: float, p
         difference = largest_difference(forward.on_device(pixels.clone()), compiled.on_device(pixels.clone()))
         ours = forward_seconds(compiled, pixels) * padding
     except Exception as error:  # the compilers of torch have many types of exceptions
-        log.warning("torch.compile is not used, because it failed: %s", one_line(error)[:200])
+        reason = str(error).partition("\n\n")[0]  # advice for developers of torch follows
+        log.warning("torch.compile is not used, because it failed: %s", one_line(reason)[:200])
         return forward
     if not difference <= (CLOSE_REDUCED if forward.reduced else CLOSE):  # also NaN
         log.warning("torch.compile is not used, because its outputs differ by %.2g", difference)
