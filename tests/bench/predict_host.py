@@ -9,6 +9,7 @@ second table shows which parts hold Python's global lock (GIL). The time to star
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ PARTS = {
     "read": ("read (",),
     "decode": ("row (toolkit/data/transforms/",),
     "plan": ("transforms (", "_start (", "micro_batches ("),
-    "geometry": ("images (", "read_first_pixels", "on_device ("),
+    "geometry": ("images (", "on_device ("),
     "forward": ("OnePixel", "inference/forward.py"),
     "join": ("joined (", "whole ("),
     "tasks": ("run (toolkit/data/loader/", "_row (", "_worker ("),
@@ -68,35 +69,34 @@ class OnePixel(Forward):
             return [images[:, 0, 0, :1].float().expand(-1, self.genres).contiguous()]
 
 
-def read_first_pixels(transform: DeviceTransform, buffer: torch.Tensor) -> torch.Tensor:
+def images(transform: DeviceTransform, buffer: torch.Tensor) -> torch.Tensor:
     """The first pixel of each image, in the shape of a batch: without a GPU, the crop would take most of the time."""
     starts = torch.from_numpy(transform.starts)
     return buffer.view(-1, 3)[starts].view(len(starts), 1, 1, 3)
 
 
-def on_the_device(reader: ShardReader, ours: Preprocessing, _: str, device: torch.device) -> Transforms:
+def eval_on_device(reader: ShardReader, ours: Preprocessing, _: str, device: torch.device) -> Transforms:
     return eval_transforms(reader, ours, "device", device)
 
 
-WRITE = batch_module._write
-WRITER: list[float] = []
+WRITE, WRITER = batch_module._write, list[float]()
 
 
-def timed(*arguments: Any) -> None:
+def timed_write(*arguments: Any) -> None:
     """Write a file, and keep the CPU time of it."""
     started = time.thread_time()
     WRITE(*arguments)
     WRITER.append(time.thread_time() - started)
 
 
+#: Function of this script → name of the function of the toolkit that it replaces.
+REPLACES = {eval_on_device: "eval_transforms", images: "images", timed_write: "_write"}
+
+
 def passes(options: argparse.Namespace) -> dict[str, Any]:
     """Predict the set ``options.rounds`` times. Return the figures."""
-    for owner, name, value in (
-        (chunks_module, "eval_transforms", on_the_device),
-        (DeviceTransform, "images", read_first_pixels),
-        (batch_module, "_write", timed),
-    ):
-        setattr(owner, name, value)
+    for owner, replacement in ((chunks_module, eval_on_device), (DeviceTransform, images), (batch_module, timed_write)):
+        setattr(owner, REPLACES[replacement], replacement)
     accelerator = make_accelerator("no")
     accelerator.end_training = lambda: None
     folder = load_model_folder(options.model)
@@ -149,12 +149,6 @@ def part_of(stack: list[str]) -> str:
     return "other"
 
 
-def eval_figures(text: str) -> dict[str, Any]:
-    """The figures in the last line of a process of this script."""
-    line = text.strip().splitlines()[-1]
-    return {key: float(value) for key, value in (pair.split("=") for pair in line.split())}
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -179,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.threads, options.seconds = int(options.threads), options.seconds or 0
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             options.work = Path(folder)
-            print(*(f"{key}={value}" for key, value in passes(options).items()))
+            print(json.dumps(passes(options)))
         return 0
     try:
         work = options.work.resolve()
@@ -207,7 +201,7 @@ def of_threads(options: argparse.Namespace, threads: str, model: Path, shards: P
     told |= {"batch": options.batch, "format": options.format}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in told.items())]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    figures = eval_figures(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures | ({"gil": lock_times(options, command)} if options.py_spy else {})
 
 
