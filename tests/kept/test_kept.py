@@ -82,6 +82,8 @@ def with_keys_of_today(result: dict[str, Any], now: dict[str, Any]) -> dict[str,
         result["options"] |= {
             key: None for key, value in now["options"].items() if value is None and key not in result["options"]
         }
+        if result["options"].get("compile") is False:  # its default was False, and is now a measurement
+            result["options"]["compile"] = None
     if "config" in (result["options"] or {}) and isinstance(config := result["options"]["config"], dict):
         assert as_today(config) == {}
         for section, values in config_dict(Config()).items():

@@ -37,8 +37,8 @@ def die_after(number: int) -> None:
 def sleep_before_batches(seconds: float) -> None:
     score = toolkit.prediction.batch.score
 
-    def slowly(*arguments: Any) -> Any:
-        for scored in score(*arguments):
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        for scored in score(*arguments, **options):
             time.sleep(seconds)
             yield scored
 

@@ -51,8 +51,10 @@ class ForwardOptions:
 
     channels_last: bool = True
     """Use the channels_last memory layout, in which convolutions are fastest."""
-    compile: bool = False
-    """Use torch.compile. The compilation takes about a minute, so it saves time only with many images."""
+    compile: bool | None = None
+    """Use torch.compile, which takes about a minute to compile. Without this option, a prediction whose forward passes
+    would take over a quarter of an hour tries it, and uses it if it is faster and gives the same results except for
+    rounding errors."""
     tta: Tta = "none"
     """With flip, average the outputs for each image and its mirror image. This doubles the time."""
     embeddings: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -36,9 +37,10 @@ def ahead_for(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
-#: Largest default number of decoding threads for a GPU. They share Python's global lock with the thread that starts GPU
-#: kernels. ResNet50 on an H200 kept 95% of its speed with 6 decoding threads, 84% with 8 and 78% with 16. The posters
-#: had 182x268 pixels, and 6 threads decoded about 11,000 per second (tests/bench/train_step.py --threads).
+#: Largest default number of decoding threads for a GPU, if no measurement chooses it. The threads share Python's
+#: global lock with the thread that starts GPU kernels. ResNet50 on an H200 kept 95% of its speed with 6 decoding
+#: threads, 84% with 8 and 78% with 16. The posters had 182x268 pixels, and 6 threads decoded about 11,000 per second
+#: (tests/bench/train_step.py --threads).
 GPU_THREADS = 6
 
 
@@ -47,6 +49,23 @@ def decode_threads(configured: int, device: torch.device | None = None) -> int:
     if configured:
         return configured
     return min(own_cores(), GPU_THREADS) if device is not None and device.type == "cuda" else own_cores()
+
+
+#: Decoding threads above what one thread's speed requires. Threads that decode at the same time are slower than one
+#: alone, because they share the memory and Python's global lock.
+SPARE = 1.25
+
+
+def feeding_threads(decode: float, forward: float, cores: int) -> int:
+    """Return the smallest number of threads that decode images as fast as the forward pass needs them, with a reserve.
+
+    More threads would only slow down the thread that starts GPU kernels. ``decode``: seconds in which one thread
+    decodes an image. ``forward``: seconds of the forward pass per image. ``cores``: largest number of threads.
+
+    >>> feeding_threads(0.0005, 0.0001, 16), feeding_threads(0.0005, 0.001, 16), feeding_threads(0.005, 0.0001, 16)
+    (7, 1, 16)
+    """
+    return max(1, min(math.ceil(SPARE * decode / forward), cores))
 
 
 def own_cores() -> int:

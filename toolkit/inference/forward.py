@@ -4,11 +4,13 @@
                               └ mirrored ──→ again with --tta flip; the two outputs are averaged
 
 On a GPU, a forward pass only queues its kernels and the copy of its outputs to the host. ``ForwardOutputs.arrays``
-waits for the copy. Callers use it after they have queued the next batch.
+waits for the copy. Callers use it after they have queued the next batch. `score` copies the outputs of several batches
+at once.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +31,23 @@ Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 @dataclass
 class ForwardOutputs:
-    """Outputs for one batch. The copy of the outputs to the host may still be in progress."""
+    """Outputs for one batch or several. The copy of the outputs to the host may still be in progress."""
 
     outputs: list[torch.Tensor]
     """(n, G) logits and, if requested, (n, F) embeddings, as float32 on the host."""
     _ready: Any = None
+
+    @classmethod
+    def of(cls, batches: Sequence[list[torch.Tensor]]) -> ForwardOutputs:
+        """Join the outputs of batches (`Forward.on_device`) and start to copy them to the host."""
+        joined = batches[0] if len(batches) == 1 else [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        if not joined[0].is_cuda:
+            return cls(joined)
+        # With non_blocking, torch copies to pinned memory, and the next batch can be queued during the copy.
+        host = [values.to("cpu", non_blocking=True) for values in joined]
+        ready = torch.cuda.Event()
+        ready.record(torch.cuda.current_stream(joined[0].device))
+        return cls(host, ready)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return logits and embeddings (None if not requested) as numpy arrays. Waits for the copy to the host."""
@@ -78,8 +92,18 @@ class Forward:
         self.full_batch = full_batch if options.compile else 0
         self.format = torch.channels_last if options.channels_last else torch.contiguous_format
 
+    def compiled(self, full_batch: int) -> Forward:
+        """Return this forward pass with torch.compile. Batches are padded to ``full_batch`` rows."""
+        other = copy.copy(self)
+        other.network, other.full_batch = torch.compile(self.network), full_batch
+        return other
+
     def __call__(self, images: torch.Tensor) -> ForwardOutputs:
         """Return the outputs for (n, S, S, 3) uint8 ``images`` on the device. Can overwrite ``images``."""
+        return ForwardOutputs.of([self.on_device(images)])
+
+    def on_device(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the outputs as `__call__`, but on the device: float32 logits and, if requested, embeddings."""
         with self.grad_mode():
             rows = len(images)
             pixels = self.preprocessing.normalize(images, self.dtype)
@@ -89,14 +113,7 @@ class Forward:
             if self.options.tta == "flip":
                 mirrored = self._run(pixels.flip(3))
                 outputs = [(one + other) / 2 for one, other in zip(outputs, mirrored, strict=True)]
-            outputs = [values[:rows] for values in outputs]
-            if not outputs[0].is_cuda:
-                return ForwardOutputs(outputs)
-            # With non_blocking, torch copies to pinned memory, and the next batch can be queued during the copy.
-            host = [values.to("cpu", non_blocking=True) for values in outputs]
-            ready = torch.cuda.Event()
-            ready.record(torch.cuda.current_stream(images.device))
-            return ForwardOutputs(host, ready)
+            return outputs if rows == len(outputs[0]) else [values[:rows] for values in outputs]
 
     def logits(self, squares: np.ndarray, rows: int, device: torch.device) -> np.ndarray:
         """Return the (n, G) float32 logits of (n, S, S, 3) uint8 images. A forward pass gets up to ``rows`` images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,12 +73,13 @@ class Rows:
             full[scored.indices] = values
             return full
 
-        errors = [scored.errors.get(row) for row in range(len(ids))]
+        errors: list[str | None] = [None] * len(ids)
+        for row, error in scored.errors.items():
+            errors[row] = printable_line(error)  # it may contain a file name with line breaks or control characters
         return cls(
             ids,
             spread(folder.decisions.probabilities(scored.logits)),
-            # The error may contain a file name with line breaks or control characters.
-            [None if error is None else printable_line(error) for error in errors],
+            errors,
             folder.labels,
             naming.thresholds(folder.thresholds, folder.labels),
             None if scored.embeddings is None else spread(scored.embeddings),
@@ -90,10 +92,19 @@ class Rows:
         """Return the names of the genres' probability columns, in the model's order."""
         return list(genre_columns(self.labels.genres, (*OWN, self.key)).values())
 
+    def named(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the columns of the named genres of all rows, one row after another, and (n + 1,) int64 offsets.
+
+        The columns of row i are from offset i to offset i + 1.
+        """
+        named = self.naming.named(self.probabilities, self.thresholds)
+        return np.nonzero(named)[1], np.concatenate([[0], np.cumsum(np.count_nonzero(named, axis=1))])
+
     def names(self) -> list[list[str]]:
         """Return the named genres of each row, in the model's order."""
-        named = self.naming.named(self.probabilities, self.thresholds)
-        return [[self.labels.genres[column] for column in np.flatnonzero(row)] for row in named]
+        columns, offsets = self.named()
+        genres = [self.labels.genres[column] for column in columns.tolist()]
+        return [genres[start:end] for start, end in itertools.pairwise(offsets.tolist())]
 
     def ranked(self) -> list[list[Line]]:
         """Return all genres of each row, the most probable first. A row with an error has an empty list."""

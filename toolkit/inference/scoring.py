@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from accelerate import Accelerator
 
 from shards.errors import UserError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
-from toolkit.data.loader.loader import Loader, Source
+from toolkit.data.loader.loader import Batch, Loader, Source
 from toolkit.data.sampling.plan import EvalPlan, MicroBatch
 from toolkit.data.transforms.batch_transform import Transforms
 from toolkit.device.defaults import ahead_for, decode_threads, rows_for
 from toolkit.distributed.collectives import gather_by_index, require_read
-from toolkit.inference.forward import Forward, require_finite_outputs
+from toolkit.inference.forward import Forward, ForwardOutputs, require_finite_outputs
 
 OnBatch: TypeAlias = Callable[[int], object] | None
 
@@ -50,9 +50,19 @@ class Scored:
 
 
 def score(
-    loader: Loader, micro_batches: Iterable[MicroBatch], transforms: Transforms, forward: Forward, *, check: bool = True
+    loader: Loader,
+    micro_batches: Iterable[MicroBatch],
+    transforms: Transforms,
+    forward: Forward,
+    *,
+    check: bool = True,
+    together: int = 1,
+    part_of: Callable[[int], int] = lambda sample: 0,
 ) -> Iterator[Scored]:
-    """Yield the results of the batches in order. Before each result is yielded, the next batch is queued on the device.
+    """Yield the results of the batches in order. Before each result is yielded, the next one is queued on the device.
+
+    A result has up to ``together`` batches. Their outputs are copied to the host at once, so that Python has less to do
+    for a batch. ``part_of`` returns the part to which a sample belongs. A result never has batches of two parts.
 
     If ``check`` is True, raises UserError with the names of images whose outputs are not finite. Callers that check
     the gathered outputs of all ranks pass False.
@@ -61,16 +71,42 @@ def score(
     def where(scored: Scored, row: int) -> str:
         return loader.source.where(int(scored.indices[row]))
 
+    def queued(batches: Iterable[Batch]) -> Iterator[tuple[list[_Queued], ForwardOutputs]]:
+        each = (_Queued(batch.micro_batch, batch.errors, forward.on_device(batch.images)) for batch in batches)
+        for _, part in itertools.groupby(each, lambda one: part_of(int(one.micro_batch.indices[0]))):
+            while group := list(itertools.islice(part, together)):
+                yield group, ForwardOutputs.of([one.outputs for one in group])
+
     with contextlib.closing(loader.batches(micro_batches, transforms)) as batches:
-        outputs: Iterator[Any] = ((batch, forward(batch.images)) for batch in batches)
-        for (batch, output), _ in itertools.pairwise(itertools.chain(outputs, [None])):
-            (logits, embeddings), micro_batch, keep = output.arrays(), batch.micro_batch, batch.micro_batch.valid
-            errors = {int(micro_batch.indices[row]): problem for row, problem in batch.errors.items()}
-            embeddings = None if embeddings is None else embeddings[keep]
-            scored = Scored(micro_batch.indices[keep], logits[keep], embeddings, errors)
+        results: Iterator[Any] = itertools.chain(queued(batches), [None])
+        for (group, outputs), _ in itertools.pairwise(results):
+            scored = _scored(group, *outputs.arrays())
             if check:
                 require_finite_outputs((scored.logits, scored.embeddings), partial(where, scored), forward.reduced)
             yield scored
+
+
+class _Queued(NamedTuple):
+    """A batch whose forward pass is queued on the device."""
+
+    micro_batch: MicroBatch
+    errors: dict[int, str]
+    outputs: list[torch.Tensor]
+
+
+def _scored(group: Sequence[_Queued], logits: np.ndarray, embeddings: np.ndarray | None) -> Scored:
+    """Return the results of the batches of ``group``, whose outputs are one after another in the arrays."""
+    indices = np.concatenate([one.micro_batch.indices for one in group])
+    keep = np.concatenate([one.micro_batch.valid for one in group])
+    errors = {int(one.micro_batch.indices[row]): why for one in group for row, why in one.errors.items()}
+    if not keep.all():
+        indices, logits, embeddings = indices[keep], logits[keep], None if embeddings is None else embeddings[keep]
+    return Scored(indices, logits, embeddings, errors)
+
+
+def batches_together(device: torch.device) -> int:
+    """Return the number of batches whose outputs are copied to the host at once. On a CPU nothing is copied."""
+    return 1 if device.type == "cpu" else 16
 
 
 def inference_loader(

@@ -12,6 +12,7 @@ images of a few batches and the rows of two chunks.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -37,13 +38,23 @@ from toolkit.device.defaults import autocast_dtype, rows_for
 from toolkit.distributed.agreement import Facts, command_facts, file_fact, images_facts, model_facts, set_facts
 from toolkit.distributed.collectives import LostData, WorkQueue, from_main, make_accelerator
 from toolkit.distributed.launch import code_of
-from toolkit.inference.forward import Forward
+from toolkit.inference.forward import Forward, TorchNetwork
 from toolkit.inference.naming import PLAIN, NamingOptions
 from toolkit.inference.onnx_runtime import OnnxModel
 from toolkit.inference.rows import Rows
-from toolkit.inference.scoring import Scored, inference_loader, score
+from toolkit.inference.scoring import Scored, batches_together, inference_loader, score
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.prediction.chunks import Chunk, ChunkSource, Content, OpenChunk, ShardChunk, folder_chunks, shard_chunks
+from toolkit.prediction import measured as measure
+from toolkit.prediction.chunks import (
+    Chunk,
+    ChunkSource,
+    Content,
+    OpenChunk,
+    ShardChunk,
+    chunk_of,
+    folder_chunks,
+    shard_chunks,
+)
 from toolkit.prediction.facts import facts_of, is_finished, refuse_others, write_rows
 from toolkit.prediction.formats import ENDING_OF, FOLDER_FORMATS, FORMATS
 from toolkit.prediction.options import PredictOptions
@@ -183,19 +194,23 @@ def predict_chunks(job: Job, accelerator: Accelerator) -> int:
 
 def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[int]) -> tuple[int, int]:
     """Predict the chunks that this process takes. Return the numbers of all samples and of undecodable samples."""
-    source = ChunkSource(job.chunks, job.folder.preprocessing, accelerator.device)
+    device = accelerator.device
+    source = ChunkSource(job.chunks, job.folder.preprocessing, device)
     total = sum(job.chunks[number].count for number in todo)
     samples = failed = 0
     written: Future[None] | None = None
+    numbers: Iterator[int] = (todo[place] for place in queue.take())
+    forward, threads, numbers = _choices(job, source, numbers, todo, accelerator)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-        inference_loader(source, accelerator.device, job.workers, KEEP_ERRORS) as loader,
+        inference_loader(source, device, threads, KEEP_ERRORS) as loader,
         progress(total, "predicting", disable=not accelerator.is_main_process) as bar,
     ):
-        numbers = (todo[place] for place in queue.take())
-        micro_batches = source.micro_batches(numbers, rows_for(job.batch_size, accelerator.device))
-        batches = _counted(score(loader, micro_batches, source.transforms, job.forward), queue, bar)
-        for number, chunk, scored in source.whole(batches):
+        micro_batches = source.micro_batches(numbers, rows_for(job.batch_size, device))
+        groups = score(
+            loader, micro_batches, source.transforms, forward, together=batches_together(device), part_of=chunk_of
+        )
+        for number, chunk, scored in source.whole(_counted(groups, queue, bar)):
             loader.faults.forget()
             # Write one file at a time while the next chunk is predicted, so that the GPU rarely waits for a disk.
             if written is not None:
@@ -206,6 +221,31 @@ def _work(job: Job, accelerator: Accelerator, queue: WorkQueue, todo: Sequence[i
     if written is not None:
         written.result()
     return samples, failed
+
+
+def _choices(
+    job: Job, source: ChunkSource, numbers: Iterator[int], todo: Sequence[int], accelerator: Accelerator
+) -> tuple[Forward, int, Iterator[int]]:
+    """Return the forward pass, the decoding threads (0: the default) and the numbers of the chunks of this process.
+
+    If the prediction is large, the forward pass and the threads are chosen by a measurement (measured.py).
+    """
+    device, rows = accelerator.device, rows_for(job.batch_size, accelerator.device)
+    counts = [job.chunks[number].count for number in todo]
+    share = sum(counts) // accelerator.num_processes
+    measured = device.type == "cuda" and not job.workers
+    may_compile = job.forward.options.compile is None and isinstance(job.forward.network, TorchNetwork)
+    if share < measure.LARGE or not (measured or may_compile) or (first := next(numbers, None)) is None:
+        return job.forward, job.workers, numbers
+    forward, threads = job.forward, job.workers
+    pixels = measure.some_pixels(rows, job.folder.preprocessing.image_size, device)
+    seconds = measure.forward_seconds(forward, pixels)
+    if measured:
+        threads = measure.choose_threads(source.opened(first), job.chunks[first].count, seconds)
+    if may_compile and measure.worth_compiling(share, seconds):
+        padding = sum(-(-count // rows) * rows for count in counts) / sum(counts)
+        forward = measure.compiled_if_faster(forward, pixels, seconds, padding)
+    return forward, threads, itertools.chain([first], numbers)
 
 
 def _counted(batches: Iterator[Scored], queue: WorkQueue, bar: Any) -> Iterator[Scored]:

@@ -20,6 +20,7 @@ import torch
 from shards.dataset.cache_options import NoRoom
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest, Shard
+from shards.dataset.sample_table import records_of
 from shards.dataset.store import RemoteShards, ShardStore
 from shards.errors import UserError
 from shards.storage.files import fingerprint
@@ -84,10 +85,11 @@ class ShardChunk:
 
     def open(self, preprocessing: Preprocessing, device: torch.device) -> OpenChunk:
         """Open the shard. Raises UserError if it is missing or changed."""
-        reader = ShardReader(self.store, [self.shard], self.labels)
+        index = self.store.index(self.shard)  # read once, for the records and for the ids
+        reader = ShardReader(self.store, [self.shard], self.labels, records_of(index, len(self.labels)))
         reader.read_ahead()
         transforms = eval_transforms(reader, preprocessing, "auto", device)
-        return OpenChunk(reader, transforms, reader.sample_ids, self.content())
+        return OpenChunk(reader, transforms, index["id"].to_pylist, self.content())
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,19 @@ class ChunkSource:
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
         """Yield batches of some chunks. ``numbers`` selects the chunks. All samples of a batch are from one chunk."""
         for number in fetched_ahead(self.chunks, numbers):
-            self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
+            self.opened(number)
             for micro_batch in EvalPlan(self.chunks[number].count, batch).micro_batches(0, 1):
                 yield MicroBatch(micro_batch.indices + (number << _SHIFT), micro_batch.valid)
 
+    def opened(self, number: int) -> OpenChunk:
+        """Return a chunk, open for reading. Its results close it (see `whole`)."""
+        if number not in self._open:
+            self._open[number] = self.chunks[number].open(self.preprocessing, self.device)
+        return self._open[number]
+
     def whole(self, batches: Iterator[Scored]) -> Iterator[tuple[int, OpenChunk, Scored]]:
         """Join the batches of each chunk. Yield (number, chunk, scores). Indices in scores are rows of the chunk."""
-        for number, group in itertools.groupby(batches, lambda scored: _chunk_of(scored.first)):
+        for number, group in itertools.groupby(batches, lambda scored: chunk_of(scored.first)):
             scored = joined(list(group))
             if scored.count != self.chunks[number].count:
                 raise RuntimeError(
@@ -198,17 +206,18 @@ class ChunkSource:
             yield number, self._open.pop(number), replace(scored, indices=_row_of(scored.indices), errors=errors)
 
     def read(self, index: int) -> memoryview:
-        return self._open[_chunk_of(index)].source.read(_row_of(index))
+        return self._open[chunk_of(index)].source.read(_row_of(index))
 
     def where(self, index: int) -> str:
-        return self._open[_chunk_of(index)].source.where(_row_of(index))
+        return self._open[chunk_of(index)].source.where(_row_of(index))
 
     def transforms(self, micro_batch: MicroBatch) -> BatchTransform:
-        chunk = self._open[_chunk_of(int(micro_batch.indices[0]))]
+        chunk = self._open[chunk_of(int(micro_batch.indices[0]))]
         return chunk.transforms(MicroBatch(_row_of(micro_batch.indices), micro_batch.valid, micro_batch.repeat))
 
 
-def _chunk_of(index: int) -> int:
+def chunk_of(index: int) -> int:
+    """Return the number of the chunk of a sample in a ChunkSource."""
     return index >> _SHIFT
 
 

@@ -100,15 +100,18 @@ class Parquet(Format):
         import pyarrow.parquet as pq
 
         failed = np.array([error is not None for error in rows.errors], dtype=bool)
-        columns = {rows.key: pa.array(rows.ids, pa.string()), "genres": pa.array(rows.names(), pa.list_(pa.string()))}
-        for column, values in zip(rows.columns, rows.probabilities.T, strict=True):
-            columns[column] = pa.array(np.ascontiguousarray(values, np.float32), pa.float32(), mask=failed)
+        named, offsets = rows.named()
+        genres = pa.array(rows.labels.genres, pa.string()).take(pa.array(named, pa.int64()))
+        lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), genres)
+        columns = {rows.key: pa.array(rows.ids, pa.string()), "genres": lists}
+        for column, values in zip(rows.columns, rows.probabilities.T.astype(np.float32, order="C"), strict=True):
+            columns[column] = pa.array(values, pa.float32(), mask=failed)
         columns["error"] = pa.array(rows.errors, pa.string())
         if rows.embeddings is not None:
-            # pyarrow before version 25 cannot write nulls in lists of a fixed size
-            each = zip(rows.embeddings.astype(np.float32), failed, strict=True)
-            vectors = [None if bad else vector for vector, bad in each]
-            columns["embedding"] = pa.array(vectors, pa.list_(pa.float32()))
+            # pyarrow before version 25 cannot write nulls in lists of a fixed size. A null has no numbers here.
+            numbers = pa.array(rows.embeddings[~failed].astype(np.float32, copy=False).reshape(-1), pa.float32())
+            ends = pa.array(np.cumsum([0, *np.where(failed, 0, rows.embeddings.shape[1])]), pa.int32())
+            columns["embedding"] = pa.ListArray.from_arrays(ends, numbers, mask=pa.array(failed))
         table = pa.table(columns).replace_schema_metadata({KEY: json_text(facts)})
         with atomic_write(path) as stream:
             pq.write_table(table, stream, compression="zstd")
