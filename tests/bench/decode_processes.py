@@ -63,7 +63,7 @@ def block(works: Iterator[Any], launch: Callable[[], None], rate: int, seconds: 
     launching = taking = 0.0
     cpu = time.process_time() - time.thread_time()
     started = free = time.perf_counter()
-    while (began := time.perf_counter()) - started < seconds:
+    while time.perf_counter() - started < seconds:
         own = time.thread_time()
         work = next(works)
         taking += time.thread_time() - own
@@ -74,9 +74,10 @@ def block(works: Iterator[Any], launch: Callable[[], None], rate: int, seconds: 
         previous, free = free, max(free, got) + (count / rate if rate else 0.0)
         time.sleep(max(0.0, previous - time.perf_counter()))
         images, batches = images + count, batches + 1
+    took = max(time.perf_counter(), free) - started
     cpu = time.process_time() - time.thread_time() - cpu
     micro = {"take_us": taking / images * 1e6, "threads_us": cpu / images * 1e6}
-    return {"images_s": images / (began - started), "launch_ms": launching / batches * 1e3, **micro}
+    return {"images_s": images / took, "launch_ms": launching / batches * 1e3, **micro}
 
 
 def contest(
@@ -86,11 +87,11 @@ def contest(
     launch = consumer()
     rounds: dict[str, dict[str, list[dict[str, float]]]] = {str(rate): {} for rate in rates}
     with contextlib.ExitStack() as stack:
-        streams: dict[str, Iterator[Any]] = {"alone": itertools.repeat(None)}
+        streams: dict[str, Any] = {"alone": itertools.repeat(None)}
         for (mode, loader), ways in zip(loaders.items(), transforms, strict=True):
             stack.enter_context(loader)
-            works = loader.decoded(endless(len(loader.source)), ways)
-            streams[mode] = stack.enter_context(contextlib.closing(works))
+            streams[mode] = loader.decoded(endless(len(loader.source)), ways)
+            stack.enter_context(contextlib.closing(streams[mode]))
             next(streams[mode])
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import mmap
@@ -178,28 +179,27 @@ def _portable(error: Exception) -> Exception:
 
 
 def serve(connection: multiprocessing.connection.Connection, parent: int) -> None:
-    """Answer the messages of the process ``parent`` until it closes the connection or ends."""
+    """Answer the messages of the process ``parent`` until it closes the connection or ends. Then end this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and closes the connection
     torch.set_num_threads(1)
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed the connection or has ended
         server = Server(connection)
         try:
             while True:
                 while not connection.poll(CHECK):
                     if os.getppid() != parent:
-                        return
+                        os._exit(1)
                 kind, *values = pickle.loads(connection.recv_bytes())
                 if kind == "task":
                     server.answer(server.task(*values))
                 else:
                     getattr(server, kind)(*values)
         except (EOFError, ConnectionError):
-            return
+            raise
         except UserError as error:
             server.answer(error)
         except Exception as error:  # a class of the user cannot be unpickled, for example
             what = f"a decoding process cannot use its source, fields or transform ({one_line(error)})"
             remedy = "functions must be in a module that can be imported; without processes, threads decode"
             server.answer(UserError("option-conflict", f"{what}; {remedy}"))
-    except ConnectionError:
-        return
+    os._exit(0)  # at once: an interpreter with torch needs some 0.1 s to end

@@ -116,8 +116,8 @@ class ProcessCrew:
             raise work.failure
 
     def drop(self, works: list[Work]) -> None:
-        with contextlib.suppress(UserError):  # a process is lost, and all other processes have ended
-            while any(work.unfinished for work in works):
+        with contextlib.suppress(UserError):  # a process is lost now, and the others have been ended
+            while self._members and any(work.unfinished for work in works):
                 self._receive(None)
 
     def close(self) -> None:
@@ -142,6 +142,8 @@ class ProcessCrew:
         """Read the results that have arrived. Wait for one up to ``milliseconds``, or without limit if it is None."""
         if self._failure is not None:
             raise self._failure
+        if not self._members:
+            raise RuntimeError("this loader is closed")
         for descriptor, _ in self._ready.poll(milliseconds):
             member = self._members[descriptor]
             try:
