@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import timm
 import torch
 from launching import Asleep, Nothing, Sleeping, consumer
 from loader import machine, say
@@ -46,7 +47,8 @@ BATCH, PREFETCH, SIDE = 256, 4, 224
 REAL, SIMULATED = (0, 500), (0, 4_670, 20_000)
 #: Mode → threads and processes. With simulated decoding, some sleep instead.
 MODES = {"threads 1": (1, 0), "threads 2": (2, 0), "processes 1": (0, 1), "processes 2": (0, 2)}
-WIDE = {"threads 6": (6, 0), "threads 15": (15, 0), "processes 8": (0, 8)}
+WIDE: dict[str, tuple[int, int]] = {"threads 6": (6, 0), "threads 15": (15, 0), "processes 8": (0, 8)}
+ALL = {**MODES, **WIDE}
 
 
 def endless(count: int) -> Iterator[MicroBatch]:
@@ -110,9 +112,37 @@ def summary(rounds: list[dict[str, float]], alone: list[dict[str, float]]) -> di
     return found
 
 
+def on_device(reader: ShardReader, options: argparse.Namespace) -> dict[str, float]:
+    """Images/s of a forward pass on the device that is asked for: with each crew, and on a batch that is there."""
+    device = torch.device(options.device)
+    kind: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
+    network = timm.create_model(options.model).eval().to(**kind, memory_format=torch.channels_last)
+    train = CropConfig(image_size=SIDE, geometry="device")
+    rounds: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        streams: dict[str, Any] = {"resident": itertools.repeat(torch.zeros(BATCH, SIDE, SIDE, 3, **kind))}
+        for mode, (threads, processes) in ALL.items():
+            loader = stack.enter_context(Loader(reader, threads or 1, PREFETCH, device=device, processes=processes))
+            ways = train_transforms(reader, train, 0, 0, device)
+            streams[mode] = stack.enter_context(contextlib.closing(loader.batches(endless(len(reader)), ways)))
+        for _ in range(options.rounds + 1):  # the first round starts processes and chooses kernels
+            for mode, stream in streams.items():
+                images, started, last = 0, time.perf_counter(), None
+                while time.perf_counter() - started < options.seconds:
+                    found = next(stream)
+                    batch = found if mode == "resident" else found.images
+                    logits = network(batch.permute(0, 3, 1, 2).to(torch.bfloat16))
+                    if last is not None:  # as prediction does
+                        last.cpu()
+                    images, last = images + len(batch), logits
+                rounds.setdefault(mode, []).append(images / (time.perf_counter() - started))
+    return {mode: median(found[1:]) for mode, found in rounds.items()}
+
+
 def model(figures: dict[str, float], mode: str, cores: int, rate: int) -> float:
     """Images/s by arithmetic. The lock is a server: the consumer's launches get the share that decoders leave."""
-    threads, processes = {**MODES, **WIDE}.get(mode) or ((cores - 1, 0) if mode == "threads" else (0, cores - 1))
+    threads, processes = ALL.get(mode) or ((cores - 1, 0) if mode == "threads" else (0, cores - 1))
     cost, own = figures["image"], figures["take_processes" if processes else "take_threads"]
     low, high = 0.0, 1e6
     for _ in range(60):  # the largest rate that is possible
@@ -150,7 +180,9 @@ def measure(posters: PosterSet, options: argparse.Namespace) -> dict[str, Any]:
         for cores in (2, 4, 8, 16)
         for kind in ("threads", "processes")
     }
-    return {"seconds": figures, "real": real, "simulated": wide, "model": table, "model_error": errors}
+    device = on_device(reader, options) if options.device else {}
+    found = {"seconds": figures, "real": real, "simulated": wide, "model": table, "model_error": errors}
+    return {**found, "device": device}
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -166,7 +198,8 @@ def show(name: str, found: dict[str, Any]) -> None:
     print("\nMODEL, not a measurement: images/s | " + " | ".join(f"GPU {rate:,}" for rate in SIMULATED) + "\n|-|-|-|-|")
     for row, rates in found["model"].items():
         print(f"| {row} | " + " | ".join(f"{x:,.0f}" for x in rates.values()) + " |")
-    print("model / measured - 1: " + ", ".join(f"{m} {e:+.0%}" for m, e in found["model_error"].items()), flush=True)
+    print("model / measured - 1: " + ", ".join(f"{m} {e:+.0%}" for m, e in found["model_error"].items()))
+    print("\nimages/s on the device: " + (", ".join(f"{m} {x:,.0f}" for m, x in found["device"].items()) or "none"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a block")
     parser.add_argument("--work", type=Path, default=Path(__file__).resolve().parent / ".work", metavar="DIR")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "", help="for a real forward pass")
+    parser.add_argument("--model", default="resnet50", help="for a real forward pass, any timm architecture")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -192,7 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
         show(name, found)
     if options.json is not None:
         drawn = options.images is None
-        write_json(options.json, {"machine": machine(), "drawn": drawn, "rounds": options.rounds, "sets": results})
+        about = {"machine": machine(), "torch": torch.__version__, "drawn": drawn, "rounds": options.rounds}
+        about |= {"device": torch.cuda.get_device_name() if options.device == "cuda" else options.device}
+        write_json(options.json, {**about, "sets": results})
     return 0
 
 
