@@ -103,7 +103,6 @@ class SharedBuffer(PinnedBuffer):
         self.number, self._share = number, share
 
     def _allocate(self, size: int) -> torch.Tensor:
-        size = max(size, 1)  # an empty file cannot be mapped
         file = os.memfd_create("decoded-batch")
         try:
             os.ftruncate(file, size)

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.dataset.index import read_index
+from shards.dataset.store import open_store
 from toolkit.config.schema import DataConfig, Geometry, OnError
 from toolkit.data.loader.faults import KEEP_ERRORS, FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
@@ -36,6 +37,7 @@ from toolkit.data.sources.image_files import FileSource
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import RawTransform, eval_transforms, file_transforms, train_transforms
 from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.prediction.chunks import ChunkSource, folder_chunks, shard_chunks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="decoding processes need Linux")
 CPU = torch.device("cpu")
@@ -274,6 +276,19 @@ def test_files_too(posters: Path):
         with Loader(FileSource(paths), 2, 2, policy=KEEP_ERRORS, processes=processes) as loader:
             found.append([facts(batch) for batch in loader.batches(plan.micro_batches(0, 1), transforms)])
     assert found[0] == found[1]
+
+
+def test_chunks_of_a_batch_prediction_too(shard_set: Path, posters: Path):
+    store = open_store(shard_set)
+    paths = sorted((posters / "images").glob("p*"))[:12]
+    chunks = shard_chunks(store, store.manifest(), None) + folder_chunks(posters, paths)
+    found = []
+    for processes in (0, 1):
+        source = ChunkSource(chunks, PLAIN, CPU)
+        with Loader(source, 2, 2, policy=KEEP_ERRORS, processes=processes) as loader:
+            micro_batches = source.micro_batches(range(len(chunks)), 16)
+            found.append([facts(batch) for batch in loader.batches(micro_batches, source.transforms)])
+    assert found[0] == found[1] and len(chunks) > 4
 
 
 def test_what_cannot_be_used_in_processes_is_told(reader: ShardReader, monkeypatch: pytest.MonkeyPatch):
