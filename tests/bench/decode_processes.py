@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ def block(works: Iterator[Any], launch: Callable[[], None], rate: int, seconds: 
     for _ in range(PREFETCH + 1):  # these were decoded while another mode was measured
         next(works)
     images = batches = 0
-    launching = taking = 0.0
+    launching = taking = needed = 0.0
     cpu = time.process_time() - time.thread_time()
     started = free = time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -70,7 +71,9 @@ def block(works: Iterator[Any], launch: Callable[[], None], rate: int, seconds: 
         work = next(works)
         taking += time.thread_time() - own
         got = time.perf_counter()
+        own = time.thread_time()
         launch()
+        needed += time.thread_time() - own
         launching += time.perf_counter() - got
         count = BATCH if work is None else len(work.indices)
         previous, free = free, max(free, got) + (count / rate if rate else 0.0)
@@ -79,7 +82,8 @@ def block(works: Iterator[Any], launch: Callable[[], None], rate: int, seconds: 
     took = max(time.perf_counter(), free) - started
     cpu = time.process_time() - time.thread_time() - cpu
     micro = {"take_us": taking / images * 1e6, "threads_us": cpu / images * 1e6}
-    return {"images_s": images / took, "launch_ms": launching / batches * 1e3, **micro}
+    launches = {"launch_ms": launching / batches * 1e3, "launch_cpu_ms": needed / batches * 1e3}
+    return {"images_s": images / took, **launches, **micro}
 
 
 def contest(
@@ -117,11 +121,11 @@ def on_device(reader: ShardReader, options: argparse.Namespace) -> dict[str, flo
     device = torch.device(options.device)
     kind: dict[str, Any] = {"device": device, "dtype": torch.bfloat16}
     network = timm.create_model(options.model).eval().to(**kind, memory_format=torch.channels_last)
-    train = CropConfig(image_size=SIDE, geometry="device")
+    train, count = CropConfig(image_size=SIDE, geometry="device"), min(BATCH, len(reader))
     rounds: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        streams: dict[str, Any] = {"resident": itertools.repeat(torch.zeros(BATCH, SIDE, SIDE, 3, **kind))}
+        streams: dict[str, Any] = {"resident": itertools.repeat(torch.zeros(count, SIDE, SIDE, 3, **kind))}
         for mode, (threads, processes) in ALL.items():
             loader = stack.enter_context(Loader(reader, threads or 1, PREFETCH, device=device, processes=processes))
             ways = train_transforms(reader, train, 0, 0, device)
@@ -171,7 +175,7 @@ def measure(posters: PosterSet, options: argparse.Namespace) -> dict[str, Any]:
     finally:
         setattr(jpeg, "simplejpeg", true)  # noqa: B010 # as above
     figures = {"image": whole, "lock": wide["0"]["threads 15"]["threads_us"] / 1e6}
-    figures |= {"launch": flat["alone"]["launch_ms"] / 1e3}
+    figures |= {"launch": flat["alone"]["launch_cpu_ms"] / 1e3}
     figures |= {f"take_{kind}": flat[f"{kind} 1"]["take_us"] / 1e6 for kind in ("threads", "processes")}
     errors = {mode: model(figures, mode, 2, 0) / flat[mode]["images_s"] - 1 for mode in MODES}
     errors |= {mode: model(figures, mode, 64, 0) / wide["0"][mode]["images_s"] - 1 for mode in WIDE}
@@ -228,6 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         drawn = options.images is None
         about = {"machine": machine(), "torch": torch.__version__, "drawn": drawn, "rounds": options.rounds}
+        about |= {"load_average": os.getloadavg()[1], "benchmark": "decode_processes"}
         about |= {"device": torch.cuda.get_device_name() if options.device == "cuda" else options.device}
         write_json(options.json, {**about, "sets": results})
     return 0
