@@ -150,7 +150,7 @@ class _Pool(Backend):
         return 2 * self._workers
 
     def submit(self, number: int) -> None:
-        with _no_main_module():  # the pool starts its workers in submit()
+        with no_main_module():  # the pool starts its workers in submit()
             self._running[self._pool.submit(attempt, self._function, self._tasks[number])] = number
 
     def wait(self) -> Sequence[Outcome]:
@@ -162,7 +162,7 @@ class _Pool(Backend):
 
 
 @contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Prevent new workers from importing the user's script. Without a ``__main__`` guard, each worker would run it."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -42,7 +42,7 @@ def sleep_before_batches(seconds: float) -> None:
             time.sleep(seconds)
             yield scored
 
-    toolkit.prediction.batch.score = slowly  # type: ignore[assignment]
+    toolkit.prediction.batch.score = slowly
 
 
 def say_files() -> None:

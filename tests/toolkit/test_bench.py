@@ -66,6 +66,24 @@ def test_the_real_trainer_takes_turns_with_bare_steps(posters: Path, tmp_path: P
 
 
 @pytest.mark.long
+def test_decoding_threads_and_processes_take_turns_beside_a_launching_thread(posters: Path, tmp_path: Path):
+    run = run_script(
+        "tests/bench/decode_processes.py", "--images", posters / "images", "--json", tmp_path / "out.json",
+        "--samples", 16, "--work", tmp_path / "work", "--sets", "stored", "--rounds", 1, "--seconds", 0.05,
+        "--device", "cpu", "--model", "test_resnet",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "out.json").read_text())["sets"]["stored"]
+    modes = {"threads 1", "threads 2", "processes 1", "processes 2"}
+    wide = {"threads 6", "threads 15", "processes 8"}
+    assert set(found["real"]["0"]) == {"alone", *modes} and set(found["simulated"]["20000"]) == {"alone", *wide}
+    assert set(found["model_error"]) == modes | wide and set(found["device"]) == {"resident", *modes, *wide}
+    assert all(rate > 0 for rate in found["device"].values()) and all(s > 0 for s in found["seconds"].values())
+    assert found["real"]["500"]["alone"]["images_s"] <= 500.5  # the imagined GPU is the limit
+    assert "MODEL, not a measurement" in run.stdout
+
+
+@pytest.mark.long
 def test_the_prediction_benchmark_measures_ours_against_the_forward_pass_and_timm(posters: Path, tmp_path: Path):
     run = run_python(
         "tests/bench/predict.py", "--images", posters / "images", "--json", tmp_path / "out.json", "--samples", 40,

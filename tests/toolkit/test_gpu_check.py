@@ -14,7 +14,7 @@ import pytest
 from toolkit_helpers import ROOT, clean_env, run_python
 
 BENCH = ROOT / "tests" / "bench"
-ITEMS = ("tests", "train", "predict", "study", "precision", "text", "processes")
+ITEMS = ("tests", "train", "predict", "study", "crews", "precision", "text", "processes")
 
 
 @pytest.fixture(autouse=True)

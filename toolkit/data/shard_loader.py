@@ -25,7 +25,7 @@ from shards.storage.files import fingerprint
 from shards.storage.paths import StoragePath, is_path
 from shards.values import whole_number
 from toolkit.config.schema import OnError
-from toolkit.data.image_transforms import EvalTransform, Transform, prepare
+from toolkit.data.image_transforms import EvalTransform, Normalisation, Transform, prepare
 from toolkit.data.loader.faults import FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
 from toolkit.data.loader_state import LoaderState, parse_state
@@ -47,9 +47,9 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
     """Batches of a shard set for one rank. Iterating gives the rest of one epoch, as ShardBatch objects.
 
     Over all ranks, an epoch has each sample exactly once, and each rank gets the same number of batches. The samples of
-    each update depend only on set, seed, epoch and batch size, not on the world size. There are no worker processes:
-    threads decode, and all loaders of a process share them. Do not pass the loader to a ``DataLoader`` or to another
-    sampler: the loader already gives each rank its own samples.
+    each update depend only on set, seed, epoch and batch size, not on the world size. Threads decode, and all loaders
+    of a process share them. Worker processes exist only with ``processes``. Do not pass the loader to a ``DataLoader``
+    or to another sampler: the loader already gives each rank its own samples.
 
     After the last batch of an epoch, the next iteration gives the next epoch. An iteration that follows an earlier
     ``break`` starts its epoch again.
@@ -76,6 +76,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         prefetch: int = 4,
         on_error: OnError | FaultPolicy = "stop",
         max_errors: float = 0.01,
+        processes: int = 0,
     ) -> None:
         """Open a shard set.
 
@@ -102,6 +103,8 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
             on_error: What happens if an image cannot be decoded. "stop" raises UserError, "replace" uses another
                 sample, and "mask" sets valid=False.
             max_errors: If more than this share of the samples cannot be decoded, UserError is raised.
+            processes: Number of processes that decode instead of threads, on Linux. Batches are the same. Sets at a URL
+                and functions as ``transform`` need threads. docs/concepts/loader.md says when processes are faster.
 
         Raises UserError if the set is missing or damaged, or if an argument does not fit.
         """
@@ -111,7 +114,10 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self.device = usable_device(device)
         window, prefetch = whole_number("window", window, 1), whole_number("prefetch", prefetch, 1)
         threads, seed = whole_number("threads", threads, 0), whole_number("seed", seed, 0, (1 << 63) - 1)
+        processes = whole_number("processes", processes, 0)
         self.accumulation, self.seed = whole_number("accumulation", accumulation, 1), seed
+        if processes and not isinstance(transform, (Normalisation, type(None))):
+            raise UserError("option-conflict", "processes cannot call a function as transform: use threads")
         self._transform = prepare(EvalTransform() if transform is None else transform, self.reader, seed, self.device)
         if isinstance(batch_size, TrainPlan):
             self.plan = batch_size
@@ -132,7 +138,7 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         policy = on_error if isinstance(on_error, FaultPolicy) else _policy(on_error, max_errors, seed)
         self.engine = Loader(
             self.reader, decode_threads(threads, self.device), prefetch, device=self.device, policy=policy,
-            fields=self._fields if self._fields.decoders else None,
+            fields=self._fields if self._fields.decoders else None, processes=processes,
         )  # fmt: skip
         self._epoch = self._first_step = 0
         self._used = (0, 0)

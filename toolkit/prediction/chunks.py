@@ -181,6 +181,9 @@ class ChunkSource:
     def __len__(self) -> int:
         return sum(chunk.count for chunk in self.chunks)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copy, (self.chunks, self.preprocessing, self.device)
+
     def micro_batches(self, numbers: Iterable[int], batch: int) -> Iterator[MicroBatch]:
         """Yield batches of some chunks. ``numbers`` selects the chunks. All samples of a batch are from one chunk."""
         for number in fetched_ahead(self.chunks, numbers):
@@ -224,3 +227,24 @@ def chunk_of(index: int) -> int:
 def _row_of(index: Any) -> Any:
     """Return the row number of a sample in its chunk. ``index`` is a number or an int64 array."""
     return index & ((1 << _SHIFT) - 1)
+
+
+class _OpenedWhenUsed(dict[int, OpenChunk]):
+    """The chunks of a decoding process, which opens a chunk at its first sample. Three chunks stay open."""
+
+    def __init__(self, source: ChunkSource) -> None:
+        super().__init__()
+        self._source = source
+
+    def __missing__(self, number: int) -> OpenChunk:
+        for old in list(self)[:-2]:
+            del self[old]
+        self[number] = self._source.chunks[number].open(self._source.preprocessing, self._source.device)
+        return self[number]
+
+
+def _copy(chunks: Sequence[Chunk], preprocessing: Preprocessing, device: torch.device) -> ChunkSource:
+    """Return the copy of a source in a decoding process."""
+    source = ChunkSource(chunks, preprocessing, device)
+    source._open = _OpenedWhenUsed(source)
+    return source

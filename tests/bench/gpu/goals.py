@@ -65,6 +65,13 @@ def study(figures: Figures) -> Iterator[Found]:
             yield Found(f"mAP of {name}", splits[0]["mAP"]["value"], best if "fine-tuned" in name else None)
 
 
+def crews(figures: Figures) -> Iterator[Found]:
+    for step in figures.values():
+        for sets in step["sets"].values():
+            for crew, speed in sets["device"].items():
+                yield Found(f"forward pass fed by {crew}, images/s", speed)
+
+
 def precisions(figures: Figures) -> Iterator[Found]:
     for name, step in figures.items():
         if "sides" in step:
@@ -94,6 +101,7 @@ FOUND: dict[str, Callable[[Figures], Iterator[Found]]] = {
     "train": training,
     "predict": prediction,
     "study": study,
+    "crews": crews,
     "precision": precisions,
     "text": text,
     "processes": processes,

@@ -133,6 +133,14 @@ def study(setting: Setting) -> list[Step]:
     ]  # fmt: skip
 
 
+def crews(setting: Setting) -> list[Step]:
+    """A forward pass that is fed by decoding threads, and by decoding processes."""
+    reason = "" if setting.gpu and not setting.tiny else "a test of its own runs it on a CPU"
+    images = setting.work / "posters" / "images"
+    options = ["--images", images, "--sets=stored", "--rounds=3", "--seconds=0.5", "--work", setting.work / "crews"]
+    return [bench(setting, "threads and processes", "decode_processes.py", *options, left_out=reason)]
+
+
 def precisions(setting: Setting) -> list[Step]:
     """fp16 and torch.compile; bf16 is in the items above."""
     no_fp16 = "" if setting.gpu else "fp16 needs a GPU"
@@ -172,6 +180,7 @@ ITEMS = (
     Item("train", "training beside a resident batch", 170, training),
     Item("predict", "batch prediction beside its limits and timm", 240, prediction),
     Item("study", "recipes whose backbone learns", 150, study),
+    Item("crews", "decoding threads beside decoding processes", 100, crews),
     Item("precision", "fp16 and torch.compile", 150, precisions),
     Item("text", "text detection", 60, text),
     Item("processes", "two processes", 90, processes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import threading
@@ -198,6 +199,19 @@ def test_two_loaders_share_their_threads(shard_set: Path):
             range(len(pairs) * 2)
         )
     assert not [t for t in threading.enumerate() if t.ident not in before and t.name.startswith("decode")]
+
+
+def test_a_loader_that_nobody_closes_leaves_no_threads(reader: ShardReader):
+    before = set(threading.enumerate())
+    forgotten = ShardLoader(reader, batch_size=8, transform=toolkit.EvalTransform(image_size=16), threads=5)
+    next(iter(forgotten))
+    started = [t for t in set(threading.enumerate()) - before if t.name.startswith("decode")]
+    assert started
+    del forgotten
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+    assert not [thread for thread in started if thread.is_alive()]
 
 
 def test_members_are_decoded_in_the_threads(reader: ShardReader):

@@ -2,12 +2,15 @@
 
 For a GPU, a buffer has pinned host memory and memory on the device. The thread that decodes the last image of a batch
 starts the copy to the device on a side stream. The copy overlaps with the previous training step. The training stream
-waits for the event at the end of the copy.
+waits for the event at the end of the copy. Decoding processes write to host memory that they share with this process.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,8 @@ GROWTH = 1.25  # batches differ in size, and some extra memory avoids most later
 class PinnedBuffer:
     """Memory for one batch on the host and, for a GPU, on the device.
 
-    The main thread calls ``reserve``. Threads write, and the last thread calls ``start_copy``. The main thread calls
-    ``on_device``, queues all work that reads the buffer, and then calls ``release``.
+    The main thread calls ``reserve``. Threads or processes write. After the last row, ``start_copy`` is called. The
+    main thread calls ``on_device``, queues all work that reads the buffer, and then calls ``release``.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,9 +45,12 @@ class PinnedBuffer:
                 torch.cuda.synchronize(self.device)  # rare; queued work on the device may still use the old memory
             # Other threads copy into this memory, so it must never be an inference tensor.
             with torch.inference_mode(False):
-                self.host = torch.empty(int(size * GROWTH), dtype=torch.uint8, pin_memory=self.cuda)
+                self.host = self._allocate(int(size * GROWTH))
                 self.device_memory = torch.empty_like(self.host, device=self.device) if self.cuda else self.host
         return self.host.numpy()[:size]
+
+    def _allocate(self, size: int) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.cuda)
 
     def start_copy(self, size: int, stream: Any) -> None:
         """Start the copy to the device on ``stream``. Do nothing on a CPU."""
@@ -82,3 +88,43 @@ class PinnedBuffer:
         self._used.record(torch.cuda.current_stream(self.device))
         started, ended = self._events
         return started.elapsed_time(ended) / 1000.0 if ended.query() else 0.0
+
+
+class SharedBuffer(PinnedBuffer):
+    """A buffer whose host memory is shared with decoding processes.
+
+    The memory is an anonymous file (memfd), so nothing in ``/dev/shm`` is used and nothing is left behind. It is freed
+    when no process maps it.
+    """
+
+    def __init__(self, device: torch.device, number: int, share: Callable[[int, int, int], None]) -> None:
+        """``share(number, file, size)`` passes new memory to the processes. The file is closed after it returns."""
+        super().__init__(device)
+        self.number, self._share = number, share
+
+    def _allocate(self, size: int) -> torch.Tensor:
+        file = os.memfd_create("decoded-batch")
+        try:
+            os.ftruncate(file, size)
+            memory = np.frombuffer(mmap.mmap(file, size), dtype=np.uint8)
+            self._share(self.number, file, size)
+        finally:
+            os.close(file)
+        if self.cuda:
+            pin(memory, self.device)
+        return torch.from_numpy(memory)
+
+
+def pin(memory: np.ndarray, device: torch.device) -> None:
+    """Pin host memory for copies to a GPU, until the array is freed."""
+    cudart: Any = torch.cuda.cudart()
+    address = memory.ctypes.data
+    with torch.cuda.device(device):
+        torch.cuda.check_error(cudart.cudaHostRegister(address, memory.nbytes, 0))
+
+    def unpin() -> None:
+        torch.cuda.synchronize(device)  # a copy from this memory may be running
+        torch.cuda.check_error(cudart.cudaHostUnregister(address))
+
+    # At the end of the interpreter, the driver unpins all memory itself.
+    weakref.finalize(memory, unpin).atexit = False

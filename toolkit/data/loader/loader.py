@@ -3,72 +3,32 @@
     MicroBatch ─→ BatchTransform ─→ tasks of some rows ─ threads: read, decode ─→ PinnedBuffer
           ─ after the last task: copy to the device on a side stream ─→ device: crop and resize ─→ Batch
 
-There are no worker processes, no shared memory and no pickling, so no time is needed to start workers. A MicroBatch
-selects the samples, a Source reads their bytes, and a BatchTransform makes pixels. faults.py handles damaged images.
+A MicroBatch selects the samples, a Source reads their bytes, and a BatchTransform makes pixels. faults.py handles
+damaged images. With ``processes``, other processes read and decode (processes.py), so that decoding does not take the
+GIL from the thread that uses the batches. Without it there are no worker processes, no shared memory and no pickling.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from toolkit.data.loader.buffers import PinnedBuffer
-from toolkit.data.loader.faults import ATTEMPTS, FaultPolicy, Faults
-from toolkit.data.loader.thread_pool import borrow_pool, give_back_pool
+from toolkit.data.loader.faults import FaultPolicy, Faults
+from toolkit.data.loader.processes import ProcessCrew
+from toolkit.data.loader.threads import ThreadCrew
 from toolkit.data.loader.timing import LoaderTimer
+from toolkit.data.loader.work import Crew, Decoder, Source, Work
 from toolkit.data.sampling.plan import MicroBatch
-from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.shard_reader import ShardReader
-from toolkit.data.transforms.batch_transform import BatchTransform, Transforms
-from toolkit.data.transforms.jpeg import SwappedSize
+from toolkit.data.transforms.batch_transform import Transforms
 from toolkit.device.transfer import to_device
-
-#: Smallest and largest number of rows in a thread's task. Small tasks balance the threads, and large ones cost less.
-CHUNK = (4, 32)
-
-
-class Source(Protocol):
-    """A source of encoded images, such as a ShardReader or a list of files."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> memoryview:
-        """Return the writable bytes of a sample. They are valid until the next read of this thread.
-
-        Raises Undecodable if only this image is missing or damaged. Raises UserError for other errors of reading.
-        """
-
-    def where(self, index: int) -> str: ...
-
-
-@dataclass
-class Work:
-    """A micro-batch that the threads decode, or have decoded."""
-
-    micro_batch: MicroBatch
-    transform: BatchTransform
-    buffer: PinnedBuffer
-    indices: np.ndarray
-    """(n,) samples of the rows. If a sample of ``micro_batch`` cannot be decoded, its substitute is here instead."""
-    valid: np.ndarray
-    errors: dict[int, str] = field(default_factory=dict)
-    squares: dict[int, np.ndarray | None] = field(default_factory=dict)
-    """Row → (S, S, 3) pixels. Only for rows whose pixels are not in the buffer. None means zeros: there is no image."""
-    fields: dict[int, Any] = field(default_factory=dict)
-    """Row → result of the loader's ``fields``."""
-    futures: list[Future[None]] = field(default_factory=list)
-    unfinished: int = 0
-    """Number of tasks that have not finished."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass
@@ -86,7 +46,7 @@ class Batch:
 
 
 class Loader(contextlib.AbstractContextManager["Loader"]):
-    """Decode up to ``prefetch`` micro-batches in advance, in threads. Run only one ``batches()`` at a time."""
+    """Decode up to ``prefetch`` micro-batches in advance. Run only one ``batches()`` at a time."""
 
     def __init__(
         self,
@@ -97,16 +57,23 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         device: torch.device | str = "cpu",
         policy: FaultPolicy | None = None,
         fields: Callable[[int], Any] | None = None,
+        processes: int = 0,
     ) -> None:
-        """``fields``: a function of a sample, called in the thread that decodes it. Its results are in Batch.fields."""
+        """``fields``: a function of a sample, called in the thread that decodes it. Its results are in Batch.fields.
+
+        processes: number of processes that decode instead of ``threads``, on Linux. Batches are the same. Source,
+        transforms and fields must be picklable. Raises UserError if they are not, or if this is not Linux.
+        """
         self.source, self.threads, self.prefetch, self.fields = source, threads, prefetch, fields
         self.device = torch.device(device)
         self.timer = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
-        self._pool = borrow_pool(threads)
         self.closed = False
-        self._buffers = [PinnedBuffer(self.device) for _ in range(prefetch + 1)]
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        decoder = Decoder(source, self.faults, fields)
+        kind, width = (ProcessCrew, processes) if processes else (ThreadCrew, threads)
+        self._crew: Crew = kind(width, decoder, self.timer, self.device, stream)
+        self._buffers = [self._crew.buffer() for _ in range(prefetch + 1)]
 
     def batches(
         self, micro_batches: Iterable[MicroBatch], transforms: Transforms, epoch: int = 0
@@ -139,8 +106,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     return
                 started = time.perf_counter()
                 work = queue[0]
-                for future in work.futures:
-                    future.result()
+                self._crew.finish(work)
                 self.timer.add(waited=time.perf_counter() - started)
                 queue.popleft()
                 self.faults.check()
@@ -150,78 +116,24 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     self.timer.add(copied=work.buffer.release())
                     free.append(work.buffer)
         finally:
-            # Wait for threads that still write to these buffers, because the next call uses the same buffers.
-            for work in queue:
-                for future in work.futures:
-                    future.cancel()
-            wait([future for work in queue for future in work.futures])
+            self._crew.drop(list(queue))  # the next call uses the same buffers
 
     def _start(self, micro_batch: MicroBatch, transforms: Transforms, epoch: int, buffer: PinnedBuffer) -> Work:
-        transform = transforms(micro_batch)
-        memory = buffer.reserve(transform.size)
-        work = Work(micro_batch, transform, buffer, micro_batch.indices.copy(), micro_batch.valid.copy())
-        rows = range(len(micro_batch.indices))
-        chunk = min(max(len(rows) // (2 * self.threads), CHUNK[0]), CHUNK[1])
-        starts = rows[::chunk]
-        work.unfinished = len(starts)
-
-        def run(start: int) -> None:
-            began, began_cpu, size = time.perf_counter(), time.thread_time(), 0
-            for row in rows[start : start + chunk]:
-                size += self._row(work, row, memory, transforms, epoch)
-                if self.fields is not None:
-                    work.fields[row] = self.fields(int(work.indices[row]))
-            self.timer.add(
-                decode=time.perf_counter() - began,
-                decode_cpu=time.thread_time() - began_cpu,
-                samples=min(chunk, len(rows) - start),
-                bytes_read=size,
-            )
-            with work.lock:
-                work.unfinished -= 1
-                last = work.unfinished == 0
-            if last:
-                buffer.start_copy(transform.size, self._stream)
-
-        work.futures = [self._pool.submit(run, start) for start in starts]
+        work = Work(
+            micro_batch=micro_batch,
+            transform=transforms(micro_batch),
+            buffer=buffer,
+            indices=micro_batch.indices.copy(),
+            valid=micro_batch.valid.copy(),
+        )
+        self._crew.start(work, buffer.reserve(work.transform.size), transforms, epoch)
         return work
 
-    def _row(self, work: Work, row: int, memory: np.ndarray, transforms: Transforms, epoch: int) -> int:
-        """Decode one row. Return the number of bytes read."""
-        sample = int(work.indices[row])
-        try:
-            data = self.source.read(sample)
-            try:
-                work.transform.row(row, data, memory)
-            except SwappedSize:
-                work.squares[row] = work.transform.square(row, data)
-            return len(data)
-        except Undecodable as error:
-            problem = str(error)
-        self.faults.report(sample, f"{self.source.where(sample)} cannot be decoded ({problem})")
-        if self.faults.policy.on_error == "replace":
-            for attempt in range(ATTEMPTS):
-                other = self.faults.substitute(epoch, sample, attempt)
-                one = MicroBatch(np.array([other]), np.array([True]))
-                try:
-                    data = self.source.read(other)
-                    work.squares[row] = transforms(one).square(0, data)
-                except Undecodable as error:
-                    self.faults.report(other, f"{self.source.where(other)} cannot be decoded ({error})")
-                    continue
-                work.indices[row] = other
-                return len(data)
-        if work.valid[row]:  # a padding row repeats a sample of another row, which reports the error
-            work.errors[row] = problem
-        work.valid[row] = False
-        work.squares[row] = None
-        return 0
-
     def close(self) -> None:
-        """Give the threads back. They end if no other loader uses them. Further calls do nothing."""
+        """Give the threads back, or end the processes. Threads end with their last loader. Further calls do nothing."""
         if not self.closed:
             self.closed = True
-            give_back_pool(self._pool)
+            self._crew.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ import pyarrow as pa
 from shards.dataset.index import field_ranges
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest, Shard, column_sums
-from shards.dataset.sample_table import multi_hot_of, records_of
+from shards.dataset.sample_table import SampleTable, multi_hot_of, records_of
 from shards.dataset.store import LocalShards, RemoteShards, ShardsAt, ShardStore, open_store
 from shards.errors import UserError
 from shards.storage.retry import may_pass, retried, unreadable
@@ -49,13 +50,15 @@ class ShardReader:
         labels: LabelSet,
         records: np.ndarray | None = None,
         classes: bool = False,
+        table: SampleTable | None = None,
     ) -> None:
         """``records``: the rows of the sample table for exactly these shards. If None, the indexes are read instead.
 
-        classes: whether each sample has exactly one label, its class.
+        classes: whether each sample has exactly one label, its class. table: the sample table of ``records``, if they
+        are a whole table, so that another process maps the same file instead of getting a copy.
         """
         self.store, self.shards, self.labels = open_store(shards_at), list(shards), labels
-        self.classes = classes
+        self.classes, self._table = classes, table
         self.store.check(self.shards)
         if not sum(shard.samples for shard in self.shards):
             raise UserError("set-split", f"the shards in {self.store} contain no samples")
@@ -79,8 +82,16 @@ class ShardReader:
         store = open_store(shards_at)
         manifest = manifest or store.manifest()
         shards, table = manifest.of_split(split), manifest.table_of(split)
-        records = None if table is None else store.records(table, shards, len(manifest.labels))
-        return cls(store, shards, manifest.labels, records, bool(manifest.source.get("classes")))
+        return _reopened(cls, store, shards, manifest.labels, bool(manifest.source.get("classes")), table)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what another process needs to open the same shards. Raises UserError for shards at a URL."""
+        if isinstance(self.store, RemoteShards):
+            what = f"{self.store} has its shards at a URL, which only the process that opened them reads"
+            raise UserError("option-conflict", f"{what}; use threads, or copy the set to a local disk")
+        if self._table is None:
+            return type(self), (self.store, self.shards, self.labels, self.records, self.classes)
+        return _reopened, (type(self), self.store, self.shards, self.labels, self.classes, self._table)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -250,6 +261,19 @@ class ShardReader:
         number = self.shard_of(index)
         table: pa.Table = self._index(number)
         return table[column][int(index) - (self._ends[number] - self.shard_sizes[number])].as_py()
+
+
+def _reopened(
+    kind: type[ShardReader],
+    store: ShardStore,
+    shards: Sequence[Shard],
+    labels: LabelSet,
+    classes: bool,
+    table: SampleTable | None,
+) -> ShardReader:
+    """Return a reader of all shards of a sample table, or of ``shards`` without a table."""
+    records = None if table is None else store.records(table, shards, len(labels))
+    return kind(store, shards, labels, records, classes, table)
 
 
 def _column(store: ShardStore, shards: Sequence[Shard], name: str) -> pa.Array:

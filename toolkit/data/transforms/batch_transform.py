@@ -32,6 +32,9 @@ class BatchTransform(Protocol):
     size: int
     """Bytes that the batch needs in its buffer."""
 
+    def start(self, row: int) -> int:
+        """Return the position of a row's first byte in the buffer. A transform of the rows from there on fits there."""
+
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         """Decode the image of ``row`` from the writable bytes ``data`` into the buffer. Raises Undecodable.
 
@@ -63,6 +66,9 @@ class DecodedTransform:
         # If the sample is a part of the resized box (crops.Views), the CPU resizes the whole box and needs all rows.
         whole = (views.resized != views.side).any(axis=1)
         self.rows = np.where(whole, views.heights, views.decoded_rows(self.denominators))
+
+    def start(self, row: int) -> int:
+        return row * self.side**2 * 4
 
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         self._cut(row, data, buffer.reshape(self.count, self.side, self.side, 4)[row])
@@ -118,6 +124,9 @@ class DeviceTransform:
         self.parts = (self.starts, views.widths, views.heights, self.rows, self.denominators)
         self.geometry = DeviceGeometry(views, self.starts, widths, self.denominators)
 
+    def start(self, row: int) -> int:
+        return int(self.starts[row]) * 3
+
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         start, width, height, rows, denominator = (int(part[row]) for part in self.parts)
         decode_rows(data, width, height, rows, denominator, buffer[start * 3 :])
@@ -136,6 +145,9 @@ class FileTransform:
     def __init__(self, count: int, side: int, transform: Callable[[int, memoryview], np.ndarray]) -> None:
         self.count, self.side, self.transform = count, side, transform
         self.size = count * side**2 * 3
+
+    def start(self, row: int) -> int:
+        return row * self.side**2 * 3
 
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         buffer.reshape(self.count, self.side, self.side, 3)[row] = self.square(row, data)
@@ -182,40 +194,68 @@ class RawTransform:
 Transforms = Callable[[MicroBatch], BatchTransform]
 
 
+@dataclass(frozen=True)
+class ShardTransforms:
+    """The transforms of shard samples. ``views_of`` computes crops and flips from a micro-batch and image sizes."""
+
+    reader: ShardReader
+    on_device: bool
+    views_of: Callable[[MicroBatch, slice, np.ndarray, np.ndarray], Views]
+
+    def __call__(self, micro_batch: MicroBatch) -> BatchTransform:
+        views: MakeViews = partial(self.views_of, micro_batch)
+        kind = DeviceTransform if self.on_device else DecodedTransform
+        return kind(views(slice(None), *self.reader.sizes(micro_batch.indices)), views)
+
+
+@dataclass(frozen=True)
+class FileTransforms:
+    """The transforms of files whose image size is unknown. ``transform`` makes pixels from the bytes of a file."""
+
+    side: int
+    transform: Callable[[bytes], np.ndarray]
+
+    def __call__(self, micro_batch: MicroBatch) -> BatchTransform:
+        return FileTransform(len(micro_batch.indices), self.side, lambda _, data: self.transform(bytes(data)))
+
+
 def train_transforms(
     reader: ShardReader, config: CropConfig, seed: int, epoch: int, device: torch.device
 ) -> Transforms:
     """Return the transforms for random crops and flips of shard samples."""
+    views = partial(_train_views, config, seed, epoch)
+    return ShardTransforms(reader, _on_device(config.geometry, device), views)
 
-    def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
-        return train_views(config, seed, epoch, micro_batch.keys[rows], widths, heights)
 
-    return _transforms(reader, config.geometry, device, views)
+def _train_views(
+    config: CropConfig,
+    seed: int,
+    epoch: int,
+    micro_batch: MicroBatch,
+    rows: slice,
+    widths: np.ndarray,
+    heights: np.ndarray,
+) -> Views:
+    return train_views(config, seed, epoch, micro_batch.keys[rows], widths, heights)
 
 
 def eval_transforms(
     reader: ShardReader, preprocessing: Preprocessing, geometry: Geometry, device: torch.device
 ) -> Transforms:
     """Return the transforms for evaluation of shard samples, without random numbers."""
+    return ShardTransforms(reader, _on_device(geometry, device), partial(_eval_views, preprocessing))
 
-    def views(micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray) -> Views:
-        return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
-    return _transforms(reader, geometry, device, views)
+def _eval_views(
+    preprocessing: Preprocessing, micro_batch: MicroBatch, rows: slice, widths: np.ndarray, heights: np.ndarray
+) -> Views:
+    return eval_views(preprocessing.image_size, preprocessing.crop_pct, widths, heights, preprocessing.fit)
 
 
 def file_transforms(side: int, transform: Callable[[bytes], np.ndarray]) -> Transforms:
     """Return transforms that apply ``transform`` to the bytes of files whose image size is unknown."""
-    return lambda micro_batch: FileTransform(len(micro_batch.indices), side, lambda _, data: transform(bytes(data)))
+    return FileTransforms(side, transform)
 
 
-def _transforms(
-    reader: ShardReader, geometry: Geometry, device: torch.device, views_of: Callable[..., Views]
-) -> Transforms:
-    def cut(micro_batch: MicroBatch) -> BatchTransform:
-        views: MakeViews = partial(views_of, micro_batch)
-        return kind(views(slice(None), *reader.sizes(micro_batch.indices)), views)
-
-    on_device = device.type == "cuda" if geometry == "auto" else geometry == "device"
-    kind = DeviceTransform if on_device else DecodedTransform
-    return cut
+def _on_device(geometry: Geometry, device: torch.device) -> bool:
+    return device.type == "cuda" if geometry == "auto" else geometry == "device"

@@ -88,6 +88,9 @@ class OwnTransform:
         self.random_keys = (drawn * 2.0**53).astype(np.uint64)
         self.done: dict[int, np.ndarray] = {}
 
+    def start(self, row: int) -> int:
+        return 0
+
     def row(self, row: int, data: memoryview, buffer: np.ndarray) -> None:
         self.done[row] = self.square(row, data)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+
 import numpy as np
 import pytest
 import torch
 
-from toolkit.data.loader.buffers import PinnedBuffer
+from toolkit.data.loader.buffers import PinnedBuffer, SharedBuffer
 
 CPU = torch.device("cpu")
 
@@ -32,13 +35,29 @@ def test_memory_made_during_inference_serves_training():
 
 
 @pytest.mark.gpu
-def test_a_gpu_sees_what_was_written_in_every_round():
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_gpu_sees_what_was_written_in_every_round(shared: bool):
     device = torch.device("cuda")
-    buffer, stream = PinnedBuffer(device), torch.cuda.Stream()
+    buffer = SharedBuffer(device, 0, lambda *_: None) if shared else PinnedBuffer(device)
+    stream = torch.cuda.Stream()
     for number in range(20):
-        buffer.reserve(1_000_000)[:] = number
-        buffer.start_copy(1_000_000, stream)
-        on_device = buffer.on_device(1_000_000)
+        size = 1_000_000 * (1 + number // 5)  # memory that is too small is unpinned and freed
+        buffer.reserve(size)[:] = number
+        assert buffer.host.is_pinned()
+        buffer.start_copy(size, stream)
+        on_device = buffer.on_device(size)
         total = on_device.long().sum()  # queued before the slot is freed
         buffer.release()
-        assert int(total) == number * 1_000_000
+        assert int(total) == number * size
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no Linux")
+def test_shared_memory_is_what_another_mapping_of_its_file_wrote():
+    maps: list[mmap.mmap] = []
+    buffer = SharedBuffer(CPU, 7, lambda number, file, size: maps.append(mmap.mmap(file, size)))
+    for size in (100, 90, 1000):
+        memory = buffer.reserve(size)
+        maps[-1][:size] = bytes(k % 251 for k in range(size))
+        assert memory.tobytes() == maps[-1][:size] and buffer.on_device(size).numpy().tobytes() == maps[-1][:size]
+        del memory
+    assert len(maps) == 2  # 90 bytes fit
