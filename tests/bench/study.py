@@ -82,7 +82,9 @@ def choose(args: argparse.Namespace) -> list[Recipe]:
         raise UserError(
             "option-value", f"no recipe {unknown[0]!r}; there are: {'; '.join(recipe.name for recipe in known)}"
         )
-    return [recipe for recipe in known if not args.only or recipe.name in args.only]
+    names = set(args.only or [recipe.name for recipe in known])
+    names |= {recipe.start for recipe in known if recipe.name in names}
+    return [recipe for recipe in known if recipe.name in names]
 
 
 def write_report(args: argparse.Namespace, models: dict[str, Path]) -> None:
@@ -136,7 +138,7 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> tupl
     models: dict[str, Path] = {}
     outputs: SplitLogits | None = None
     for recipe in chosen:
-        models[recipe.name] = run_recipe(args, recipe, folder)
+        models[recipe.name] = run_recipe(args, recipe, folder, models.get(recipe.start, args.weights))
         accelerator = make_accelerator(args.precision)
         loaded = load_model_folder(models[recipe.name])
         outputs = infer_split(accelerator, loaded, folder / "shards", manifest, "test")
@@ -152,13 +154,13 @@ def one_split(args: argparse.Namespace, seed: int, chosen: list[Recipe]) -> tupl
     return rows, models
 
 
-def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path) -> Path:
-    """Train unless it was trained; returns the model folder. A changed recipe has another folder."""
+def run_recipe(args: argparse.Namespace, recipe: Recipe, folder: Path, weights: Path) -> Path:
+    """Train from ``weights`` unless it was trained; returns the model folder. A changed recipe has another folder."""
     config = read(
         [
             "train",
             f"--config={ROOT / 'configs' / recipe.config}",
-            f"--model.weights={args.weights}",
+            f"--model.weights={weights}",
             f"--train.feature_cache={folder / 'features'}",
             f"--train.precision={args.precision}",
             "--train.trackers={}",

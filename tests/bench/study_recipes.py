@@ -13,6 +13,8 @@ class Recipe:
     config: str
     """File in configs/."""
     overrides: tuple[str, ...] = ()
+    start: str = ""
+    """Name of the recipe whose trained model, with its head, this one starts from. "" is the weights of --weights."""
 
 
 def recipes(fine_tune: bool = False) -> list[Recipe]:
