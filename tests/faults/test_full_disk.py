@@ -7,6 +7,7 @@ Shards, batch predictions, model folders and exports have their tests elsewhere 
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_training(
     owner: Any, name: str, file: str, drawn_set: Path, whole: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ):
     """The first epoch is done when the disk fills up; with room again the run comes to the end of any other."""
-    out = disk.folder / "run"
+    out, threads = disk.folder / "run", set(threading.enumerate())
     assert command(train_options(drawn_set, out), capsys) == (0, "")
     before = contents(out)
     resumed = train_options(drawn_set, out, "--train.epochs=2", "--resume")
@@ -72,6 +73,7 @@ def test_training(
         load_model_folder(out / "model")  # of the first epoch, or already of the second: whole
     assert command(resumed, capsys) == (0, "")
     assert_same_run(out, whole)
+    assert not [t for t in set(threading.enumerate()) - threads if t.name.startswith("decode")]
 
 
 @pytest.mark.parametrize(("kind", "file"), [("step", "log.csv"), ("epoch", "epochs.csv")])

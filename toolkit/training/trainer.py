@@ -45,7 +45,6 @@ class Trainer:
     def __init__(self, setup: TrainingSetup, resumed: Checkpoint | None = None) -> None:
         accelerator = setup.accelerator
         self.accelerator, self.setup, self.config, self.plan = accelerator, setup, setup.config, setup.plan
-        self.feed = setup.inputs.feed(setup)
         self.guard = Guard(accelerator, self.config.train.on_nonfinite, setup.train.sample_id)
         self.train_step = TrainStep(setup, self.guard, Vote(accelerator))
         self.state = resumed.progress if resumed else Progress(sizes=self.plan.sizes)
@@ -56,6 +55,7 @@ class Trainer:
         columns = [f"val_{metric.key}" for metric in self.own_metrics]
         self.run_log = RunLog(accelerator, setup.out, self.state.updates, self.state.epoch, columns)
         self.lr_factor = lr_factor(self.config.optim, self.plan.steps_per_epoch * self.config.train.epochs)
+        self.feed = setup.inputs.feed(setup)  # after all that can fail, because only `run` ends its threads
         self.stop = StopSignal(accelerator)
         self.best: ValidationResult | None = None
         """Validation of the best epoch of this process. None before it."""
