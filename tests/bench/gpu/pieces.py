@@ -20,6 +20,13 @@ from pathlib import Path
 TABLE = "metadata.csv"
 
 
+def mebibytes(text: str) -> float:
+    """The number of an option for the size of a piece. Raises ValueError, which argparse tells in one line."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
 def deal(files: Sequence[Path], limit_mib: float) -> list[list[Path]]:
     """Files in order into pieces of at most ``limit_mib`` each; a larger file is a piece alone."""
     pieces: list[list[Path]] = []

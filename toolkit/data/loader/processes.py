@@ -21,6 +21,7 @@ import os
 import pickle
 import select
 import signal
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from toolkit.data.loader.timing import LoaderTimer
 from toolkit.data.loader.work import Decoder, Work
 from toolkit.data.transforms.batch_transform import Transforms
 
-#: Seconds after which a process that does not end is killed.
+#: Seconds after which processes that do not end are killed.
 PATIENCE = 5.0
 #: Largest number of processes per core. More are not faster, and can fill the memory.
 PER_CORE = 8
@@ -293,8 +294,9 @@ def _end(members: dict[int, Member], owner: int) -> None:
     for member in members.values():
         member.connection.close()
     if os.getpid() == owner:  # else this is a fork, which has no processes
+        end = time.monotonic() + PATIENCE  # of all together: a process that still loads torch notices nothing
         for member in members.values():
-            member.process.join(PATIENCE)
+            member.process.join(max(0.0, end - time.monotonic()))
             if member.process.exitcode is None:
                 member.process.kill()
                 member.process.join()
