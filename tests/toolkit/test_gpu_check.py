@@ -94,6 +94,7 @@ def test_every_item_of_the_check_runs(posters: Path, tmp_path: Path):
         (("--data", "none-such"), "--data none-such is no folder"),
         (("--wheels", "none-such"), "--wheels none-such is no folder"),
         (("--items", "tests,nonsense"), "there is no 'nonsense'; there are tests, train"),
+        (("--items", ","), "there is no ''"),
         (("--minutes", "0"), "--minutes must be more than 0"),
     ],
 )
@@ -124,6 +125,17 @@ def test_bad_input_of_the_check_is_one_line(options: tuple[str, ...], words: str
 def test_bad_input_of_the_other_programs_is_one_line(program: str, options: tuple[str, ...], words: str):
     run = run_script(f"tests/bench/{program}", *options)
     assert run.returncode == 2 and words in run.stderr.splitlines()[-1] and "Traceback" not in run.stderr, run.stderr
+
+
+def test_a_folder_that_cannot_be_written_and_a_file_that_is_no_tar_are_one_line(tmp_path: Path):
+    (tmp_path / "other files").mkdir()
+    (tmp_path / "other files" / "a.tar").write_text("x")
+    for options, words in (
+        (("--out", __file__), "cannot be written: File exists"),
+        (("--data", tmp_path / "other files"), "a.tar cannot be read as a tar"),
+    ):
+        run = check(*options, "--items", "text", "--minutes", "0.4")
+        assert run.returncode == 2 and words in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
 
 
 def fake_wheel(folder: Path, name: str, tags: str, module: str = "") -> Path:
