@@ -42,6 +42,7 @@ from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms import jpeg
 from toolkit.data.transforms.batch_transform import Transforms, train_transforms
+from toolkit.device.defaults import usable_device
 
 BATCH, PREFETCH, SIDE = 256, 4, 224
 #: Images/s of imagined GPUs. 0: no GPU, so the consumer is as fast as it can. ResNet50 trains with 4,670 on an H200.
@@ -219,8 +220,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="resnet50", help="for a real forward pass, any timm architecture")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if unknown := [name for name in options.sets.split(",") if name not in SETS]:
+        parser.error(f"--sets: there is no {unknown[0]!r}; there are {', '.join(SETS)}")
+    if options.samples < 1 or options.rounds < 1 or not options.seconds > 0:
+        parser.error("--samples, --rounds and --seconds must be more than 0")
     torch.set_num_threads(1)
     try:
+        if options.device:
+            usable_device(options.device)  # it is first used after all other measurements
         with folder_lock(options.work):
             sets = prepare_sets(options.images, options.samples, options.sets.split(","), options.work, 0)
             results = {posters.name: measure(posters, options) for posters in sets}

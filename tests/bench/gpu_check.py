@@ -178,6 +178,11 @@ def check_all(check: Check, options: argparse.Namespace) -> int:
     weights = check.work / "weights.safetensors" if tiny else weights_in(options.data)
     setting = Setting(check.work, facts, weights, tiny)
     out = options.out or (ROOT / "build" / "gpu-check" if tiny else BENCH / "results" / "gpu")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # now, and not after the first item
+    except OSError as error:
+        raise Unusable(f"--out {out} cannot be written: {error.strerror}") from None
     drawn = "drawn" if facts["drawn"] else f"from {len(tars_in(options.data))} tars"
     print(f"{facts['device']}; {'tiny' if tiny else 'full'} sizes; {facts['posters']} posters {drawn}, "
           f"{'' if weights else 'no '}weights; prepared in {time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
@@ -218,7 +223,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if not options.minutes > 0:
         raise Unusable(f"--minutes must be more than 0, not {options.minutes:g}")
     known = [item.name for item in ITEMS]
-    options.items = [name for name in (options.items or "").split(",") if name]
+    options.items = [] if options.items is None else options.items.split(",")
     if unknown := [name for name in options.items if name not in known]:
         raise Unusable(f"--items: there is no {unknown[0]!r}; there are {', '.join(known)}")
     return options

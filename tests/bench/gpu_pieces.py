@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gpu.pieces import deal  # noqa: E402
+from gpu.pieces import deal, mebibytes  # noqa: E402
 
 from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.errors import UserError  # noqa: E402
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--metadata", type=Path, required=True, help="CSV of genre lists")
     parser.add_argument("--weights", type=Path, help="backbone weights, a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="a folder that is not there, or is empty")
-    parser.add_argument("--limit-mib", type=float, default=50.0, help="largest size of a piece (default: %(default)s)")
+    parser.add_argument("--limit-mib", type=mebibytes, default=50.0, help="largest piece (default: %(default)s)")
     for field in fields(GenreOptions):
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", default=field.default, help="as of `posters shards build`"
@@ -79,7 +79,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         make(args)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from gpu.pieces import deal
+from gpu.pieces import deal, mebibytes
 from gpu.wheels import NEVER, OWN, ROOT, plain, requirements
 from packaging.requirements import Requirement
 
@@ -80,8 +80,14 @@ def main() -> int:
     parser.add_argument("--python", required=True, metavar="3.12", help="the GPU machine's Python")
     parser.add_argument("--out", type=Path, required=True, help="a folder that is not there, or is empty")
     parser.add_argument("--lacks-only", type=Path, metavar="FILE", help="names of packages that the machine has")
-    parser.add_argument("--limit-mib", type=float, default=50.0, help="largest size of a piece (default: %(default)s)")
+    parser.add_argument("--limit-mib", type=mebibytes, default=50.0, help="largest piece (default: %(default)s)")
     options = parser.parse_args()
+    if not re.fullmatch(r"3\.\d+", options.python):
+        parser.error(f"--python must be a version such as 3.12, not {options.python}")
+    if options.lacks_only is not None and not options.lacks_only.is_file():
+        parser.error(f"--lacks-only {options.lacks_only} is not a file")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out {options.out} is not a folder")
     if options.out.exists() and any(options.out.iterdir()):
         print(f"error: --out {options.out} has files: choose an empty folder", file=sys.stderr)
         return 2

@@ -302,14 +302,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         if args.table is None:
+            if not args.weights.is_file():
+                raise UserError("path-missing", f"weights not found: {args.weights}")
             Rehearsal(args).run()
-        print(table(read_json(args.table or args.json or args.out / "rehearsal.json", "rehearsal")))
-    except UserError as error:
+        state = read_json(results := args.table or args.json or args.out / "rehearsal.json", "rehearsal")
+        if not isinstance(state, dict) or "steps" not in state:
+            raise UserError("option-value", f"{results} has no results of a rehearsal")
+        print(table(state))
+    except (UserError, OSError, Failed) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Failed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, Failed) else 2
     return 0
 
 

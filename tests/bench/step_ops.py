@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shards.dataset.manifest import Manifest
+from shards.errors import UserError
 from shards.storage.files import write_json
 from toolkit.cli.commands import read
 from toolkit.config.schema import Config
@@ -231,7 +232,19 @@ def main() -> int:
     parser.add_argument("--names", action="store_true", help="print the operations of each part")
     parser.add_argument("--json", type=Path)
     options, words = parser.parse_known_args()
+    if options.batch < 1 or options.updates < 1:
+        parser.error("--batch and --updates take whole numbers from 1")
     torch.set_num_threads(1)
+    try:
+        compare(options, words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Measure and print both configurations. Raises UserError."""
     figures: dict[str, Any] = {"torch": torch.__version__, "batch": options.batch}
     for title, more in {"reference": REFERENCE, "everything": EVERYTHING}.items():
         real = [*COMMON, *more, *words]
@@ -251,7 +264,6 @@ def main() -> int:
                 print(f"    {part}: {count} x {name}") if part not in ("network", "backward") else None
     if options.json is not None:
         write_json(options.json, figures)
-    return 0
 
 
 if __name__ == "__main__":

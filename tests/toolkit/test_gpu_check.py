@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toolkit_helpers import ROOT, clean_env, run_python
+from toolkit_helpers import ROOT, clean_env, run_python, run_script
 
 BENCH = ROOT / "tests" / "bench"
 ITEMS = ("tests", "train", "predict", "study", "crews", "precision", "text", "processes")
@@ -94,12 +94,48 @@ def test_every_item_of_the_check_runs(posters: Path, tmp_path: Path):
         (("--data", "none-such"), "--data none-such is no folder"),
         (("--wheels", "none-such"), "--wheels none-such is no folder"),
         (("--items", "tests,nonsense"), "there is no 'nonsense'; there are tests, train"),
+        (("--items", ","), "there is no ''"),
         (("--minutes", "0"), "--minutes must be more than 0"),
     ],
 )
 def test_bad_input_of_the_check_is_one_line(options: tuple[str, ...], words: str):
     run = check(*options)
     assert run.returncode == 2 and words in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "words"),
+    [
+        ("gpu_pieces.py", ("--images", ".", "--metadata", "m", "--out", __file__), "Not a directory"),
+        ("gpu_pieces.py", ("--images", ".", "--metadata", "m", "--out", "o", "--limit-mib", "nan"), "mebibytes"),
+        ("gpu_wheels.py", ("--python", "banana", "--out", "o"), "such as 3.12, not banana"),
+        ("gpu_wheels.py", ("--python", "3.12", "--out", "o", "--limit-mib", "-1"), "mebibytes"),
+        ("gpu_wheels.py", ("--python", "3.12", "--out", "o", "--lacks-only", "none-such"), "none-such is not a file"),
+        ("gpu_wheels.py", ("--python", "3.12", "--out", __file__), "is not a folder"),
+        ("decode_processes.py", ("--sets", "nope"), "there is no 'nope'"),
+        ("decode_processes.py", ("--rounds", "0"), "more than 0"),
+        ("decode_processes.py", ("--seconds", "-1"), "more than 0"),
+        ("decode_processes.py", ("--device", "banana"), "device 'banana' cannot be used"),
+        ("step_ops.py", ("--shards", "none-such"), "none-such"),
+        ("step_ops.py", ("--shards", "none-such", "--updates", "0"), "from 1"),
+        ("rehearsal.py", ("--table", "setup.cfg"), "cannot be read"),
+        ("rehearsal.py", ("--table", "tests/kept/expected.json"), "no results of a rehearsal"),
+    ],
+)
+def test_bad_input_of_the_other_programs_is_one_line(program: str, options: tuple[str, ...], words: str):
+    run = run_script(f"tests/bench/{program}", *options)
+    assert run.returncode == 2 and words in run.stderr.splitlines()[-1] and "Traceback" not in run.stderr, run.stderr
+
+
+def test_a_folder_that_cannot_be_written_and_a_file_that_is_no_tar_are_one_line(tmp_path: Path):
+    (tmp_path / "other files").mkdir()
+    (tmp_path / "other files" / "a.tar").write_text("x")
+    for options, words in (
+        (("--out", __file__), "cannot be written: File exists"),
+        (("--data", tmp_path / "other files"), "a.tar cannot be read as a tar"),
+    ):
+        run = check(*options, "--items", "text", "--minutes", "0.4")
+        assert run.returncode == 2 and words in run.stderr and len(run.stderr.splitlines()) == 1, run.stderr
 
 
 def fake_wheel(folder: Path, name: str, tags: str, module: str = "") -> Path:

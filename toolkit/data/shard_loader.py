@@ -28,6 +28,7 @@ from toolkit.config.schema import OnError
 from toolkit.data.image_transforms import EvalTransform, Normalisation, Transform, prepare
 from toolkit.data.loader.faults import FaultPolicy
 from toolkit.data.loader.loader import Batch, Loader
+from toolkit.data.loader.processes import usable_processes
 from toolkit.data.loader_state import LoaderState, parse_state
 from toolkit.data.sample_fields import Decode, SampleFields
 from toolkit.data.sampling.plan import TrainPlan
@@ -114,10 +115,8 @@ class ShardLoader(contextlib.AbstractContextManager["ShardLoader"]):
         self.device = usable_device(device)
         window, prefetch = whole_number("window", window, 1), whole_number("prefetch", prefetch, 1)
         threads, seed = whole_number("threads", threads, 0), whole_number("seed", seed, 0, (1 << 63) - 1)
-        processes = whole_number("processes", processes, 0)
         self.accumulation, self.seed = whole_number("accumulation", accumulation, 1), seed
-        if processes and not isinstance(transform, (Normalisation, type(None))):
-            raise UserError("option-conflict", "processes cannot call a function as transform: use threads")
+        processes = usable_processes(processes, threads, not isinstance(transform, (Normalisation, type(None))))
         self._transform = prepare(EvalTransform() if transform is None else transform, self.reader, seed, self.device)
         if isinstance(batch_size, TrainPlan):
             self.plan = batch_size

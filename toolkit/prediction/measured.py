@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -43,16 +44,17 @@ CLOSE, CLOSE_REDUCED = 1e-3, 5e-2
 def decode_seconds(chunk: OpenChunk, count: int) -> float:
     """Return the time in which one thread reads and decodes an image: the mean over the first images of a chunk.
 
-    ``count``: the number of images of the chunk.
+    ``count``: the number of images of the chunk. The result is infinite if none of them can be decoded.
     """
     rows = min(count, DECODED)
     transform = chunk.transforms(MicroBatch(np.arange(rows), np.ones(rows, dtype=bool)))
     memory = np.empty(transform.size, dtype=np.uint8)
-    started = time.perf_counter()
+    started, decoded = time.perf_counter(), 0
     for row in range(rows):
         with contextlib.suppress(Undecodable):  # the row of this image will have the error
             transform.row(row, chunk.source.read(row), memory)
-    return (time.perf_counter() - started) / rows
+            decoded += 1  # damaged images take no time, and would make decoding seem fast
+    return (time.perf_counter() - started) / decoded if decoded else math.inf
 
 
 def forward_seconds(forward: Forward, pixels: torch.Tensor) -> float:
@@ -71,8 +73,14 @@ def some_pixels(rows: int, side: int, device: torch.device) -> torch.Tensor:
 
 
 def choose_threads(chunk: OpenChunk, count: int, forward: float) -> int:
-    """Return the number of decoding threads for a GPU. ``forward``: seconds of the forward pass per image."""
+    """Return the number of decoding threads for a GPU. ``forward``: seconds of the forward pass per image.
+
+    The result is 0, the default, if no image at the start of the chunk can be decoded.
+    """
     decode, cores = decode_seconds(chunk, count), own_cores()
+    if decode == math.inf:
+        log.info("decoding threads: the default, because the first %d images cannot be decoded", min(count, DECODED))
+        return 0
     threads = feeding_threads(decode, forward, cores)
     log.info(
         "decoding threads: %d of at most %d; one decodes %.0f images/s, and the forward pass takes %.0f images/s",

@@ -17,7 +17,16 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gpu.wheels import Unusable
+
 TABLE = "metadata.csv"
+
+
+def mebibytes(text: str) -> float:
+    """The number of an option for the size of a piece. Raises ValueError, which argparse tells in one line."""
+    if not 0 < float(text) < float("inf"):
+        raise ValueError
+    return float(text)
 
 
 def deal(files: Sequence[Path], limit_mib: float) -> list[list[Path]]:
@@ -51,17 +60,25 @@ def restore(tars: Sequence[Path], folder: Path, most: int) -> None:
     with open(folder / TABLE, "w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["id", "genre"])
-        for name, data in itertools.islice(_members(tars), 2 * most):  # an image and its genres
+        for tar, name, data in itertools.islice(_members(tars), 2 * most):  # an image and its genres
             if name.endswith(".json"):
-                sample = json.loads(data)
-                rows.writerow([sample["id"], str(sample["genres"])])
+                try:
+                    sample = json.loads(data)
+                    rows.writerow([sample["id"], str(sample["genres"])])
+                except (ValueError, KeyError, TypeError):
+                    raise Unusable(f"{tar} is not a tar of gpu_pieces.py: {name} has no id and genres") from None
             else:
                 (folder / "images" / name).write_bytes(data)
 
 
-def _members(tars: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+def _members(tars: Sequence[Path]) -> Iterator[tuple[Path, str, bytes]]:
+    """Yield tar, name and content of each file. Raises Unusable for a file that is no tar."""
     for tar in tars:
-        with tarfile.open(tar) as archive:
-            for member in archive:
-                if (file := archive.extractfile(member)) is not None:
-                    yield Path(member.name).name, file.read()
+        try:
+            with tarfile.open(tar) as archive:
+                for member in archive:
+                    if (file := archive.extractfile(member)) is not None:
+                        yield tar, Path(member.name).name, file.read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise Unusable(f"{tar} cannot be read as a tar: {reason}") from None

@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "bench")]
 import torch  # noqa: E402
 
 from gpu.pieces import TABLE, restore, tars_in  # noqa: E402
+from gpu.wheels import Unusable  # noqa: E402
 from shards.build.run import BuildOptions, build_shards  # noqa: E402
 from shards.errors import UserError  # noqa: E402
 from shards.inputs.synthetic import draw_poster_set  # noqa: E402
@@ -109,6 +110,6 @@ def providers() -> list[str]:
 if __name__ == "__main__":
     try:
         prepare(Path(sys.argv[1]), sys.argv[2] == "tiny", Path(sys.argv[3]) if len(sys.argv) > 3 else None)
-    except UserError as error:
+    except (UserError, Unusable) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -101,6 +101,19 @@ def test_damaged_images_are_measured_too(model: Path, chunks: list[Chunk], monke
     assert 0 < measured.decode_seconds(opened, chunks[0].count) < 10
 
 
+@pytest.mark.parametrize(("good", "seconds", "threads"), [(2, 4.0, 1), (0, float("inf"), 0)])
+def test_damaged_images_do_not_make_decoding_seem_fast(
+    good: int, seconds: float, threads: int, model: Path, chunks: list[Chunk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = ChunkSource(chunks, load_model_folder(model).preprocessing, CPU).opened(0)
+    read = opened.source.read
+    damaged = memoryview(bytearray(9))
+    monkeypatch.setattr(opened.source, "read", lambda index: read(index) if index < good else damaged)
+    monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=iter([0.0, 8.0] * 2).__next__))
+    assert measured.decode_seconds(opened, chunks[0].count) == seconds
+    assert measured.choose_threads(opened, chunks[0].count, 1e9) == threads
+
+
 def test_outputs_of_several_batches_are_those_of_each(model: Path, chunks: list[Chunk]) -> None:
     def found(together: int) -> list[tuple[int, list[int], np.ndarray]]:
         source = ChunkSource(chunks, load_model_folder(model).preprocessing, CPU)

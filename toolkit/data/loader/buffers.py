@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from shards.errors import UserError, one_line
+
 GROWTH = 1.25  # batches differ in size, and some extra memory avoids most later allocations
 
 
@@ -103,7 +105,11 @@ class SharedBuffer(PinnedBuffer):
         self.number, self._share = number, share
 
     def _allocate(self, size: int) -> torch.Tensor:
-        file = os.memfd_create("decoded-batch")
+        try:
+            file = os.memfd_create("decoded-batch")
+        except OSError as error:
+            what = f"the memory of a batch cannot be shared with decoding processes ({one_line(error)})"
+            raise UserError("environment", f"{what}; raise the limit of open files (ulimit -n)") from None
         try:
             os.ftruncate(file, size)
             memory = np.frombuffer(mmap.mmap(file, size), dtype=np.uint8)

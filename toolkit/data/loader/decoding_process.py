@@ -112,7 +112,11 @@ class Server:
         self._decoder = Decoder(setup.source, self._faults, setup.fields)
 
     def memory(self, number: int, size: int) -> None:
-        file = multiprocessing.reduction.recv_handle(self._connection)
+        try:
+            file = multiprocessing.reduction.recv_handle(self._connection)
+        except RuntimeError:  # it was not delivered
+            what = "a decoding process cannot open the memory of a batch, because it has too many open files"
+            raise UserError("environment", f"{what}; raise the limit (ulimit -n)") from None
         try:
             self._memory[number] = np.frombuffer(mmap.mmap(file, size), dtype=np.uint8)
         finally:

@@ -11,6 +11,7 @@ GIL from the thread that uses the batches. Without it there are no worker proces
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from shards.errors import UserError
 from toolkit.data.loader.buffers import PinnedBuffer
 from toolkit.data.loader.faults import FaultPolicy, Faults
 from toolkit.data.loader.processes import ProcessCrew
@@ -69,6 +71,7 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         self.timer = LoaderTimer()
         self.faults = Faults(policy or FaultPolicy(), len(source))
         self.closed = False
+        self._owner = os.getpid()
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         decoder = Decoder(source, self.faults, fields)
         kind, width = (ProcessCrew, processes) if processes else (ThreadCrew, threads)
@@ -100,6 +103,9 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
         pending = iter(micro_batches)
         try:
             while True:
+                if os.getpid() != self._owner:  # a fork has no threads, and its results would be taken from the parent
+                    what = "a loader cannot be used in a fork of the process that made it"
+                    raise UserError("option-conflict", f"{what}: make a loader in each process")
                 while len(queue) < self.prefetch and (micro_batch := next(pending, None)) is not None:
                     queue.append(self._start(micro_batch, transforms, epoch, free.popleft()))
                 if not queue:
@@ -116,7 +122,8 @@ class Loader(contextlib.AbstractContextManager["Loader"]):
                     self.timer.add(copied=work.buffer.release())
                     free.append(work.buffer)
         finally:
-            self._crew.drop(list(queue))  # the next call uses the same buffers
+            if os.getpid() == self._owner:
+                self._crew.drop(list(queue))  # the next call uses the same buffers
 
     def _start(self, micro_batch: MicroBatch, transforms: Transforms, epoch: int, buffer: PinnedBuffer) -> Work:
         work = Work(

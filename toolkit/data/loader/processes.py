@@ -20,9 +20,12 @@ import multiprocessing.reduction
 import os
 import pickle
 import select
+import signal
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -30,15 +33,32 @@ import numpy as np
 import torch
 
 from shards.errors import UserError, one_line
-from shards.executors.local import no_main_module
+from shards.executors.local import available_cores, no_main_module
+from shards.values import whole_number
 from toolkit.data.loader.buffers import PinnedBuffer, SharedBuffer
 from toolkit.data.loader.decoding_process import Result, Setup, serve
 from toolkit.data.loader.timing import LoaderTimer
 from toolkit.data.loader.work import Decoder, Work
 from toolkit.data.transforms.batch_transform import Transforms
 
-#: Seconds after which a process that does not end is killed.
+#: Seconds after which processes that do not end are killed.
 PATIENCE = 5.0
+#: Largest number of processes per core. More are not faster, and can fill the memory.
+PER_CORE = 8
+REMEDY = "leave processes out, and threads decode"
+
+
+def usable_processes(processes: int, threads: int, own_transform: bool) -> int:
+    """Return ``processes``, the argument of a loader. Raises UserError if it does not fit the other arguments."""
+    processes, most = whole_number("processes", processes, 0), PER_CORE * available_cores()
+    if processes and threads:
+        raise UserError("option-conflict", "threads and processes are both given: leave one of them out")
+    if processes and own_transform:
+        raise UserError("option-conflict", "processes cannot call a function as transform: use threads")
+    if processes > most:
+        what = f"processes={processes} is more than {PER_CORE} for each core of this machine"
+        raise UserError("option-value", f"{what}: use at most {most}, because each process needs about 250 MB")
+    return processes
 
 
 @dataclass
@@ -60,9 +80,12 @@ class ProcessCrew:
     """The decoding processes of one loader."""
 
     def __init__(self, processes: int, decoder: Decoder, timer: LoaderTimer, device: torch.device, stream: Any) -> None:
-        """Start the processes. Raises UserError if this is not Linux, or if the source or fields cannot be pickled."""
+        """Start the processes. Raises UserError if they cannot start, or if the source or fields cannot be pickled."""
         if not hasattr(os, "memfd_create"):
-            raise UserError("environment", "decoding processes need Linux; leave processes out, and threads decode")
+            raise UserError("environment", f"decoding processes need Linux; {REMEDY}")
+        if multiprocessing.current_process().daemon:
+            what = "a daemon process, such as a worker of a DataLoader, cannot start decoding processes"
+            raise UserError("environment", f"{what}; {REMEDY}")
         self._decoder, self._timer, self._device, self._stream = decoder, timer, device, stream
         policy, count = decoder.faults.policy, len(decoder.source)
         level = logging.getLogger().getEffectiveLevel()
@@ -74,11 +97,15 @@ class ProcessCrew:
         self._members: dict[int, Member] = {}
         self._ready = select.poll()
         self._ended = weakref.finalize(self, _end, self._members, os.getpid())
-        for _ in range(processes):
-            member = _started()
-            self._members[member.connection.fileno()] = member
-            self._ready.register(member.connection.fileno(), select.POLLIN)
-        self._tell(("setup", setup))
+        with self._unbroken():
+            for _ in range(processes):
+                try:
+                    member = _started()
+                except OSError as error:
+                    raise self._failed(_refused(error)) from None
+                self._members[member.connection.fileno()] = member
+                self._ready.register(member.connection.fileno(), select.POLLIN)
+            self._tell(("setup", setup))
 
     def buffer(self) -> PinnedBuffer:
         self._memories += 1
@@ -91,6 +118,10 @@ class ProcessCrew:
                 multiprocessing.reduction.send_handle(member.connection, file, member.process.pid)
 
     def start(self, work: Work, memory: np.ndarray, transforms: Transforms, epoch: int) -> None:
+        with self._unbroken():
+            self._start(work, transforms, epoch)
+
+    def _start(self, work: Work, transforms: Transforms, epoch: int) -> None:
         self._receive(0)
         if self._pass is None or self._pass[0] is not transforms or self._pass[1] != epoch:
             self._tell(("transforms", self._pickled(transforms, "its transform"), epoch))
@@ -116,7 +147,7 @@ class ProcessCrew:
             raise work.failure
 
     def drop(self, works: list[Work]) -> None:
-        with contextlib.suppress(UserError):  # a process is lost now, and the others have been ended
+        with contextlib.suppress(UserError), self._unbroken():  # UserError: all processes have been ended
             while self._members and any(work.unfinished for work in works):
                 self._receive(None)
 
@@ -135,8 +166,22 @@ class ProcessCrew:
             self._receive(50)
         try:
             yield
-        except OSError:
+        except ConnectionError:
             raise self._lost(member) from None
+        except OSError as error:
+            raise self._failed(_refused(error)) from None
+
+    @contextlib.contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """End the processes if Ctrl-C or a bug ends the block, because a result may be lost that others wait for."""
+        try:
+            yield
+        except UserError:
+            raise
+        except BaseException:
+            what = "Ctrl-C or an error ended the decoding processes of this loader"
+            self._failed(UserError("worker-lost", f"{what}: make a new loader"))
+            raise
 
     def _receive(self, milliseconds: float | None) -> None:
         """Read the results that have arrived. Wait for one up to ``milliseconds``, or without limit if it is None."""
@@ -145,19 +190,24 @@ class ProcessCrew:
         if not self._members:
             raise RuntimeError("this loader is closed")
         for descriptor, _ in self._ready.poll(milliseconds):
-            member = self._members[descriptor]
-            try:
-                message = pickle.loads(member.connection.recv_bytes())
-            except (EOFError, OSError):
-                raise self._lost(member) from None
-            if isinstance(message, UserError):  # the process cannot decode anything
-                raise self._failed(message)
-            member.tasks -= 1
-            self._take(message)
+            with self._unbroken():
+                self._read(self._members[descriptor])
+
+    def _read(self, member: Member) -> None:
+        try:
+            message = pickle.loads(member.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._lost(member) from None
+        if isinstance(message, UserError):  # the process cannot decode anything
+            raise self._failed(message)
+        member.tasks -= 1
+        self._take(message)
 
     def _take(self, result: Result) -> None:
         for record in result.records:
-            logging.getLogger(record.name).handle(record)
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):  # its level may be higher than that of the process
+                logger.handle(record)
         for sample, message in result.reports:
             self._decoder.faults.report(sample, message)
         work = self._works[result.work]
@@ -197,7 +247,7 @@ class ProcessCrew:
             raise
         except Exception as error:  # any class can fail in its own way
             what = f"processes cannot decode for this loader, because {name} cannot be pickled ({one_line(error)})"
-            raise UserError("option-conflict", f"{what}; leave processes out, and threads decode") from None
+            raise UserError("option-conflict", f"{what}; {REMEDY}") from None
         return out.getvalue()
 
 
@@ -215,12 +265,28 @@ def _started() -> Member:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, os.getpid()), daemon=True, name="decode")
-    with no_main_module():
-        process.start()
-    theirs.close()
+    try:
+        resource_tracker.ensure_running()  # now, because it changes the signals that are blocked
+        # The process inherits this. Ctrl-C during its start would print its traceback.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            with no_main_module():
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
     room = select.poll()
     room.register(ours.fileno(), select.POLLOUT)
     return Member(process, ours, room)
+
+
+def _refused(error: OSError) -> UserError:
+    what = f"the system refuses what decoding processes need ({one_line(error)})"
+    return UserError("environment", f"{what}; use fewer processes, raise the limit (ulimit -n), or {REMEDY}")
 
 
 def _end(members: dict[int, Member], owner: int) -> None:
@@ -228,8 +294,9 @@ def _end(members: dict[int, Member], owner: int) -> None:
     for member in members.values():
         member.connection.close()
     if os.getpid() == owner:  # else this is a fork, which has no processes
+        end = time.monotonic() + PATIENCE  # of all together: a process that still loads torch notices nothing
         for member in members.values():
-            member.process.join(PATIENCE)
+            member.process.join(max(0.0, end - time.monotonic()))
             if member.process.exitcode is None:
                 member.process.kill()
                 member.process.join()
