@@ -7,7 +7,7 @@ wheels below --wheels (gpu_wheels.py) where that Python lacks it. Weights and po
 (gpu_pieces.py); an item does without what is not there, or says why it is left out. Items are in order of worth. Each
 has a limit of time, and those that no time is left for are skipped. Each writes OUT/ITEM.json; OUT/summary.json has
 the figures with their goals, which are printed too. Exit status: 0 if all ran, 1 if an item failed, 2 for bad input.
-A goal that is missed is no failure. Without a GPU, all sizes are tiny (--tiny), and no goal is judged.
+A missed goal does not change the exit status. Without a GPU, all sizes are tiny (--tiny), and goals are not judged.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for option in ("data", "wheels"):
         folder = getattr(options, option)
         if folder is not None and not folder.is_dir():
-            raise Unusable(f"--{option} {folder} is no folder")
+            raise Unusable(f"--{option} {folder} is not a folder")
     if not options.minutes > 0:
         raise Unusable(f"--minutes must be more than 0, not {options.minutes:g}")
     known = [item.name for item in ITEMS]

@@ -91,8 +91,8 @@ def test_every_item_of_the_check_runs(posters: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--data", "none-such"), "--data none-such is no folder"),
-        (("--wheels", "none-such"), "--wheels none-such is no folder"),
+        (("--data", "none-such"), "--data none-such is not a folder"),
+        (("--wheels", "none-such"), "--wheels none-such is not a folder"),
         (("--items", "tests,nonsense"), "there is no 'nonsense'; there are tests, train"),
         (("--items", ","), "there is no ''"),
         (("--minutes", "0"), "--minutes must be more than 0"),

@@ -18,7 +18,7 @@ class Found:
     figure: str
     value: float | int | bool | None
     goal: float | int | bool | None = None
-    """The least that is wanted. None if there is no goal."""
+    """Smallest value that meets the goal. None if there is no goal."""
 
     @property
     def met(self) -> bool | None:

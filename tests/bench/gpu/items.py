@@ -117,7 +117,7 @@ def study(setting: Setting) -> list[Step]:
     names = {"fine-tuned": learning, "fine-tuned and frozen": ["reference", "best", *learning]}
     posters, out = setting.work / "posters", setting.work / "study"
     tiny = ["model.name=test_resnet", "data.image_size=32", "train.epochs=2", "train.batch_size=16", "model.hidden=[8]"]
-    reason = "" if setting.weights else "there is no file of weights (.safetensors) below --data"
+    reason = "" if setting.weights else "--data has no weights (a .safetensors file)"
     return [
         Step(
             name,

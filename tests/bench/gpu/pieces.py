@@ -72,7 +72,7 @@ def restore(tars: Sequence[Path], folder: Path, most: int) -> None:
 
 
 def _members(tars: Sequence[Path]) -> Iterator[tuple[Path, str, bytes]]:
-    """Yield tar, name and content of each file. Raises Unusable for a file that is no tar."""
+    """Yield tar, name and content of each file. Raises Unusable if a file is not a tar."""
     for tar in tars:
         try:
             with tarfile.open(tar) as archive:
