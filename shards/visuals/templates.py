@@ -7,6 +7,7 @@ The templates folder of this package has the base of all pages, the common style
 from __future__ import annotations
 
 import base64
+import hashlib
 from importlib.resources import files
 from typing import Any
 
@@ -58,6 +59,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def hundred(share: float | None) -> str:
+    """Return a text such as ``62`` for 0.62, or a dash for None."""
+    return NONE if share is None else f"{100 * share:.0f}"
+
+
 def place(share: float) -> float:
     """Convert a share (0 to 1) to a position on a bar, in percent of the bar's length."""
     return round(100.0 * min(max(share, 0.0), 1.0), 1)
@@ -78,4 +84,9 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-ENVIRONMENT.filters.update(number=number, signed=signed, percent=percent, count=count, place=place, data_uri=data_uri)
+#: The only script of a page. A page names the hash of the script, so a browser runs no other script.
+SCRIPT = (files("shards.visuals") / "templates" / "page.js").read_text(encoding="utf-8")
+ENVIRONMENT.globals.update(
+    script=SCRIPT, script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+)
+ENVIRONMENT.filters.update(number=number, signed=signed, percent=percent, count=count, hundred=hundred, place=place, data_uri=data_uri)

@@ -14,11 +14,13 @@ from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import ROUNDS, SEED
 from toolkit.metrics.calibration_error import reliability
 from toolkit.metrics.helpers import clipped_cross_entropy, cross_entropy, mean_element
+from toolkit.report.advice import advice
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
-from toolkit.report.examples import Group, choose_groups, error_group
+from toolkit.report.examples import Example, Group, choose_groups, error_group
 from toolkit.report.inputs import ModelOutputs, ReportInputs
 from toolkit.report.label_errors import LabelError, find_label_errors
-from toolkit.report.per_label import genre_comparison, genre_rows, notes
+from toolkit.report.overview import drawn_posters, strengths, tiles
+from toolkit.report.per_label import FEW_POSITIVES, genre_comparison, genre_rows, notes
 from toolkit.report.plots.common import Plot
 from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_plot
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins, genre_reliability_plot, reliability_plot
@@ -46,6 +48,8 @@ class Report:
     diagrams: list[tuple[Plot, dict[str, Any]]]
     """Reliability diagrams of some genres, each with the row of the genre in ``numbers["per_genre"]``."""
     training_plots: list[Plot]
+    drawn: list[Example]
+    """The posters of the first screen."""
     groups: list[Group]
     errors: Group | None
     """None if label errors were not searched."""
@@ -87,14 +91,18 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
             "posters": {group.key: [example.facts() for example in group.examples] for group in groups},
             "training": training,
             "facts": facts(inputs),
+            "made": inputs.made,
+            "overview": {"tiles": tiles(inputs, draws, rounds), **strengths(genres)},
         }
     )
+    numbers["overview"]["advice"] = advice(numbers)
     return Report(
         numbers,
         _plots(inputs, numbers, substitutions),
         _curves(inputs, numbers["per_genre"]),
         _diagrams(inputs, numbers),
         training_curve_plots(training, inputs.model.ours.get("epoch")) if training else [],
+        drawn_posters(inputs),
         groups,
         None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
         _config(inputs.model),
@@ -193,7 +201,7 @@ def _curves(inputs: ReportInputs, rows: Sequence[dict[str, Any]]) -> list[tuple[
     found = []
     for number, column in enumerate(_most_common(inputs, MAX_CURVES), start=1):
         row, genre = rows[column], inputs.genres[column]
-        if not row["support"]:
+        if row["support"] < FEW_POSITIVES:
             continue
         point = None if row["precision"] is None else (row["recall"], row["precision"])
         truth, scores = inputs.targets[:, column], inputs.model.probabilities[:, column]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from shards.inputs.images import ANY, BadImage, decode, jpeg
-from toolkit.metrics.helpers import PROBABILITY_CLIP, FloatArray, clipped_cross_entropy
+from toolkit.metrics.helpers import PROBABILITY_CLIP, BoolArray, FloatArray, IntArray, clipped_cross_entropy
 from toolkit.report.inputs import ReportInputs
 from toolkit.report.label_errors import LabelError
 
@@ -75,8 +75,8 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
     hits, sizes = (truth & model.named).sum(axis=1), truth.sum(axis=1) + model.named.sum(axis=1)
     f1 = 2.0 * hits / np.maximum(sizes, 1)
     exact = (truth == model.named).all(axis=1)
-    best = [(int(row), set[str]()) for row in np.lexsort((losses, ~exact)) if exact[row]][:POSTERS_PER_GROUP]
-    worst = [(int(row), set[str]()) for row in np.lexsort((-losses, f1)) if not exact[row]][:POSTERS_PER_GROUP]
+    best = [(row, set[str]()) for row in _first(inputs, np.lexsort((losses, ~exact)), exact)]
+    worst = [(row, set[str]()) for row in _first(inputs, np.lexsort((-losses, f1)), ~exact)]
     moved = logit_difference(clipped, inputs.train_prevalence)
     wrong = _extremes(inputs, np.where(model.named & ~truth, moved, -np.inf))
     missed = _extremes(inputs, np.where(truth & ~model.named, -moved, -np.inf))
@@ -111,8 +111,18 @@ def _extremes(inputs: ReportInputs, values: FloatArray) -> list[ChosenSample]:
     """Return the samples with the highest finite entries of (N, G) ``values``, each with the genre of this entry."""
     columns = values.argmax(axis=1)
     highest = values[np.arange(len(values)), columns]
-    order = np.argsort(-highest, kind="stable")[:POSTERS_PER_GROUP]
-    return [(int(row), {inputs.genres[columns[row]]}) for row in order if np.isfinite(highest[row])]
+    order = np.argsort(-highest, kind="stable")
+    return [(row, {inputs.genres[columns[row]]}) for row in _first(inputs, order, np.isfinite(highest))]
+
+
+def _first(inputs: ReportInputs, order: IntArray, wanted: BoolArray) -> list[int]:
+    """Return the first samples of ``order`` that are ``wanted``. Of near-duplicates, only the first one is returned."""
+    units, found = np.arange(len(order)) if inputs.units is None else inputs.units, dict[int, int]()
+    for row in order[wanted[order]]:
+        found.setdefault(int(units[row]), int(row))
+        if len(found) == POSTERS_PER_GROUP:
+            break
+    return list(found.values())
 
 
 def _group(inputs: ReportInputs, key: str, title: str, why: str, chosen: Iterable[ChosenSample]) -> Group:

@@ -82,6 +82,8 @@ class ReportInputs:
     """(N,) index of each sample's group of near-duplicates. None if the shard set does not record near-duplicates."""
     weights: FloatArray | None = None
     """(N,) sample weights. None if the shard set has no weights."""
+    made: str = ""
+    """Date of the report. Empty if the page has no date."""
     own: Sequence[Metric] = ()
     """Metrics of the user (`toolkit.evaluation.results.own_metrics`)."""
 

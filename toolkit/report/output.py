@@ -16,15 +16,28 @@ from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, atomic_write, write_json
 from shards.visuals.templates import render
 from toolkit.evaluation.tables import write_table
+from toolkit.metrics.judgement import RULE, SEEN
 from toolkit.metrics.registry import METRICS, PLACES
 from toolkit.report.build import MAX_CURVES, Report
+from toolkit.report.glossary import GLOSSARY
 from toolkit.report.label_errors import INSTALL
 from toolkit.report.per_label import FEW_POSITIVES
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES
-from toolkit.report.summary import CERTAIN_WORDS
 
 PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
 MADE_BY = "posters evaluate --report"
+#: Section of the page -> title.
+TITLES = {
+    "headline": "Metrics",
+    "baselines": "Comparisons",
+    "genres": "Genres",
+    "calibration": "Calibration",
+    "together": "Genres together",
+    "posters": "Posters",
+    "label-errors": "Likely label errors",
+    "training": "Training",
+    "facts": "Model and data",
+}
 
 
 def check_report_folder(folder: Path) -> None:
@@ -91,7 +104,7 @@ def write_report(folder: Path, report: Report) -> Path:
 
 
 def render_page(report: Report) -> str:
-    """Return the report as one HTML page without scripts. Pictures and plots are data URIs in the page."""
+    """Return the report as one HTML page. Pictures and plots are data URIs in the page."""
     numbers = report.numbers
     own = [row["metric"] for row in numbers["headline"] if row["metric"] not in METRICS]
     return render(
@@ -110,7 +123,12 @@ def render_page(report: Report) -> str:
         config=report.config,
         install=INSTALL,
         split_at_metrics=re.compile(r"((?:micro|macro)-F[\d.]*\d)").split,
-        sure=CERTAIN_WORDS,
+        seen=SEEN,
+        rule=RULE,
+        glossary=GLOSSARY,
+        titles=TITLES,
+        sections=[pair for pair in TITLES.items() if pair[0] != "training" or report.training_plots],
+        drawn=report.drawn,
         own=own,
         unbounded=[*own, *(metric.key for metric in PLACES["report"] if metric.top > 1)],
         without_direction=[metric.key for metric in METRICS.values() if not metric.better],

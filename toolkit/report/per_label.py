@@ -10,7 +10,7 @@ from toolkit.metrics.bootstrap import Draws, label_differences, label_intervals
 from toolkit.metrics.calibration_error import label_calibration_errors
 from toolkit.metrics.registry import per_label_table
 from toolkit.report.inputs import ReportInputs
-from toolkit.report.summary import MODEL, OTHER, in_words
+from toolkit.report.summary import MODEL, OTHER, with_words
 
 #: With fewer positive samples than this, the metrics of a genre are mostly chance.
 FEW_POSITIVES = 10
@@ -49,14 +49,12 @@ def genre_comparison(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict
     for metric in ("ap", "f1"):
         model, other = (draws[key].plain.per_label[metric][0] for key in (MODEL, OTHER))
         for column, difference in enumerate(label_differences(draws[MODEL], draws[OTHER], metric)):
-            rows[column][metric] = {
-                "mine": float(model[column]),
-                "theirs": float(other[column]),
-                "difference": difference.value,
-                "low": difference.low,
-                "high": difference.high,
-                "words": in_words(difference, "higher") if support[column] >= FEW_POSITIVES else TOO_FEW,
-            }
+            values = {"mine": float(model[column]), "theirs": float(other[column])}
+            value, low, high, p = difference
+            rows[column][metric] = {**values, "difference": value, "low": low, "high": high, "p": p, "words": TOO_FEW}
+    # One table: AP and F1 of the genres that have enough positives.
+    enough = [row[metric] for row in rows for metric in ("ap", "f1") if row["support"] >= FEW_POSITIVES]
+    with_words(enough, ["higher"] * len(enough))
     return rows
 
 
@@ -74,11 +72,11 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
     none = [row["genre"] for row in rows if not row["support"]]
     few = [row["genre"] for row in rows if 0 < row["support"] < FEW_POSITIVES]
     if none:
-        listed = _listed(none, last="or")
-        found.append(f"No poster of this split has the genre {listed}. Means leave out genres without posters.")
+        names = listed(none, last="or")
+        found.append(f"No poster of this split has the genre {names}. Means leave out genres without posters.")
     if few:
         found.append(
-            f"Genres with fewer than {FEW_POSITIVES} posters: {_listed(few)}. Their AP and F1 are mostly chance, "
+            f"Genres with fewer than {FEW_POSITIVES} posters: {listed(few)}. Their AP and F1 are mostly chance, "
             "but mAP and macro-F1 weigh all genres equally. AP from few posters is too high on average, so compare "
             "mAP only between models on the same posters."
         )
@@ -88,7 +86,7 @@ def notes(inputs: ReportInputs, rows: list[dict[str, Any]]) -> list[str]:
         found.append("The model was trained on this split, so its metrics do not apply to new posters.")
     unnamed = [row["genre"] for row in rows if row["support"] and not row["named"]]
     if unnamed:
-        found.append(f"The model never names these genres on this split: {_listed(unnamed)}.")
+        found.append(f"The model never names these genres on this split: {listed(unnamed)}.")
     return found
 
 
@@ -107,7 +105,7 @@ def _duplicates(inputs: ReportInputs) -> list[str]:
     ]
 
 
-def _listed(names: list[str], last: str = "and") -> str:
+def listed(names: list[str], last: str = "and") -> str:
     """Return a text such as ``A, B and C``. With more than `MAX_LISTED` names, the text ends with ``and 6 more``."""
     shown = names if len(names) <= MAX_LISTED else [*names[:MAX_LISTED], f"{len(names) - MAX_LISTED} more"]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"

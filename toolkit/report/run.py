@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -90,6 +91,7 @@ class ReportRun:
             self.command,
             self.manifest.units_of(outputs.split),
             outputs.sample_weights,
+            date.today().isoformat(),
             own,
         )
         return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))

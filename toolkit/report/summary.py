@@ -7,7 +7,7 @@ between two of them has an interval.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from toolkit.evaluation.results import TOP_K
 from toolkit.metrics.baselines import always_top_k
 from toolkit.metrics.bootstrap import (
     COVERAGE,
+    OWN_ROUNDS,
     Difference,
     Draws,
     Interval,
@@ -26,6 +27,7 @@ from toolkit.metrics.bootstrap import (
     interval_of,
     paired_difference,
 )
+from toolkit.metrics.judgement import SEEN, judged
 from toolkit.metrics.registry import METRICS, PLACES, Better
 from toolkit.metrics.weighted import Weighed
 from toolkit.report.inputs import ReportInputs
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 #: Metrics of the comparison with baselines: metrics of decisions, and metrics of probabilities.
 DECISION_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group == "decisions"]
 PROBABILITY_METRICS = [metric.key for metric in PLACES["report, baselines"] if metric.group != "decisions"]
-CERTAIN_WORDS, UNCERTAIN_WORDS = "real", "not distinguishable"
 
 MODEL, OTHER, PREVALENCE, SINGLE = "model", "other", "prevalence", "single threshold"
 
@@ -71,7 +72,7 @@ def own_rows(inputs: ReportInputs, rounds: int) -> list[dict[str, Any]]:
     for metric in inputs.own:
         interval = Interval(metric.value(Weighed(outcome)), None, None)
         try:
-            interval = interval_of(metric, outcome, rounds, inputs.units)
+            interval = interval_of(metric, outcome, min(rounds, OWN_ROUNDS), inputs.units)
         except UserError as error:  # the user's code may need, for example, both classes of each genre
             log.warning("%s has no interval in the report, because it fails on a resample: %s", metric.label, error)
         found.append({"metric": metric.key, "name": metric.label, **interval._asdict()})
@@ -83,14 +84,17 @@ def comparisons(inputs: ReportInputs, draws: dict[str, Draws]) -> list[dict[str,
     strongest = {metric: _strongest(draws, metric) for metric in DECISION_METRICS}
     baseline = [_row(draws, PREVALENCE, metric, "label prevalence") for metric in PROBABILITY_METRICS]
     baseline += [_row(draws, key, metric, f"always {key}") for metric, key in strongest.items()]
-    found = [{"kind": "baselines", "name": "baselines", "rows": baseline}]
+    tables = [("baselines", "baselines", baseline)]
     if SINGLE in draws:
         rows = [_row(draws, SINGLE, metric, "") for metric in DECISION_METRICS]
-        found.append({"kind": "single", "name": "one threshold for all genres", "rows": rows})
+        tables.append(("single", "one threshold for all genres", rows))
     if inputs.other is not None:
         rows = [_row(draws, OTHER, metric.key, "") for metric in PLACES["report"]]
-        found.append({"kind": "run", "name": inputs.other.name, "rows": rows})
-    return found
+        tables.append(("run", inputs.other.name, rows))
+    return [
+        {"kind": kind, "name": name, "rows": with_words(rows, [METRICS[row["metric"]].better for row in rows])}
+        for kind, name, rows in tables
+    ]
 
 
 def _strongest(draws: dict[str, Draws], metric: str) -> str:
@@ -111,17 +115,15 @@ def _row(draws: dict[str, Draws], key: str, metric: str, beside: str) -> dict[st
         "low": difference.low,
         "high": difference.high,
         "p": difference.p,
-        "words": in_words(difference, METRICS[metric].better),
     }
 
 
-def in_words(difference: Difference, better: Better) -> str:
-    """Return the result of a comparison, such as ``real: better``, ``real: worse`` or ``not distinguishable``."""
-    if difference.value is None or not difference.real:
-        return UNCERTAIN_WORDS
-    if better is None:
-        return CERTAIN_WORDS
-    return f"{CERTAIN_WORDS}: {'better' if (difference.value > 0.0) == (better == 'higher') else 'worse'}"
+def with_words(rows: list[dict[str, Any]], better: Sequence[Better]) -> list[dict[str, Any]]:
+    """Add the keys ``words`` and ``p_holm`` to all rows of one table of differences. Return the rows."""
+    differences = [Difference(row["difference"], row["low"], row["high"], row["p"]) for row in rows]
+    for row, judgement in zip(rows, judged(differences, better), strict=True):
+        row["words"], row["p_holm"] = judgement
+    return rows
 
 
 def verdict(inputs: ReportInputs, rows: Iterable[dict[str, Any]], compared: list[dict[str, Any]]) -> dict[str, Any]:
@@ -148,8 +150,8 @@ def _decided(beside: dict[str, dict[str, Any]]) -> str:
     parts = []
     for metric in ("micro_f1", "macro_f1"):
         row = beside[metric]
-        words = row["words"].removeprefix(f"{CERTAIN_WORDS}: ")
-        parts.append(f"{row['name']} ({row['mine']:.3f} against {row['theirs']:.3f}) is {words}")
+        result = f"is {row['words']}" if row["words"] in SEEN else f"has {row['words']}"
+        parts.append(f"{row['name']} ({row['mine']:.3f} against {row['theirs']:.3f}) {result}")
     return " and ".join(parts)
 
 
@@ -159,9 +161,8 @@ def _in_short(comparison: dict[str, Any]) -> str:
     for row in comparison["rows"]:
         metric = METRICS[row["metric"]]
         if metric in PLACES["report, in short"]:
-            words = row["words"].removeprefix(f"{CERTAIN_WORDS}: ")
             by = "undefined" if row["difference"] is None else signed(row["difference"])
-            groups.setdefault(words, []).append(f"{metric.word} ({by})")
+            groups.setdefault(row["words"], []).append(f"{metric.word} ({by})")
     parts = [f"{words}: {', '.join(names)}" for words, names in groups.items()]
     return f"Compared with {comparison['name']}, {'; '.join(parts)}."
 
