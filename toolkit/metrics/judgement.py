@@ -15,12 +15,14 @@ import numpy as np
 from toolkit.metrics.bootstrap import COVERAGE, Difference
 from toolkit.metrics.registry import Better
 
+#: A corrected p-value below this level counts.
+LEVEL = 0.05
 BETTER, WORSE, DIFFERENT, UNSEEN = "better", "worse", "different", "no difference seen"
 #: Results that say that a difference was seen. "different" is for metrics that are not better in one direction.
 SEEN = (BETTER, WORSE, DIFFERENT)
 RULE = (
     f"A row says better or worse only if two conditions hold: the {COVERAGE:.0%} interval of the difference does not "
-    f"contain 0, and p is below {1 - COVERAGE:.2f} after the correction of Holm for all rows of the table. All other rows "
+    f"contain 0, and p is below {LEVEL} after the correction of Holm for all rows of the table. All other rows "
     f"say {UNSEEN!r}."
 )
 
@@ -44,7 +46,7 @@ def judged(differences: Sequence[Difference], better: Sequence[Better]) -> list[
 
 
 def _words(difference: Difference, p: float | None, better: Better) -> str:
-    if p is None or difference.value is None or not difference.excludes_zero or p >= 1 - COVERAGE:
+    if p is None or difference.value is None or not difference.excludes_zero or p >= LEVEL:
         return UNSEEN
     if better is None:
         return DIFFERENT

@@ -39,8 +39,8 @@ def _split(numbers: Numbers) -> Iterator[tuple[str, str]]:
 def _seen(numbers: Numbers) -> Iterator[tuple[str, str]]:
     if numbers["facts"]["trained_elsewhere"]:
         yield (
-            "The model was trained on another shard set, which can contain these posters: measure it on posters that it "
-            "has not seen",
+            "The training of this model can have contained these posters: measure the model on posters that it has not "
+            "seen",
             "",
         )
 
