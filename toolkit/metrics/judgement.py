@@ -1,8 +1,8 @@
 """The one rule that says whether a difference between two models was seen, and in which direction.
 
-A difference is seen if both hold: its 95% interval does not contain 0, and its p-value is below 5% after the correction
-of Holm (1979, "A simple sequentially rejective multiple test procedure") over all differences of the same table. Without
-the correction, about one of 20 rows would show a difference by chance.
+A difference is seen if two conditions hold: its 95% interval does not contain 0, and its p-value is below 5% after the
+correction of Holm (1979, "A simple sequentially rejective multiple test procedure") for all differences of the same
+table. Without the correction, about one of 20 rows would show a difference by chance.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _words(difference: Difference, p: float | None, better: Better) -> str:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return the p-values after the step-down correction of Holm. Values that are None are not counted, and stay None."""
+    """Return the p-values after the step-down correction of Holm. None stays None, and is not counted."""
     known = [place for place, value in enumerate(values) if value is not None]
     plain = np.array([values[place] for place in known], dtype=np.float64)
     order = np.argsort(plain, kind="stable")

@@ -20,8 +20,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from toolkit.metrics.judgement import UNSEEN
 from toolkit.metrics.helpers import sigmoid
+from toolkit.metrics.judgement import UNSEEN
 from toolkit.report.build import Report, build_report, calibration, facts
 from toolkit.report.cooccurrence import Substitutions, cooccurrence, pairs
 from toolkit.report.examples import POSTERS_PER_GROUP, choose_groups, logit_difference
