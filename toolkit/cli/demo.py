@@ -86,9 +86,7 @@ def run_demo(options: DemoOptions) -> int:
     write_predictions(predictions, folder, str(accelerator.device), out / "predictions.json", "json", shown)
     true = [list(compress(outputs.genres, row)) for row in outputs.targets]
     items = [
-        GalleryItem(
-            path.read_bytes(), genres, [(line.genre, line.probability) for line in lines if line.named]
-        )
+        GalleryItem(path.read_bytes(), genres, [(line.genre, line.probability) for line in lines if line.named])
         for path, genres, lines in zip(paths, true, predictions.ranked(), strict=True)
         if lines
     ]
