@@ -41,9 +41,9 @@ SECTIONS = {
     ),
     "reference": (
         "Reference",
-        ["command-line", "configuration", "file-formats", "exit-codes", "error-codes", "python", "trust"],
+        ["command-line", "configuration", "file-formats", "exit-codes", "error-codes", "python", "trust", "glossary"],
     ),
-    "results": ("Results", ["recipes", "timm", "loader", "prediction", "growth", "duplicates", "text-removal"]),
+    "results": ("Results", ["recipes", "timm", "loader", "prediction", "growth", "mission", "duplicates", "text-removal"]),
     "contribute": (
         "Contribute",
         ["architecture", "where-to-change", "style", "testing", "compatibility", "repaired-faults"],

@@ -89,4 +89,6 @@ SCRIPT = (files("shards.visuals") / "templates" / "page.js").read_text(encoding=
 ENVIRONMENT.globals.update(
     script=SCRIPT, script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
 )
-ENVIRONMENT.filters.update(number=number, signed=signed, percent=percent, count=count, hundred=hundred, place=place, data_uri=data_uri)
+ENVIRONMENT.filters.update(
+    number=number, signed=signed, percent=percent, count=count, hundred=hundred, place=place, data_uri=data_uri
+)

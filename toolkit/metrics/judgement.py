@@ -1,8 +1,8 @@
 """The one rule that says whether a difference between two models was seen, and in which direction.
 
-A difference is seen if both hold: its 95% interval does not contain 0, and its p-value is below 5% after the correction
-of Holm (1979, "A simple sequentially rejective multiple test procedure") over all differences of the same table. Without
-the correction, about one of 20 rows would show a difference by chance.
+A difference is seen if two conditions hold: its 95% interval does not contain 0, and its p-value is below 5% after the
+correction of Holm (1979, "A simple sequentially rejective multiple test procedure") for all differences of the same
+table. Without the correction, about one of 20 rows would show a difference by chance.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import numpy as np
 from toolkit.metrics.bootstrap import COVERAGE, Difference
 from toolkit.metrics.registry import Better
 
+#: A corrected p-value below this level counts.
+LEVEL = 0.05
 BETTER, WORSE, DIFFERENT, UNSEEN = "better", "worse", "different", "no difference seen"
 #: Results that say that a difference was seen. "different" is for metrics that are not better in one direction.
 SEEN = (BETTER, WORSE, DIFFERENT)
 RULE = (
     f"A row says better or worse only if two conditions hold: the {COVERAGE:.0%} interval of the difference does not "
-    f"contain 0, and p is below {1 - COVERAGE:.2f} after the correction of Holm for all rows of the table. All other rows "
+    f"contain 0, and p is below {LEVEL} after the correction of Holm for all rows of the table. All other rows "
     f"say {UNSEEN!r}."
 )
 
@@ -44,7 +46,7 @@ def judged(differences: Sequence[Difference], better: Sequence[Better]) -> list[
 
 
 def _words(difference: Difference, p: float | None, better: Better) -> str:
-    if p is None or difference.value is None or not difference.excludes_zero or p >= 1 - COVERAGE:
+    if p is None or difference.value is None or not difference.excludes_zero or p >= LEVEL:
         return UNSEEN
     if better is None:
         return DIFFERENT
@@ -52,7 +54,7 @@ def _words(difference: Difference, p: float | None, better: Better) -> str:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return the p-values after the step-down correction of Holm. Values that are None are not counted, and stay None."""
+    """Return the p-values after the step-down correction of Holm. None stays None, and is not counted."""
     known = [place for place, value in enumerate(values) if value is not None]
     plain = np.array([values[place] for place in known], dtype=np.float64)
     order = np.argsort(plain, kind="stable")

@@ -39,8 +39,8 @@ def _split(numbers: Numbers) -> Iterator[tuple[str, str]]:
 def _seen(numbers: Numbers) -> Iterator[tuple[str, str]]:
     if numbers["facts"]["trained_elsewhere"]:
         yield (
-            "The model was trained on another shard set, which can contain these posters: measure it on posters that it "
-            "has not seen",
+            "The training of this model can have contained these posters: measure the model on posters that it has not "
+            "seen",
             "",
         )
 
@@ -50,15 +50,15 @@ def _no_better_than_guessing(numbers: Numbers) -> Iterator[tuple[str, str]]:
     row = rows["mAP"]
     if row["words"] != BETTER and row["mine"] is not None:
         yield (
-            f"No difference to guessing was seen (mAP {row['mine']:.3f}, prevalence {row['theirs']:.3f}): check that the "
-            "labels belong to the posters, and train longer or on more posters",
+            f"No difference to guessing was seen (mAP {row['mine']:.3f}, prevalence {row['theirs']:.3f}): check that "
+            "the labels belong to the posters, and train longer or on more posters",
             "",
         )
     elif rows["micro_f1"]["words"] == WORSE:
         by = rows["micro_f1"]
         yield (
-            f"Always naming the most common genres has a higher micro-F1 ({by['theirs']:.3f}, the model {by['mine']:.3f}): "
-            "choose thresholds again",
+            f"Always naming the most common genres has a higher micro-F1 ({by['theirs']:.3f}) than the model "
+            f"({by['mine']:.3f}): choose thresholds again",
             "posters tune",
         )
 
@@ -68,8 +68,8 @@ def _single_threshold(numbers: Numbers) -> Iterator[tuple[str, str]]:
         rows = {row["metric"]: row for row in table["rows"]}
         if table["kind"] == "single" and rows["micro_f1"]["words"] == WORSE and rows["macro_f1"]["words"] != BETTER:
             yield (
-                f"Thresholds per genre cost {-rows['micro_f1']['difference']:.3f} micro-F1 here, and no gain in macro-F1 "
-                "was seen: use one threshold",
+                f"Thresholds per genre cost {-rows['micro_f1']['difference']:.3f} micro-F1 here, and no gain in "
+                "macro-F1 was seen: use one threshold",
                 "posters tune --thresholds global",
             )
 

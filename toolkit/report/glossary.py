@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 GLOSSARY = {
-    "95% interval": "the range that contains the true value in about 95 of 100 such measurements; small test sets have wide intervals",
-    "AP": "average precision: how well the probabilities of one genre rank the posters, from 0 to 1; a random ranking gets the share of posters with the genre",
+    "95% interval": "in about 95 of 100 such measurements, this range contains the true value",
+    "AP": "average precision: how well the probabilities rank the posters of one genre, from the share of the genre "
+    "(random) to 1",
     "baseline": "a rule that does not look at the picture; a useful model is better than all baselines",
     "calibration error": "how far the probabilities are from the observed shares, on average; 0 is best",
     "F1": "the harmonic mean of precision and recall; F0.5 gives precision more weight",
-    "lift": "the number of posters with both genres, divided by the number that is expected if the genres are independent",
+    "lift": "the number of posters with both genres, divided by the number for independent genres",
     "loss": "the binary cross-entropy of the probabilities in nats; lower is better",
     "macro": "the mean over the genres: a rare genre counts as much as a common one",
     "mAP": "the mean of AP over the genres",
     "micro": "all pairs of a poster and a genre counted together: common genres count more",
-    "p": "how often a difference of this size would be seen by chance if there were none, after the correction of Holm for all rows of the table",
+    "p": "how often chance alone would show a difference of this size, after the correction of Holm for all rows",
     "precision": "the share of the named genres that are right",
     "recall": "the share of the true genres that the model names",
-    "ROC-AUC": "the probability that a poster with the genre has a higher probability than a poster without it; 0.5 is random",
+    "ROC-AUC": "how often a poster with the genre has a higher probability than a poster without it; 0.5 is random",
     "subset accuracy": "the share of posters for which all genres are right",
     "support": "the number of posters of this split that have the genre",
     "threshold": "a genre is named if its probability reaches the threshold",

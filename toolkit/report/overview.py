@@ -98,7 +98,9 @@ def strengths(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     good = sorted(good, key=lambda row: -row["f1"])[:NAMED]
     bad = sorted((row for row in known if row not in good), key=lambda row: row["f1"])[:NAMED]
     keys = ("genre", "support", "precision", "recall", "f1")
-    return {name: [{key: row[key] for key in keys} for row in chosen] for name, chosen in (("good", good), ("bad", bad))}
+    return {
+        name: [{key: row[key] for key in keys} for row in chosen] for name, chosen in (("good", good), ("bad", bad))
+    }
 
 
 def _always(row: dict[str, Any]) -> float:
@@ -112,7 +114,7 @@ def drawn_posters(inputs: ReportInputs) -> list[Example]:
 
     Of near-duplicates, only one poster can be chosen. Unreadable pictures are left out.
     """
-    order = sorted(range(len(inputs.ids)), key=lambda row: hashlib.sha256(inputs.ids[row].encode()).digest())
+    order = sorted(range(len(inputs.targets)), key=lambda row: hashlib.sha256(inputs.ids[row].encode()).digest())
     found: list[Example] = []
     units: set[int] = set()
     for row in order:

@@ -205,9 +205,9 @@ def test_a_model_does_not_differ_from_itself():
     draws = bootstrap(answers, rounds=100)
     for name, difference in paired_difference(draws["a"], draws["b"]).items():
         assert difference == Difference(0.0, 0.0, 0.0, 1.0), name
-        assert not difference.real
+        assert not difference.excludes_zero
     for difference in label_differences(draws["a"], draws["b"], "ap"):
-        assert difference.value in (0.0, None) and not difference.real
+        assert difference.value in (0.0, None) and not difference.excludes_zero
 
 
 def test_a_better_model_is_told_from_noise_and_noise_is_not():
@@ -218,9 +218,9 @@ def test_a_better_model_is_told_from_noise_and_noise_is_not():
     answers = {name: Outcome(targets, p >= 0.3, p) for name, p in (("good", good), ("noise", noise), ("poor", poor))}
     draws = bootstrap(answers, rounds=300)
     against_poor = paired_difference(draws["good"], draws["poor"])
-    assert against_poor["mAP"].real and against_poor["mAP"].value > 0.1 and against_poor["mAP"].p < 0.01  # type: ignore[operator]
-    assert against_poor["loss"].real and against_poor["loss"].value < 0  # type: ignore[operator]
-    assert not paired_difference(draws["good"], draws["noise"])["mAP"].real
+    assert against_poor["mAP"].excludes_zero and against_poor["mAP"].value > 0.1 and against_poor["mAP"].p < 0.01  # type: ignore[operator]
+    assert against_poor["loss"].excludes_zero and against_poor["loss"].value < 0  # type: ignore[operator]
+    assert not paired_difference(draws["good"], draws["noise"])["mAP"].excludes_zero
     # Paired: the difference of two like models is known far better than either.
     difference = paired_difference(draws["good"], draws["noise"])["mAP"]
     alone = confidence_intervals(draws["good"])["mAP"]

@@ -6,18 +6,21 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_tools import inputs
+from report_tools import GENRES, inputs
 
 from toolkit.report.build import Report, build_report
 from toolkit.report.output import render_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
+
+ALL_OPEN = "document.querySelectorAll('details.section').forEach(part => { part.open = true; });"
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
 
@@ -54,6 +57,13 @@ def framed(work: Path, page: Path, *widths: int, height: int = 600, head: str = 
     return work / "frames.html"
 
 
+def with_probe(page: Path, work: Path, script: str) -> Path:
+    """A copy of the page that also runs ``script``, which the policy of the page would not allow."""
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+    (work / "probe.html").write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return work / "probe.html"
+
+
 def picture(work: Path, page: Path, width: int, height: int, *options: str) -> np.ndarray:
     """(height, width, 3) of the window's upper left corner."""
     out = work / "shot.png"
@@ -64,9 +74,8 @@ def picture(work: Path, page: Path, width: int, height: int, *options: str) -> n
 
 def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path):
     widths = (360, 390, 1280)
-    probe = "<script>parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')</script></body>"
-    told = tmp_path / "page.html"
-    told.write_text(page.read_text(encoding="utf-8").replace("</body>", probe), encoding="utf-8")
+    probe = f"{ALL_OPEN} parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')"
+    told = with_probe(page, tmp_path, probe)
     listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"
     printed = browse(tmp_path, framed(tmp_path, told, *widths, head=listen), "--dump-dom")
     found = re.findall(r"(\d+) of (\d+);", printed)
@@ -76,7 +85,8 @@ def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_there_is_something_to_see(page: Path, tmp_path: Path, width: int):
     height = 2400
-    shown = page if width >= 500 else framed(tmp_path, page, width, height=height)
+    shown = with_probe(page, tmp_path, ALL_OPEN)
+    shown = shown if width >= 500 else framed(tmp_path, shown, width, height=height)
     pixels = picture(tmp_path, shown, width, height)
     assert pixels.shape == (height, width, 3)
     paper = pixels[2, 2].astype(int)
@@ -88,7 +98,8 @@ def test_there_is_something_to_see(page: Path, tmp_path: Path, width: int):
 
 
 def test_in_the_dark_nothing_stays_white(page: Path, tmp_path: Path):
-    pixels = picture(tmp_path, page, 1280, 12_000, "--blink-settings=preferredColorScheme=0")
+    shown = with_probe(page, tmp_path, ALL_OPEN)
+    pixels = picture(tmp_path, shown, 1280, 12_000, "--blink-settings=preferredColorScheme=0")
     light = pixels.min(axis=2) > 230
     assert pixels[2, 2].max() < 60 and 0.0005 < light.mean() < 0.05  # letters, and no plot's background
 
@@ -123,3 +134,38 @@ def test_it_asks_for_nothing(page: Path, tmp_path: Path):
     curious.write_text('<img src="http://poster.invalid/1.png">')
     assert requests(tmp_path, curious) == ["http://poster.invalid/1.png"]  # it would be seen
     assert requests(tmp_path, page) == []
+
+
+SORTING = """
+const say = (words) => { document.title += words.join(",") + ";"; };
+const table = document.querySelector("#genres table");
+const [genre, support] = table.tHead.querySelectorAll("button");
+const column = (place) => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent);
+for (const button of [support, support, genre]) {
+  button.click();
+  say([button.closest("th").getAttribute("aria-sort"), ...column(button === genre ? 0 : 1)]);
+}
+document.querySelector('nav a[href="#facts"]').click();
+setTimeout(() => say([document.getElementById("facts").open, document.getElementById("posters").open]), 50);
+"""
+
+
+def test_a_table_is_sorted_and_a_link_opens_its_section(page: Path, report: Report, tmp_path: Path):
+    shown = browse(tmp_path, with_probe(page, tmp_path, f"document.title = '';{SORTING}"), "--dump-dom")
+    title = unescape(re.findall("<title>(.*?)</title>", shown)[0])
+    down, up, names, opened = title.rstrip(";").split(";")[-4:]
+    supports = [str(row["support"]) for row in report.numbers["per_genre"]]
+    assert down.split(",") == ["descending", *sorted(supports, key=int, reverse=True)]
+    assert up.split(",") == ["ascending", *sorted(supports, key=int)]
+    assert names.split(",")[0] == "ascending" and set(names.split(",")[1:]) == set(GENRES)
+    assert opened == "true,false"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_has_the_tiles_and_the_advice(page: Path, tmp_path: Path, width: int, height: int):
+    ends = "[...document.querySelectorAll('h1,.tile,.advice strong')].map(part => part.getBoundingClientRect().bottom)"
+    told = with_probe(page, tmp_path, f"parent.postMessage([Math.max(...{ends})], '*')")
+    listen = "<script>onmessage = e => document.title += e.data.join(',') + ';'</script>"
+    shown = browse(tmp_path, framed(tmp_path, told, width, height=height, head=listen), "--dump-dom")
+    (lowest,) = re.findall(r"<title>([\d.]+);</title>", shown)
+    assert 100 < float(lowest) <= height
