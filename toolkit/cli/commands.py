@@ -134,8 +134,8 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare several models on a split of a shard set, and write a page",
-        "toolkit.compare.options:CompareOptions",
-        "toolkit.compare.run:run_compare",
+        "toolkit.comparison.options:CompareOptions",
+        "toolkit.comparison.run:run_compare",
         "Compare several models on the same posters. The page says which model to take and whether the difference is "
         "real. All differences are differences to the first model.",
         examples=(

@@ -12,10 +12,10 @@ import pytest
 from failing import fails
 from report_tools import GENRES, NASTY, SAMPLES, decisions, inputs, said, simulate, trained_on
 
-from toolkit.compare.build import JUDGED, Comparison, build_comparison
-from toolkit.compare.disagreement import disagreement, most_disputed
-from toolkit.compare.output import check_folder, render_page, sentences, write_comparison
-from toolkit.compare.speed import Cost
+from toolkit.comparison.build import JUDGED, Comparison, build_comparison
+from toolkit.comparison.disagreement import disagreement, most_disputed
+from toolkit.comparison.output import check_folder, render_page, sentences, write_comparison
+from toolkit.comparison.speed import Cost
 from toolkit.metrics.bootstrap import Difference
 from toolkit.metrics.judgement import judged
 from toolkit.metrics.registry import METRICS, PLACES

@@ -14,7 +14,7 @@ import pandas as pd
 from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, atomic_write, write_json
 from shards.visuals.templates import render
-from toolkit.compare.build import CHOSEN_BY, JUDGED, Comparison
+from toolkit.comparison.build import CHOSEN_BY, JUDGED, Comparison
 from toolkit.evaluation.tables import write_table
 from toolkit.metrics.judgement import SEEN
 from toolkit.metrics.registry import METRICS
@@ -83,7 +83,7 @@ def render_page(comparison: Comparison) -> str:
     """Return the HTML page. Pictures and the plot are data URIs in the page."""
     numbers = comparison.numbers
     return render(
-        "toolkit.compare/compare.html",
+        "toolkit.comparison/compare.html",
         numbers=numbers,
         models=numbers["models"],
         choice=sentences(numbers),

@@ -13,8 +13,8 @@ from toolkit_helpers import make_model_folder
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from toolkit.cli.commands import read
-from toolkit.compare.options import parse_models
-from toolkit.compare.run import run_compare
+from toolkit.comparison.options import parse_models
+from toolkit.comparison.run import run_compare
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.evaluation.evaluate import evaluate_outputs
 from toolkit.evaluation.results import figures_of
@@ -70,7 +70,7 @@ def test_other_labels_and_a_foreign_folder_are_refused_before_the_work(
     def infer(*_: object) -> None:
         raise AssertionError("looked at the pictures first")
 
-    monkeypatch.setattr("toolkit.compare.run.infer_split", infer)
+    monkeypatch.setattr("toolkit.comparison.run.infer_split", infer)
     swapped = LabelSet((labels.genres[1], labels.genres[0], *labels.genres[2:]))
     other = make_model_folder(tmp_path / "m", swapped, HeadSpec("linear", (), 0.0))
     words = ["compare", str(model_folder), str(other), "--shards", str(shard_set), "--out", str(tmp_path / "out")]

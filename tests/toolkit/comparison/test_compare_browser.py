@@ -9,9 +9,9 @@ import pytest
 from browser_tools import BROWSER, NAMES, browse, framed, with_probe
 from report_tools import decisions, inputs, said, simulate
 
-from toolkit.compare.build import build_comparison
-from toolkit.compare.output import render_page
-from toolkit.compare.speed import Cost
+from toolkit.comparison.build import build_comparison
+from toolkit.comparison.output import render_page
+from toolkit.comparison.speed import Cost
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
 

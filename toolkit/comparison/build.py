@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from toolkit.compare.choice import Choice, choose
-from toolkit.compare.disagreement import most_disputed
-from toolkit.compare.plots import cost_plot
-from toolkit.compare.speed import Cost
+from toolkit.comparison.choice import Choice, choose
+from toolkit.comparison.disagreement import most_disputed
+from toolkit.comparison.plots import cost_plot
+from toolkit.comparison.speed import Cost
 from toolkit.evaluation.tables import json_types
 from toolkit.metrics.bootstrap import (
     ROUNDS,
@@ -60,7 +60,7 @@ def build_comparison(
     """Compute all contents.
 
     each: for each model, the inputs of a report. All have the same samples. The first model is the reference.
-    measured: see `toolkit.compare.speed.measured_on`.
+    measured: see `toolkit.comparison.speed.measured_on`.
     """
     first = each[0]
     outcomes = {

@@ -12,7 +12,7 @@ from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardStore, open_store
 from shards.errors import without_secrets
-from toolkit.compare.options import CompareOptions
+from toolkit.comparison.options import CompareOptions
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
 from toolkit.distributed.collectives import make_accelerator
@@ -26,9 +26,15 @@ if TYPE_CHECKING:
 
 def run_compare(options: CompareOptions) -> int:
     """Compare the models, write the files and print the answer. Return the exit status."""
-    from toolkit.compare.build import build_comparison
-    from toolkit.compare.output import check_folder, sentences, write_comparison
-    from toolkit.compare.speed import measure_costs, measured_on
+    compare_models(options, show=True)
+    return 0
+
+
+def compare_models(options: CompareOptions, *, show: bool = False) -> None:
+    """Compare the models and write the files. ``show``: print the answer and the path of the page."""
+    from toolkit.comparison.build import build_comparison
+    from toolkit.comparison.output import check_folder, sentences, write_comparison
+    from toolkit.comparison.speed import measure_costs, measured_on
 
     check_folder(options.out)
     folders = [load_model_folder(path) for path in options.models]
@@ -52,9 +58,9 @@ def run_compare(options: CompareOptions) -> int:
         comparison = build_comparison(each, costs, measured_on(accelerator, options.batch_size))
         page = write_comparison(options.out, comparison)
         answer = sentences(comparison.numbers)
-        print("\n".join([f"{answer['title']}.", *answer["reasons"], *answer["warnings"], f"page        {page}"]))
+        if show:
+            print("\n".join([f"{answer['title']}.", *answer["reasons"], *answer["warnings"], f"page        {page}"]))
     accelerator.end_training()
-    return 0
 
 
 def _inputs(
