@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.build.planning import splits_of_table
-from shards.build.run import BuildOptions
-from shards.dataset.labels import LabelSet, read_labels
+from shards.build.run import BuildOptions, read_tables
+from shards.dataset.labels import LabelSet
 from shards.errors import UserError, printable_line
 from shards.executors.local import LocalExecutor
 from shards.inputs.duplicates import perceptual_hashes, poster_signature
@@ -23,7 +23,7 @@ from shards.inputs.images import BadImage, decode, pack_image
 from shards.inputs.listing import Listed, find_posters
 from shards.inputs.rejections import Rejection, first_reasons
 from shards.storage.paths import StoragePath
-from shards.tables.metadata import Metadata, Row, read_metadata
+from shards.tables.metadata import Metadata, Row
 from shards.tables.row_checks import NOT_COUNTED, no_match, with_known_genres
 
 #: Number of rows of the table on the screen, and of posters whose packing is timed.
@@ -66,9 +66,7 @@ def dry_run(options: BuildOptions) -> DryRun:
     """
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
-    given = read_labels(options.labels) if options.labels else None
-    known = given.genres if given else ()
-    metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
+    given, metadata, _ = read_tables(options, images)
     files = find_posters(images, [row.id for row in metadata.rows], metadata.paths)
     rows = [row for row in metadata.rows if row.id in files]
     missing = [Rejection(row.id, "missing file") for row in metadata.rows if row.id not in files]

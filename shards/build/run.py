@@ -1,9 +1,9 @@
 """Build a shard set from posters and a table.
 
-    table ─ metadata.read_metadata ─→ rows ─ scan.scan_images ─→ checked posters
+    table ─ metadata.read_metadata, corrections.apply_corrections ─→ rows ─ scan.scan_images ─→ checked posters
         ─ planning.plan_shards: duplicates.group_duplicates, split.split_samples ─→ tasks
         ─ pack.pack_shard ─→ NAME.tar, then NAME.index.parquet
-        ─→ rejected.csv, duplicates.csv, _info.json for timm, manifest.json (last)
+        ─→ rejected.csv, duplicates.csv, corrections-applied.csv, _info.json for timm, manifest.json (last)
 
 The bytes of the set depend only on the posters, the table, the seed and the options. Paths, times and the number of
 workers do not matter. If a killed build is started again, it skips the finished shards and writes the same bytes.
@@ -42,6 +42,7 @@ from shards.storage.files import read_json, remove_file, remove_partials, remove
 from shards.storage.kinds import MODEL, RUN, kind_of
 from shards.storage.lock import folder_lock
 from shards.storage.paths import StoragePath, as_user_error, is_remote, storage_path
+from shards.tables.corrections import APPLIED, Corrections, apply_corrections, write_applied
 from shards.tables.metadata import Metadata, Row, read_metadata
 from shards.tables.row_checks import PostersOptions, problem_with_rows, with_known_genres
 from shards.tables.table import SampleColumns
@@ -76,6 +77,9 @@ class BuildOptions(PostersOptions, SampleColumns):
     split_like: StoragePath | None = option(None, parse=storage_path)
     """Give each poster the split that it has in this other shard set. Models of both sets can then be compared. A new
     poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
+    corrections: StoragePath | None = option(None, metavar="FILE", parse=storage_path)
+    """CSV with the columns ``id`` and ``genres``. Its lists replace the genres of these ids in the table. The app
+    downloads such a file. corrections-applied.csv in --out lists what changed."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""
     dry_run: bool = False
@@ -96,9 +100,7 @@ def build_shards(options: BuildOptions) -> Manifest:
     images = options.images or default_image_folder(Path.cwd())
     require_images(images)
     _refuse_other_folder(options.out)
-    given = read_labels(options.labels) if options.labels else None
-    known = given.genres if given else ()
-    metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
+    given, metadata, corrections = read_tables(options, images)
     if not metadata.rows:
         raise UserError("table-row", f"{metadata.path} has no usable row: {first_reasons(metadata.rejected)}")
     rejected_csv = options.out / "rejected.csv"
@@ -123,12 +125,15 @@ def build_shards(options: BuildOptions) -> Manifest:
             remove_file(options.out / REPORT)  # an earlier build in this folder may have left a report
         write_rejected(rejected_csv, rejected)
         write_duplicates(options.out / "duplicates.csv", tasks, planned, groups)
+        write_applied(options.out / APPLIED, corrections, rows)
         text = options.text.facts() if options.text else None
         manifest = Manifest(
             list(labels.genres),
             shards,
             {**asdict(options.image), "samples_per_shard": options.samples_per_shard, "text_removal": text},
-            _source(options, metadata, len(rows), rejected, groups) | _given_columns(options, rows),
+            _source(options, metadata, len(rows), rejected, groups)
+            | _given_columns(options, rows)
+            | ({"corrections": corrections.facts(rows)} if corrections else {}),
             library_versions(),
             duplicates=duplicate_positions(tasks, planned, groups, rows),
         )
@@ -138,6 +143,16 @@ def build_shards(options: BuildOptions) -> Manifest:
         remove_tree(options.out / WORK)
     _report_balance(manifest)
     return manifest
+
+
+def read_tables(options: BuildOptions, images: StoragePath) -> tuple[LabelSet | None, Metadata, Corrections | None]:
+    """Return the labels of --labels, the table with the corrected genres, and the corrections."""
+    given = read_labels(options.labels) if options.labels else None
+    known = given.genres if given else ()
+    metadata = read_metadata(options.metadata or images, options, known=known, images=images, others=options)
+    if options.corrections is None:
+        return given, metadata, None
+    return given, *apply_corrections(metadata, options.corrections, images, known)
 
 
 def _refuse_other_folder(out: StoragePath) -> None:

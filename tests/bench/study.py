@@ -3,8 +3,8 @@
     python tests/bench/study.py --metadata CSV --images DIR --weights FILE --out study [--splits N] [--only NAME ...]
 
 Builds the shards (one set per split seed), trains each recipe (study_recipes.py), chooses calibration and thresholds on
-validation and measures on test. Writes study/study.md, study.json and, for the first split, study/report (the best
-recipe beside the reference). Each interval is a bootstrap over test samples, near-duplicates together; where there are
+validation and measures on test. Writes study/study.md, study.json and, for the first split, study/comparison (the page
+of `posters compare`). Each interval is a bootstrap over test samples, near-duplicates together; where there are
 several splits, means are shown. A recipe that was trained is not trained again; one that was changed is another.
 """
 
@@ -29,6 +29,7 @@ from shards.storage.files import fingerprint, write_json  # noqa: E402
 from shards.tables.metadata import GenreOptions  # noqa: E402
 from toolkit.cli.commands import read  # noqa: E402
 from toolkit.cli.main import main as posters  # noqa: E402
+from toolkit.comparison.options import FEWEST, MOST  # noqa: E402
 from toolkit.config.io import config_dict  # noqa: E402
 from toolkit.distributed.collectives import make_accelerator  # noqa: E402
 from toolkit.evaluation.results import train_prevalence  # noqa: E402
@@ -65,7 +66,7 @@ def study(args: argparse.Namespace) -> int:
         for name, row in found.items():
             rows.setdefault(name, []).append(row)
         if seed == 0:
-            write_report(args, models)
+            write_comparison(args, found, models)
     write_json(args.out / "study.json", {"posters": str(args.images.name), "rows": rows})
     text = table(rows) + "\n" + against_reference(rows)
     (args.out / "study.md").write_text(text)
@@ -87,19 +88,20 @@ def choose(args: argparse.Namespace) -> list[Recipe]:
     return [recipe for recipe in known if recipe.name in names]
 
 
-def write_report(args: argparse.Namespace, models: dict[str, Path]) -> None:
-    """The page of the first split's best recipe, beside the reference, where both were run."""
-    if "best" in models and "reference" in models:
-        posters(
-            [
-                "evaluate",
-                f"--model={models['best']}",
-                f"--compare={models['reference']}",
-                f"--shards={args.out / 'split-0' / 'shards'}",
-                f"--precision={args.precision}",
-                f"--report={args.out / 'report'}",
-            ]
-        )
+def write_comparison(args: argparse.Namespace, rows: dict[str, Row], models: dict[str, Path]) -> None:
+    """The page of the first split: the reference, where it was run, then the recipes with the highest mAP."""
+    names = sorted(models, key=lambda name: (name != "reference", -(rows[name]["mAP"]["value"] or 0.0)))[:MOST]
+    if len(names) < FEWEST:
+        return
+    posters(
+        [
+            "compare",
+            *(str(models[name]) for name in names),
+            f"--shards={args.out / 'split-0' / 'shards'}",
+            f"--precision={args.precision}",
+            f"--out={args.out / 'comparison'}",
+        ]
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

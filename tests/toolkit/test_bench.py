@@ -162,7 +162,10 @@ def test_the_study_compares_recipes_with_the_reference(posters: Path, tmp_path: 
     (line,) = [line for line in text.splitlines() if line.startswith("| best | x ")]
     ratio = float(line.split("|")[2].split()[1].rstrip(";"))
     assert ratio == pytest.approx(rows["best"][0]["mAP"]["value"] / rows["reference"][0]["mAP"]["value"], abs=0.006)
-    assert (tmp_path / "out" / "report" / "index.html").exists()
+    compared = json.loads((tmp_path / "out" / "comparison" / "compare.json").read_text())["models"]
+    assert [model["name"].partition("-")[0] for model in compared] == ["reference", "best"]
+    for name, model in zip(("reference", "best"), compared, strict=True):
+        assert model["metrics"]["mAP"]["value"] == pytest.approx(rows[name][0]["mAP"]["value"])
 
     # A changed recipe is another run: the table is not the old one's, whose runs stay as they were.
     trained = sorted((tmp_path / "out" / "split-0").glob("*/model/model.safetensors"))

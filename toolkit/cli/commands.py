@@ -132,6 +132,18 @@ COMMANDS = {
         ),
         also=("eval", "val", "validate", "test", "score", "metrics", "report", "benchmark"),
     ),
+    "compare": Command(
+        "compare several models on a split of a shard set, and write a page",
+        "toolkit.comparison.options:CompareOptions",
+        "toolkit.comparison.run:run_compare",
+        "Compare several models on the same posters. The page says which model to take and whether the difference is "
+        "real. All differences are differences to the first model.",
+        examples=(
+            "compare RUN RUN2 --shards SHARDS --out COMPARISON",
+            "compare RUN RUN2 RUN3/model --shards SHARDS --split val --out COMPARISON",
+        ),
+        also=("versus", "leaderboard", "rank"),
+    ),
     "predict": Command(
         "predict the genres of images or of a shard set",
         "toolkit.prediction.options:PredictOptions",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Facts: TypeAlias = dict[str, tuple[str | None, str]]
 
 #: Options whose values are local paths. The record says only whether a path is given. Other facts compare the files.
-PATH_OPTIONS = ("model", "shards", "directory", "image", "out", "report", "compare", "onnx")
+PATH_OPTIONS = ("model", "models", "shards", "directory", "image", "out", "report", "compare", "onnx")
 #: Option for the folder to which every process of a prediction writes. On one machine this folder must be the same.
 OUTPUT_OPTION = "out"
 #: Options and configuration keys that do not change results. They are not compared.

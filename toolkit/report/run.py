@@ -101,13 +101,12 @@ class ReportRun:
         return build_report(inputs, label_errors=self.label_errors)
 
 
-def run_names(model: Path, other: Path | None) -> tuple[str, str]:
-    """Return names for the two models: the names of the run folders, or the whole paths if the names are equal."""
-    wholes = [path.resolve() for path in (model, other) if path is not None]
+def run_names(*models: Path | None) -> list[str]:
+    """Return names for models: the names of the run folders, or the whole paths if two names are equal."""
+    paths = [path for path in models if path is not None]
+    wholes = [path.resolve() for path in paths]
     names = [whole.parent.name if whole.name == "model" and whole.parent.name else whole.name for whole in wholes]
-    if len(set(names)) < len(names):
-        names = [str(model), str(other)]
-    return names[0], names[-1]
+    return [str(path) for path in paths] if len(set(names)) < len(names) else names
 
 
 def command_line() -> str:

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser_tools import BROWSER, NAMES, browse, framed, with_probe
 from PIL import Image
 from report_tools import GENRES, inputs
 
 from toolkit.report.build import Report, build_report
 from toolkit.report.output import render_page
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
 
 ALL_OPEN = "document.querySelectorAll('details.section').forEach(part => { part.open = true; });"
 
@@ -35,33 +33,6 @@ def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(render_page(report), encoding="utf-8")
     return path
-
-
-def browse(work: Path, page: Path, *options: str) -> str:
-    """Open a page without a window and without a name server; what the browser prints."""
-    run = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
-         f"--user-data-dir={work / 'profile'}", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def framed(work: Path, page: Path, *widths: int, height: int = 600, head: str = "") -> Path:
-    """A page with the page in frames: a window of chromium is never narrower than 500 pixels."""
-    look = f"height:{height}px;border:0;display:block"
-    frames = "".join(f'<iframe src="{page.as_uri()}" style="width:{w}px;{look}"></iframe>' for w in widths)
-    (work / "frames.html").write_text(f'<title></title>{head}<body style="margin:0">{frames}')
-    return work / "frames.html"
-
-
-def with_probe(page: Path, work: Path, script: str) -> Path:
-    """A copy of the page that also runs ``script``, which the policy of the page would not allow."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
-    (work / "probe.html").write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    return work / "probe.html"
 
 
 def picture(work: Path, page: Path, width: int, height: int, *options: str) -> np.ndarray:

@@ -185,10 +185,10 @@ def test_label_errors_by_default_where_they_can_be_had(
 
 
 def test_names_tell_two_runs_apart(tmp_path: Path):
-    assert run_names(Path("a/model"), None) == ("a", "a")
-    assert run_names(Path("a/model"), Path("b/model")) == ("a", "b")
-    assert run_names(Path("x/a/model"), Path("y/a/model")) == ("x/a/model", "y/a/model")
-    assert run_names(tmp_path / "exported", Path("b/model")) == ("exported", "b")
+    assert run_names(Path("a/model"), None) == ["a"]
+    assert run_names(Path("a/model"), Path("b/model")) == ["a", "b"]
+    assert run_names(Path("x/a/model"), Path("y/a/model")) == ["x/a/model", "y/a/model"]
+    assert run_names(tmp_path / "exported", Path("b/model")) == ["exported", "b"]
 
 
 @pytest.mark.parametrize("argv", [["posters", "evaluate", "--model", "a b"], ["evaluate.py", "--model", "a b"]])

@@ -1,0 +1,1 @@
+"""`posters compare`: one page that compares several models on the same posters."""

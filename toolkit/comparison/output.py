@@ -1,0 +1,148 @@
+"""Check the folder of `posters compare`, and write the page, compare.json and compare.csv.
+
+compare.json is written first and marks the folder. index.html is written last, so a folder with index.html is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shards.errors import UserError, one_line
+from shards.storage.files import PARTIAL, atomic_write, write_json
+from shards.visuals.templates import render
+from toolkit.comparison.build import CHOSEN_BY, JUDGED, Comparison
+from toolkit.evaluation.tables import write_table
+from toolkit.metrics.judgement import SEEN
+from toolkit.metrics.registry import METRICS
+from toolkit.report.glossary import GLOSSARY
+
+PAGE, NUMBERS, TABLE = "index.html", "compare.json", "compare.csv"
+MADE_BY = "posters compare"
+#: Section of the page → title.
+TITLES = {
+    "cost": "Quality, speed and size",
+    "posters": "Posters on which the models disagree most",
+    "metrics": "All metrics",
+    "facts": "Models and data",
+}
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if ``folder`` is a file, or contains files that `posters compare` did not write."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError("path-exists", f"--out {folder} is a file; name a folder")
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(PARTIAL))
+        foreign = [name for name in names if name not in (PAGE, NUMBERS, TABLE)]
+        if not foreign and names and not _made_here(folder / NUMBERS):
+            foreign = names
+    except OSError as error:
+        raise UserError("path-unreadable", f"--out {folder} cannot be read: {one_line(error)}") from None
+    if foreign:
+        what = f"contains {foreign[0]}, which is not part of a comparison"
+        raise UserError("path-exists", f"--out {folder} {what}; name a new or empty folder")
+
+
+def _made_here(numbers: Path) -> bool:
+    try:
+        found = json.loads(numbers.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> Path:
+    """Check the folder, write all files, and replace those of an older comparison. Return the path of the page."""
+    check_folder(folder)
+    page = render_page(comparison)
+    (folder / PAGE).unlink(missing_ok=True)
+    write_json(folder / NUMBERS, {"made_by": MADE_BY, **comparison.numbers})
+    write_table(folder / TABLE, pd.DataFrame(table_rows(comparison.numbers["models"])))
+    with atomic_write(folder / PAGE, "w") as stream:
+        stream.write(page)
+    return folder / PAGE
+
+
+def table_rows(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of compare.csv: one for each model and metric."""
+    keys = ("value", "low", "high", "difference", "difference_low", "difference_high", "p_holm", "words")
+    return [
+        {"model": model["name"], "metric": metric, **{key: row[key] for key in keys}}
+        for model in models
+        for metric, row in model["metrics"].items()
+    ]
+
+
+def render_page(comparison: Comparison) -> str:
+    """Return the HTML page. Pictures and the plot are data URIs in the page."""
+    numbers = comparison.numbers
+    return render(
+        "toolkit.comparison/compare.html",
+        numbers=numbers,
+        models=numbers["models"],
+        choice=sentences(numbers),
+        plot=comparison.plot,
+        disputed=comparison.disputed,
+        judged=[(METRICS[key], GLOSSARY.get(key, "")) for key in JUDGED],
+        seen=SEEN,
+        glossary=GLOSSARY,
+        titles=TITLES,
+        by=CHOSEN_BY,
+        all_seen=all(model["may_have_seen"] for model in numbers["models"]),
+    )
+
+
+def sentences(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of the first screen: a ``title``, and sentences with the reasons and with warnings."""
+    models, choice = numbers["models"], numbers["choice"]
+    if choice["best"] is None:
+        return {"title": "No model can be chosen", "reasons": ["No poster of this split has a genre."], "warnings": []}
+    best, take = models[choice["best"]], models[choice["take"]]
+    label, row = METRICS[CHOSEN_BY].label, best["metrics"][CHOSEN_BY]
+    span = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
+    reasons = [f"{best['name']} has the highest {label}: {row['value']:.3f} ({span})."]
+    if choice["better_than"]:
+        reasons.append(f"It is better than {_listed([models[at]['name'] for at in choice['better_than']])}.")
+    if choice["equal"]:
+        reasons.append(
+            f"No difference was seen between it and {_listed([models[at]['name'] for at in choice['equal']])}."
+        )
+        times = take["images_per_s"] / best["images_per_s"]
+        if take is not best:
+            reasons.append(f"Of these, {take['name']} is the fastest: {times:.1f} times as fast as {best['name']}.")
+        else:
+            reasons.append("It is also the fastest of these.")
+    return {"title": f"Take {take['name']}", "reasons": reasons, "warnings": warnings(numbers)}
+
+
+def warnings(numbers: dict[str, Any]) -> list[str]:
+    """Return sentences about models whose metrics can be too good."""
+    models, split, found = numbers["models"], numbers["split"], []
+    seen = [model["name"] for model in models if model["may_have_seen"]]
+    if len(seen) == len(models):
+        found.append(
+            "No model was trained on this shard set. All may have seen these posters, so all metrics can be too good. "
+            "Compare the models on posters that none of them has seen."
+        )
+    elif seen:
+        one = len(seen) == 1
+        found.append(
+            f"{_listed(seen)} {'was' if one else 'were'} not trained on this shard set, and may have seen these "
+            f"posters. {'Its' if one else 'Their'} metrics can be too good, so {'it is' if one else 'they are'} not "
+            "chosen."
+        )
+    if split == "train":
+        found.append("The models were trained on this split, so all metrics are too good. Compare them on test.")
+    elif tuned := [model["name"] for model in models if model["tuned_here"]]:
+        found.append(f"The thresholds of {_listed(tuned)} were chosen on {split}, so the metrics are too good.")
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
