@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from shards.inputs.images import ANY, BadImage, decode
 from shards.storage.files import atomic_write
+from shards.visuals.fonts import characters_of, find_fonts, warn_of_missing
 
 Color = tuple[int, int, int]
 
@@ -60,6 +61,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
 
     If the bytes of an item are not a picture, a message is drawn instead of the poster.
     """
+    warn_of_missing(find_fonts([title, *_names(items)]), f"the contact sheet {path}")
     columns = min(COLUMNS, max(1, len(items)))
     legend = [v for v in VERDICTS if v != "unknown" or any(item.true is None for item in items)]
     legend_widths = [MARK + _width(VERDICTS[verdict][1]) for verdict in legend]
@@ -80,7 +82,7 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
     sheet = Image.new("RGB", (inner + 2 * MARGIN, bottom + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, words in enumerate(headline):
-        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE, words))
     for verdict, (x, row) in zip(legend, places, strict=True):
         color, words = VERDICTS[verdict]
         _draw_line(pen, MARGIN + x, legend_top + row * LINE, _Line(words, color, verdict))
@@ -98,6 +100,12 @@ def save_gallery(path: Path, items: Sequence[GalleryItem], title: str = "") -> N
         top += height + GAP
     with atomic_write(path) as stream:
         sheet.save(stream, "PNG", optimize=False)
+
+
+def _names(items: Sequence[GalleryItem]) -> Iterator[str]:
+    for item in items:
+        yield from item.true or []
+        yield from (genre for genre, _ in item.predicted)
 
 
 def _lines(item: GalleryItem) -> Iterator[_Line]:
@@ -125,12 +133,15 @@ def _marked(genre: str, verdict: str, number: str) -> Iterator[_Line]:
 
 
 def wrap_text(text: str, available: float, size: int = TEXT) -> list[str]:
-    """Break ``text`` into lines that are at most ``available`` pixels wide. A word that is too long is broken."""
-    # Pillow's own font has only ASCII letters, so accents are removed: "Comédie" becomes "Comedie".
-    letters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    """Break ``text`` into lines that are at most ``available`` pixels wide. A word that is too long is broken.
+
+    Characters that no font of this machine has become question marks.
+    """
+    text = unicodedata.normalize("NFC", text)
+    missing = find_fonts([text]).missing
     lines: list[str] = []
     current = ""
-    for word in "".join(letters).encode("ascii", "replace").decode().split():
+    for word in text.translate(dict.fromkeys(map(ord, missing), "?")).split():
         if current and _width(f"{current} {word}", size) <= available:
             current = f"{current} {word}"
             continue
@@ -158,7 +169,7 @@ def _draw_line(pen: ImageDraw.ImageDraw, x: float, y: float, line: _Line) -> Non
     middle = y + LINE / 2
     if line.verdict:
         _draw_mark(pen, x + 11, middle, line)
-    pen.text((x + (MARK if line.verdict else 0), middle), line.text, line.color, load_font(TEXT), "lm")
+    pen.text((x + (MARK if line.verdict else 0), middle), line.text, line.color, load_font(TEXT, line.text), "lm")
     if line.number:
         pen.text((x + THUMB[0], middle), line.number, line.color, load_font(TEXT), "rm")
 
@@ -192,10 +203,21 @@ def poster_tile(source: Image.Image | bytes) -> Image.Image:
 
 
 def _width(text: str, size: int = TEXT) -> float:
-    return load_font(size).getlength(text)
+    return load_font(size, text).getlength(text)
+
+
+def load_font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font of the sheet for ``text``, at a size in pixels.
+
+    For ASCII, the font is inside Pillow, so it is the same on every machine. For other texts, it is the font of
+    `find_fonts` that has the most of their characters.
+    """
+    return _font(size, frozenset(text) if not text.isascii() else frozenset())
 
 
 @cache
-def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the font of the sheet at a size in pixels."""
-    return ImageFont.load_default(size=size)  # this font is inside Pillow, so it is the same on every machine
+def _font(size: int, characters: frozenset[str]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    if not characters:
+        return ImageFont.load_default(size=size)
+    files = find_fonts(characters).files
+    return ImageFont.truetype(max(files, key=lambda file: len(characters & characters_of(file))), size)

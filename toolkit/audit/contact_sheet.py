@@ -65,7 +65,7 @@ def save_sheet(path: Path, report: dict[str, Any], examples: Sequence[Example]) 
     sheet = Image.new("RGB", (inner + 2 * MARGIN, top + lines * (height + PAD) + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for number, words in enumerate(headline):
-        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE))
+        pen.text((MARGIN, MARGIN + number * (TITLE + 18)), words, INK, load_font(TITLE, words))
     pen.text((MARGIN, top - LINE - PAD // 2), LEGEND if examples else "", GREY, load_font(TEXT))
     for number, example in enumerate(examples):
         left = MARGIN + number % columns * (width + PAD)
@@ -84,7 +84,7 @@ def _card(
     inner = size[0] - 2 * PAD
     effects = f"text {facts['text']:.3f}, control {facts['control']:.3f}"
     name = "".join(wrap_text(facts["id"], inner - load_font(TEXT).getlength(effects) - PAD)[:1])
-    pen.text((x, top + PAD), name, INK, load_font(TEXT))
+    pen.text((x, top + PAD), name, INK, load_font(TEXT, name))
     pen.text((x + inner, top + PAD), effects, GREY, load_font(TEXT), "ra")
     y = top + PAD + LINE + PAD // 2
     for number, data in enumerate((example.raw, example.cleaned, example.control)):
@@ -97,4 +97,4 @@ def _card(
         raw, cleaned, control = (f"{change[kind]:.2f}" for kind in ("raw", "cleaned", "control"))
         for number, text in enumerate((f"{change['genre']}  {raw}", f"{cleaned}{flips}", control)):
             shown = "".join(wrap_text(text, THUMBNAIL[0])[:1])
-            pen.text((x + number * step, y + line * LINE), shown, color, load_font(TEXT))
+            pen.text((x + number * step, y + line * LINE), shown, color, load_font(TEXT, shown))

@@ -21,7 +21,7 @@ from toolkit.report.inputs import ModelOutputs, ReportInputs
 from toolkit.report.label_errors import LabelError, find_label_errors
 from toolkit.report.overview import drawn_posters, strengths, tiles
 from toolkit.report.per_label import FEW_POSITIVES, genre_comparison, genre_rows, notes
-from toolkit.report.plots.common import Plot
+from toolkit.report.plots.common import Plot, fonts_for
 from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_plot
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
@@ -96,17 +96,18 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
         }
     )
     numbers["overview"]["advice"] = advice(numbers)
-    return Report(
-        numbers,
-        _plots(inputs, numbers, substitutions),
-        _curves(inputs, numbers["per_genre"]),
-        _diagrams(inputs, numbers),
-        training_curve_plots(training, inputs.model.ours.get("epoch")) if training else [],
-        drawn_posters(inputs),
-        groups,
-        None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
-        _config(inputs.model),
-    )
+    with fonts_for(inputs.genres, "the plots"):
+        return Report(
+            numbers,
+            _plots(inputs, numbers, substitutions),
+            _curves(inputs, numbers["per_genre"]),
+            _diagrams(inputs, numbers),
+            training_curve_plots(training, inputs.model.ours.get("epoch")) if training else [],
+            drawn_posters(inputs),
+            groups,
+            None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
+            _config(inputs.model),
+        )
 
 
 def calibration(inputs: ReportInputs) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _foreign_entry(folder: Path) -> str:
     for entry in entries:
         if entry.name == PLOTS and entry.is_dir():
             for plot in entry.iterdir():
-                if plot.suffix != ".png" and not plot.name.endswith(PARTIAL):
+                if plot.suffix not in (".png", ".svg") and not plot.name.endswith(PARTIAL):
                     return f"{PLOTS}/{plot.name}"
         elif entry.name not in (PAGE, NUMBERS, GENRES, ERRORS) or not entry.is_file():
             return entry.name
@@ -92,12 +92,14 @@ def write_report(folder: Path, report: Report) -> Path:
         columns = ["id", "score", "genre", "given", "probability", "genres"]
         rows = [row | {"genres": "|".join(row["genres"])} for row in errors["rows"]]
         write_table(folder / ERRORS, pd.DataFrame(rows, columns=columns))
-    for old in (folder / PLOTS).glob("*.png"):
+    for old in [*(folder / PLOTS).glob("*.png"), *(folder / PLOTS).glob("*.svg")]:
         old.unlink()
     of_genres = (plot for plot, _ in [*report.curves, *report.diagrams])
     for plot in (*report.plots.values(), *of_genres, *report.training_plots):
         with atomic_write(folder / PLOTS / f"{plot.name}.png") as stream:
             stream.write(plot.png)
+        with atomic_write(folder / PLOTS / f"{plot.name}.svg", "w") as stream:
+            stream.write(plot.svg)
     with atomic_write(folder / PAGE, "w") as stream:
         stream.write(page)
     return folder / PAGE

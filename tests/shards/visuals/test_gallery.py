@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from shards.visuals import contact_sheet as gallery
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
+from shards.visuals.fonts import find_fonts
 
 GREEN, RED, AMBER, BLUE = (gallery.VERDICTS[v][0] for v in ("right", "wrong", "missed", "unknown"))
 LONG = "Donaudampfschifffahrtsgesellschaftskapitänswitwe"
@@ -148,8 +151,20 @@ def test_an_empty_sheet_still_opens(tmp_path: Path) -> None:
     assert draw(tmp_path / "sheet.png", [], title="Nothing").std() > 0
 
 
-def test_accents_and_foreign_letters_never_become_boxes() -> None:
-    assert gallery.wrap_text("Comédie 恐怖", 400) == ["Comedie ??"]
+def test_letters_are_drawn_or_become_question_marks_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert gallery.wrap_text("Come\u0301die Драма", 900) == ["Comédie Драма"]
+    fonts = find_fonts(["Драма"])
+    assert fonts.families == ("DejaVu Sans",) and not fonts.missing
+    item = GalleryItem(poster(), ["Драма"], [("Драма", 0.9)])
+    plain = draw(tmp_path / "a.png", [replace(item, true=["?????"], predicted=[("?????", 0.9)])])
+    assert (draw(tmp_path / "b.png", [item]) != plain).any() and not caplog.records
+    monkeypatch.setattr(fontManager, "ttflist", [])  # the fonts of the machine
+    assert gallery.wrap_text("恐怖 film", 900) == ["?? film"]
+    draw(tmp_path / "c.png", [replace(item, true=["恐怖"])])
+    (record,) = caplog.records
+    assert "cannot show 2 characters of the names" in record.message and "fonts-noto-cjk" in record.message
 
 
 def test_an_old_sheet_survives_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

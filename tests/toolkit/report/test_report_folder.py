@@ -24,7 +24,7 @@ def test_the_folder_and_its_files(report: Report, tmp_path: Path):
     folder = tmp_path / "new" / "report"
     assert write_report(folder, report) == folder / "index.html"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    plots = {f"plots/{plot.name}.png" for plot in all_plots(report)}
+    plots = {f"plots/{plot.name}.{kind}" for plot in all_plots(report) for kind in ("png", "svg")}
     assert names == {"index.html", "metrics.json", "per-genre.csv", *plots}
     numbers = json.loads((folder / "metrics.json").read_text())
     assert numbers["headline"] == report.numbers["headline"] and numbers["num_samples"] == SAMPLES
@@ -35,13 +35,15 @@ def test_the_folder_and_its_files(report: Report, tmp_path: Path):
 
 def test_an_older_report_is_replaced_and_a_torn_one_too(report: Report, tmp_path: Path):
     write_report(tmp_path, report)
-    (tmp_path / "plots" / "precision-recall-99-old.png").write_bytes(b"old")
+    old = [tmp_path / "plots" / f"precision-recall-99-old.{kind}" for kind in ("png", "svg")]
+    for path in old:
+        path.write_bytes(b"old")
     (tmp_path / "label-errors.csv").write_text("old")
     (tmp_path / "index.html").unlink()  # as a kill leaves it
     (tmp_path / "index.html.1.partial").write_text("half")
     write_report(tmp_path, report)
     assert (tmp_path / "index.html").exists()
-    assert not (tmp_path / "plots" / "precision-recall-99-old.png").exists()
+    assert not any(path.exists() for path in old)
     assert not (tmp_path / "label-errors.csv").exists()
 
 

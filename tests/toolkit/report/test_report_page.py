@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_tools import HtmlReader
+from matplotlib.font_manager import fontManager
 from metric_tools import threshold_metrics
 from PIL import Image
 from report_tools import GENRES, NASTY, all_plots, decisions, inputs, picture, said, simulate, trained_on
@@ -25,7 +26,7 @@ from toolkit.metrics.weighted import Outcome
 from toolkit.report.build import Report, build_report
 from toolkit.report.examples import MAX_PICTURE_BYTES, small_picture
 from toolkit.report.output import render_page
-from toolkit.report.plots.common import DENSITY, Plot, label_points, new_figure
+from toolkit.report.plots.common import DENSITY, FAMILIES, Plot, fonts_for, label_points, new_figure
 from toolkit.report.plots.reliability_plots import genre_bins, genre_reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_steps, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import read_training_curves
@@ -67,12 +68,14 @@ def test_nothing_is_fetched_and_only_the_script_of_the_page_runs(page: str):
         assert not any(name.startswith("on") for name in attributes), tag
         if "src" in attributes:
             assert (attributes["src"] or "").startswith("data:image/")
-    assert not re.search(r"https?://|url\(|@import", re.sub(r'src="[^"]*"', "", page))
+    assert not re.search(r"https?://|url\((?!#)|@import", re.sub(r'src="[^"]*"', "", page))
 
 
 def test_every_picture_has_words(page: str):
     images = HtmlReader(page).all("img")
     assert len(images) > 10 and all(image.get("alt") for image in images)
+    drawings = [tag for tag in HtmlReader(page).all("div") if tag.get("class") == "drawing"]
+    assert len(drawings) > 10 and all(tag["role"] == "img" and tag["aria-label"] for tag in drawings)
 
 
 def test_names_are_escaped_and_all_there(page: str, report: Report):
@@ -149,6 +152,30 @@ def test_plots_are_pngs_of_their_size(report: Report):
         with Image.open(io.BytesIO(plot.png)) as image:
             assert image.format == "PNG" and image.width == pytest.approx(plot.width * DENSITY / 96, abs=2)
             assert np.asarray(image.convert("L")).std() > 3, plot.name
+
+
+def test_names_in_plots_are_text_in_the_page_and_ids_are_unique(page: str, report: Report):
+    row = {"genre": '<script>x</script> id="a" 恐怖', "support": 10, "f1": 0.5, "f1_low": 0.4, "f1_high": 0.6}
+    inline = support_plot([row]).inline
+    assert '&lt;script&gt;x&lt;/script&gt; id="a" 恐怖</text>' in inline and "<script" not in inline
+    assert "xmlns" not in inline and "<metadata" not in inline and "width=" not in inline.split(">")[0]
+    ids = re.findall(r'<[^>]* id="([^"]*)"', page)
+    assert len(ids) > 100 and len(set(ids)) == len(ids)
+    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^)"]*)', page))
+    assert used and used <= set(ids)
+    assert ">Comedy</text>" in report.plots["together"].inline
+
+
+def test_a_large_plot_is_a_png_in_the_page(report: Report, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.report.plots.common.MAX_INLINE", 0)
+    assert "data:image/png;base64" in render_page(report) and 'class="drawing"' not in render_page(report)
+
+
+def test_a_warning_names_letters_that_no_font_has(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    with fonts_for(["Drama", "恐怖"], "the plots"):
+        assert FAMILIES.get() == ("DejaVu Sans",)
+    assert "the plots cannot show 2 characters of the names" in caplog.text
 
 
 def test_equal_reports_have_equal_bytes(report: Report, page: str):

@@ -7,8 +7,11 @@ of the plot on the page. On a phone, the letters of a plot are about ten pixels 
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec
@@ -20,12 +23,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from shards.visuals.fonts import find_fonts, warn_of_missing
+
 #: Colours that colour-blind readers can distinguish. The first three are from Okabe and Ito (2008).
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4499"
 INK, GREY, FAINT = "#222428", "#686a70", "#dcdcd6"
 #: Width and height on the page in inches of 96 pixels: of an ordinary plot, and of a plot of one genre.
 WIDE, SMALL = (4.8, 3.4), (2.4, 2.15)
 DENSITY = 192
+#: Largest SVG on a page, in characters. The page shows a PNG instead of a larger SVG.
+MAX_INLINE = 100_000
+#: Families of fonts for the names in the plots, see `fonts_for`.
+FAMILIES: ContextVar[tuple[str, ...]] = ContextVar("FAMILIES", default=("DejaVu Sans",))
 
 _STYLE: Any = {
     "font.size": 11,
@@ -45,6 +54,8 @@ _STYLE: Any = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "text.color": INK,
+    "svg.fonttype": "none",  # letters stay letters, so a browser can find and select them
+    "svg.hashsalt": "posters",  # the same ids on every run
     "text.parse_math": False,  # show a name such as $x_1$ unchanged
     "lines.linewidth": 1.9,
     "legend.frameon": False,
@@ -60,12 +71,26 @@ class Plot:
     """A finished plot."""
 
     name: str
-    """Name of the file without ``.png``."""
+    """Name of the file without its ending."""
     png: bytes
+    svg: str
     alt: str
     """Description of the plot in words, for readers who cannot see the plot."""
     width: int
     """Width on the page in CSS pixels."""
+
+    @property
+    def inline(self) -> str:
+        """The SVG element for a page, or an empty string if the SVG is too large for a page."""
+        if len(self.svg) > MAX_INLINE:
+            return ""
+        element = self.svg[self.svg.index("<svg") :]
+        element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+        element = re.sub(r' xmlns(:xlink)?="[^"]*"', "", element)
+        element = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r"<svg \1>", element, count=1)  # the page sets the size
+        # An id must be unique on the page. Names of genres stay as they are, because they are not in tags.
+        ids = re.compile(r'( id="|url\(#|xlink:href="#)')
+        return re.sub(r"<[^>]*>", lambda tag: ids.sub(rf"\1{self.name}-", tag[0]), element)
 
 
 def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
@@ -76,10 +101,25 @@ def styled(draw: Callable[_P, Plot]) -> Callable[_P, Plot]:
         with mpl.rc_context(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # such a letter is drawn as a box
             mpl.rcdefaults()  # ignore the matplotlibrc of the user
-            mpl.rcParams.update(_STYLE)
+            mpl.rcParams.update(_STYLE | {"font.family": list(FAMILIES.get())})
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+@contextmanager
+def fonts_for(names: Sequence[str], what: str) -> Iterator[None]:
+    """During ``with``, draw plots with fonts that have the characters of ``names``.
+
+    Log a warning before the plots are drawn if this machine has no such fonts. ``what``: the plots, for the warning.
+    """
+    fonts = find_fonts(names)
+    warn_of_missing(fonts, what)
+    token = FAMILIES.set(fonts.families)
+    try:
+        yield
+    finally:
+        FAMILIES.reset(token)
 
 
 def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figure, Any]:
@@ -90,10 +130,11 @@ def new_figure(size: tuple[float, float] = WIDE, **subplots: Any) -> tuple[Figur
 
 
 def finish(figure: Figure, name: str, alt: str) -> Plot:
-    """Render a figure to a Plot. The PNG bytes are the same on every run."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DENSITY, metadata={"Software": None})
-    return Plot(name, out.getvalue(), alt, round(figure.get_figwidth() * 96))
+    """Render a figure to a Plot. The bytes are the same on every run."""
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=DENSITY, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return Plot(name, png.getvalue(), svg.getvalue(), alt, round(figure.get_figwidth() * 96))
 
 
 def unit_axis(axes: Axes, which: str = "y") -> None:
