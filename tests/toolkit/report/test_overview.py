@@ -140,4 +140,4 @@ def test_a_model_like_guessing_is_told(fine: dict[str, Any]):
 def test_the_glossary_of_the_docs_is_that_of_the_page():
     page = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
     rows = [line.strip("| \n").split(" | ", 1) for line in page.splitlines() if line.startswith("| ")][2:]
-    assert dict(map(tuple, rows)) == GLOSSARY
+    assert {word: meaning for word, meaning in rows} == GLOSSARY
