@@ -236,7 +236,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)  # a font inside Pillow, so nothing is downloaded
 
 
-def _draw(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
+def draw_poster(seed: int, index: int, shrink: int = 4) -> tuple[Image.Image, tuple[str, int, str]]:
     """Return the picture and (title, year, genre) of one poster. The result does not depend on the size of the set."""
     rng = random.Random(f"{seed}/{index}")
     # Each of the first posters has another main genre, so that a small set has all genres.
@@ -274,12 +274,12 @@ def draw_poster_set(folder: Path, count: int = 600, seed: int = 0) -> Path:
     (images := folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, int, str]] = []
     for index in range(count):
-        image, fields = _draw(seed, index, 2 if index % 7 == 3 else 4)
+        image, fields = draw_poster(seed, index, 2 if index % 7 == 3 else 4)
         image.save(images / f"p{index:05d}.{'png' if index % 25 == 24 else 'jpg'}", quality=88)
         rows.append((f"p{index:05d}", *fields))
     texts = {"no_genres": "[]", "unparsable_genre": "['Drama', 'Roman"}
     for k, flaw in enumerate(("zero_bytes", "truncated", "not_an_image", "missing_file", *texts), start=1):
-        image, (title, year, genre) = _draw(seed, -k)
+        image, (title, year, genre) = draw_poster(seed, -k)
         image.save(images / f"bad_{flaw}.jpg", quality=88)
         rows.append((f"bad_{flaw}", title, year, texts.get(flaw, genre)))
     whole = (images / "bad_truncated.jpg").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from shards.errors import UserError
 from shards.visuals.templates import render
-from toolkit.app import html
+from toolkit.app import html, start
 from toolkit.app.decoder import MAX_MB, Refused
 from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
 
@@ -49,6 +50,10 @@ class Actions:
             gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
             *self._show(board, 0),
         ]
+
+    def sample(self, number: int, board: Board) -> list[Any]:
+        """Draw the sample poster of a button, and show it like an upload."""
+        return self.take([str(start.sample_file(number))], board)
 
     def pick(self, board: Board, event: gr.SelectData) -> list[Any]:
         """Show the poster that the visitor chose."""
@@ -99,7 +104,9 @@ def build_page(service: PredictionService) -> Any:
         title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)
     ) as page:
         board = gr.State(Board())
-        gr.HTML(render("toolkit.app/header.html", folder=folder, ours=folder.preprocessing), **plain)
+        gr.HTML(start.header(folder), **plain)
+        with gr.Row(elem_id="samples"):
+            samples = [gr.Button(f"Sample {k + 1}", elem_id=f"sample-{k + 1}") for k in range(start.SAMPLES)]
         files = gr.File(
             file_count="multiple",
             label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",
@@ -114,7 +121,7 @@ def build_page(service: PredictionService) -> Any:
         with gr.Row(visible=False) as answer:
             with gr.Column(scale=5, min_width=280):
                 genres = gr.HTML(**plain)
-            with gr.Column(scale=5, min_width=280):
+            with gr.Column(scale=5, min_width=280, elem_id="seen"):
                 genre = gr.Dropdown(
                     [], label="Heat map of genre", interactive=True, visible=not service.no_heat,
                     elem_id="genre",
@@ -125,9 +132,14 @@ def build_page(service: PredictionService) -> Any:
         actions, parts = Actions(service), [answer, genres, genre, heat, text]
         private: dict[str, Any] = {"api_visibility": "private"}
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
-        taken = files.change(actions.take, [files, board], [refused, gallery, *parts], **private)
+        answers = [refused, gallery, *parts]
+        clicked = [
+            button.click(partial(actions.sample, number), board, answers, **private)
+            for number, button in enumerate(samples)
+        ]
+        taken = files.change(actions.take, [files, board], answers, **private)
         picked = gallery.select(actions.pick, board, parts, **private)
-        for shown in (taken, picked):
+        for shown in (taken, picked, *clicked):
             shown.then(actions.read_text, board, text, **quiet)
         genre.input(actions.look, [board, genre], heat, **private)
     page.queue(default_concurrency_limit=MAX_RUNNING, max_size=MAX_WAITING)

@@ -65,7 +65,7 @@ def write_card(folder: Path) -> None:
     config = msgspec.to_builtins(read_config(folder)[0])
     labels = msgspec.to_builtins(read_labels(folder)[0])
     config["num_classes"] = len(labels["genres"])
-    found = dict(_metrics(folder))
+    found = dict(metrics_of(folder))
     metrics = {split: values for split, values in found.items() if values["decisions"] == labels["decisions"]}
     for split in found.keys() - metrics.keys():
         command = f"posters evaluate --model {printable_line(str(folder))} --shards SHARDS --split {split}"
@@ -74,14 +74,14 @@ def write_card(folder: Path) -> None:
         stream.write(render_card(config, labels, metrics))
 
 
-def _metrics(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def metrics_of(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (split, metrics) of every metrics-SPLIT.json. Invalid files are logged and left out."""
     for path in sorted(folder.glob("metrics-*.json")):
         split = path.stem.removeprefix("metrics-")
         try:
             yield split, msgspec.to_builtins(read_as(path, MetricsFile, "metrics file", EVALUATE_AGAIN)[0])
         except UserError as error:
-            log.warning("metrics left out of the model card: %s", error)
+            log.warning("metrics left out: %s", error)
 
 
 def render_card(config: dict[str, Any], labels: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sys
@@ -22,7 +23,7 @@ from shards.errors import UserError
 from shards.inputs.images import ANY, decode
 from shards.visuals.templates import render
 from toolkit.app import decoder as app_decoder
-from toolkit.app import html
+from toolkit.app import html, start
 from toolkit.app import service as app_answers
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours
@@ -304,3 +305,22 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="`posters app` needs gradio"):
         main(["app", "--model", str(tmp_path)])
+
+
+def test_the_start_page_quotes_the_metrics_of_the_thresholds(answers: PredictionService):
+    assert start.quality(answers.folder) is None
+    assert "posters evaluate" in start.header(answers.folder)
+    row = {"label": "own", "metrics": {"micro_precision": 0.62, "micro_recall": 0.58}}
+    values = {"num_samples": 1234, "thresholds": [row], "baselines": [], "ranking": {}, "loss": 0.2}
+    path = answers.folder.path / "metrics-test.json"
+    try:
+        path.write_text(json.dumps({**values, "shard_set": "none", "decisions": answers.folder.decisions.fingerprint}))
+        page = start.header(answers.folder)
+        for words in ("it names, 62 are right", "it finds 58", "1,234 posters of the split test", "No poster of this"):
+            assert words in page
+        path.write_text(path.read_text().replace('"none"', '"another"'))
+        assert "not the shard set of training" in start.header(answers.folder)
+        path.write_text(json.dumps({**values, "decisions": "older"}))
+        assert start.quality(answers.folder) is None
+    finally:
+        path.unlink()

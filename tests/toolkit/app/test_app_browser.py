@@ -183,6 +183,14 @@ def test_the_page_says_what_predict_says(server: Server, browser: Any, model: Pa
     assert "of the poster was detected as text" in page.text()
 
 
+def test_a_click_on_a_sample_poster_shows_its_genres(server: Server, browser: Any, model: Path):
+    page = Page(browser, server.address, 390)
+    page.wait("#sample-2").click()
+    assert page.wait("#genres h2").text == "sample 2.jpg"
+    assert page.wait("#heat").location["y"] < page.wait("#genres").location["y"]  # a phone shows the heat map first
+    assert "posters evaluate" in page.text()  # this model has no metrics file
+
+
 def test_another_genre_has_another_heat_map(server: Server, browser: Any, posters: Path):
     page = Page(browser, server.address)
     page.drop(posters / "images" / "p00003.jpg")
