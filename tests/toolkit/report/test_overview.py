@@ -139,5 +139,5 @@ def test_a_model_like_guessing_is_told(fine: dict[str, Any]):
 
 def test_the_glossary_of_the_docs_is_that_of_the_page():
     page = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
-    rows = [line.strip("| \n").split(" | ", 1) for line in page.splitlines() if line.startswith("| ")][2:]
-    assert {word: meaning for word, meaning in rows} == GLOSSARY
+    rows = [line.strip("| \n").partition(" | ") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert {word: meaning for word, _, meaning in rows} == GLOSSARY
