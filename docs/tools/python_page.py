@@ -63,9 +63,9 @@ first use of a function that needs it.
 ## Keywords
 
 `build_shards`, `train`, `evaluate`, `compare` and `tune` take the options of their commands as keywords. A keyword is
-the name of the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The lists of
-options are on the page [Command line](command-line.md). A value may be a Python object or the text of the command line.
-Sections of the [configuration](configuration.md) are also keywords of `train`.
+the name of the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The
+lists of options are on the page [Command line](command-line.md). A value may be a Python object or the text of the
+command line. Sections of the [configuration](configuration.md) are also keywords of `train`.
 """
 PYTHON_ERRORS = """[Error codes](error-codes.md) lists the values of `code`.
 
