@@ -43,7 +43,10 @@ SECTIONS = {
         "Reference",
         ["command-line", "configuration", "file-formats", "exit-codes", "error-codes", "python", "trust", "glossary"],
     ),
-    "results": ("Results", ["recipes", "timm", "loader", "prediction", "growth", "mission", "duplicates", "text-removal"]),
+    "results": (
+        "Results",
+        ["recipes", "timm", "loader", "prediction", "growth", "mission", "duplicates", "text-removal"],
+    ),
     "contribute": (
         "Contribute",
         ["architecture", "where-to-change", "style", "testing", "compatibility", "repaired-faults"],

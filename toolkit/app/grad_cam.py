@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from shards.extras import require_extra
 from toolkit.metrics.helpers import FloatArray
 
 #: Layout of the output of a stage: (n, C, h, w), (n, h, w, C) or (n, T, C).
@@ -34,8 +33,9 @@ class GradCam:
     """Heat maps of one model. Not thread-safe: a call registers hooks in the model."""
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
-        """``model``: timm model in evaluation mode. Raises UserError without captum, and NoHeatMap if no map exists."""
-        captum = require_extra("app", "a heat map", "captum")
+        """``model``: timm model in evaluation mode. Raises NoHeatMap if no map exists."""
+        from captum.attr import LayerGradCam  # the import takes some time
+
         self.model, self.size = model, image_size
         self.stage = last_stage(model)
         # For a ViT: number of tokens before the patches (class, registers), and rows and columns of the patches.
@@ -44,7 +44,7 @@ class GradCam:
         self.layout: Layout
         self.layout, self.grid = self._find_layout()
         self._watched = nn.Identity()
-        self._captum = captum.attr.LayerGradCam(model, self._watched)
+        self._captum = LayerGradCam(model, self._watched)
 
     def __call__(self, image: torch.Tensor, genre: int) -> FloatArray:
         """Return the (S, S) float64 heat map of the genre in column ``genre``. ``image`` is normalised (1, 3, S, S).

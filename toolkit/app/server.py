@@ -54,7 +54,7 @@ SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monosp
 
 def run_app(options: AppOptions) -> int:
     """Serve the page until a signal ends the program. Return the exit status."""
-    require_extra("app", "`posters app`", "gradio", "captum", load=False)
+    require_extra("app", "`posters app`", "gradio", load=False)
     root = check_root(options.root_path)
     _check_address(options.host, options.port)
     keep_freed_memory()

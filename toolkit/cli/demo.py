@@ -1,6 +1,6 @@
 """Run ``posters demo``: all steps on a small set of drawn posters, which takes minutes on two cores.
 
-The steps: draw posters → build shards → train → evaluate and write a report → predict → save a contact sheet.
+The steps: draw posters → build shards → train → evaluate and write a report → predict → write a page with the results.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from itertools import compress
 from pathlib import Path
-
-import pandas as pd
 
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
@@ -18,9 +17,9 @@ from shards.dataset.store import open_store
 from shards.extras import install
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
-from shards.tables.metadata import read_metadata
 from shards.visuals.contact_sheet import GalleryItem, save_gallery
 from toolkit.cli.demo_options import DemoOptions
+from toolkit.cli.demo_page import write_demo_page
 from toolkit.config.schema import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from toolkit.data.sources.image_files import list_images
 from toolkit.data.sources.shard_reader import ShardReader
@@ -31,8 +30,9 @@ from toolkit.model_folder.card import write_card
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
 from toolkit.prediction.files import predict_files, write_predictions
 from toolkit.prediction.formats import ShownOptions
+from toolkit.report.build import Report
 from toolkit.report.label_errors import INSTALL, have_cleanlab
-from toolkit.report.output import check_report_folder
+from toolkit.report.output import check_report_folder, write_report
 from toolkit.report.run import ReportRun
 from toolkit.training.run import train
 
@@ -73,54 +73,49 @@ def run_demo(options: DemoOptions) -> int:
     model = out / "run" / "model"
     folder = load_model_folder(model)
     evaluation, outputs = evaluate(accelerator, folder, out / "shards", manifest, "test", [0.3, 0.5, 0.7])
-    evaluation.render()
     write_json(model / "metrics-test.json", evaluation.to_dict())
     outputs.save(model / "predictions-test.npz")
     write_card(model)
 
-    write_demo_report(out, folder, manifest, outputs)
+    report = write_demo_report(out, folder, manifest, outputs)
     reader = ShardReader.of_split(out / "shards", "test", manifest)
     images = {path.stem: path for path in list_images(out / "posters" / "images")}
     paths = [images[reader.sample_id(i)] for i in range(len(reader))]
     predictions = predict_files(folder, paths, accelerator)
     shown = ShownOptions(verbose=True)
     write_predictions(predictions, folder, str(accelerator.device), out / "predictions.json", "json", shown)
-    true = {row.id: list(row.genres) for row in read_metadata(metadata).rows}
+    true = [list(compress(outputs.genres, row)) for row in outputs.targets]
     items = [
-        GalleryItem(
-            path.read_bytes(), true[path.stem], [(line.genre, line.probability) for line in lines if line.named]
-        )
-        for path, lines in zip(paths, predictions.ranked(), strict=True)
+        GalleryItem(path.read_bytes(), genres, [(line.genre, line.probability) for line in lines if line.named])
+        for path, genres, lines in zip(paths, true, predictions.ranked(), strict=True)
         if lines
     ]
     save_gallery(out / "predictions.png", items[:GALLERY], title="Test posters: true and predicted genres")
-    _print_results(out, folder)
+    page = write_demo_page(out, folder, manifest, report, reader.image_bytes)
+    _print_results(page, folder, report)
     return 0
 
 
-def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Path:
+def write_demo_report(out: Path, folder: ModelFolder, manifest: Manifest, outputs: SplitLogits) -> Report:
     """Write the report of `posters evaluate` to ``out``/report. The list of label errors needs cleanlab."""
-    shards, report = out / "shards", out / "report"
-    words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", report]
+    shards, written = out / "shards", out / "report"
+    words = ["posters", "evaluate", "--model", folder.path, "--shards", shards, "--report", written]
     command = shlex.join(str(word) for word in words)
-    return ReportRun(report, folder, None, open_store(shards), manifest, have_cleanlab(), command).write(outputs, None)
+    run = ReportRun(written, folder, None, open_store(shards), manifest, have_cleanlab(), command)
+    report = run.build(outputs, None)
+    write_report(written, report)
+    return report
 
 
-def _print_results(out: Path, folder: ModelFolder) -> None:
-    epochs = pd.read_csv(out / "run" / "epochs.csv")
-    rejected = pd.read_csv(out / "shards" / "rejected.csv")
-    print(f"trained        {len(epochs)} epochs, best validation loss {epochs['val_loss'].min():.4f}")
-    print(f"posters        {out / 'posters' / 'images'}")
-    print(f"shards         {out / 'shards'} ({len(rejected)} bad rows listed in rejected.csv)")
-    print(f"model          {folder.path} (weights, labels, config, card)")
-    print(f"epochs         {out / 'run' / 'epochs.csv'}")
-    print(f"metrics        {folder.path / 'metrics-test.json'}")
+def _print_results(page: Path, folder: ModelFolder, report: Report) -> None:
+    out = page.parent
+    for tile in report.numbers["overview"]["tiles"]:
+        print(f"{tile['words']}.")
     without = "" if have_cleanlab() else f" (without likely label errors: {INSTALL})"
     print(f"report         {out / 'report' / 'index.html'}{without}")
-    print(f"predictions    {out / 'predictions.json'}")
-    print(f"pictures       {out / 'predictions.png'}")
     # `make demo` starts `posters` by its full path, because `posters` is not on the PATH
     command = sys.argv[0] if Path(sys.argv[0]).name == "posters" else "posters"
     image = min((out / "posters" / "images").glob("p*.jpg"))
     print(f"try            {command} predict -m {folder.path} -i {image} -v")
-    print(f"page           {command} app -m {folder.path} (with {install('app')})")
+    print(f"app            {command} app -m {folder.path} (with {install('app')})")
+    print(f"all results    {page.absolute().as_uri()}")

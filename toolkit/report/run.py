@@ -22,7 +22,7 @@ from toolkit.evaluation.options import EvaluateOptions
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.metrics.registry import Metric
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
-from toolkit.report.build import build_report
+from toolkit.report.build import Report, build_report
 from toolkit.report.inputs import FINGERPRINT, ModelOutputs, ReportInputs
 from toolkit.report.label_errors import have_cleanlab
 from toolkit.report.output import check_report_folder, write_report
@@ -72,6 +72,10 @@ class ReportRun:
 
     def write(self, outputs: SplitLogits, others: SplitLogits | None, own: Sequence[Metric] = ()) -> Path:
         """Build and write the report. Return the path of its page. ``own``: metrics of the user."""
+        return write_report(self.folder, self.build(outputs, others, own))
+
+    def build(self, outputs: SplitLogits, others: SplitLogits | None, own: Sequence[Metric] = ()) -> Report:
+        """Build the report, and write nothing."""
         reader = ShardReader.of_split(self.shards, outputs.split, self.manifest)
         names = run_names(self.model.path, self.other.path if self.other else None)
         inputs = ReportInputs(
@@ -94,7 +98,7 @@ class ReportRun:
             date.today().isoformat(),
             own,
         )
-        return write_report(self.folder, build_report(inputs, label_errors=self.label_errors))
+        return build_report(inputs, label_errors=self.label_errors)
 
 
 def run_names(*models: Path | None) -> list[str]:

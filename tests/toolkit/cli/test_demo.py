@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from html_tools import HtmlReader
 from PIL import Image
 from toolkit_helpers import posters_command
 
@@ -14,6 +15,7 @@ import toolkit.cli.demo
 from shards.errors import UserError
 from toolkit.cli.demo import demo_config, run_demo
 from toolkit.cli.demo_options import DemoOptions
+from toolkit.cli.demo_page import RESULTS
 from toolkit.model_folder.folder import load_model_folder
 
 POSTERS = 60
@@ -31,23 +33,31 @@ def run(out: Path) -> subprocess.CompletedProcess[str]:
     return posters_command("demo", "--out", out, "--posters", POSTERS)
 
 
-def named(stdout: str, out: Path) -> dict[str, Path]:
-    """The things to look at: word in front → path."""
-    lines = [line.split(maxsplit=1) for line in stdout.splitlines() if str(out) in line]
-    return {word: Path(rest.split(" (")[0]) for word, rest in lines if word not in ("try", "page")}
-
-
 def test_demo_ends_in_things_to_look_at(run: subprocess.CompletedProcess[str], out: Path):
     assert run.returncode == 0, run.stderr
-    paths = named(run.stdout, out)
-    assert {"posters", "shards", "model", "epochs", "metrics", "report", "predictions", "pictures"} <= set(paths)
-    for path in paths.values():
-        assert path.is_absolute() and path.exists(), path
+    assert run.stdout.splitlines()[-1] == f"all results    {(out / 'index.html').as_uri()}"
+    assert run.stdout.count("index.html") == 2  # of the report, and of the demo
+    tiles = json.loads((out / "report" / "metrics.json").read_text())["overview"]["tiles"]
+    assert len(tiles) >= 3 and all(f"{tile['words']}.\n" in run.stdout for tile in tiles)
+    assert len(run.stdout.splitlines()) <= 10
     with Image.open(out / "predictions.png") as picture:
         assert picture.width > 500
     assert json.loads((out / "run/model/metrics-test.json").read_text())["split"] == "test"
     assert "Metrics on test" in (out / "run/model/README.md").read_text()
     assert load_model_folder(out / "run" / "model").labels.genres
+
+
+def test_the_page_has_six_pictures_and_links_to_all_results(run: subprocess.CompletedProcess[str], out: Path):
+    page = (out / "index.html").read_text()
+    reader = HtmlReader(page)
+    links = [link["href"] or "" for link in reader.all("a")]
+    assert set(RESULTS) <= set(links) and all((out / link).exists() for link in links)
+    words = "".join(reader.text)
+    for step in ("1. Posters", "2. Shards", "3. Training", "4. Results", "5. Predictions", "6. Where the model looks"):
+        assert step in words
+    pictures = [picture["src"] or "" for picture in reader.all("img")]
+    assert len(pictures) == 6 + 1 + 3 + 3 and all(source.startswith("data:image/") for source in pictures)
+    assert len(page) < 3_000_000
 
 
 def test_the_report_is_of_the_run_and_says_what_makes_it_again(run: subprocess.CompletedProcess[str], out: Path):
