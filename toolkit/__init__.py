@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import UserError
 
 if TYPE_CHECKING:
-    from toolkit.cli.functions import build_shards, evaluate, open_shards, predict, train, tune
+    from toolkit.cli.functions import build_shards, compare, evaluate, open_shards, predict, train, tune
     from toolkit.cli.run_folder import Run
     from toolkit.config.extensions import register
     from toolkit.data.image_transforms import EvalTransform, TrainTransform
@@ -29,13 +29,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EvalTransform", "Evaluation", "Predictor", "Run", "ShardBatch", "ShardLoader", "ShardSet", "TrainTransform",
-    "UserError", "build_shards", "evaluate", "load_model", "open_shards", "predict", "register", "train", "tune",
+    "UserError", "build_shards", "compare", "evaluate", "load_model", "open_shards", "predict", "register", "train",
+    "tune",
 ]  # fmt: skip
 
 _FUNCTIONS = "toolkit.cli.functions"
 #: Name → its module. A module is imported at the first use of its name, because torch takes seconds.
 _PLACES = {
-    **dict.fromkeys(("build_shards", "evaluate", "open_shards", "predict", "train", "tune"), _FUNCTIONS),
+    **dict.fromkeys(("build_shards", "compare", "evaluate", "open_shards", "predict", "train", "tune"), _FUNCTIONS),
     "ShardBatch": "toolkit.data.shard_batch",
     "ShardLoader": "toolkit.data.shard_loader",
     **dict.fromkeys(("EvalTransform", "TrainTransform"), "toolkit.data.image_transforms"),

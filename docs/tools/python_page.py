@@ -62,10 +62,10 @@ first use of a function that needs it.
 
 ## Keywords
 
-`build_shards`, `train`, `evaluate` and `tune` take the options of their commands as keywords. A keyword is the name of
-the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The lists of
-options are on the page [Command line](command-line.md). A value may be a Python object or the text of the command line.
-Sections of the [configuration](configuration.md) are also keywords of `train`.
+`build_shards`, `train`, `evaluate`, `compare` and `tune` take the options of their commands as keywords. A keyword is
+the name of the option without its dashes, and with `_` for `-`: `cache_limit="200GB"` for `--cache-limit 200GB`. The
+lists of options are on the page [Command line](command-line.md). A value may be a Python object or the text of the
+command line. Sections of the [configuration](configuration.md) are also keywords of `train`.
 """
 PYTHON_ERRORS = """[Error codes](error-codes.md) lists the values of `code`.
 
@@ -84,7 +84,17 @@ All other modules are internal and may change in any version.
 
 def python() -> str:
     """Return the page of the public functions and classes."""
-    functions = ("build_shards", "open_shards", "train", "evaluate", "tune", "load_model", "predict", "register")
+    functions = (
+        "build_shards",
+        "open_shards",
+        "train",
+        "evaluate",
+        "compare",
+        "tune",
+        "load_model",
+        "predict",
+        "register",
+    )
     parts = [PYTHON, *(_described(f"toolkit.{name}", getattr(toolkit, name)) for name in functions)]
     for name, members in CLASSES.items():
         kind = getattr(toolkit, name)

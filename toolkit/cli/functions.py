@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shards.cli.keywords import in_python, keywords_of, options_of
@@ -105,6 +105,22 @@ def evaluate(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) 
     chosen = options_of(EvaluateOptions, {**options, "model": model, "shards": _place(shards)})
     with _call("evaluate", chosen):
         return evaluate_model(chosen)
+
+
+def compare(models: Sequence[str | os.PathLike[str]], shards: ShardsLike, **options: Any) -> pd.DataFrame:
+    """Compare runs or model folders on a split, as `posters compare` does. Return one row per model and metric.
+
+    The differences are to the first model. The keywords are the options of the command, such as ``split="val"`` or
+    ``out="COMPARISON"``. The files of the command are written as well. Raises UserError for bad input.
+    """
+    import pandas as pd
+
+    from toolkit.comparison.options import CompareOptions
+    from toolkit.comparison.run import compare_models
+
+    chosen = options_of(CompareOptions, {**options, "models": models, "shards": _place(shards)})
+    with _call("compare", chosen):
+        return pd.DataFrame(compare_models(chosen))
 
 
 def tune(model: str | os.PathLike[str], shards: ShardsLike, **options: Any) -> Evaluation:

@@ -1,4 +1,4 @@
-"""Choose one of several models: the best one, or the fastest of those that cannot be told apart from it."""
+"""Choose one of several models: the best one, or a faster one if no difference in quality was seen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from toolkit.metrics.judgement import UNSEEN
+
+#: A model is clearly faster if its speed is at least this many times as high. Smaller differences can be other work of
+#: the machine.
+FASTER = 1.2
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Choice:
 def choose(best: int | None, against: Mapping[int, str], images_per_s: Sequence[float]) -> Choice:
     """Return the choice. ``against``: for each model that is compared with the best one, the words of the difference.
 
-    If no difference between the best model and some others was seen, the fastest of them is recommended.
+    If no difference between the best model and some others was seen, the fastest of them is recommended, unless the
+    best model is nearly as fast (`FASTER`).
 
     >>> choose(1, {0: "better", 2: "no difference seen"}, [5.0, 5.0, 9.0])
     Choice(best=1, take=2, better_than=[0], equal=[2])
@@ -33,5 +38,6 @@ def choose(best: int | None, against: Mapping[int, str], images_per_s: Sequence[
     if best is None:
         return Choice(None, None)
     equal = sorted(at for at, words in against.items() if words == UNSEEN)
-    take = max([best, *equal], key=lambda at: images_per_s[at])
+    fastest = max([best, *equal], key=lambda at: images_per_s[at])
+    take = fastest if images_per_s[fastest] >= FASTER * images_per_s[best] else best
     return Choice(best, take, sorted(against.keys() - set(equal)), equal)

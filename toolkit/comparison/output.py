@@ -117,7 +117,7 @@ def sentences(numbers: dict[str, Any]) -> dict[str, Any]:
         if take is not best:
             reasons.append(f"Of these, {take['name']} is the fastest: {times:.1f} times as fast as {best['name']}.")
         else:
-            reasons.append("It is also the fastest of these.")
+            reasons.append("None of them is clearly faster.")
     return {"title": f"Take {take['name']}", "reasons": reasons, "warnings": warnings(numbers)}
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
@@ -15,7 +15,7 @@ from shards.errors import without_secrets
 from toolkit.comparison.options import CompareOptions
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.distributed.agreement import command_facts, model_facts, set_facts
-from toolkit.distributed.collectives import make_accelerator
+from toolkit.distributed.collectives import by_main, make_accelerator
 from toolkit.evaluation.evaluate import baseline_prevalence, warn_of_another_set
 from toolkit.inference.split_outputs import SplitLogits, infer_split
 from toolkit.model_folder.folder import ModelFolder, load_model_folder
@@ -30,10 +30,13 @@ def run_compare(options: CompareOptions) -> int:
     return 0
 
 
-def compare_models(options: CompareOptions, *, show: bool = False) -> None:
-    """Compare the models and write the files. ``show``: print the answer and the path of the page."""
+def compare_models(options: CompareOptions, *, show: bool = False) -> list[dict[str, Any]]:
+    """Compare the models and write the files. Return the rows of compare.csv, on every rank.
+
+    ``show``: print the answer and the path of the page.
+    """
     from toolkit.comparison.build import build_comparison
-    from toolkit.comparison.output import check_folder, sentences, write_comparison
+    from toolkit.comparison.output import check_folder, sentences, table_rows, write_comparison
     from toolkit.comparison.speed import measure_costs, measured_on
 
     check_folder(options.out)
@@ -52,7 +55,8 @@ def compare_models(options: CompareOptions, *, show: bool = False) -> None:
         warn_of_another_set(folder, manifest, store, options.split)
         how = options.split, options.batch_size, options.threads
         outputs.append(infer_split(accelerator, folder, store, manifest, *how))
-    if accelerator.is_main_process:
+
+    def write() -> list[dict[str, Any]]:
         each = _inputs(options, store, manifest, folders, outputs)
         costs = measure_costs(accelerator, folders, options.batch_size)
         comparison = build_comparison(each, costs, measured_on(accelerator, options.batch_size))
@@ -60,7 +64,11 @@ def compare_models(options: CompareOptions, *, show: bool = False) -> None:
         answer = sentences(comparison.numbers)
         if show:
             print("\n".join([f"{answer['title']}.", *answer["reasons"], *answer["warnings"], f"page        {page}"]))
+        return table_rows(comparison.numbers["models"])
+
+    rows = by_main(accelerator, write)
     accelerator.end_training()
+    return rows
 
 
 def _inputs(

@@ -1,4 +1,4 @@
-"""``toolkit.build_shards``, ``train``, ``evaluate``, ``tune``, ``predict``: the commands as functions of a program."""
+"""The commands as functions of a program: ``toolkit.build_shards``, ``train``, ``evaluate``, ``compare`` and others."""
 
 from __future__ import annotations
 
@@ -283,6 +283,7 @@ def test_one_split_is_not_taken_for_the_whole_set(run: toolkit.Run, shards: tool
     val = toolkit.open_shards(shards.path, split="val")
     for call in (
         lambda: toolkit.evaluate(run.model, val),
+        lambda: toolkit.compare([run.model, tmp_path], val),
         lambda: toolkit.tune(run.model, val),
         lambda: toolkit.train(val, tmp_path / "run", SMALL),
     ):

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from failing import fails
 from toolkit_helpers import make_model_folder
 
+import toolkit
 from shards.dataset.labels import LabelSet
 from shards.dataset.manifest import Manifest
 from toolkit.cli.commands import read
@@ -80,3 +82,12 @@ def test_other_labels_and_a_foreign_folder_are_refused_before_the_work(
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with fails("path-exists", "notes.txt"):
         run_compare(read([*words[:2], str(second), *words[3:]])[1])
+
+
+def test_the_function_returns_the_table(model_folder: Path, second: Path, shard_set: Path, tmp_path: Path):
+    found = toolkit.compare([model_folder, second], shard_set, out=tmp_path / "out", precision="no")
+    assert sorted(set(found["model"])) == sorted({"second", model_folder.parent.name})
+    written = pd.read_csv(tmp_path / "out" / "compare.csv")
+    assert found["value"].tolist() == pytest.approx(written["value"].tolist(), abs=1e-5, nan_ok=True)
+    with fails("option-value", "1 was given"):
+        toolkit.compare([model_folder], shard_set)
