@@ -98,7 +98,7 @@ def _label_errors(numbers: Numbers) -> Iterator[tuple[str, str]]:
         yield (
             f"{found['samples']:,} of {numbers['num_samples']:,} posters have labels that are probably wrong: look at "
             "label-errors.csv, and correct the labels",
-            "",
+            "posters shards build --corrections FILE",
         )
 
 
