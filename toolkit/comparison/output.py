@@ -19,6 +19,7 @@ from toolkit.evaluation.tables import write_table
 from toolkit.metrics.judgement import SEEN
 from toolkit.metrics.registry import METRICS
 from toolkit.report.glossary import GLOSSARY
+from toolkit.report.per_label import listed
 
 PAGE, NUMBERS, TABLE = "index.html", "compare.json", "compare.csv"
 MADE_BY = "posters compare"
@@ -108,10 +109,10 @@ def sentences(numbers: dict[str, Any]) -> dict[str, Any]:
     span = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
     reasons = [f"{best['name']} has the highest {label}: {row['value']:.3f} ({span})."]
     if choice["better_than"]:
-        reasons.append(f"It is better than {_listed([models[at]['name'] for at in choice['better_than']])}.")
+        reasons.append(f"It is better than {listed([models[at]['name'] for at in choice['better_than']])}.")
     if choice["equal"]:
         reasons.append(
-            f"No difference was seen between it and {_listed([models[at]['name'] for at in choice['equal']])}."
+            f"No difference was seen between it and {listed([models[at]['name'] for at in choice['equal']])}."
         )
         times = take["images_per_s"] / best["images_per_s"]
         if take is not best:
@@ -133,16 +134,12 @@ def warnings(numbers: dict[str, Any]) -> list[str]:
     elif seen:
         one = len(seen) == 1
         found.append(
-            f"{_listed(seen)} {'was' if one else 'were'} not trained on this shard set, and may have seen these "
+            f"{listed(seen)} {'was' if one else 'were'} not trained on this shard set, and may have seen these "
             f"posters. {'Its' if one else 'Their'} metrics can be too good, so {'it is' if one else 'they are'} not "
             "chosen."
         )
     if split == "train":
         found.append("The models were trained on this split, so all metrics are too good. Compare them on test.")
     elif tuned := [model["name"] for model in models if model["tuned_here"]]:
-        found.append(f"The thresholds of {_listed(tuned)} were chosen on {split}, so the metrics are too good.")
+        found.append(f"The thresholds of {listed(tuned)} were chosen on {split}, so the metrics are too good.")
     return found
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
