@@ -78,8 +78,8 @@ class BuildOptions(PostersOptions, SampleColumns):
     """Give each poster the split that it has in this other shard set. Models of both sets can then be compared. A new
     poster goes to the split of its duplicate in the other set. A new poster without such a duplicate goes to train."""
     corrections: StoragePath | None = option(None, metavar="FILE", parse=storage_path)
-    """CSV with the columns ``id`` and ``genres``. Its lists replace the genres of these ids in the table. The app
-    downloads such a file. corrections-applied.csv in --out lists what changed."""
+    """CSV with the columns ``id`` and ``genres``. Its lists replace the genres of these ids in the table.
+    corrections-applied.csv in --out lists what changed."""
     overwrite: bool = False
     """Replace the shards in --out if they belong to another set."""
     dry_run: bool = False

@@ -37,6 +37,7 @@ from shards.inputs.jpeg_header import ORIENTATION
 from shards.text.masks import mask_of
 from shards.text.pipeline import TextRemoval
 from shards.text.report import SCHEMA, read_report, summarize
+from shards.visuals.templates import SCRIPT
 
 pytest_plugins = ("shard_fixtures",)
 Command = Callable[..., tuple[int, str, str]]
@@ -244,7 +245,8 @@ def test_the_sheet_is_one_file_that_needs_no_other(cleaned: Path, report: pd.Dat
     folder = cleaned.with_name("out-sheet")
     text = (folder / PAGE).read_text(encoding="utf-8")
     page = Page(text)
-    assert not re.search(r"https?:|url\(|@import", text) and page.tags.isdisjoint({"link", "script", "iframe"})
+    assert not re.search(r"https?:|url\(|@import", text) and page.tags.isdisjoint({"link", "iframe"})
+    assert text.count("<script") == text.count(f"<script>{SCRIPT}</script>") == 1
     assert len(page.names) == 9 and len(page.pictures) == 27
     for data in page.pictures:
         with Image.open(io.BytesIO(data)) as image:

@@ -56,7 +56,8 @@ def test_the_page_has_six_pictures_and_links_to_all_results(run: subprocess.Comp
     for step in ("1. Posters", "2. Shards", "3. Training", "4. Results", "5. Predictions", "6. Where the model looks"):
         assert step in words
     pictures = [picture["src"] or "" for picture in reader.all("img")]
-    assert len(pictures) == 6 + 1 + 3 + 3 and all(source.startswith("data:image/") for source in pictures)
+    assert [tag.get("class") for tag in reader.all("div")].count("drawing") == 1  # the course of training
+    assert len(pictures) == 6 + 3 + 3 and all(source.startswith("data:image/") for source in pictures)
     assert len(page) < 3_000_000
 
 
