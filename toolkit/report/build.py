@@ -30,8 +30,6 @@ from toolkit.report.summary import comparisons, headline, own_rows, resampled, v
 
 #: Maximum numbers of genres: for precision-recall curves, for a matrix, and for reliability diagrams.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
-#: Maximum number of likely label errors with pictures.
-ERRORS_SHOWN = 24
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "scikit-learn", "matplotlib", "cleanlab")
 
 
@@ -105,7 +103,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
             training_curve_plots(training, inputs.model.ours.get("epoch")) if training else [],
             drawn_posters(inputs),
             groups,
-            None if found is None else error_group(inputs, found[:ERRORS_SHOWN]),
+            None if found is None else error_group(inputs, found),
             _config(inputs.model),
         )
 

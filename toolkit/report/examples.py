@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from toolkit.report.label_errors import LabelError
 
 #: Maximum number of posters per group.
 POSTERS_PER_GROUP = 12
+#: Maximum number of likely label errors with pictures.
+ERRORS_SHOWN = 24
 #: Maximum width and height of a picture in pixels, and maximum bytes as JPEG. The page shows them at half this size.
 MAX_PICTURE_SIZE, MAX_PICTURE_BYTES = (320, 480), 25_000
 #: Smaller shares of a genre in training are raised to this share, since the logit of 0 is not finite.
@@ -91,9 +94,13 @@ def choose_groups(inputs: ReportInputs) -> list[Group]:
 
 
 def error_group(inputs: ReportInputs, errors: Iterable[LabelError]) -> Group:
-    """Return the group of likely label errors."""
+    """Return the group of likely label errors, at most `ERRORS_SHOWN`. Of near-duplicates, only the first is shown."""
     why = "The model contradicts the labels of the genres in bold. The most probable errors are first."
-    chosen = [(error.sample, {flag.genre for flag in error.flags}) for error in errors]
+    first: dict[int, LabelError] = {}
+    for error in errors:
+        first.setdefault(error.sample if inputs.units is None else int(inputs.units[error.sample]), error)
+    shown = islice(first.values(), ERRORS_SHOWN)
+    chosen = [(error.sample, {flag.genre for flag in error.flags}) for error in shown]
     return _group(inputs, "label-errors", "Likely label errors", why, chosen)
 
 

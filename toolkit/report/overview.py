@@ -91,12 +91,12 @@ def strengths(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
     Only genres with at least FEW_POSITIVES posters can be named. A genre is good if the whole interval of its F1 is
     above the F1 of a rule that names the genre for every poster. The good genres with the highest F1 are returned. The
-    bad genres are the other genres with the lowest F1.
+    bad genres are the genres that are not good, with the lowest F1.
     """
     known = [row for row in rows if row["support"] >= FEW_POSITIVES and row["f1"] is not None]
     good = [row for row in known if row["f1_low"] is not None and row["f1_low"] > _always(row)]
-    good = sorted(good, key=lambda row: -row["f1"])[:NAMED]
     bad = sorted((row for row in known if row not in good), key=lambda row: row["f1"])[:NAMED]
+    good = sorted(good, key=lambda row: -row["f1"])[:NAMED]
     keys = ("genre", "support", "precision", "recall", "f1")
     return {
         name: [{key: row[key] for key in keys} for row in chosen] for name, chosen in (("good", good), ("bad", bad))

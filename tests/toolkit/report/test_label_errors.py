@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from report_tools import inputs
 
 from shards.errors import UserError
 from toolkit.report import label_errors
-from toolkit.report.label_errors import find_label_errors
+from toolkit.report.examples import ERRORS_SHOWN, error_group
+from toolkit.report.label_errors import LabelError, find_label_errors
 
 GENRES = ["Comedy", "Drama", "Horror", "War"]
 needs_cleanlab = pytest.mark.skipif(not label_errors.have_cleanlab(), reason="cleanlab is not installed")
@@ -68,3 +71,10 @@ def test_without_cleanlab_one_line_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "cleanlab", None)
     with pytest.raises(UserError, match="finding label errors needs cleanlab"):
         find_label_errors(*planted()[:2], GENRES)
+
+
+def test_of_near_duplicates_only_the_first_error_has_a_picture():
+    found, given = [LabelError(sample, 0.1, []) for sample in range(60)], inputs(other=False)
+    assert [example.sample for example in error_group(given, found).examples] == list(range(ERRORS_SHOWN))
+    pairs = replace(given, units=np.arange(len(given.targets)) // 2)
+    assert [example.sample for example in error_group(pairs, found).examples] == list(range(0, 2 * ERRORS_SHOWN, 2))

@@ -72,6 +72,12 @@ def test_a_genre_is_good_if_it_is_surely_better_than_naming_it_always():
     assert found == {"good": ["sure", "rare"], "bad": ["none", "unsure"]}
 
 
+def test_a_good_genre_that_is_not_named_is_not_called_bad():
+    rows = [genre(name, 50, f1, 0.8) for name, f1 in zip("ABCDE", (0.99, 0.98, 0.97, 0.96, 0.95), strict=True)]
+    found = {key: [row["genre"] for row in chosen] for key, chosen in strengths(rows).items()}
+    assert found == {"good": ["A", "B", "C"], "bad": []}
+
+
 def test_the_posters_do_not_depend_on_the_model_and_are_no_near_duplicates():
     given = inputs(other=False)
     ids = [example.id for example in drawn_posters(given)]
