@@ -11,6 +11,7 @@ from shards.inputs.images import jpeg
 from shards.inputs.synthetic import draw_poster
 from shards.storage.files import atomic_write
 from shards.visuals.templates import render
+from toolkit.metrics import in_words
 from toolkit.model_folder.card import metrics_of
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
 
@@ -28,6 +29,7 @@ def header(folder: ModelFolder) -> str:
         ours=folder.preprocessing,
         facts=folder.config[OWN_KEY],
         quality=quality(folder),
+        words=in_words,
         samples=[_sample(number) for number in range(SAMPLES)],
     )
 

@@ -50,8 +50,6 @@ def write_demo_page(
         heats=[_heat(folder, report, example, picture) for example in report.drawn[:3]],
         results=[(path, words) for path, words in RESULTS.items() if (out / path).exists()],
         model=folder.path.relative_to(out).as_posix(),
-        seen=(),
-        split_at_metrics=str.split,
     )
     with atomic_write(out / PAGE, "w") as stream:
         stream.write(page)

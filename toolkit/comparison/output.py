@@ -5,20 +5,20 @@ compare.json is written first and marks the folder. index.html is written last, 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from shards.errors import UserError, one_line
-from shards.storage.files import PARTIAL, atomic_write, write_json
+from shards.storage.files import atomic_write, write_json
 from shards.visuals.templates import render
 from toolkit.comparison.build import CHOSEN_BY, JUDGED, Comparison
 from toolkit.evaluation.tables import write_table
 from toolkit.metrics.judgement import SEEN
 from toolkit.metrics.registry import METRICS
 from toolkit.report.glossary import GLOSSARY
+from toolkit.report.page_folder import check_page_folder
 from toolkit.report.per_label import listed
 
 PAGE, NUMBERS, TABLE = "index.html", "compare.json", "compare.csv"
@@ -34,28 +34,12 @@ TITLES = {
 
 def check_folder(folder: Path) -> None:
     """Raise UserError if ``folder`` is a file, or contains files that `posters compare` did not write."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError("path-exists", f"--out {folder} is a file; name a folder")
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(PARTIAL))
-        foreign = [name for name in names if name not in (PAGE, NUMBERS, TABLE)]
-        if not foreign and names and not _made_here(folder / NUMBERS):
-            foreign = names
-    except OSError as error:
-        raise UserError("path-unreadable", f"--out {folder} cannot be read: {one_line(error)}") from None
-    if foreign:
-        what = f"contains {foreign[0]}, which is not part of a comparison"
-        raise UserError("path-exists", f"--out {folder} {what}; name a new or empty folder")
+    check_page_folder(folder, "--out", "comparison", NUMBERS, MADE_BY, _foreign_entry)
 
 
-def _made_here(numbers: Path) -> bool:
-    try:
-        found = json.loads(numbers.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+def _foreign_entry(entries: Sequence[Path]) -> str:
+    """Return the name of an entry that is not part of a comparison, or an empty string."""
+    return next((entry.name for entry in entries if entry.name not in (PAGE, NUMBERS, TABLE)), "")
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> Path:

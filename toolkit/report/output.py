@@ -6,13 +6,12 @@ that has index.html is complete. A folder that contains other files is refused, 
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from shards.errors import UserError, one_line
 from shards.storage.files import PARTIAL, atomic_write, write_json
 from shards.visuals.templates import render
 from toolkit.evaluation.tables import write_table
@@ -21,12 +20,13 @@ from toolkit.metrics.registry import METRICS, PLACES
 from toolkit.report.build import MAX_CURVES, Report
 from toolkit.report.glossary import GLOSSARY
 from toolkit.report.label_errors import INSTALL
+from toolkit.report.page_folder import check_page_folder
 from toolkit.report.per_label import FEW_POSITIVES
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES
 
 PAGE, NUMBERS, GENRES, ERRORS, PLOTS = ("index.html", "metrics.json", "per-genre.csv", "label-errors.csv", "plots")
 MADE_BY = "posters evaluate --report"
-#: Section of the page -> title.
+#: Section of the page → title.
 TITLES = {
     "headline": "Metrics",
     "baselines": "Comparisons",
@@ -42,24 +42,11 @@ TITLES = {
 
 def check_report_folder(folder: Path) -> None:
     """Raise UserError if ``folder`` is a file, or contains files that are not part of a report."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError("path-exists", f"--report {folder} is a file; name a folder")
-    try:
-        foreign = _foreign_entry(folder)
-    except OSError as error:
-        raise UserError("path-unreadable", f"--report {folder} cannot be read: {one_line(error)}") from None
-    if foreign:
-        raise UserError(
-            "path-exists",
-            f"--report {folder} contains {foreign}, which is not part of a report; name a new or empty folder",
-        )
+    check_page_folder(folder, "--report", "report", NUMBERS, MADE_BY, _foreign_entry)
 
 
-def _foreign_entry(folder: Path) -> str:
+def _foreign_entry(entries: Sequence[Path]) -> str:
     """Return the name of an entry that is not part of a report, or an empty string."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.endswith(PARTIAL)]
     for entry in entries:
         if entry.name == PLOTS and entry.is_dir():
             for plot in entry.iterdir():
@@ -67,15 +54,7 @@ def _foreign_entry(folder: Path) -> str:
                     return f"{PLOTS}/{plot.name}"
         elif entry.name not in (PAGE, NUMBERS, GENRES, ERRORS) or not entry.is_file():
             return entry.name
-    return entries[0].name if entries and not _is_report(folder / NUMBERS) else ""
-
-
-def _is_report(numbers: Path) -> bool:
-    try:
-        found = json.loads(numbers.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+    return ""
 
 
 def write_report(folder: Path, report: Report) -> Path:

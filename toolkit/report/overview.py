@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from shards.visuals.templates import hundred
 from toolkit.metrics.bootstrap import COVERAGE, Draws, Interval, confidence_intervals, interval_of
+from toolkit.metrics.in_words import PRECISION_MEANS, RECALL_MEANS, precision_in_words, recall_in_words
 from toolkit.metrics.registry import METRICS
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.examples import Example, example_of
@@ -31,18 +33,8 @@ def tiles(inputs: ReportInputs, draws: dict[str, Draws], rounds: int) -> list[di
     if not inputs.model.named.any():
         return [_tile("precision", "It names no genre for any poster", Interval(None, None, None), "")]
     rows = [
-        _tile(
-            "precision",
-            f"Of 100 genres it names, {_hundred(named)} are right",
-            named,
-            f"Precision (micro): the share of the named genres that the poster has: {_span(named)}.",
-        ),
-        _tile(
-            "recall",
-            f"Of 100 genres that posters have, it finds {_hundred(true)}",
-            true,
-            f"Recall (micro): the share of the true genres that the model names: {_span(true)}.",
-        ),
+        _tile("precision", precision_in_words(_value(named)), named, f"{PRECISION_MEANS}: {_span(named)}."),
+        _tile("recall", recall_in_words(_value(true)), true, f"{RECALL_MEANS}: {_span(true)}."),
     ]
     rare = np.flatnonzero((inputs.train_prevalence < RARE) & inputs.targets.any(axis=0))
     if rare.size:
@@ -50,9 +42,8 @@ def tiles(inputs: ReportInputs, draws: dict[str, Draws], rounds: int) -> list[di
         recall = interval_of(METRICS["micro_recall"], outcome, rounds, inputs.units)
         names = listed([inputs.genres[column] for column in rare])
         explanation = f"Recall over the genres that fewer than {RARE:.0%} of the training posters have ({names}): "
-        rows.append(
-            _tile("rare", f"Of 100 rare genres, it finds {_hundred(recall)}", recall, f"{explanation}{_span(recall)}.")
-        )
+        words = recall_in_words(_value(recall), "rare genres")
+        rows.append(_tile("rare", words, recall, f"{explanation}{_span(recall)}."))
     return [*rows, _guessing(draws)]
 
 
@@ -65,7 +56,7 @@ def _guessing(draws: dict[str, Draws]) -> dict[str, Any]:
     rule = "the most common genre" if k == 1 else f"the {k} most common genres"
     return _tile(
         "guessing",
-        f"Guessing gets {_hundred(right)} of 100 right and finds {_hundred(true)}",
+        f"Guessing gets {hundred(right.value)} of 100 right and finds {hundred(true.value)}",
         right,
         f"Always naming {rule} of the training posters, without the picture: precision {_span(right)}, recall "
         f"{_span(true)}. Of the rules with 1, 2 and 3 genres, this rule has the highest micro-F1.",
@@ -76,8 +67,9 @@ def _tile(key: str, words: str, interval: Interval, explanation: str) -> dict[st
     return {"key": key, "words": words, **interval._asdict(), "explanation": explanation}
 
 
-def _hundred(interval: Interval) -> str:
-    return "none" if interval.value is None else f"{100 * interval.value:.0f}"
+def _value(interval: Interval) -> float:
+    assert interval.value is not None  # precision and recall are 0 if nothing is named
+    return interval.value
 
 
 def _span(interval: Interval) -> str:
@@ -91,7 +83,7 @@ def strengths(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
     Only genres with at least FEW_POSITIVES posters can be named. A genre is good if the whole interval of its F1 is
     above the F1 of a rule that names the genre for every poster. The good genres with the highest F1 are returned. The
-    bad genres are the genres that are not good, with the lowest F1.
+    bad genres are the genres that are not good, with the lowest F1: no difference to that rule was seen.
     """
     known = [row for row in rows if row["support"] >= FEW_POSITIVES and row["f1"] is not None]
     good = [row for row in known if row["f1_low"] is not None and row["f1_low"] > _always(row)]

@@ -46,9 +46,9 @@ def picture(work: Path, page: Path, width: int, height: int, *options: str) -> n
 def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path):
     widths = (360, 390, 1280)
     probe = f"{ALL_OPEN} parent.postMessage([innerWidth, document.documentElement.scrollWidth], '*')"
-    told = with_probe(page, tmp_path, probe)
+    probed = with_probe(page, tmp_path, probe)
     listen = "<script>onmessage = e => document.title += e.data.join(' of ') + ';'</script>"
-    printed = browse(tmp_path, framed(tmp_path, told, *widths, head=listen), "--dump-dom")
+    printed = browse(tmp_path, framed(tmp_path, probed, *widths, head=listen), "--dump-dom")
     found = re.findall(r"(\d+) of (\d+);", printed)
     assert sorted(found) == sorted((str(width), str(width)) for width in widths)
 
@@ -135,8 +135,8 @@ def test_a_table_is_sorted_and_a_link_opens_its_section(page: Path, report: Repo
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_the_first_screen_has_the_tiles_and_the_advice(page: Path, tmp_path: Path, width: int, height: int):
     ends = "[...document.querySelectorAll('h1,.tile,.advice strong')].map(part => part.getBoundingClientRect().bottom)"
-    told = with_probe(page, tmp_path, f"parent.postMessage([Math.max(...{ends})], '*')")
+    probed = with_probe(page, tmp_path, f"parent.postMessage([Math.max(...{ends})], '*')")
     listen = "<script>onmessage = e => document.title += e.data.join(',') + ';'</script>"
-    shown = browse(tmp_path, framed(tmp_path, told, width, height=height, head=listen), "--dump-dom")
+    shown = browse(tmp_path, framed(tmp_path, probed, width, height=height, head=listen), "--dump-dom")
     (lowest,) = re.findall(r"<title>([\d.]+);</title>", shown)
     assert 100 < float(lowest) <= height
