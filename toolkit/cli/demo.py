@@ -14,6 +14,7 @@ from pathlib import Path
 from shards.build.run import BuildOptions, build_shards
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import open_store
+from shards.errors import UserError
 from shards.extras import install
 from shards.inputs.synthetic import draw_poster_set
 from shards.storage.files import write_json
@@ -54,6 +55,8 @@ def demo_config(seed: int = 0) -> Config:
 def run_demo(options: DemoOptions) -> int:
     """Run all steps and write the results below ``out``. A second call continues the first. Return the exit status."""
     out, posters, seed = options.out, options.posters, options.seed
+    if out.exists() and not out.is_dir():
+        raise UserError("path-exists", f"--out {out} is a file; name a folder")
     check_report_folder(out / "report")  # fail now, and not after the long steps, if the folder cannot be used
     metadata = draw_poster_set(out / "posters", posters, seed)
     log.info("drew %d posters with titles into %s", posters, out / "posters")

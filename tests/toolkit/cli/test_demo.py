@@ -87,6 +87,13 @@ def test_again_without_cleanlab_it_goes_on_and_a_line_says_what_is_missing(
     assert (out / "run/model/model.safetensors").stat().st_mtime_ns == trained
 
 
+def test_a_file_as_the_folder_is_one_line(tmp_path: Path):
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(UserError, match="demo is a file; name a folder"):
+        run_demo(DemoOptions(tmp_path / "demo", POSTERS))
+    assert (tmp_path / "demo").read_text() == "mine"
+
+
 def test_a_strange_report_folder_is_refused_before_the_work(tmp_path: Path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("mine")
