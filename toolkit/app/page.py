@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 #: Scrolls to the displayed poster, which can be far below a long table.
-TO_DETAILS = "() => document.querySelector('#genres')?.scrollIntoView({block: 'start'})"
+TO_DETAILS = "() => document.querySelector('#shown')?.scrollIntoView({block: 'start'})"
 
 
 def build_page(service: PredictionService, address: str = "", split: Split | None = None) -> Any:
@@ -84,7 +84,7 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
 def _details(service: PredictionService) -> list[Any]:
     """Make the components that show one poster, in the order of `Actions._details`."""
     labels, words = list(service.folder.labels.genres), service.words
-    with gr.Row(visible=False) as answer:
+    with gr.Row(visible=False, elem_id="shown") as answer:
         with gr.Column(scale=5, min_width=280):
             genres = gr.HTML(js_on_load=_script("thresholds.js"), elem_id="answer", **PLAIN)
         with gr.Column(scale=5, min_width=280, elem_id="seen"):
