@@ -130,7 +130,7 @@ def test_each_rule_speaks_when_its_figures_do(fine: dict[str, Any]):
     assert "[posters tune --calibration none]" in changed(calibration=calibration)
     genres = deepcopy(fine["per_genre"])
     genres[0]["support"] = 9
-    assert words(fine | {"per_genre": genres}).startswith("1 genre has fewer than 10 posters in this split: count on")
+    assert words(fine | {"per_genre": genres}).startswith("1 genre has fewer than 10 posters in this split: judge")
 
 
 def test_advice_on_thresholds_needs_a_loss_and_no_gain(fine: dict[str, Any]):
