@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 #: File in a shard set with the posters whose genres were replaced.
 APPLIED = "corrections-applied.csv"
-ID, GENRES = "id", "genres"
-_OPTIONS = GenreOptions(metadata_format="csv", id_column=ID, genre_column=GENRES, genre_separator="|")
+ID, GENRES, SEPARATOR = "id", "genres", "|"
+_OPTIONS = GenreOptions(metadata_format="csv", id_column=ID, genre_column=GENRES, genre_separator=SEPARATOR)
 
 
 @dataclass(frozen=True)

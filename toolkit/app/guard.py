@@ -4,7 +4,7 @@ The page has no password, and any web page can make a browser send requests to 1
 
 - The Host header must be an address or a known name of this server. This prevents DNS rebinding.
 - A request that changes something must have the Origin of the page, or no Origin. curl sends no Origin.
-- Only routes that the page uses are allowed. Other routes of gradio can store or fetch data.
+- Only routes that the page and its API use are allowed. Other routes of gradio can store or fetch data.
 - An upload must have a Content-Length within the quota of its client and the quota of all clients.
 """
 
@@ -34,8 +34,9 @@ API = "/gradio_api/"
 #: Prefixes of the routes below API that the page uses.
 READ_ROUTES = (
     "info", "upload_progress", "queue/data", "heartbeat/", "file=", "startup-events", "theme.css", "app_id",
+    "call/predict/",
 )  # fmt: skip
-WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset")
+WRITE_ROUTES = ("upload", "queue/join", "cancel", "reset", "call/predict")
 
 
 class Guard:

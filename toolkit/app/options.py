@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.dataset.cache_options import CacheOptions
 from shards.options import option
+from shards.storage.paths import StoragePath, storage_path
 from shards.text.inpaint import FILLS
 from toolkit.config.options import ModelOption
 
@@ -14,6 +16,11 @@ from toolkit.config.options import ModelOption
 class AppOptions(ModelOption):
     """Options of ``posters app``."""
 
+    shards: StoragePath | None = option(None, parse=storage_path)
+    """Shard set whose posters the page shows as a gallery: a folder or URL (s3://, gs://, hf://, http://)."""
+    split: str = "test"
+    """Split of the gallery."""
+    cache: CacheOptions = field(default_factory=CacheOptions)
     host: str = "127.0.0.1"
     """Address to listen on. With 127.0.0.1, only this machine can open the page. The page has no password."""
     port: int = 7860

@@ -1,152 +1,139 @@
-"""The page of `posters app`: components of gradio, and the actions for uploads and choices."""
+"""The page of `posters app`: components of gradio, and which action each event starts (actions.py)."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
+from importlib.resources import files as package_files
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from shards.errors import UserError
 from shards.visuals.templates import render
-from toolkit.app import html, start
-from toolkit.app.decoder import MAX_MB, Refused
-from toolkit.app.service import MAX_FILES, Poster, PredictionService, first_genre
+from toolkit.app import start
+from toolkit.app.actions import Actions, upload_field
+from toolkit.app.board import Board
+from toolkit.app.browse import ERRORS, ORDERS, Split, Wanted
+from toolkit.app.decoder import MAX_MB
+from toolkit.app.downloads import TABLES
+from toolkit.app.guard import PER_CLIENT
+from toolkit.app.service import MAX_FILES, PredictionService
 
 #: Seconds between two deletions of old uploads, and minimum age of a deleted file. So files are kept at most an hour.
 DELETION_INTERVAL, MIN_AGE = 600, 3000
 #: Maximum numbers of running events and of waiting events of all visitors. Further events are refused.
 MAX_RUNNING, MAX_WAITING = 8, 64
-#: Maximum width and height of the thumbnails in pixels.
-THUMBNAIL = (240, 240)
+#: With more labels, corrections are chosen in a list with a search instead of check boxes.
+MAX_BOXES = 100
+#: Parameters of HTML parts, and of events: only /predict can be called by other programs.
+PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+#: Scrolls to the displayed poster, which can be far below a long table.
+TO_DETAILS = "() => document.querySelector('#shown')?.scrollIntoView({block: 'start'})"
 
 
-class Board:
-    """The posters of one visitor, and the displayed poster."""
-
-    def __init__(self) -> None:
-        self.posters: list[Poster] = []
-        self.chosen: Poster | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Board:
-        return Board()  # gradio copies the initial state for every visitor
-
-
-class Actions:
-    """Actions for uploads and choices. Each action returns the new values of the page's components."""
-
-    def __init__(self, service: PredictionService) -> None:
-        self.service = service
-
-    def take(self, paths: list[str] | None, board: Board) -> list[Any]:
-        """Read uploaded files, and show the first poster."""
-        found = self.service.read([Path(path) for path in paths or []])
-        board.posters = [item for item in found if isinstance(item, Poster)]
-        thumbnails = [(_thumbnail(item), item.name) for item in board.posters]
-        return [
-            render("toolkit.app/refusals.html", refused=[item for item in found if isinstance(item, Refused)]),
-            gr.Gallery(thumbnails, visible=len(thumbnails) > 1, selected_index=0 if thumbnails else None),
-            *self._show(board, 0),
-        ]
-
-    def sample(self, number: int, board: Board) -> list[Any]:
-        """Draw the sample poster of a button, and show it like an upload."""
-        return self.take([str(start.sample_file(number))], board)
-
-    def pick(self, board: Board, event: gr.SelectData) -> list[Any]:
-        """Show the poster that the visitor chose."""
-        return self._show(board, int(event.index))
-
-    def _show(self, board: Board, index: int) -> list[Any]:
-        if index >= len(board.posters):
-            board.chosen = None
-            return [gr.Row(visible=False), "", gr.Dropdown([], value=None), "", ""]
-        poster = board.chosen = board.posters[index]
-        lines = self.service.lines(poster.probabilities)
-        first = first_genre(lines)
-        return [
-            gr.Row(visible=True),
-            html.genres_card(poster, lines, self.service),
-            gr.Dropdown([line.genre for line in lines], value=first),
-            self.look(board, first),
-            render("toolkit.app/text.html", said=self.service.no_text or "Detecting text ..."),
-        ]
-
-    def look(self, board: Board, genre: str) -> str:
-        """Return the heat map of a genre."""
-        poster = board.chosen
-        if poster is None:
-            return ""
-        return html.heat_card(poster, genre, self.service.heat(poster, genre), self.service)
-
-    def read_text(self, board: Board) -> Any:
-        """Detect text in the displayed poster, and show the prediction without the text."""
-        poster = board.chosen
-        if poster is None or self.service.no_text:
-            return gr.skip()
-        try:
-            painted = self.service.paint(poster)
-        except UserError as error:
-            return render("toolkit.app/text.html", said=str(error))
-        if poster is not board.chosen:  # the visitor chose another poster meanwhile, and another call shows it
-            return gr.skip()
-        with_text, without = map(self.service.lines, (poster.probabilities, painted.probabilities))
-        return html.text_card(poster, painted, with_text, without)
-
-
-def build_page(service: PredictionService) -> Any:
-    """Build the gradio page, ready for ``launch``."""
-    folder = service.folder
-    plain: dict[str, Any] = {"apply_default_css": False, "padding": False}
-    with gr.Blocks(
-        title="Which genres does a poster show?", analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)
-    ) as page:
-        board = gr.State(Board())
-        gr.HTML(start.header(folder), **plain)
+def build_page(service: PredictionService, address: str = "", split: Split | None = None) -> Any:
+    """Build the gradio page, ready for ``launch``. With ``split``, the page also has a gallery of its posters."""
+    actions, words = Actions(service, split), service.words
+    with gr.Blocks(title=words.title, analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)) as page:
+        board = gr.State(Board(), delete_callback=Board.close)
+        gr.HTML(start.header(service), **PLAIN)
         with gr.Row(elem_id="samples"):
             samples = [gr.Button(f"Sample {k + 1}", elem_id=f"sample-{k + 1}") for k in range(start.SAMPLES)]
-        files = gr.File(
-            file_count="multiple",
-            label=f"Posters: up to {MAX_FILES} files of at most {MAX_MB} MB",
-            elem_id="upload",
-            height=140,
-        )
-        refused = gr.HTML(elem_id="refused", **plain)
-        gallery = gr.Gallery(
-            label="Choose one", show_label=False, columns=8, fit_columns=False, allow_preview=False,
-            object_fit="contain", interactive=False, visible=False, buttons=[], elem_id="gallery",
-        )  # fmt: skip
-        with gr.Row(visible=False) as answer:
-            with gr.Column(scale=5, min_width=280):
-                genres = gr.HTML(**plain)
-            with gr.Column(scale=5, min_width=280, elem_id="seen"):
-                genre = gr.Dropdown(
-                    [], label="Heat map of genre", interactive=True, visible=not service.no_heat,
-                    elem_id="genre",
-                )  # fmt: skip
-                heat = gr.HTML(**plain)
-        text = gr.HTML(**plain)
+        filters, shelf = _gallery(actions, split, board, page) if split else ([], None)
+        label = f"{words.things.capitalize()}: up to {MAX_FILES} files of at most {MAX_MB} MB"
+        files = upload_field(label=label, elem_id="upload", height=140)
+        refused = gr.HTML(elem_id="refused", **PLAIN)
+        table = gr.HTML(js_on_load=_script("pick.js"), elem_id="table", **PLAIN)
+        with gr.Row(visible=False, elem_id="downloads") as buttons:
+            saved = [_download(name.upper(), name) for name in TABLES]
+            thresholds = _download("new thresholds (labels.json)", "labels")
+            empty = gr.Button("Empty the table", size="sm", elem_id="empty")
+        details = _details(service)
+        _, genres, genre, heat, text, wrong, ticked = details
+        with wrong:
+            keep = gr.Button("Keep this correction", size="sm", elem_id="keep")
+            kept = gr.HTML(render("toolkit.app/counts.html", corrections={}, error=""), elem_id="kept", **PLAIN)
+            corrections = _download("corrections.csv", "corrections")
+        _api(actions, address)
 
-        actions, parts = Actions(service), [answer, genres, genre, heat, text]
-        private: dict[str, Any] = {"api_visibility": "private"}
-        quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
-        answers = [refused, gallery, *parts]
-        clicked = [
-            button.click(partial(actions.sample, number), board, answers, **private)
-            for number, button in enumerate(samples)
-        ]
-        taken = files.change(actions.take, [files, board], answers, **private)
-        picked = gallery.select(actions.pick, board, parts, **private)
-        for shown in (taken, picked, *clicked):
-            shown.then(actions.read_text, board, text, **quiet)
-        genre.input(actions.look, [board, genre], heat, **private)
+        shown = [table, buttons, *details]
+        events = [button.click(partial(actions.sample, number), board, [files, refused, *shown], **PRIVATE)
+                  for number, button in enumerate(samples)]  # fmt: skip
+        events.append(files.upload(actions.take, [files, board], [files, refused, *shown], **PRIVATE))
+        emptied = empty.click(actions.empty, board, [refused, *shown], **PRIVATE)
+        picked = [table.select(actions.pick, board, details, **PRIVATE)]
+        views = [shelf] if shelf else []
+        if shelf:
+            outputs = [shelf, refused, *details]
+            picked.append(shelf.select(actions.browse, [board, *filters], outputs, **PRIVATE))
+        moved = genres.select(actions.set_threshold, [board, *filters], [genres, table, text, *views], **QUIET)
+        keep.click(actions.correct, [board, ticked], [kept, table, corrections], **PRIVATE)
+        for event in (*events, emptied, moved):
+            event.then(actions.downloads, board, [*saved, thresholds], **QUIET)
+        for event in picked:
+            event.then(None, js=TO_DETAILS, **QUIET)
+        for event in (*events, *picked):
+            event.then(actions.read_text, board, text, **QUIET)
+        genre.input(actions.look, [board, genre], heat, **PRIVATE)
     page.queue(default_concurrency_limit=MAX_RUNNING, max_size=MAX_WAITING)
     return page
 
 
-def _thumbnail(poster: Poster) -> Image.Image:
-    image = poster.image
-    image.thumbnail(THUMBNAIL)
-    return image
+def _details(service: PredictionService) -> list[Any]:
+    """Make the components that show one poster, in the order of `Actions._details`."""
+    labels, words = list(service.folder.labels.genres), service.words
+    with gr.Row(visible=False, elem_id="shown") as answer:
+        with gr.Column(scale=5, min_width=280):
+            genres = gr.HTML(js_on_load=_script("thresholds.js"), elem_id="answer", **PLAIN)
+        with gr.Column(scale=5, min_width=280, elem_id="seen"):
+            genre = gr.Dropdown(
+                [], label=f"Heat map of {words.noun}", interactive=True, visible=not service.no_heat, elem_id="genre"
+            )
+            heat = gr.HTML(**PLAIN)
+    with gr.Accordion(f"Wrong? Correct the {words.nouns}", open=False, visible=False, elem_id="wrong") as wrong:
+        how: dict[str, Any] = {"label": f"The {words.nouns} that it really has", "elem_id": "ticked"}
+        few = len(labels) <= MAX_BOXES
+        ticked = gr.CheckboxGroup(labels, **how) if few else gr.Dropdown(labels, multiselect=True, **how)
+    text = gr.HTML(**PLAIN)
+    return [answer, genres, genre, heat, text, wrong, ticked]
+
+
+def _gallery(actions: Actions, split: Split, board: Any, page: Any) -> tuple[list[Any], Any]:
+    """Make the filters, in the order of the fields of `Wanted`, and the gallery."""
+    words, usual = actions.service.words, Wanted()
+    each = [(f"any {words.noun}", ""), *((genre, genre) for genre in split.genres)]
+    with gr.Row(elem_id="filters"):
+        filters: list[Any] = [
+            gr.Dropdown(each, value=usual.true, label=f"True {words.noun}", elem_id="true"),
+            gr.Dropdown(each, value=usual.named, label=f"Named {words.noun}", elem_id="said"),
+            gr.Dropdown(list(ERRORS), value=usual.errors, label="Errors", elem_id="errors"),
+            gr.Slider(0, 1, value=usual.low, step=0.01, label="Probability from", elem_id="low"),
+            gr.Slider(0, 1, value=usual.high, step=0.01, label="Probability to", elem_id="high"),
+            gr.Dropdown(list(ORDERS), value=usual.order, label="Order", elem_id="order"),
+        ]
+    assert len(filters) == len(fields(Wanted))
+    shelf = gr.HTML(js_on_load=_script("pick.js"), elem_id="shelf", **PLAIN)
+    for field in filters:
+        event = field.release if isinstance(field, gr.Slider) else field.input
+        event(actions.first_page, [board, *filters], shelf, **PRIVATE)
+    page.load(actions.show_page, [board, *filters], shelf, **PRIVATE)
+    return filters, shelf
+
+
+def _api(actions: Actions, address: str) -> None:
+    """Describe the interface for other programs, and make its endpoint /predict."""
+    facts = {"max_files": MAX_FILES, "max_mb": MAX_MB, "per_client": PER_CLIENT >> 20, "max_waiting": MAX_WAITING}
+    gr.HTML(render("toolkit.app/api.html", address=address, words=actions.service.words, **facts), **PLAIN)
+    files, answer = upload_field(visible=False), gr.JSON(visible=False)
+    gr.Button(visible=False).click(actions.predict, files, answer, api_name="predict")
+
+
+def _download(what: str, name: str) -> Any:
+    """Make a button without a file. An action sets the file, and makes the button visible."""
+    return gr.DownloadButton(f"Download {what}", size="sm", visible=False, elem_id=name)
+
+
+def _script(name: str) -> str:
+    return (package_files("toolkit.app") / "templates" / name).read_text(encoding="utf-8")

@@ -32,6 +32,7 @@ from shards.console import for_people
 from shards.errors import UserError, one_line
 from shards.extras import require_extra
 from shards.visuals.templates import render
+from toolkit.app.browse import Split
 from toolkit.app.decoder import MAX_MB
 from toolkit.app.guard import Guard, check_root
 from toolkit.app.options import AppOptions
@@ -49,6 +50,11 @@ STOP_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP")
 PREFIX = "posters-app-"
 #: Environment variables to set before gradio is imported. They replace the values of the user.
 GRADIO_ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+#: Languages of gradio's own texts (gradio 6.31).
+LANGUAGES = (
+    "ar", "ca", "ckb", "de", "en", "es", "et", "eu", "fa", "fi", "fr", "he", "hi", "id", "ja", "ko", "lt", "nb", "nl",
+    "pl", "pt", "pt-BR", "ro", "ru", "sv", "ta", "th", "tr", "uk", "ur", "uz", "zh-CN", "zh-TW",
+)  # fmt: skip
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 
 
@@ -65,7 +71,8 @@ def run_app(options: AppOptions) -> int:
             log.info(note)
         os.environ.update(GRADIO_ENVIRONMENT, GRADIO_TEMP_DIR=str(uploads))
         with redirect_stderr(for_people(sys.stderr)):  # gradio prints unescaped texts of visitors
-            _serve(service, options.host, options.port, root)
+            split = Split.of(options, folder) if options.shards is not None else None
+            _serve(service, options.host, options.port, root, split)
     return 0
 
 
@@ -143,12 +150,14 @@ def _delete_old_folders() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
+def _serve(service: PredictionService, host: str, port: int, root: str, split: Split | None) -> None:
+    from gradio import I18n
     from starlette.middleware import Middleware
 
     from toolkit.app.page import build_page  # gradio reads environment variables at import
 
-    page = build_page(service)
+    local = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    page = build_page(service, root if "://" in root else f"{local}{root}", split)
     page.launch(
         server_name=host,
         server_port=port,
@@ -157,6 +166,7 @@ def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
         share=False,
         max_file_size=MAX_MB * 2**20,
         state_session_capacity=SESSIONS,
+        i18n=I18n(**dict.fromkeys(LANGUAGES, _words(service))),
         theme=_theme(),
         css=render("toolkit.app/app.css"),
         footer_links=[],
@@ -169,8 +179,7 @@ def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
         prevent_thread_lock=True,
     )
     try:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"posters app    http://{shown}:{port} (press Ctrl-C to stop)", flush=True)
+        print(f"posters app    {local} (press Ctrl-C to stop)", flush=True)
         threading.Event().wait()
     except _Ended:
         pass  # a signal is the usual end
@@ -179,6 +188,15 @@ def _serve(service: PredictionService, host: str, port: int, root: str) -> None:
         page.server.force_exit = True
         logging.getLogger("uvicorn.error").disabled = True  # uvicorn logs each aborted request
         page.close(verbose=False)
+
+
+def _words(service: PredictionService) -> dict[str, str]:
+    """Return the texts of gradio's field for files. The page is in English, also in the browser of another language."""
+    return {
+        "upload_text.drop_file": f"Drop {service.words.things} here",
+        "upload_text.click_to_upload": "Click to choose files",
+        "common.or": "or",
+    }
 
 
 def _theme() -> Any:

@@ -6,9 +6,11 @@ The results are numbers and pictures. html.py and page.py make the page from the
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from PIL import Image
 
 from shards.errors import UserError
 from shards.extras import absent, install
-from shards.inputs.images import BadImage
+from shards.inputs.images import BadImage, jpeg
+from shards.storage.endings import is_image_name
 from shards.text.pipeline import TextRemoval, clean_image
 from toolkit.app.decoder import Decoder, Opened, Refused, jpeg_of
 from toolkit.app.grad_cam import GradCam, NoHeatMap
+from toolkit.app.wording import wording_of
 from toolkit.device.defaults import best_device, rows_for
 from toolkit.inference.forward import Forward, require_finite_outputs
 from toolkit.inference.rows import Line, ranked
@@ -31,6 +35,8 @@ from toolkit.model_folder.folder import ModelFolder
 MAX_FILES = 50
 #: Maximum number of pixels for text detection. Larger pictures are reduced, since detection would take longer.
 TEXT_PIXELS = 4_000_000
+#: Maximum width and height of the thumbnails in pixels.
+THUMBNAIL = (96, 144)
 #: Modules that text removal imports. The extra ``app`` installs these modules.
 TEXT_MODULES = ("cv2", "onnxruntime", "rapidocr")
 
@@ -58,12 +64,27 @@ class Poster(Opened):
     """An uploaded picture and its prediction."""
 
     name: str
+    """Name for the page: the name of the uploaded file, or the id in the shard set."""
     path: Path
     """Path of the uploaded file. Text detection reads the file again at full size."""
     probabilities: FloatArray
     """(G,) calibrated probabilities."""
+    true: tuple[str, ...] | None = None
+    """The labels in the shard set. None for an upload."""
     painted: Painted | None = None
     """None until text detection has run."""
+
+    @cached_property
+    def thumbnail(self) -> bytes:
+        """A JPEG for the table of uploads."""
+        image = self.image
+        image.thumbnail(THUMBNAIL)
+        return jpeg(image, 80)
+
+    @property
+    def id(self) -> str:
+        """The id in a table of labels: the id in the shard set, or the file name without the ending of an image."""
+        return self.name if self.true is not None or not is_image_name(self.name) else os.path.splitext(self.name)[0]
 
     @property
     def image(self) -> Image.Image:
@@ -88,6 +109,7 @@ class PredictionService:
         self._forward = Forward(self.folder.model.to(self.device), self.folder.preprocessing)
         self._model, self._text = threading.Lock(), threading.Lock()
         self._decoder = Decoder(self.folder.preprocessing)
+        self.words = wording_of(self.folder)
         self.no_heat = ""
         self._cam: GradCam | None = None
         try:
@@ -95,16 +117,19 @@ class PredictionService:
         except NoHeatMap as reason:
             self.no_heat = f"This architecture has no heat map ({reason})."
 
-    def read(self, paths: Sequence[Path]) -> list[Poster | Refused]:
-        """Return one result per file, in order. One `Refused` stands for all files after the first MAX_FILES."""
-        taken = paths[:MAX_FILES]
+    def read(self, paths: Sequence[Path], names: Sequence[str] = ()) -> list[Poster | Refused]:
+        """Return one result per file, in order. One `Refused` stands for all files after the first MAX_FILES.
+
+        ``names``: one name per file, if the names for the page are not the names of the files.
+        """
+        taken, names = paths[:MAX_FILES], names or [path.name for path in paths]
         found = self._decoder.open(taken)
         rows = iter(self.probabilities([item.square for item in found if isinstance(item, Opened)]))
         results = [
-            item
+            Refused(name, item.message)
             if isinstance(item, Refused)
-            else Poster(**vars(item), name=path.name, path=path, probabilities=next(rows))
-            for path, item in zip(taken, found, strict=True)
+            else Poster(**vars(item), name=name, path=path, probabilities=next(rows))
+            for path, name, item in zip(taken, names, found, strict=False)
         ]
         if len(paths) > MAX_FILES:
             more = f"and {len(paths) - MAX_FILES} more files"
@@ -120,8 +145,10 @@ class PredictionService:
         require_finite_outputs((found,), lambda row: f"picture {row + 1}")
         return self.folder.decisions.probabilities(found)
 
-    def lines(self, probabilities: FloatArray) -> list[Line]:
-        return ranked(probabilities, self.folder.labels, self.folder.thresholds)
+    def lines(self, probabilities: FloatArray, thresholds: FloatArray | None = None) -> list[Line]:
+        """Return all labels of a picture, most probable first. The default thresholds are those of the model."""
+        own = self.folder.thresholds
+        return ranked(probabilities, self.folder.labels, own if thresholds is None else thresholds)
 
     def heat(self, poster: Poster, genre: str) -> FloatArray | None:
         """Return the (S, S) float64 heat map of a genre, at least 0 everywhere. None if the model has no heat maps."""

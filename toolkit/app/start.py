@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ from shards.inputs.images import jpeg
 from shards.inputs.synthetic import draw_poster
 from shards.storage.files import atomic_write
 from shards.visuals.templates import render
+from toolkit.app.board import upload_folder
+from toolkit.app.service import PredictionService
 from toolkit.metrics import in_words
 from toolkit.model_folder.card import metrics_of
 from toolkit.model_folder.folder import OWN_KEY, ModelFolder
@@ -21,15 +21,17 @@ SAMPLES, SEED = 6, 1
 SPLITS = ("test", "val")
 
 
-def header(folder: ModelFolder) -> str:
+def header(service: PredictionService) -> str:
     """Return the top of the page: what the model is, how good it is, and the pictures of the samples."""
+    folder = service.folder
     return render(
         "toolkit.app/header.html",
         folder=folder,
         ours=folder.preprocessing,
         facts=folder.config[OWN_KEY],
         quality=quality(folder),
-        words=in_words,
+        in_words=in_words,
+        words=service.words,
         samples=[_sample(number) for number in range(SAMPLES)],
     )
 
@@ -56,7 +58,7 @@ def quality(folder: ModelFolder) -> dict[str, Any] | None:
 
 def sample_file(number: int) -> Path:
     """Write a sample poster into the folder of uploads, which is deleted at the end. Return its path."""
-    path = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()) / f"sample {number + 1}.jpg"
+    path = upload_folder() / f"sample {number + 1}.jpg"
     with atomic_write(path) as stream:  # another visitor may read the file now
         stream.write(_sample(number))
     return path

@@ -102,6 +102,10 @@ class LabelsFile(DecisionsFile, kw_only=True):
 
     genres: Annotated[list[Genre], msgspec.Meta(min_length=1, max_length=MAX_GENRES)]
     fingerprint: Text
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    """Heading of the page of the app. The user writes it by hand."""
+    noun: Annotated[str, msgspec.Meta(min_length=1, max_length=40)] | None = None
+    """What one label is, such as ``mood``. The user writes it by hand."""
 
 
 class HeadFile(msgspec.Struct):

@@ -8,6 +8,8 @@ sample_weights (N,) float64.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from accelerate import Accelerator
 from shards.dataset.labels import require_same
 from shards.dataset.manifest import Manifest
 from shards.dataset.store import ShardsAt
+from shards.errors import UserError, one_line
 from shards.progress import progress
 from shards.storage.files import atomic_write
 from toolkit.data.sources.shard_reader import ShardReader
@@ -56,6 +59,32 @@ class SplitLogits:
             if self.sample_weights is not None:
                 arrays["sample_weights"] = self.sample_weights
             np.savez_compressed(stream, **arrays)
+
+
+def read_outputs(path: Path, folder: ModelFolder, shard_set: str, reader: ShardReader, split: str) -> FloatArray | None:
+    """Return the (N, G) logits of a file that `SplitLogits.save` wrote. None if there is no such file.
+
+    Also return None if the file has the outputs of other weights, of another shard set or of another split. Raises
+    UserError if the file is damaged.
+    """
+    remedy = "delete it, or run `posters evaluate` again"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            expected = {"weights": folder.fingerprint, "shard_set": shard_set, "split": split}
+            if any(str(file[key]) != value for key, value in expected.items()):
+                return None
+            ids, logits = file["ids"], file["logits"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError("predictions-damaged", f"{path} cannot be read ({one_line(error)}); {remedy}") from None
+    shape = (len(reader), len(folder.labels))
+    if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
+        what = f"its logits are not {shape[0]} x {shape[1]} finite float32 numbers"
+        raise UserError("predictions-damaged", f"{path} does not fit the split {split}: {what}; {remedy}")
+    if ids.tolist() != reader.sample_ids():
+        raise UserError("predictions-damaged", f"{path} has other ids than the split {split}; {remedy}")
+    return logits.astype(np.float64)
 
 
 def infer_split(

@@ -6,9 +6,9 @@ PRECISION_MEANS = "Precision (micro): the share of the named genres that the pos
 RECALL_MEANS = "Recall (micro): the share of the true genres that the model names"
 
 
-def precision_in_words(value: float) -> str:
-    """Return a sentence about a precision from 0 to 1."""
-    return f"Of 100 genres it names, {100 * value:.0f} are right"
+def precision_in_words(value: float, nouns: str = "genres") -> str:
+    """Return a sentence about a precision from 0 to 1. ``nouns``: what the labels are."""
+    return f"Of 100 {nouns} it names, {100 * value:.0f} are right"
 
 
 def recall_in_words(value: float, kind: str = "genres that posters have") -> str:

@@ -55,6 +55,8 @@ LEFT_OUT = (
     "url", "file", "hf_hub_id", "hf_hub_filename", "source", "label_offset", "architecture",
     "test_input_size", "test_crop_pct", "pool_size",
 )  # fmt: skip
+#: Keys of labels.json that the user writes by hand.
+BY_USER = ("title", "noun")
 #: timm's names for the values of `Preprocessing.fit`.
 CROP_MODES = {"crop": "center", "stretch": "squash"}
 
@@ -149,11 +151,18 @@ def _older_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.old")
 
 
-def write_labels(folder: Path, labels: LabelSet, decisions: Decisions) -> None:
-    """Write labels.json, atomically."""
+def write_labels(folder: Path, labels: LabelSet, decisions: Decisions, source: Path | None = None) -> None:
+    """Write labels.json, atomically. Keep the words that the user wrote by hand into the earlier file.
+
+    ``source``: the folder with the earlier file, if it is another one.
+    """
     if len(decisions.thresholds) != len(labels):
         raise ValueError(f"{len(decisions.thresholds)} thresholds for {len(labels)} genres")
-    names = {"genres": list(labels.genres), "fingerprint": labels.fingerprint}
+    names: dict[str, Any] = {"genres": list(labels.genres), "fingerprint": labels.fingerprint}
+    earlier = source or folder
+    if (earlier / LABELS).exists():
+        raw = read_labels(earlier)[1]
+        names |= {key: raw[key] for key in BY_USER if key in raw}
     write_json(folder / LABELS, {**names, **decisions.to_dict()})
 
 
