@@ -31,7 +31,7 @@ NAMES = ("index.html", "audit.html", "contact_sheet.html")
 #: The tag is in the first bytes of a page.
 HEAD = 4096
 _TAG = re.compile(rf'<meta name="page-of" content="({"|".join(KINDS)})((?: [0-9a-f]{{16,64}})+)">'.encode())
-_LINKS = re.compile(r"<!--links-->.*?<!--/links-->", re.DOTALL)
+_LINKS = re.compile(rb"<!--links-->.*?<!--/links-->", re.DOTALL)
 
 
 class Mark(NamedTuple):
@@ -74,11 +74,11 @@ def _update(page: Path) -> None:
     for kind, path in found:
         folder = os.fsencode(path.parent.name).decode("utf-8", "replace")
         links.append((_address(path, page), kind if kinds[kind] == 1 else f"{kind} {folder}"))
-    line = render("shards.visuals/links.html", links=links)
-    before = page.read_text(encoding="utf-8")
+    line = render("shards.visuals/links.html", links=links).encode()
+    before = page.read_bytes()
     after = _LINKS.sub(lambda _: line, before, count=1)
     if after != before:
-        with atomic_write(page, "w") as stream:
+        with atomic_write(page) as stream:
             stream.write(after)
 
 

@@ -58,7 +58,7 @@ TITLES = {
     "effects": "Changes of the predictions",
     "genres": "Effect of titles per genre",
     "metrics": "Metrics with and without text",
-    "posters": "Posters with the largest effects",
+    "posters": "More posters with large effects",
     "facts": "Model and data",
 }
 #: Number of genres that are listed under a poster with pictures.
@@ -151,13 +151,14 @@ def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
     command = report["command"]
     facts = {name: value for name, value in command.items() if name not in ("genres", "thresholds")}
     facts = {name: value for name, value in (facts | report["counts"]).items() if value not in (None, 0, {})}
-    has = {"genres": report["genres"], "metrics": report["metrics"], "posters": examples}
+    first, rest = examples[:FIRST_POSTERS], examples[FIRST_POSTERS:]
+    has = {"genres": report["genres"], "metrics": report["metrics"], "posters": rest}
     return render(
         "toolkit.audit/audit.html",
         page_of=page_of("Audit", command["model_fingerprint"], subject_of(Path(command["cleaned"]))),
         report=report,
-        examples=examples,
-        first=examples[:FIRST_POSTERS],
+        first=first,
+        rest=rest,
         model=run_names(Path(command["model"]))[0],
         moved=[row for row in report["genres"] if max(row["text"], row["control"]) >= SHOWN],
         facts=facts,
