@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
+from browser_tools import axe
 from PIL import Image
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_decisions
 
@@ -369,6 +370,18 @@ def test_nobody_else_is_asked(server: Server, browser: Any, posters: Path):
     assert asked(browser) == {urlsplit(server.address).netloc}
     lines = server.witness.read_text().splitlines()
     assert lines and all("127.0.0.1" in line or "localhost" in line or "AF_UNIX" in line for line in lines), lines
+
+
+@pytest.mark.parametrize(("width", "colours"), [(390, "dark"), (1280, "light")])
+def test_axe_finds_no_barriers(server: Server, browser: Any, posters: Path, width: int, colours: str):
+    scheme = {"name": "prefers-color-scheme", "value": colours}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    page = Page(browser, server.address, width)
+    page.wait("#sample-2")
+    assert axe(browser) == []
+    page.drop(posters / "images" / "p00003.jpg")
+    page.wait("#text table", 60)
+    assert axe(browser) == []
 
 
 def test_it_ends_when_it_is_told_to_and_leaves_nothing(server: Server):

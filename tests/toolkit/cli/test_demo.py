@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from browser_tools import Window, axe, printed_words
 from html_tools import HtmlReader
 from PIL import Image
 from toolkit_helpers import posters_command
@@ -59,6 +60,29 @@ def test_the_page_has_six_pictures_and_links_to_all_results(run: subprocess.Comp
     assert [tag.get("class") for tag in reader.all("div")].count("drawing") == 1  # the course of training
     assert len(pictures) == 6 + 3 + 3 and all(source.startswith("data:image/") for source in pictures)
     assert len(page) < 3_000_000
+
+
+@pytest.fixture
+def page(run: subprocess.CompletedProcess[str], out: Path) -> Path:
+    return out / "index.html"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_page_fits_the_screen_and_axe_finds_no_barriers(window: Window, page: Path, width: int, dark: bool):
+    window.open(page, width, dark=dark)
+    assert width < 500 or 100 < window.lowest("h1, .tile") <= 800  # the first screen of a desk has the tiles
+    paper = window.pixels()[2, 2].max()
+    assert paper < 60 if dark else paper > 220
+    assert window.width() == width == window.unfold().width()
+    assert axe(window.driver) == []
+
+
+def test_the_page_asks_for_nothing_and_prints_whole(window: Window, page: Path):
+    window.asked()
+    words = printed_words(window.open(page).pdf())
+    assert window.asked() == []
+    for text in (*window.headings(), "Precision (micro): ", "posters predict --model RUN NEW_POSTERS"):
+        assert text in words  # tiles are unfolded
 
 
 def test_the_report_is_of_the_run_and_says_what_makes_it_again(run: subprocess.CompletedProcess[str], out: Path):

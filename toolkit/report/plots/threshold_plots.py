@@ -17,7 +17,6 @@ from toolkit.metrics.registry import PLACES, values
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.plots.common import (
     BLUE,
-    FAINT,
     GREEN,
     GREY,
     INK,
@@ -123,7 +122,7 @@ def support_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     shown = sorted((row for row in rows if row["support"]), key=lambda row: -row["support"])
     figure, axes = new_figure((4.8, 4.0))
     xs, ys = [row["support"] for row in shown], [row["f1"] for row in shown]
-    axes.vlines(xs, [row["f1_low"] for row in shown], [row["f1_high"] for row in shown], color=FAINT, linewidth=2)
+    axes.vlines(xs, [row["f1_low"] for row in shown], [row["f1_high"] for row in shown], color=GREY, linewidth=1.2)
     axes.plot(xs, ys, "o", color=BLUE, markersize=5.5, markeredgecolor="white")
     axes.set_xscale("log")
     low, high = min(xs, default=1), max(xs, default=10)
