@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from browser_tools import browse, framed, with_probe
+from browser_tools import browse, with_probe
 from PIL import Image
 
 SCREENS = {1280: 800, 390: 844}
@@ -42,10 +42,11 @@ def on_screens(page: Path, work: Path, own: str = "") -> dict[int, dict[str, Any
     probe = with_probe(page, work, PROBE.replace("OWN", own))
     probe.write_text(probe.read_text(encoding="utf-8").replace(' loading="lazy"', ""), encoding="utf-8")
     # One frame below the other, each of the size of its screen.
-    frames = framed(work, probe, *SCREENS, head=LISTEN).read_text(encoding="utf-8")
-    for width, height in SCREENS.items():
-        frames = frames.replace(f"width:{width}px;height:600px", f"width:{width}px;height:{height}px")
-    (work / "frames.html").write_text(frames, encoding="utf-8")
+    frames = "".join(
+        f'<iframe src="{probe.as_uri()}" style="width:{width}px;height:{height}px;border:0;display:block"></iframe>'
+        for width, height in SCREENS.items()
+    )
+    (work / "frames.html").write_text(f'<title></title>{LISTEN}<body style="margin:0">{frames}', encoding="utf-8")
     shown = browse(work, work / "frames.html", "--dump-dom")
     title = unescape(shown.split("<title>")[1].split("</title>")[0])
     found = {said["width"]: said for said in map(json.loads, title.split(";;")[:-1])}
