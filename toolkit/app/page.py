@@ -47,7 +47,7 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
         refused = gr.HTML(elem_id="refused", **PLAIN)
         table = gr.HTML(js_on_load=_script("pick.js"), elem_id="table", **PLAIN)
         with gr.Row(visible=False, elem_id="downloads") as buttons:
-            saved = [_download(name.upper(), name) for name in TABLES]
+            saved = [_download({"parquet": "Parquet"}.get(name, name.upper()), name) for name in TABLES]
             thresholds = _download("new thresholds (labels.json)", "labels")
             empty = gr.Button("Empty the table", size="sm", elem_id="empty")
         details = _details(service)
