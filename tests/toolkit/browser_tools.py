@@ -25,12 +25,13 @@ LACKING = f"none of {', '.join(NAMES)}" if not BROWSER else "" if DRIVER else "n
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 
 AXE = """
-const [impacts, done] = arguments;
+const [done] = arguments;
 const why = (node) => [...node.any, ...node.all, ...node.none][0].message;
-axe.run(document, { resultTypes: ["violations"], preload: false }).then(
-  ({ violations }) => done(violations.filter(({ impact }) => impacts.includes(impact)).flatMap((found) =>
-    found.nodes.map((node) => `${found.impact} ${found.id}: ${node.target.join(" ")}: ${why(node)}`))),
-  (error) => done([String(error)]));
+axe.run(document, { resultTypes: ["violations"], preload: false }).then(({ violations }) => {
+  const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  done(grave.flatMap(({ impact, id, nodes }) => nodes.map(
+    (node) => `${impact} ${id}: ${node.target.join(" ")}: ${why(node)}`)));
+}, (error) => done([String(error)]));
 """
 
 
@@ -71,11 +72,11 @@ def started(profile: Path, *, allowed: str = "") -> Iterator[Any]:
         driver.quit()
 
 
-def axe(driver: Any, impacts: tuple[str, ...] = ("serious", "critical")) -> list[str]:
-    """Barriers that axe-core finds in what the page shows now, one line for each element."""
+def axe(driver: Any) -> list[str]:
+    """Serious and critical barriers that axe-core finds in what the page shows now, one line for each element."""
     driver.execute_script(files("selenium_axe_python").joinpath("axe-core/axe.min.js").read_text(encoding="utf-8"))
     driver.set_script_timeout(120)
-    return driver.execute_async_script(AXE, impacts)
+    return driver.execute_async_script(AXE)
 
 
 class Window:
