@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shards.errors import without_secrets
 from shards.inputs.image_files import read_image_file
 from shards.inputs.images import BadImage, decode
 from shards.storage.files import atomic_write, names_in, remove_file
 from shards.text.masks import mask_of
 from shards.text.report import summarize
-from shards.visuals.templates import render
+from shards.visuals.links import page_of, subject_of, write_page
+from shards.visuals.templates import percent, render
 
 if TYPE_CHECKING:
     from shards.clean.run import CleanOptions
@@ -43,10 +46,73 @@ def write_sheet(options: CleanOptions, rows: Sequence[dict[str, Any]], facts: di
     for number, start in enumerate(range(0, len(worst), PER_PNG), 1):
         with atomic_write(out / f"contact_sheet-{number:02d}.png") as stream:
             _png(worst[start : start + PER_PNG]).save(stream, "PNG")
-    summary = summary_lines(summarize(rows))
-    values = {"posters": worst, "summary": summary, "facts": facts, "painted": PAINTED, "skipped": SKIPPED}
-    with atomic_write(out / PAGE, "w") as stream:
-        stream.write(render("shards.clean/contact_sheet.html", caption=caption, **values))
+    write_page(out / PAGE, page(options, rows, worst, facts))
+
+
+def page(
+    options: CleanOptions,
+    rows: Sequence[dict[str, Any]],
+    worst: Sequence[tuple[dict[str, Any], list[Image.Image]]],
+    facts: dict[str, Any],
+) -> str:
+    """Return the HTML page. worst: rows of the posters to show, each with its three pictures."""
+    summary = summarize(rows)
+    return render(
+        "shards.clean/contact_sheet.html",
+        page_of=page_of("Cleaning", subject_of(options.out)),
+        name=options.out.resolve().name,
+        images=without_secrets(str(options.images)),
+        made=date.today().isoformat(),
+        posters=worst,
+        caption=caption,
+        summary=summary,
+        tiles=page_tiles(summary),
+        advice=advice(summary),
+        lines=summary_lines(summary),
+        facts=facts,
+        sections=[("posters", "Posters, worst first"), ("facts", "Options and counts")],
+        painted=PAINTED,
+        skipped=SKIPPED,
+    )
+
+
+def page_tiles(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tiles of the page. Each has one sentence in ``words``, a share or None in ``value``, and details."""
+    posters, with_text, left = (summary[key] for key in ("posters", "with_text", "posters_with_text_after"))
+    rest = summary["text_after_of_before"]
+    on = f"on {left:,} {'poster' if left == 1 else 'posters'}"
+    words = f"{percent(rest)} of the text is left, {on}" if left else "No text is left that the detector finds"
+    return [
+        {
+            "words": f"{with_text:,} of {posters:,} posters have text",
+            "value": with_text / posters if posters else 0.0,
+            "explanation": f"The text covers {summary['text_before_mean']:.1%} of a poster on average.",
+        },
+        {
+            "words": words,
+            "value": rest,
+            "explanation": "Area of the text that the last searches found, divided by the area before cleaning. Text "
+            "that the detector cannot find is not counted.",
+        },
+        {
+            "words": f"{percent(summary['altered_median'])} of a poster is painted over",
+            "value": summary["altered_median"],
+            "explanation": "Median of the posters with text.",
+        },
+        {
+            "words": f"{summary['seconds_mean']:.1f} seconds for each poster",
+            "value": None,
+            "explanation": f"Mean time on one core, with {summary['passes_mean']:.2f} passes on average.",
+        },
+    ]
+
+
+def advice(summary: dict[str, Any]) -> dict[str, str]:
+    """Return the next step: a sentence in ``words``, and a ``command``."""
+    skipped = summary["posters_with_skipped"]
+    posters = f"{skipped:,} {'poster' if skipped == 1 else 'posters'}"
+    look = f"Look at the {posters} with yellow regions, and search for text that is left" if skipped else ""
+    return {"words": look or "Search for text that the detector did not find", "command": "posters referee"}
 
 
 def tiles(row: dict[str, Any], options: CleanOptions) -> list[Image.Image]:

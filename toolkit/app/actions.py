@@ -183,17 +183,21 @@ class Actions:
 DETAILS = 7
 
 
-class Uploads(gr.File):
-    """A field for files. Its value is a list of (path, name), since a path of gradio has no colon of the name."""
+def upload_field(**parameters: Any) -> Any:
+    """Return a field for files whose value is a list of (path, name). Names in paths of gradio lack some characters.
 
-    def get_block_name(self) -> str:
-        return "file"  # the component of the browser
+    A subclass of gr.File would be simpler, but gradio writes a file beside the module of a subclass.
+    """
+    field = gr.File(file_count="multiple", **parameters)
+    checked = field.preprocess
 
-    def preprocess(self, payload: Any) -> Any:
-        """Return the checked paths, each with the name that the browser sent."""
-        paths: Any = super().preprocess(payload)
+    def preprocess(payload: Any) -> Any:
+        paths: Any = checked(payload)
         if paths is None:
             return None
         files = getattr(payload, "root", None) or [payload]
         names = [Path(file.orig_name or path).name for file, path in zip(files, paths, strict=True)]
         return [(Path(path), printable_line(name)[:MAX_NAME]) for path, name in zip(paths, names, strict=True)]
+
+    field.preprocess = preprocess  # type: ignore[method-assign]
+    return field

@@ -36,7 +36,7 @@ PER_PAGE, THUMBNAIL = 60, (200, 300)
 KEPT = 2000
 #: Choices of the filter by error, and of the order.
 ERRORS = ("all", "with any error", "with a wrong label", "with a missed label", "without errors")
-ORDERS = ("as in the shard set", "most probable first", "least probable first")
+ORDERS = ("as stored", "most probable first", "least probable first")
 
 
 @dataclass(frozen=True)

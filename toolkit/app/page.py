@@ -11,7 +11,7 @@ import gradio as gr
 
 from shards.visuals.templates import render
 from toolkit.app import start
-from toolkit.app.actions import Actions, Uploads
+from toolkit.app.actions import Actions, upload_field
 from toolkit.app.board import Board
 from toolkit.app.browse import ERRORS, ORDERS, Split, Wanted
 from toolkit.app.decoder import MAX_MB
@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {"apply_default_css": False, "padding": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 #: Scrolls to the displayed poster, which can be far below a long table.
-TO_DETAILS = "() => document.querySelector('#genres')?.scrollIntoView({block: 'start'})"
+TO_DETAILS = "() => document.querySelector('#shown')?.scrollIntoView({block: 'start'})"
 
 
 def build_page(service: PredictionService, address: str = "", split: Split | None = None) -> Any:
@@ -43,19 +43,19 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
             samples = [gr.Button(f"Sample {k + 1}", elem_id=f"sample-{k + 1}") for k in range(start.SAMPLES)]
         filters, shelf = _gallery(actions, split, board, page) if split else ([], None)
         label = f"{words.things.capitalize()}: up to {MAX_FILES} files of at most {MAX_MB} MB"
-        files = Uploads(file_count="multiple", label=label, elem_id="upload", height=140)
+        files = upload_field(label=label, elem_id="upload", height=140)
         refused = gr.HTML(elem_id="refused", **PLAIN)
         table = gr.HTML(js_on_load=_script("pick.js"), elem_id="table", **PLAIN)
         with gr.Row(visible=False, elem_id="downloads") as buttons:
-            saved = [gr.DownloadButton(f"Download {name.upper()}", size="sm", visible=False, elem_id=name) for name in TABLES]
-            thresholds = gr.DownloadButton("Download new thresholds (labels.json)", size="sm", visible=False, elem_id="labels")
+            saved = [_download({"parquet": "Parquet"}.get(name, name.upper()), name) for name in TABLES]
+            thresholds = _download("new thresholds (labels.json)", "labels")
             empty = gr.Button("Empty the table", size="sm", elem_id="empty")
         details = _details(service)
         _, genres, genre, heat, text, wrong, ticked = details
         with wrong:
             keep = gr.Button("Keep this correction", size="sm", elem_id="keep")
             kept = gr.HTML(render("toolkit.app/counts.html", corrections={}, error=""), elem_id="kept", **PLAIN)
-            corrections = gr.DownloadButton("Download corrections.csv", size="sm", visible=False, elem_id="corrections")
+            corrections = _download("corrections.csv", "corrections")
         _api(actions, address)
 
         shown = [table, buttons, *details]
@@ -84,7 +84,7 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
 def _details(service: PredictionService) -> list[Any]:
     """Make the components that show one poster, in the order of `Actions._details`."""
     labels, words = list(service.folder.labels.genres), service.words
-    with gr.Row(visible=False) as answer:
+    with gr.Row(visible=False, elem_id="shown") as answer:
         with gr.Column(scale=5, min_width=280):
             genres = gr.HTML(js_on_load=_script("thresholds.js"), elem_id="answer", **PLAIN)
         with gr.Column(scale=5, min_width=280, elem_id="seen"):
@@ -126,8 +126,13 @@ def _api(actions: Actions, address: str) -> None:
     """Describe the interface for other programs, and make its endpoint /predict."""
     facts = {"max_files": MAX_FILES, "max_mb": MAX_MB, "per_client": PER_CLIENT >> 20, "max_waiting": MAX_WAITING}
     gr.HTML(render("toolkit.app/api.html", address=address, words=actions.service.words, **facts), **PLAIN)
-    files, answer = Uploads(file_count="multiple", visible=False), gr.JSON(visible=False)
+    files, answer = upload_field(visible=False), gr.JSON(visible=False)
     gr.Button(visible=False).click(actions.predict, files, answer, api_name="predict")
+
+
+def _download(what: str, name: str) -> Any:
+    """Make a button without a file. An action sets the file, and makes the button visible."""
+    return gr.DownloadButton(f"Download {what}", size="sm", visible=False, elem_id=name)
 
 
 def _script(name: str) -> str:

@@ -55,6 +55,13 @@ LANGUAGES = (
     "ar", "ca", "ckb", "de", "en", "es", "et", "eu", "fa", "fi", "fr", "he", "hi", "id", "ja", "ko", "lt", "nb", "nl",
     "pl", "pt", "pt-BR", "ro", "ru", "sv", "ta", "th", "tr", "uk", "ur", "uz", "zh-CN", "zh-TW",
 )  # fmt: skip
+#: Texts of gradio's field for files. The page is in English, also in the browser of another language. Together they are
+#: the name that screen readers say, which gradio sets to "Click to upload or drop files".
+UPLOAD_WORDS = {
+    "upload_text.drop_file": "Click to upload",
+    "common.or": "or",
+    "upload_text.click_to_upload": "drop files",
+}
 SYSTEM_FONT, SYSTEM_MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 
 
@@ -166,7 +173,7 @@ def _serve(service: PredictionService, host: str, port: int, root: str, split: S
         share=False,
         max_file_size=MAX_MB * 2**20,
         state_session_capacity=SESSIONS,
-        i18n=I18n(**dict.fromkeys(LANGUAGES, _words(service))),
+        i18n=I18n(**dict.fromkeys(LANGUAGES, UPLOAD_WORDS)),
         theme=_theme(),
         css=render("toolkit.app/app.css"),
         footer_links=[],
@@ -188,15 +195,6 @@ def _serve(service: PredictionService, host: str, port: int, root: str, split: S
         page.server.force_exit = True
         logging.getLogger("uvicorn.error").disabled = True  # uvicorn logs each aborted request
         page.close(verbose=False)
-
-
-def _words(service: PredictionService) -> dict[str, str]:
-    """Return the texts of gradio's field for files. The page is in English, also in the browser of another language."""
-    return {
-        "upload_text.drop_file": f"Drop {service.words.things} here",
-        "upload_text.click_to_upload": "Click to choose files",
-        "common.or": "or",
-    }
 
 
 def _theme() -> Any:

@@ -19,14 +19,19 @@ import numpy as np
 import pandas as pd
 
 from toolkit.metrics.helpers import BoolArray, sigmoid
+from toolkit.metrics.judgement import UNSEEN
 from toolkit.metrics.registry import PLACES, values
 from toolkit.metrics.weighted import Outcome
 
 RAW, REENCODED, CLEANED, CONTROLS = 0, 1, 2, 3
 #: Number of bootstrap samples, and coverage of the interval.
 ROUNDS, COVERAGE = 2000, 0.95
-#: With fewer posters, the result is called very uncertain.
+#: With fewer posters, the interval is often too narrow, so no difference counts as seen.
 FEW_POSTERS = 30
+#: A larger ratio only says that the control has almost no effect, so its number is not printed.
+LARGEST = 100
+#: Results of the comparison of text and control, beside UNSEEN.
+STRONGER, WEAKER = "stronger", "weaker"
 #: Mean changes of probability below this number count as rounding errors.
 ROUNDING = 1e-6
 
@@ -98,6 +103,22 @@ class Ratio:
     control: float | None
     posters: int
 
+    @property
+    def word(self) -> str:
+        """Return STRONGER or WEAKER if the text has another effect than the control, and UNSEEN if none was seen."""
+        if self.low is None or self.high is None or self.posters < FEW_POSTERS or self.low <= 1.0 <= self.high:
+            return UNSEEN
+        return STRONGER if self.low > 1.0 else WEAKER
+
+    @property
+    def interval(self) -> str:
+        """Return a text such as ``0.78 to 1.09`` or ``above 4.0``, or ``none``."""
+        if self.low is None or self.high is None:
+            return "none"
+        if self.high > LARGEST:
+            return f"above {times(min(self.low, float(LARGEST)))}"
+        return f"{times(self.low)} to {times(self.high)}"
+
 
 def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Ratio:
     """Return mean ``text`` / mean ``control`` with an interval. Both arrays are (n,), with one value per poster."""
@@ -111,7 +132,8 @@ def ratio_of_means(text: np.ndarray, control: np.ndarray, seed: int = 0) -> Rati
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(count, size=count) for _ in range(ROUNDS))
     ratios = (_divide(text[rows].mean(), control[rows].mean()) for rows in drawn)
-    found = [ratio for ratio in ratios if ratio is not None]
+    # If text and control have no effect on the drawn posters, there is no difference between them.
+    found = [1.0 if ratio is None else ratio for ratio in ratios]
     tail = (1.0 - COVERAGE) / 2.0
     # Do not interpolate, since there is no value between a number and infinity.
     low, high = np.quantile(found, [tail, 1.0 - tail], method="nearest")
@@ -126,33 +148,32 @@ def _divide(text: float, control: float) -> float | None:
 
 def sentence(ratio: Ratio) -> str:
     """Return the result of the audit as one sentence."""
-    count = posters(ratio.posters)
+    count, elsewhere, text = posters(ratio.posters), "the same area elsewhere", amount(ratio.text or 0.0)
     if ratio.posters == 0:
         return "No poster could be compared, so there is no result about titles."
     if ratio.value is None:
         return (
-            "Titles do not move predictions: painting over titles changes no probability, and painting over the same "
-            f"area elsewhere changes no probability ({count})."
+            "Titles do not move predictions: painting over titles changes no probability, and painting over "
+            f"{elsewhere} changes no probability ({count})."
         )
-    if ratio.low is None or ratio.high is None:
-        basis = f"no interval from {count}"
-    else:
-        end = f"to {times(ratio.high)}" if math.isfinite(ratio.high) else "upwards"
-        interval = f"from {times(ratio.low)} {end}" if end == "upwards" else f"{times(ratio.low)} {end}"
-        only = f"only {count}: very uncertain" if ratio.posters < FEW_POSTERS else count
-        basis = f"{COVERAGE:.0%} interval {interval}, {only}"
+    if ratio.posters < FEW_POSTERS:
+        few = f"{count} {'is' if ratio.posters == 1 else 'are'} too few, a result needs at least {FEW_POSTERS}"
+        return f"{UNSEEN.capitalize()} between titles and {elsewhere}: {few}."
+    if ratio.word == UNSEEN:
+        contains = f"the {COVERAGE:.0%} interval of the ratio, {ratio.interval}, contains 1"
+        return f"{UNSEEN.capitalize()} between titles and {elsewhere}: {contains} ({count})."
     if not math.isfinite(ratio.value):
-        return (
-            f"Titles move predictions by {amount(ratio.text or 0.0)} on average. The same area elsewhere does not move "
-            f"predictions ({count})."
-        )
-    factor = times(ratio.value)
-    elsewhere = "the same area elsewhere"
-    if ratio.low is None or ratio.high is None or ratio.low <= 1.0 <= ratio.high:
-        return f"No clear difference: titles move predictions {factor} times as much as {elsewhere} ({basis})."
-    if ratio.value < 1.0:
-        return f"Titles move predictions less than {elsewhere}: {factor} times as much ({basis})."
-    return f"Titles move predictions {factor} times as much as {elsewhere} ({basis})."
+        alone = f"Titles move predictions by {text} on average."
+        return f"{alone} The same area elsewhere does not move predictions ({count})."
+    factor, basis = times(ratio.value), f"({COVERAGE:.0%} interval {ratio.interval}, {count})"
+    if ratio.word == WEAKER:
+        return f"Titles move predictions less than {elsewhere}: {factor} times as much {basis}."
+    return f"Titles move predictions {factor} times as much as {elsewhere} {basis}."
+
+
+def is_noise(text: float, reencoding: float) -> bool:
+    """Return whether the effect of the text is hardly larger than the effect of saving the poster again as JPEG."""
+    return 0.0 < text < 1.5 * reencoding
 
 
 def posters(count: int) -> str:
@@ -166,8 +187,10 @@ def amount(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """Format a ratio with two or three digits, such as 0.62, 1.04, 3.1 or 12."""
-    return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+    """Format a ratio with two or three digits, such as 0.62, 1.04, 3.1 or 12. A ratio over LARGEST gets no number."""
+    if value > LARGEST:
+        return f"more than {LARGEST}"
+    return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def genre_table(logits: np.ndarray, thresholds: np.ndarray, genres: Sequence[str]) -> pd.DataFrame:

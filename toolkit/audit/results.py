@@ -9,13 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from shards.storage.files import atomic_write, write_json
+from shards.storage.files import write_json
+from shards.visuals.links import page_of, subject_of, write_page
 from shards.visuals.templates import render
 from toolkit.audit.contact_sheet import Example, save_sheet, thumbnail
 from toolkit.audit.effects import (
@@ -29,6 +31,7 @@ from toolkit.audit.effects import (
     control_effect,
     effect,
     genre_table,
+    is_noise,
     label_metrics,
     posters,
     ratio_of_means,
@@ -36,15 +39,28 @@ from toolkit.audit.effects import (
 )
 from toolkit.audit.images import make_pictures
 from toolkit.audit.options import AuditOptions
+from toolkit.audit.overview import overview
 from toolkit.audit.run import Audited, Chosen, FillMaker
 from toolkit.audit.tables import EFFECT_COLUMNS, EFFECT_NAMES, GENRE_COLUMNS, METRIC_NAMES
 from toolkit.evaluation.tables import json_types, write_table
 from toolkit.metrics.helpers import sigmoid
 from toolkit.metrics.registry import PLACES
 from toolkit.model_folder.folder import ModelFolder
+from toolkit.report.glossary import GLOSSARY
+from toolkit.report.run import run_names
 
-#: Maximum numbers of posters with pictures: on the page, and in audit.png.
-POSTERS_IN_RESULTS, POSTERS_ON_SHEET = 24, 6
+#: Maximum numbers of posters with pictures: on the page, in audit.png, and on the first screen of the page.
+POSTERS_IN_RESULTS, POSTERS_ON_SHEET, FIRST_POSTERS = 24, 6, 3
+#: Smaller changes of a probability are 0.0000 in the table of genres.
+SHOWN = 0.00005
+#: Section of the page → title.
+TITLES = {
+    "effects": "Changes of the predictions",
+    "genres": "Effect of titles per genre",
+    "metrics": "Metrics with and without text",
+    "posters": "More posters with large effects",
+    "facts": "Model and data",
+}
 #: Number of genres that are listed under a poster with pictures.
 GENRES_PER_POSTER = 4
 HISTOGRAM_BINS = 24
@@ -73,7 +89,9 @@ def build_report(
     table = genre_table(fair, folder.thresholds, folder.labels.genres) if len(fair) else None
     report: dict[str, Any] = {
         "sentence": sentence(ratio),
+        "overview": overview(ratio, effects, options.seed),
         "notes": [],
+        "made": date.today().isoformat(),
         "ratio": asdict(ratio),
         "ratio_of_logits": asdict(
             ratio_of_means(effects["text"].logit_change, effects["control"].logit_change, options.seed)
@@ -122,20 +140,31 @@ def write_report(folder: Path, report: dict[str, Any], examples: Sequence[Exampl
     """Write audit.csv, audit.png and audit.html, then audit.json."""
     write_table(folder / "audit.csv", pd.DataFrame(report["posters"]))
     save_sheet(folder / "audit.png", report, examples[:POSTERS_ON_SHEET])
-    with atomic_write(folder / "audit.html", "w") as stream:
-        stream.write(page(report, examples))
+    write_page(folder / "audit.html", page(report, examples))
     # The rows per poster are only in audit.csv, since a JSON file with 90,000 rows is hard to open.
     write_json(folder / "audit.json", {name: value for name, value in report.items() if name != "posters"})
 
 
 def page(report: dict[str, Any], examples: Sequence[Example]) -> str:
-    """Return the report as one HTML page without scripts. It contains pictures as data URIs and a chart as SVG."""
+    """Return the report as one HTML page. It contains pictures as data URIs and a chart as SVG."""
     metrics = {metric.key: metric.column for metric in PLACES["audit"]}
+    command = report["command"]
+    facts = {name: value for name, value in command.items() if name not in ("genres", "thresholds")}
+    facts = {name: value for name, value in (facts | report["counts"]).items() if value not in (None, 0, {})}
+    first, rest = examples[:FIRST_POSTERS], examples[FIRST_POSTERS:]
+    has = {"genres": report["genres"], "metrics": report["metrics"], "posters": rest}
     return render(
         "toolkit.audit/audit.html",
+        page_of=page_of("Audit", command["model_fingerprint"], subject_of(Path(command["cleaned"]))),
         report=report,
-        examples=examples,
+        first=first,
+        rest=rest,
+        model=run_names(Path(command["model"]))[0],
+        moved=[row for row in report["genres"] if max(row["text"], row["control"]) >= SHOWN],
+        facts=facts,
         posters=posters,
+        glossary=GLOSSARY,
+        sections=[pair for pair in TITLES.items() if has.get(pair[0], True)],
         columns={"effects": EFFECT_COLUMNS, "genres": GENRE_COLUMNS, "metrics": metrics},
         names={"effects": EFFECT_NAMES, "metrics": METRIC_NAMES},
     )
@@ -241,7 +270,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
             f"Re-encoding alone moves a probability by {amount(noise)}. The effects of the text ({amount(text)}) "
             f"and of the control ({amount(effects['control']['probability'])}) include this change."
         )
-        if text > 0 and text < 1.5 * noise:
+        if is_noise(text, noise):
             notes.append("The effect of the text is mostly noise: less than 1.5 times the effect of re-encoding.")
         notes.append(
             f"Text covers {areas['text']:.1%} of a poster on average. The model's input contains "

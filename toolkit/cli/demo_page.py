@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from shards.dataset.manifest import Manifest
-from shards.storage.files import atomic_write
+from shards.visuals.links import page_of, write_page
 from shards.visuals.templates import render
 from toolkit.app.grad_cam import GradCam
 from toolkit.app.overlays import heat_picture
@@ -43,6 +43,7 @@ def write_demo_page(
     splits = [(split, manifest.of_split(split)) for split in manifest.split_names]
     page = render(
         "toolkit.cli/demo.html",
+        page_of=page_of("Demo", folder.fingerprint),
         report=report.numbers,
         drawn=report.drawn,
         training_plots=report.training_plots,
@@ -51,8 +52,7 @@ def write_demo_page(
         results=[(path, words) for path, words in RESULTS.items() if (out / path).exists()],
         model=folder.path.relative_to(out).as_posix(),
     )
-    with atomic_write(out / PAGE, "w") as stream:
-        stream.write(page)
+    write_page(out / PAGE, page)
     return out / PAGE
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from shards.storage.files import atomic_write, write_json
+from shards.storage.files import write_json
+from shards.visuals.links import page_of, write_page
 from shards.visuals.templates import render
 from toolkit.comparison.build import CHOSEN_BY, JUDGED, Comparison
 from toolkit.evaluation.tables import write_table
@@ -49,8 +50,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> Path:
     (folder / PAGE).unlink(missing_ok=True)
     write_json(folder / NUMBERS, {"made_by": MADE_BY, **comparison.numbers})
     write_table(folder / TABLE, pd.DataFrame(table_rows(comparison.numbers["models"])))
-    with atomic_write(folder / PAGE, "w") as stream:
-        stream.write(page)
+    write_page(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -69,6 +69,7 @@ def render_page(comparison: Comparison) -> str:
     numbers = comparison.numbers
     return render(
         "toolkit.comparison/compare.html",
+        page_of=page_of("Comparison", *(model["weights_sha256"] for model in numbers["models"])),
         numbers=numbers,
         models=numbers["models"],
         choice=sentences(numbers),

@@ -164,6 +164,12 @@ def label_differences(first: Draws, second: Draws, metric: str) -> list[Differen
     return [_difference(plain[:, label], values[:, label]) for label in range(values.shape[1])]
 
 
+def label_differences_to(draws: Draws, metric: str, values: FloatArray) -> list[Difference]:
+    """Return the metric of each label minus the fixed (G,) ``values``. ``metric``: a key of `Measured.per_label`."""
+    plain, resampled = draws.plain.per_label[metric] - values, draws.resampled.per_label[metric] - values
+    return [_difference(plain[:, label], resampled[:, label]) for label in range(len(values))]
+
+
 def _concatenated(parts: list[Measured]) -> Measured:
     return Measured(
         {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics},

@@ -87,7 +87,11 @@ def _few_posters(numbers: Numbers) -> Iterator[tuple[str, str]]:
     enough = [row["genre"] for row in numbers["per_genre"] if row["support"] >= FEW_POSITIVES]
     few = len(numbers["per_genre"]) - len(enough)
     if few:
-        rest = f"count on the other {len(enough)} ({listed(enough)})" if enough else "use more test posters"
+        rest = (
+            f"judge the model by the other {len(enough)} ({listed(enough)}), or test on more posters"
+            if enough
+            else "use more test posters"
+        )
         genres = "1 genre has" if few == 1 else f"{few} genres have"
         yield f"{genres} fewer than {FEW_POSITIVES} posters in this split: {rest}", ""
 

@@ -26,7 +26,7 @@ from toolkit.report.plots.matrix_plots import cooccurrence_plot, substitution_pl
 from toolkit.report.plots.reliability_plots import MIN_POSITIVES, genre_bins, genre_reliability_plot, reliability_plot
 from toolkit.report.plots.threshold_plots import precision_recall_plot, support_plot, sweep, sweep_plot
 from toolkit.report.plots.training_curves import read_training_curves, training_curve_plots
-from toolkit.report.summary import comparisons, headline, own_rows, resampled, verdict
+from toolkit.report.summary import MODEL, comparisons, headline, own_rows, resampled, verdict
 
 #: Maximum numbers of genres: for precision-recall curves, for a matrix, and for reliability diagrams.
 MAX_CURVES, MAX_MATRIX_GENRES, MAX_DIAGRAMS = 60, 40, 24
@@ -90,7 +90,7 @@ def build_report(inputs: ReportInputs, *, label_errors: bool = True, rounds: int
             "training": training,
             "facts": facts(inputs),
             "made": inputs.made,
-            "overview": {"tiles": tiles(inputs, draws, rounds), **strengths(genres)},
+            "overview": {"tiles": tiles(inputs, draws, rounds), **strengths(genres, draws[MODEL])},
         }
     )
     numbers["overview"]["advice"] = advice(numbers)

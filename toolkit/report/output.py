@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from shards.storage.files import PARTIAL, atomic_write, write_json
+from shards.visuals.links import page_of, write_page
 from shards.visuals.templates import render
 from toolkit.evaluation.tables import write_table
 from toolkit.metrics.judgement import RULE, SEEN
@@ -79,8 +80,7 @@ def write_report(folder: Path, report: Report) -> Path:
             stream.write(plot.png)
         with atomic_write(folder / PLOTS / f"{plot.name}.svg", "w") as stream:
             stream.write(plot.svg)
-    with atomic_write(folder / PAGE, "w") as stream:
-        stream.write(page)
+    write_page(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -90,6 +90,7 @@ def render_page(report: Report) -> str:
     own = [row["metric"] for row in numbers["headline"] if row["metric"] not in METRICS]
     return render(
         "toolkit.report/report.html",
+        page_of=page_of("Report", numbers["facts"]["weights"]),
         report=numbers,
         plots=report.plots,
         curves=report.curves,

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from shards.visuals.templates import hundred
-from toolkit.metrics.bootstrap import COVERAGE, Draws, Interval, confidence_intervals, interval_of
+from toolkit.metrics.bootstrap import COVERAGE, Draws, Interval, confidence_intervals, interval_of, label_differences_to
 from toolkit.metrics.in_words import PRECISION_MEANS, RECALL_MEANS, precision_in_words, recall_in_words
+from toolkit.metrics.judgement import BETTER, judged
 from toolkit.metrics.registry import METRICS
 from toolkit.metrics.weighted import Outcome
 from toolkit.report.examples import Example, example_of
@@ -78,16 +79,20 @@ def _span(interval: Interval) -> str:
     return f"{interval.value:.3f}, {COVERAGE:.0%} interval {interval.low:.3f} to {interval.high:.3f}"
 
 
-def strengths(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def strengths(rows: list[dict[str, Any]], plain: Draws) -> dict[str, list[dict[str, Any]]]:
     """Return the ``good`` and the ``bad`` rows of the table of genres, at most NAMED of each.
 
-    Only genres with at least FEW_POSITIVES posters can be named. A genre is good if the whole interval of its F1 is
-    above the F1 of a rule that names the genre for every poster. The good genres with the highest F1 are returned. The
-    bad genres are the genres that are not good, with the lowest F1: no difference to that rule was seen.
+    Only genres with at least FEW_POSITIVES posters can be named. A genre is good if its F1 is better than the F1 of a
+    rule that names the genre for every poster (the rule of judgement.py, corrected for all these genres). The good
+    genres with the highest F1 are returned. The bad genres are the genres that are not good, with the lowest F1.
+
+    rows: the table of genres, in the order of the model. plain: the resampled metrics of the model.
     """
-    known = [row for row in rows if row["support"] >= FEW_POSITIVES and row["f1"] is not None]
-    good = [row for row in known if row["f1_low"] is not None and row["f1_low"] > _always(row)]
-    bad = sorted((row for row in known if row not in good), key=lambda row: row["f1"])[:NAMED]
+    differences = label_differences_to(plain, "f1", np.array([_always(row) for row in rows]))
+    known = [at for at, row in enumerate(rows) if row["support"] >= FEW_POSITIVES and row["f1"] is not None]
+    words = judged([differences[at] for at in known], ["higher"] * len(known))
+    good = [rows[at] for at, judgement in zip(known, words, strict=True) if judgement.words == BETTER]
+    bad = sorted((rows[at] for at in known if rows[at] not in good), key=lambda row: row["f1"])[:NAMED]
     good = sorted(good, key=lambda row: -row["f1"])[:NAMED]
     keys = ("genre", "support", "precision", "recall", "f1")
     return {

@@ -23,18 +23,20 @@ def test_every_template_is_found_by_its_package_and_can_be_read(path: Path):
 
 
 def test_a_value_that_is_missing_is_an_error():
-    with pytest.raises(UndefinedError, match="'posters' is undefined"):
+    with pytest.raises(UndefinedError, match="'sections' is undefined"):
         render("shards.clean/contact_sheet.html")
 
 
 def test_hostile_words_stay_words():
     row = {"id": HOSTILE}
     page = render(
-        "shards.clean/contact_sheet.html", posters=[(row, [Image.new("RGB", (2, 3))] * 3)],
-        summary=[(HOSTILE, HOSTILE)], facts={"device": HOSTILE}, caption=lambda row: row["id"],
-        painted=(1, 2, 3), skipped=(4, 5, 6),
+        "shards.clean/contact_sheet.html", posters=[(row, [Image.new("RGB", (2, 3))] * 3)], name=HOSTILE,
+        images=HOSTILE, made=HOSTILE, tiles=[{"words": HOSTILE, "value": None, "explanation": HOSTILE}],
+        advice={"words": HOSTILE, "command": HOSTILE}, sections=[("posters", HOSTILE), ("facts", HOSTILE)],
+        summary={"posters": 1}, lines=[(HOSTILE, HOSTILE)], facts={"device": HOSTILE}, caption=lambda row: row["id"],
+        page_of=HOSTILE, painted=(1, 2, 3), skipped=(4, 5, 6),
     )  # fmt: skip
-    assert_text_only(page, HOSTILE, 5)
+    assert_text_only(page, HOSTILE, 15)
 
 
 def test_values_in_words():

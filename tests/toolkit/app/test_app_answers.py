@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import socket
@@ -25,11 +26,14 @@ from shards.visuals.templates import render
 from toolkit.app import decoder as app_decoder
 from toolkit.app import html, start
 from toolkit.app import service as app_answers
+from toolkit.app.board import Board
 from toolkit.app.decoder import Refused
 from toolkit.app.overlays import heat_picture, scale_colours
 from toolkit.app.service import Line, Poster, PredictionService, first_genre, text_removal
+from toolkit.app.wording import Wording
 from toolkit.cli.main import main
 from toolkit.data.transforms.preprocessing import Preprocessing
+from toolkit.decisions.decisions import Decisions
 from toolkit.device.defaults import CPU_ROWS
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
@@ -231,20 +235,28 @@ def test_the_scale_is_legible():
     assert (np.diff(light)[2:] > 0).all() and light[-1] - light[0] > 90
 
 
-def test_names_are_text_in_every_fragment(answers: PredictionService, posters: Path, monkeypatch: pytest.MonkeyPatch):
+def test_names_are_text_in_every_fragment(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    shown.name = HOSTILE
+    genres = (HOSTILE, *answers.folder.labels.genres[1:])
+    shown.name, shown.true = HOSTILE, (HOSTILE,)
+    board = Board()
+    board.posters, board.chosen, board.corrections = [shown], shown, {HOSTILE: (HOSTILE,)}
+    hostile = copy.copy(answers)
+    hostile.folder = replace(answers.folder, labels=LabelSet(genres))
+    hostile.words, hostile.no_heat = Wording(HOSTILE, HOSTILE, HOSTILE), HOSTILE
     lines = [line(HOSTILE, 0.7, 0.4)]
     painted = replace(answers.paint(shown), rejected=[np.zeros((4, 2))], reasons=[HOSTILE])
     heat = np.ones((96, 96))
-    monkeypatch.setattr(answers, "no_heat", HOSTILE)
     fragments = [
         render("toolkit.app/refusals.html", refused=[Refused(HOSTILE, HOSTILE)]),
-        html.genres_card(shown, lines, answers),
-        html.heat_card(shown, HOSTILE, heat, answers),
-        html.heat_card(shown, "War", None, answers),
-        render("toolkit.app/text.html", said=HOSTILE),
-        html.text_card(shown, painted, lines, lines),
+        html.genres_card(shown, board, hostile),
+        html.uploads_table(board, hostile),
+        html.heat_card(shown, HOSTILE, heat, hostile),
+        html.heat_card(shown, "War", None, hostile),
+        start.header(hostile),
+        render("toolkit.app/text.html", said=HOSTILE, words=hostile.words),
+        render("toolkit.app/counts.html", corrections=board.corrections, error=HOSTILE),
+        html.text_card(shown, painted, lines, lines, hostile.words),
     ]
     for fragment in fragments:
         assert_text_only(fragment, HOSTILE)
@@ -252,12 +264,18 @@ def test_names_are_text_in_every_fragment(answers: PredictionService, posters: P
 
 def test_the_table_says_what_is_named(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
-    lines = [line("Sci-Fi & more", 0.7, 0.4), line("War", 0.1, 0.2)]
-    page = html.genres_card(shown, lines, answers)
+    two = copy.copy(answers)
+    decisions = Decisions.plain([0.4, 0.2])
+    two.folder = replace(answers.folder, labels=LabelSet(("Sci-Fi & more", "War")), decisions=decisions)
+    shown.probabilities = np.array([0.7, 0.1])
+    page = html.genres_card(shown, Board(), two)
     assert "Named: <b>Sci-Fi &amp; more</b> (70%)" in page
     assert re.findall(r'<tr class="(\w+)"', page) == ["named", "under"]
-    assert "1.75 x" in page and "0.50 x" in page and 'style="left:40.00%"' in page
-    assert "No genre reaches its threshold" in html.genres_card(shown, lines[1:], answers)
+    assert (
+        "1.75 x" in page and "0.50 x" in page and 'value="0.4000" aria-label="Threshold of Sci-Fi &amp; more"' in page
+    )
+    shown.probabilities = np.array([0.3, 0.1])
+    assert "No genre reaches its threshold" in html.genres_card(shown, Board(), two)
     assert render("toolkit.app/refusals.html", refused=[]) == ""
 
 
@@ -273,7 +291,7 @@ def test_markup_of_the_difference(answers: PredictionService, posters: Path):
     shown = poster(answers, posters / "images" / "p00003.jpg")
     page = html.text_card(
         shown, answers.paint(shown), [line("War", 0.5, 0.4), line("Noir", 0.2, 0.3)],
-        [line("Noir", 0.45, 0.3), line("War", 0.1, 0.4)],
+        [line("Noir", 0.45, 0.3), line("War", 0.1, 0.4)], answers.words,
     )  # fmt: skip
     rows = re.findall(r"<tr data-genre.*?</tr>", page)
     assert "-40.0" in rows[0] and "down" in rows[0] and rows[0].count("✓") == 1
@@ -309,17 +327,17 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_start_page_quotes_the_metrics_of_the_thresholds(answers: PredictionService):
     assert start.quality(answers.folder) is None
-    assert "posters evaluate" in start.header(answers.folder)
+    assert "posters evaluate" in start.header(answers)
     row = {"label": "own", "metrics": {"micro_precision": 0.62, "micro_recall": 0.58}}
     values = {"num_samples": 1234, "thresholds": [row], "baselines": [], "ranking": {}, "loss": 0.2}
     path = answers.folder.path / "metrics-test.json"
     try:
         path.write_text(json.dumps({**values, "shard_set": "none", "decisions": answers.folder.decisions.fingerprint}))
-        page = start.header(answers.folder)
+        page = start.header(answers)
         for words in ("it names, 62 are right", "it finds 58", "1,234 posters of the split test", "No poster of this"):
             assert words in page
         path.write_text(path.read_text().replace('"none"', '"another"'))
-        assert "not the shard set of training" in start.header(answers.folder)
+        assert "not the shard set of training" in start.header(answers)
         path.write_text(json.dumps({**values, "decisions": "older"}))
         assert start.quality(answers.folder) is None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser_tools import axe
 from PIL import Image
@@ -26,10 +28,14 @@ from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_
 
 from shards.dataset.labels import LabelSet
 from toolkit.app.decoder import MAX_MB
+from toolkit.data.sources.shard_set import ShardSet
 from toolkit.distributed.collectives import make_accelerator
 from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
 from toolkit.prediction.files import predict_files
+
+pytest.importorskip("selenium")
+from selenium.webdriver.common.keys import Keys
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER, DRIVER = next(filter(None, map(shutil.which, NAMES)), ""), shutil.which("chromedriver") or ""
@@ -61,12 +67,13 @@ def model(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """A running `posters app`."""
 
-    def __init__(self, model: Path, work: Path) -> None:
+    def __init__(self, model: Path, work: Path, shards: Path) -> None:
         self.address, self.witness = f"http://127.0.0.1:{(port := free_port())}", work / "asked.txt"
         (work / "sitecustomize.py").write_text(WITNESS.format(path=str(self.witness)))
         environment = clean_env() | {"PYTHONPATH": f"{work}{os.pathsep}{ROOT}", "TMPDIR": str(work)}
+        options = ["--model", str(model), "--port", str(port), "--shards", str(shards), "--split", "train"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit", "app", "--model", str(model), "--port", str(port)],
+            [sys.executable, "-m", "toolkit", "app", *options],
             stdout=subprocess.PIPE, stderr=(work / "stderr.txt").open("w"), text=True, cwd=ROOT, env=environment,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -74,9 +81,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(model: Path, shard_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     work = tmp_path_factory.mktemp("server")
-    server = Server(model, work)
+    server = Server(model, work, shard_set)
     try:
         assert server.address in server.said, (work / "stderr.txt").read_text()
         yield server
@@ -137,6 +144,18 @@ class Page:
             f"return [...document.querySelectorAll('{table} tbody tr')].map(r => [r.dataset.genre, r.dataset.{value}])"
         )
         return {genre: float(number) for genre, number in rows}
+
+    def column(self, table: str, number: int) -> list[str]:
+        """The texts of a column, counted from 1."""
+        return [cell.text for cell in self.all(f"{table} tbody td:nth-child({number})")]
+
+    def move(self, css: str, value: float) -> None:
+        """Move a slider as a mouse does."""
+        self.browser.execute_script(
+            "const [slider, value] = arguments; slider.value = value;"
+            "for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind, {bubbles: true}))",
+            self.wait(css), value,
+        )  # fmt: skip
 
     def heat_map(self) -> np.ndarray:
         source = self.wait("#heat img[alt^='heat map']").get_attribute("src")
@@ -222,10 +241,93 @@ def test_what_is_no_poster_says_so_and_the_others_go_on(server: Server, browser:
     assert not page.all("#injected")
 
     assert page.wait("#genres h2").text == "p00001.jpg"  # of two that can be chosen
-    thumbnails = until(lambda: page.all("#gallery button.thumbnail-item"), "thumbnails")
-    assert len(thumbnails) == 2
-    thumbnails[1].click()
+    names = page.all("#uploads tr[data-row] button")
+    assert [name.text for name in names] == ["p00001.jpg", "p00002.jpg"]
+    names[1].send_keys(Keys.ENTER)  # with the keyboard
     until(lambda: page.wait("#genres h2").text == "p00002.jpg", "second poster")
+    assert page.wait("#uploads tr[aria-current]").get_attribute("data-row") == "1"
+
+
+def test_a_moved_threshold_changes_every_answer_and_can_be_taken_home(
+    server: Server, browser: Any, model: Path, posters: Path, tmp_path: Path
+):
+    page = Page(browser, server.address)
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.drop(posters / "images" / "p00001.jpg", posters / "images" / "p00002.jpg")
+    page.wait("#genres")
+    page.move("#genres .all input", 1.0)
+    assert "No genre reaches its threshold" in page.wait("#named").text  # at once
+    until(lambda: page.column("#uploads", 3) == ["none", "none"], "table without names")
+    top = page.wait("#genres tbody tr").get_attribute("data-genre")
+    page.move("#genres tbody tr input", 0.0)
+    assert page.wait("#named").text.startswith(f"Named: {top}")
+    until(lambda: page.column("#uploads", 3) == [top, top], "table with one name")
+    until(lambda: page.all("#labels"), "button").pop().click()
+    path = tmp_path / "labels.json"
+    until(path.exists, "labels.json")
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    shutil.copy(path, copy)
+    thresholds = dict(zip((labels := load_model_folder(copy)).labels.genres, labels.thresholds, strict=True))
+    assert thresholds == {genre: float(genre != top) for genre in thresholds}
+    page.wait("#csv").click()
+    table = until(lambda: (tmp_path / "predictions.csv").exists(), "CSV") and pd.read_csv(tmp_path / "predictions.csv")
+    assert table["image"].tolist() == ["p00001.jpg", "p00002.jpg"] and table["genres"].tolist() == [top, top]
+    page.wait("[data-reset]").click()
+    until(lambda: not page.all("#labels"), "no new thresholds")
+
+
+def test_wrong_genres_are_corrected_into_a_table(server: Server, browser: Any, posters: Path, tmp_path: Path):
+    page = Page(browser, server.address)
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.drop(posters / "images" / "p00001.jpg")
+    named = set(page.wait("#named").text.removeprefix("Named: ").split(", "))
+    page.wait("#wrong button").click()
+    boxes = until(lambda: page.all("#ticked input"), "boxes")
+    ticked = [box for box in boxes if box.is_selected()]
+    assert len(ticked) == len(named)
+    for box in ticked:
+        box.click()
+    page.wait("#keep").click()
+    until(lambda: "at least one" in page.wait("#kept").text, "refusal")
+    boxes[0].click()
+    page.wait("#keep").click()
+    until(lambda: page.all("#corrections"), "button").pop().click()
+    path = tmp_path / "corrections.csv"
+    until(path.exists, "corrections.csv")
+    genre = page.all("#ticked label")[0].text
+    assert path.read_text().split() == ["id,genres", f"p00001,{genre}"]
+    assert f"corrected: {genre}" in page.wait("#uploads").text
+
+
+def test_the_gallery_filters_and_opens_posters(server: Server, browser: Any, shard_set: Path):
+    page = Page(browser, server.address)
+    frame = ShardSet(shard_set, "train").to_pandas()
+    cards = until(lambda: page.all("#gallery .shelf [data-row]"), "posters")
+    assert len(cards) == min(60, len(frame))
+    assert page.wait("#gallery .id").text == frame["id"][0]
+    cards[1].click()
+    assert page.wait("#genres h2").text == frame["id"][1]
+    assert f"In the shard set: {', '.join(frame['genres'][1])}." in page.text()
+    genre = frame["genres"][1][0]
+    page.wait("#true input").click()
+    until(lambda: [o for o in page.all("#true [role=option]") if o.text.strip().endswith(genre)], genre).pop().click()
+    count = sum(genre in genres for genres in frame["genres"])
+    until(lambda: f"of {count} (split train" in page.wait("#gallery .pager").text, f"{count} posters")
+
+
+def test_the_client_of_gradio_is_answered(server: Server, browser: Any, model: Path, posters: Path):
+    """With the lines that the page shows."""
+    page = Page(browser, server.address)
+    page.wait("#api summary").click()
+    shown = page.wait("#api pre").text
+    code = shown.replace("poster.jpg", str(posters / "images" / "p00003.jpg"))
+    assert server.address in code
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=clean_env())
+    assert said.returncode == 0, said.stderr
+    (answer,) = ast.literal_eval(said.stdout.strip().splitlines()[-1])
+    assert answer["image"] == "p00003.jpg" and answer["error"] is None
+    assert answer["probabilities"].keys() == set(load_model_folder(model).labels.genres)
 
 
 def test_what_is_too_large_is_not_taken(server: Server, browser: Any, tmp_path: Path):

@@ -19,7 +19,10 @@ from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder
 
 from shards.dataset.labels import LabelSet
 from toolkit.app.guard import PER_CLIENT
+from toolkit.distributed.collectives import make_accelerator
+from toolkit.model_folder.folder import load_model_folder
 from toolkit.models.heads import HeadSpec
+from toolkit.prediction.files import predict_files
 
 pytest.importorskip("gradio")
 
@@ -105,17 +108,47 @@ def test_routes_that_the_page_does_not_use_are_not_there(server: Server):
 
 def test_what_visitors_send_does_not_steer_the_terminal(server: Server):
     file = {"path": "/etc/\x1b[2Jpasswd", "meta": {"_type": "gradio.FileData"}}
-    change = next(
+    upload = next(
         call["id"]
         for call in json.loads(server.send("GET", "/config")[1])["dependencies"]
-        if any(target[1] == "change" for target in call["targets"])
+        if any(target[1] == "upload" for target in call["targets"])
     )
-    event = {"data": [[file], None], "fn_index": change, "session_hash": "x"}
+    event = {"data": [[file], None], "fn_index": upload, "session_hash": "x"}
     body = json.dumps(event).encode()
     assert server.send("POST", "/gradio_api/queue/join", body, Content_Type="application/json")[0] == 200
     assert "process_completed" in server.send("GET", "/gradio_api/queue/data?session_hash=x")[1]
     said = (server.work / "stderr.txt").read_text()
     assert "\x1b" not in said and r"/etc/\x1b[2Jpasswd" in said
+
+
+def test_another_program_can_ask_for_predictions(server: Server, model: Path, posters: Path):
+    images = [(posters / "images" / name).read_bytes() for name in ("p00003.jpg", "bad_truncated.jpg")]
+    paths = [json.loads(server.upload(image)[1])[0] for image in images]
+    call = "/gradio_api/call/predict"
+
+    def ask(paths: list[str]) -> str:
+        given = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
+        body = json.dumps({"data": [given]}).encode()
+        status, answer = server.send("POST", call, body, Content_Type="application/json")
+        assert status == 200, answer
+        return server.send("GET", f"{call}/{json.loads(answer)['event_id']}")[1]
+
+    said = ask(paths)
+    assert said.startswith("event: complete"), said
+    poster, broken = json.loads(said.partition("data: ")[2])[0]
+    folder = load_model_folder(model)
+    rows = predict_files(folder, [posters / "images" / "p00003.jpg"], make_accelerator(None))
+    (expected,), (named,) = rows.probabilities, rows.names()
+    assert poster["probabilities"] == pytest.approx(dict(zip(folder.labels.genres, expected, strict=True)), abs=2e-5)
+    assert (
+        poster["genres"] == named
+        and poster["error"] is None
+        and broken["probabilities"] is None
+        and "truncated" in broken["error"]
+    )
+    assert "event: error" in ask(["/etc/passwd"])
+    for other in ("take", "correct"):  # events of the page
+        assert server.send("POST", f"/gradio_api/call/{other}", b"{}", Content_Type="application/json")[0] == 405
 
 
 def test_a_closed_terminal_takes_the_uploads_along(server: Server):
@@ -136,7 +169,7 @@ def test_a_closed_terminal_takes_the_uploads_along(server: Server):
     begun.close()
     assert server.process.wait(timeout=20) == 0
     assert not server.folders()
-    assert (server.work / "stderr.txt").read_text().count("Traceback") == 1  # gradio's, of the test above
+    assert (server.work / "stderr.txt").read_text().count("Traceback") == 2  # gradio's, of the tests above
 
 
 def test_a_signal_at_start_up_leaves_nothing(model: Path, tmp_path: Path):

@@ -58,7 +58,9 @@ def test_a_model_that_reads(titles: Folders):
     _, report, examples = audit(Reader(), titles)
     ratio, effects = report["ratio"], report["effects"]
     assert ratio["value"] > 10 and ratio["low"] > 5 and ratio["posters"] == 12
-    assert report["sentence"].startswith("Titles move predictions ") and "only 12 posters" in report["sentence"]
+    assert report["sentence"].startswith("No difference seen") and "12 posters are too few" in report["sentence"]
+    assert report["overview"]["advice"]["words"].startswith("Audit at least 30 posters")
+    assert [tile["value"] for tile in report["overview"]["tiles"]] == [None, 1.0, 0.0, 0.0]
     assert effects["text"]["posters_with_a_flip"] == 1.0 and effects["control"]["posters_with_a_flip"] == 0.0
     assert effects["reencoding"]["probability"] <= effects["control"]["probability"] * 1.5
     adds = {record["genre"]: record["title_adds"] for record in report["genres"]}
@@ -84,7 +86,7 @@ def test_a_model_that_only_sees_the_whole(anywhere: Folders):
     _, report, _ = audit(Mean(), anywhere, controls=4)
     ratio = report["ratio"]
     assert ratio["low"] < 1 < ratio["high"] and 0.6 < ratio["value"] < 1.6
-    assert report["sentence"].startswith("No clear difference") and ratio["posters"] == 60
+    assert report["sentence"].startswith("No difference seen") and ratio["posters"] == 60
 
 
 def test_a_blind_model(titles: Folders):

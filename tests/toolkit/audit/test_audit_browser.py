@@ -1,38 +1,59 @@
-"""The audit page in a browser: bars of effects start in the middle and point to the side of their sign."""
+"""The audit page in a real browser: tiles first, sections, sorting, phone, paper, dark; bars point to their side."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from browser_tools import BROWSER, NAMES, browse, with_probe
+from browser_tools import BROWSER, NAMES
 
-from shards.visuals.templates import ENVIRONMENT
+pytest.importorskip("cv2")
+
+from audit_tools import Mean, audit, write_anywhere
+from page_checks import in_the_dark, on_paper, on_screens
+
+from toolkit.audit.results import page
 
 pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
 
-PAGE = """{% extends "shards.visuals/page.html" %}{% import "toolkit.audit/pieces.html" as pieces %}
-{% block title %}audit{% endblock %}{% block style %}{% include "toolkit.audit/audit.css" %}{% endblock %}
-{% block content %}{{ pieces.genres(rows, ["genre", "", "titles", "text", "control", "noise"]) }}{% endblock %}
+#: Genres in the order of their column "effect of titles", after a click on its header. For each bar and its cell: the
+#: distance of their ends in pixels from the axis.
+OWN = """
+const table = document.querySelector("#genres table");
+table.tHead.rows[0].cells[2].querySelector("button").click();
+return [...table.tBodies[0].rows].map((row) => {
+  const axis = row.querySelector("td span").getBoundingClientRect().left;
+  return [row.cells[0].textContent, ...[row.querySelector("i"), row.cells[1]].flatMap((part) => {
+    const box = part.getBoundingClientRect(); return [box.left - axis, box.right - axis]; })];
+});
 """
-#: The ends of each bar and of its cell, as distances in pixels from the axis.
-PROBE = """document.title = JSON.stringify([...document.querySelectorAll("tbody tr")].map((row) => {
-const axis = row.querySelector("td span").getBoundingClientRect().left;
-return [row.querySelector("i"), row.cells[1]].flatMap((part) => {
-const box = part.getBoundingClientRect(); return [box.left - axis, box.right - axis]; }); }))"""
 
 
-def test_bars_point_to_the_side_of_their_sign(tmp_path: Path):
-    effects = {"Drama": 0.08, "Comedy": -0.08}
-    rows = [
-        {"genre": g, "title_adds": e, "text": abs(e), "control": 0.0, "reencoding": 0.0, "gained": 0, "lost": 0}
-        for g, e in effects.items()
-    ]
-    (tmp_path / "audit.html").write_text(ENVIRONMENT.from_string(PAGE).render(rows=rows), encoding="utf-8")
-    shown = browse(tmp_path, with_probe(tmp_path / "audit.html", tmp_path, PROBE), "--dump-dom")
-    above, below = json.loads(shown.split("<title>")[1].split("</title>")[0])
-    assert -2 < above[0] < 2 and above[1] > 20
-    assert -2 < below[1] < 2 and below[0] < -20
-    for left, right, cell_left, cell_right in (above, below):
-        assert cell_left <= left and right <= cell_right
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folders = write_anywhere(tmp_path_factory.mktemp("anywhere"))
+    targets = {f"p{n:02d}": np.array([n % 2, n % 3 == 0, True], bool) for n in range(60)}
+    _, report, examples = audit(Mean(), folders, targets, limit=40)
+    for row, effect in zip(report["genres"], (0.08, -0.08, 0.02), strict=True):
+        row["title_adds"] = effect
+    report["command"]["images"] = "posters/" * 20  # a long path must not make the page wide
+    path = tmp_path_factory.mktemp("page") / "audit.html"
+    path.write_text(page(report, examples), encoding="utf-8")
+    return path
+
+
+def test_on_a_screen_and_on_a_phone(written: Path, tmp_path: Path):
+    for said in on_screens(written, tmp_path, OWN).values():
+        first, second, third = said["own"]
+        assert [first[0], second[0], third[0]] == ["Comedy", "Horror", "Drama"]  # 0.08, 0.02, -0.08
+        assert -2 < first[1] < 2 and first[2] > 20
+        assert -2 < third[2] < 2 and third[1] < -20
+        for _, left, right, cell_left, cell_right in (first, second, third):
+            assert cell_left <= left and right <= cell_right
+
+
+def test_on_paper_and_in_the_dark(written: Path, tmp_path: Path):
+    pages, pictures = on_paper(written, tmp_path)
+    assert 3 <= pages <= 12 and pictures >= 24 * 3
+    assert 0.001 < in_the_dark(written, tmp_path) < 0.2

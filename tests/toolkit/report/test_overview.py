@@ -12,6 +12,7 @@ import pytest
 from report_tools import GENRES, decisions, inputs, said, simulate
 from sklearn.metrics import precision_score, recall_score
 
+from toolkit.metrics.bootstrap import Draws, Measured
 from toolkit.report.advice import NOTHING, advice
 from toolkit.report.build import Report, build_report
 from toolkit.report.glossary import GLOSSARY
@@ -54,28 +55,34 @@ def test_a_model_that_names_nothing_has_one_tile():
     assert tile["words"] == "It names no genre for any poster" and tile["value"] is None
 
 
-def genre(name: str, support: int, f1: float, low: float) -> dict[str, Any]:
-    return {"genre": name, "support": support, "prevalence": support / 100, "precision": f1, "recall": f1, "f1": f1,
-            "f1_low": low}  # fmt: skip
+def named_by(genres: list[tuple[str, int, float, float]], rounds: int = 4000) -> dict[str, list[str]]:
+    """The strong and weak genres of (name, support, F1, share of resamples whose F1 is 0)."""
+    rows = [
+        {"genre": name, "support": support, "prevalence": support / 100, "precision": f1, "recall": f1, "f1": f1}
+        for name, support, f1, _ in genres
+    ]
+    values = np.array([[0.0 if k < zeros * rounds else f1 for _, _, f1, zeros in genres] for k in range(rounds)])
+    draws = Draws(Measured({}, {"f1": np.array([[f1 for _, _, f1, _ in genres]])}), Measured({}, {"f1": values}))
+    return {key: [row["genre"] for row in chosen] for key, chosen in strengths(rows, draws).items()}
 
 
 def test_a_genre_is_good_if_it_is_surely_better_than_naming_it_always():
-    always = 2 * 0.5 / 1.5
-    rows = [
-        genre("sure", 50, 0.9, always + 0.01),
-        genre("unsure", 50, 0.9, always - 0.01),
-        genre("few", 9, 1.0, 1.0),
-        genre("rare", 10, 0.4, 0.3),
-        genre("none", 10, 0.0, 0.0),
-    ]
-    found = {key: [row["genre"] for row in chosen] for key, chosen in strengths(rows).items()}
-    assert found == {"good": ["sure", "rare"], "bad": ["none", "unsure"]}
+    genres = [
+        ("sure", 50, 0.9, 0.0), ("unsure", 50, 0.9, 0.04), ("few", 9, 1.0, 0.0), ("rare", 10, 0.4, 0.0),
+        ("none", 10, 0.0, 0.0),
+    ]  # fmt: skip
+    assert named_by(genres) == {"good": ["sure", "rare"], "bad": ["none", "unsure"]}
+
+
+def test_many_genres_need_more_evidence_each():
+    """p is 0.04: enough for one genre, too little for one of twenty."""
+    assert named_by([("A", 50, 0.9, 0.02)])["good"] == ["A"]
+    assert named_by([(f"genre {k}", 50, 0.9, 0.02) for k in range(20)])["good"] == []
 
 
 def test_a_good_genre_that_is_not_named_is_not_called_bad():
-    rows = [genre(name, 50, f1, 0.8) for name, f1 in zip("ABCDE", (0.99, 0.98, 0.97, 0.96, 0.95), strict=True)]
-    found = {key: [row["genre"] for row in chosen] for key, chosen in strengths(rows).items()}
-    assert found == {"good": ["A", "B", "C"], "bad": []}
+    genres = [(name, 50, f1, 0.0) for name, f1 in zip("ABCDE", (0.99, 0.98, 0.97, 0.96, 0.95), strict=True)]
+    assert named_by(genres) == {"good": ["A", "B", "C"], "bad": []}
 
 
 def test_the_posters_do_not_depend_on_the_model_and_are_no_near_duplicates():
@@ -123,7 +130,7 @@ def test_each_rule_speaks_when_its_figures_do(fine: dict[str, Any]):
     assert "[posters tune --calibration none]" in changed(calibration=calibration)
     genres = deepcopy(fine["per_genre"])
     genres[0]["support"] = 9
-    assert words(fine | {"per_genre": genres}).startswith("1 genre has fewer than 10 posters in this split: count on")
+    assert words(fine | {"per_genre": genres}).startswith("1 genre has fewer than 10 posters in this split: judge")
 
 
 def test_advice_on_thresholds_needs_a_loss_and_no_gain(fine: dict[str, Any]):
