@@ -114,6 +114,7 @@ def measure(given: ReportInputs, rounds: int, work: Path) -> dict[str, Any]:
             size = page.stat().st_size / 1e6
             Window(driver).open(page)
             ready.append(driver.execute_async_script(READY))
+            print(f"round {turn + 1} of {rounds}: {made[-1]:.1f} s", file=sys.stderr)
     seconds = {"make_seconds": made, "make_cpu_seconds": computed, "ready_seconds": ready}
     medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
     rounds_of = {name: [round(value, 2) for value in values] for name, values in seconds.items()}

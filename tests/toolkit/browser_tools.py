@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -33,24 +32,6 @@ axe.run(document, { resultTypes: ["violations"], preload: false }).then(({ viola
     (node) => `${impact} ${id}: ${node.target.join(" ")}: ${why(node)}`)));
 }, (error) => done([String(error)]));
 """
-
-
-def browse(work: Path, page: Path, *options: str) -> str:
-    """Open a page without a window and without a name server; what the browser prints."""
-    run = subprocess.run(
-        [BROWSER, "--headless", *OPTIONS, "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
-         f"--user-data-dir={work / 'profile'}", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def with_probe(page: Path, work: Path, script: str) -> Path:
-    """A copy of the page that also runs ``script``, which the policy of the page would not allow."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
-    (work / "probe.html").write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    return work / "probe.html"
 
 
 @contextmanager
