@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,17 @@ def bucket(s3_address: str) -> str:
     from remote_tools import new_bucket
 
     return new_bucket()
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `browser_tools.Window`: a window of a browser that the tests of a module share."""
+    from browser_tools import LACKING, Window, started
+
+    if LACKING:
+        pytest.skip(LACKING)
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield Window(driver)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,31 +24,14 @@ LACKING = f"none of {', '.join(NAMES)}" if not BROWSER else "" if DRIVER else "n
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 
 AXE = """
-const [impacts, done] = arguments;
+const [done] = arguments;
 const why = (node) => [...node.any, ...node.all, ...node.none][0].message;
-axe.run(document, { resultTypes: ["violations"], preload: false }).then(
-  ({ violations }) => done(violations.filter(({ impact }) => impacts.includes(impact)).flatMap((found) =>
-    found.nodes.map((node) => `${found.impact} ${found.id}: ${node.target.join(" ")}: ${why(node)}`))),
-  (error) => done([String(error)]));
+axe.run(document, { resultTypes: ["violations"], preload: false }).then(({ violations }) => {
+  const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
+  done(grave.flatMap(({ impact, id, nodes }) => nodes.map(
+    (node) => `${impact} ${id}: ${node.target.join(" ")}: ${why(node)}`)));
+}, (error) => done([String(error)]));
 """
-
-
-def browse(work: Path, page: Path, *options: str) -> str:
-    """Open a page without a window and without a name server; what the browser prints."""
-    run = subprocess.run(
-        [BROWSER, "--headless", *OPTIONS, "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000",
-         f"--user-data-dir={work / 'profile'}", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def with_probe(page: Path, work: Path, script: str) -> Path:
-    """A copy of the page that also runs ``script``, which the policy of the page would not allow."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
-    (work / "probe.html").write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-    return work / "probe.html"
 
 
 @contextmanager
@@ -71,11 +53,11 @@ def started(profile: Path, *, allowed: str = "") -> Iterator[Any]:
         driver.quit()
 
 
-def axe(driver: Any, impacts: tuple[str, ...] = ("serious", "critical")) -> list[str]:
-    """Barriers that axe-core finds in what the page shows now, one line for each element."""
+def axe(driver: Any) -> list[str]:
+    """Serious and critical barriers that axe-core finds in what the page shows now, one line for each element."""
     driver.execute_script(files("selenium_axe_python").joinpath("axe-core/axe.min.js").read_text(encoding="utf-8"))
     driver.set_script_timeout(120)
-    return driver.execute_async_script(AXE, impacts)
+    return driver.execute_async_script(AXE)
 
 
 class Window:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser_tools import LACKING, Window, started
 from shared_tools import small_file_system
 from toolkit_helpers import make_model_folder
 
@@ -54,12 +53,3 @@ def labels(shard_set: Path) -> LabelSet:
 def model_folder(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model folder with a linear head. Read-only."""
     return make_model_folder(tmp_path_factory.mktemp("model") / "model", labels, HeadSpec("linear", (), 0.0))
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
-    """A window of a browser that the tests of a module share."""
-    if LACKING:
-        pytest.skip(LACKING)
-    with started(tmp_path_factory.mktemp("profile")) as driver:
-        yield Window(driver)

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import report_page
 import timm
+from browser_tools import LACKING
 from safetensors.torch import save_file
 from toolkit_helpers import run_python, run_script
 
@@ -134,6 +136,18 @@ def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
     assert ways["rapidocr"]["faster_than_rapidocr"] == 1.0
     assert all(0 <= row["recall_drawn"] <= 1 and row["seconds"] > 0 for row in ways.values())
     assert any(name.startswith("ours") and name.endswith("no line") for name in ways)
+
+
+@pytest.mark.skipif(bool(LACKING), reason=LACKING)
+def test_the_page_of_a_report_is_measured_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    small = ["--posters", "60", "--genres", "2", "--rounds", "1"]
+    assert report_page.main([*small, "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert "| page, MB | " in capsys.readouterr().out and report_page.missed(found) == []
+    for name, limit in report_page.LIMITS.items():
+        assert 0 < found[name] < limit
+        assert report_page.missed({**found, name: limit}) == [name]
+    assert report_page.main(["--posters", "3"]) == 2
 
 
 def study(posters: Path, tmp_path: Path, *options: object) -> subprocess.CompletedProcess[str]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_tools import BROWSER, NAMES
+from browser_tools import Window
 from page_checks import in_the_dark, on_paper, on_screens
 from PIL import Image
 
 from shards.clean.contact_sheet import page
 from shards.clean.run import CleanOptions
-
-pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
 
 SIZES = ((214, 320), (214, 320), (960, 320), (20, 320), (320, 320))
 
@@ -34,11 +32,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "contact_sheet.html"
 
 
-def test_on_a_screen_and_on_a_phone(written: Path, tmp_path: Path):
-    on_screens(written, tmp_path)
+def test_on_a_screen_and_on_a_phone(window: Window, written: Path):
+    on_screens(window, written)
 
 
-def test_on_paper_and_in_the_dark(written: Path, tmp_path: Path):
-    pages, pictures = on_paper(written, tmp_path)
+def test_on_paper_and_in_the_dark(window: Window, written: Path):
+    pages, pictures = on_paper(window, written)
     assert 2 <= pages <= 4 and pictures == 30
-    assert 0.001 < in_the_dark(written, tmp_path) < 0.2
+    assert 0.001 < in_the_dark(window, written) < 0.2

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_tools import BROWSER, NAMES
+from browser_tools import Window
 
 pytest.importorskip("cv2")
 
@@ -14,8 +14,6 @@ from audit_tools import Mean, audit, write_anywhere
 from page_checks import in_the_dark, on_paper, on_screens
 
 from toolkit.audit.results import page
-
-pytestmark = pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}")
 
 #: Genres in the order of their column "effect of titles", after a click on its header. For each bar and its cell: the
 #: distance of their ends in pixels from the axis.
@@ -43,9 +41,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_on_a_screen_and_on_a_phone(written: Path, tmp_path: Path):
-    for said in on_screens(written, tmp_path, OWN).values():
-        first, second, third = said["own"]
+def test_on_a_screen_and_on_a_phone(window: Window, written: Path):
+    for first, second, third in on_screens(window, written, OWN):
         assert [first[0], second[0], third[0]] == ["Comedy", "Horror", "Drama"]  # 0.08, 0.02, -0.08
         assert -2 < first[1] < 2 and first[2] > 20
         assert -2 < third[2] < 2 and third[1] < -20
@@ -53,7 +50,7 @@ def test_on_a_screen_and_on_a_phone(written: Path, tmp_path: Path):
             assert cell_left <= left and right <= cell_right
 
 
-def test_on_paper_and_in_the_dark(written: Path, tmp_path: Path):
-    pages, pictures = on_paper(written, tmp_path)
+def test_on_paper_and_in_the_dark(window: Window, written: Path):
+    pages, pictures = on_paper(window, written)
     assert 3 <= pages <= 12 and pictures >= 24 * 3
-    assert 0.001 < in_the_dark(written, tmp_path) < 0.2
+    assert 0.001 < in_the_dark(window, written) < 0.2

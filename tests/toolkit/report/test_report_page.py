@@ -134,10 +134,6 @@ def test_a_poster_that_cannot_be_read_leaves_a_tile():
     assert "unreadable image" in render_page(build_report(given, label_errors=False, rounds=5))
 
 
-def test_it_prints_on_white_and_fits_a_phone(page: str):
-    assert "@media print" in page and "@media(max-width" in page and "prefers-color-scheme:dark" in page
-
-
 # --- plots ------------------------------------------------------------------------------------------------
 
 
