@@ -98,12 +98,15 @@ class Actions:
         except UserError as refusal:
             error = str(refusal)
         kept = render("toolkit.app/counts.html", corrections=board.corrections, error=error)
-        return [kept, html.uploads_table(board, self.service), self._button(corrections_file(board))]
+        return [kept, html.uploads_table(board, self.service), self._button(corrections_file(board)), board]
 
     def downloads(self, board: Board) -> list[Any]:
-        """Write the files with the predictions and the thresholds."""
+        """Write the files with the predictions and the thresholds.
+
+        ``downloads`` and ``correct`` also return the state: gradio deletes only states that an action returned.
+        """
         paths = [*prediction_files(board, self.service), labels_file(board, self.service)]
-        return [self._button(path) for path in paths]
+        return [*(self._button(path) for path in paths), board]
 
     def predict(self, files: list[tuple[Path, str]] | None) -> list[dict[str, Any]]:
         """Return the predictions of files for another program: one object per file, in order."""

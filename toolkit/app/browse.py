@@ -18,6 +18,7 @@ from shards.dataset.labels import require_same
 from shards.dataset.store import open_store
 from shards.errors import UserError
 from shards.inputs.images import ANY, BadImage, decode, jpeg
+from shards.storage.files import atomic_write
 from toolkit.app.board import upload_folder
 from toolkit.app.decoder import Refused
 from toolkit.app.options import AppOptions
@@ -146,7 +147,8 @@ class Split:
     def open(self, row: int, service: PredictionService) -> Poster | Refused:
         """Return a poster like an upload, with its true labels. The image is decoded in another process."""
         path = upload_folder() / f"set-{row}"
-        path.write_bytes(self.reader.image_bytes(row))
+        with atomic_write(path) as stream:  # another visitor may read the file now
+            stream.write(self.reader.image_bytes(row))
         (found,) = service.read([path], [self.ids[row]])
         if isinstance(found, Refused):
             return found

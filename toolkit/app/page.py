@@ -76,7 +76,7 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
     """Build the gradio page, ready for ``launch``. With ``split``, the page also has a gallery of its posters."""
     actions, words = Actions(service, split), service.words
     with _Page(title=words.title, analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)) as page:
-        board = gr.State(Board(), delete_callback=Board.close)
+        board = gr.State(Board(), delete_callback=lambda board: board.close())
         gr.HTML(start.header(service), **PLAIN)
         with gr.Row(elem_id="samples"):
             samples = [gr.Button(f"Sample {k + 1}", elem_id=f"sample-{k + 1}") for k in range(start.SAMPLES)]
@@ -108,9 +108,9 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
             outputs = [shelf, refused, *details]
             picked.append(shelf.select(actions.browse, [board, *filters], outputs, **PRIVATE))
         moved = genres.select(actions.set_threshold, [board, *filters], [genres, table, text, *views], **QUIET)
-        keep.click(actions.correct, [board, ticked], [kept, table, corrections], **PRIVATE)
+        keep.click(actions.correct, [board, ticked], [kept, table, corrections, board], **PRIVATE)
         for event in (*events, emptied, moved):
-            event.then(actions.downloads, board, [*saved, thresholds], **QUIET)
+            event.then(actions.downloads, board, [*saved, thresholds, board], **QUIET)
         for event in picked:
             event.then(None, js=TO_DETAILS, **QUIET)
         for event in (*events, *picked):

@@ -114,6 +114,14 @@ def test_downloads_have_the_rows_of_predict(board: Board, service: PredictionSer
     assert not paths["csv"].exists()
 
 
+def test_a_state_that_gives_its_place_to_newer_visitors_leaves_no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    board = Board()
+    assert board.folder.is_dir()
+    del board
+    assert not list(tmp_path.iterdir())
+
+
 def test_new_thresholds_fit_into_the_model_folder(board: Board, service: PredictionService, tmp_path: Path):
     first = service.folder.labels.genres[0]
     board.set_threshold(0, 0.125, service.folder)

@@ -31,7 +31,8 @@ pytest.importorskip("gradio")
 class Server:
     def __init__(self, model: Path, work: Path, *options: str) -> None:
         self.port, self.work = free_port(), work
-        environment = clean_env() | {"TMPDIR": str(work), "PYTHONPATH": str(ROOT)}
+        # With GRADIO_IS_E2E_TEST, the state of a closed page is kept for a second instead of an hour.
+        environment = clean_env() | {"TMPDIR": str(work), "PYTHONPATH": str(ROOT), "GRADIO_IS_E2E_TEST": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "toolkit", "app", "-m", str(model), "--no-text", "--port", str(self.port), *options],
             stdout=subprocess.PIPE, stderr=(work / "stderr.txt").open("w"), text=True, cwd=ROOT, env=environment,
@@ -107,14 +108,19 @@ def test_routes_that_the_page_does_not_use_are_not_there(server: Server):
         assert server.send("GET", path)[0] == 404
 
 
-def refusal(server: Server, name: str, data: list[Any], sent: Any = None) -> str:
-    """Send an event by hand, as another program than the page can. Return the message for the visitor."""
+def event(server: Server, name: str, data: list[Any], sent: Any = None, visitor: str = "x") -> dict[str, Any]:
+    """Send an event by hand, as another program than the page can. Return its last message."""
     events = json.loads(server.send("GET", "/config")[1])["dependencies"]
     number = next(event["id"] for event in events if event["api_name"] == name)
-    body = json.dumps({"data": data, "event_data": sent, "fn_index": number, "session_hash": "x"}).encode()
+    body = json.dumps({"data": data, "event_data": sent, "fn_index": number, "session_hash": visitor}).encode()
     assert server.send("POST", "/gradio_api/queue/join", body, Content_Type="application/json")[0] == 200
-    messages = server.send("GET", "/gradio_api/queue/data?session_hash=x")[1].split("data: ")[1:]
-    done = next(each for each in map(json.loads, messages) if each["msg"] == "process_completed")
+    messages = server.send("GET", f"/gradio_api/queue/data?session_hash={visitor}")[1].split("data: ")[1:]
+    return next(each for each in map(json.loads, messages) if each["msg"] == "process_completed")
+
+
+def refusal(server: Server, name: str, data: list[Any], sent: Any = None) -> str:
+    """Return the message for the visitor."""
+    done = event(server, name, data, sent)
     assert not done["success"]
     return done["output"]["error"]
 
@@ -145,6 +151,20 @@ def test_what_visitors_send_does_not_steer_the_terminal(server: Server):
 def test_an_event_sent_by_hand_is_refused_in_one_line(server: Server, name: str, data: list[Any], sent: Any, said: str):
     message = refusal(server, name, data, sent)
     assert said in message and "\n" not in message and len(message) <= 200
+
+
+def test_the_downloads_of_a_closed_page_are_deleted(server: Server):
+    for name in ("partial", "downloads"):  # a click on the first sample, and what the page does then
+        assert event(server, name, [None], visitor="closed")["success"]
+    assert {path.suffix for path in server.uploads() if "downloads-" in str(path)} == {".csv", ".json", ".parquet"}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("GET", "/gradio_api/heartbeat/closed")
+    connection.getresponse().read(1)
+    connection.close()
+    end = time.monotonic() + 20
+    while (left := list(server.work.glob("posters-app-*/downloads-*"))) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left
 
 
 def test_another_program_can_ask_for_predictions(server: Server, model: Path, posters: Path):
