@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ def test_thresholds_of_a_visitor_name_again_without_inference(board: Board, serv
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [(99, 0.5), (-3, 0.5), ("0", 0.5), (0, "0.5"), (0, 1.5), (0, float("nan")), (None, None)]
+    ("column", "value"),
+    [(99, 0.5), (-3, 0.5), ("0", 0.5), (0, "0.5"), (0, 1.5), (0, float("nan")), (None, None), (True, 0.5)],
 )
 def test_a_browser_cannot_send_any_threshold(service: PredictionService, column: object, value: object):
     board = Board()
@@ -110,6 +112,14 @@ def test_downloads_have_the_rows_of_predict(board: Board, service: PredictionSer
     assert said["model"] == "model"  # no path of this machine
     board.close()
     assert not paths["csv"].exists()
+
+
+def test_a_state_that_gives_its_place_to_newer_visitors_leaves_no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    board = Board()
+    assert board.folder.is_dir()
+    del board
+    assert not list(tmp_path.iterdir())
 
 
 def test_new_thresholds_fit_into_the_model_folder(board: Board, service: PredictionService, tmp_path: Path):
@@ -185,7 +195,7 @@ def test_the_gallery_has_the_posters_of_the_split(split: Split, service: Predict
     poster = split.open(split.require_row(1), service)
     assert isinstance(poster, Poster) and poster.id == split.ids[1] and poster.true == split.genres_of(1)
     np.testing.assert_allclose(poster.probabilities, split.probabilities[1], atol=1e-4)
-    for number in (-1, len(split.ids), "1", None):
+    for number in (-1, len(split.ids), "1", None, True):
         with fails("option-value", "no poster"):
             split.require_row(number)
 
@@ -219,6 +229,20 @@ def test_outputs_of_evaluate_are_read_only_if_they_fit(
     np.savez(path, **{**arrays, "weights": "f" * 64})
     with pytest.raises(TypeError, match="NoneType"):  # predicted again
         Split.of(options, folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("true", "no label", "has no choice 'no label'"), ("named", None, "has no choice 'None'"),
+        ("true", ["Drama"], "has no choice"), ("errors", None, "has no choice"), ("order", "x", "has no choice 'x'"),
+        ("low", float("nan"), "from 0 to 1, not nan"), ("high", "0.5", "from 0 to 1, not 0.5"),
+        ("low", True, "from 0 to 1, not True"), ("high", -1e99, "from 0 to 1, not -1e+99"),
+    ],
+)  # fmt: skip
+def test_a_browser_cannot_send_any_filter(split: Split, service: PredictionService, field: str, value: Any, said: str):
+    with fails("option-value", said):
+        split.rows(replace(Wanted(), **{field: value}), service.folder.thresholds)
 
 
 #: Samples of three labels: (true labels, probabilities).
