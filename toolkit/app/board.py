@@ -81,7 +81,7 @@ class Board:
         The values come from a browser. Raises UserError if they are not valid.
         """
         genres = len(folder.labels)
-        if type(column) is not int or not -2 <= column < genres or type(value) not in (int, float):
+        if type(column) is not int or not -2 <= column < genres or not isinstance(value, (int, float)):
             raise UserError("option-value", "a threshold needs the number of a label, and a number from 0 to 1")
         if not 0.0 <= value <= 1.0:  # also NaN
             raise UserError("option-value", f"a threshold must be from 0 to 1, not {value}")

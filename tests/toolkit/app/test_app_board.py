@@ -51,6 +51,12 @@ def board(service: PredictionService, posters: Path, tmp_path: Path, monkeypatch
     return board
 
 
+def written(path: Path | None) -> Path:
+    """The path of a file that must have been written."""
+    assert path is not None
+    return path
+
+
 def test_uploads_are_added_up_to_a_limit(board: Board, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_board, "MAX_POSTERS", 3)
     first, second = board.posters
@@ -89,8 +95,8 @@ def test_a_browser_cannot_send_any_threshold(service: PredictionService, column:
 
 def test_downloads_have_the_rows_of_predict(board: Board, service: PredictionService, posters: Path, tmp_path: Path):
     assert downloads.labels_file(board, service) is None and downloads.prediction_files(Board(), service) == [None] * 3
-    paths = dict(zip(downloads.TABLES, downloads.prediction_files(board, service), strict=True))
-    assert all(path is not None and path.parent.parent == tmp_path for path in paths.values())
+    paths = dict(zip(downloads.TABLES, map(written, downloads.prediction_files(board, service)), strict=True))
+    assert all(path.parent.parent == tmp_path for path in paths.values())
     images = [str(posters / "images" / name) for name in ("p00001.jpg", "p00002.jpg")]
     out = tmp_path / "predicted.parquet"
     assert main(["predict", "-m", str(service.folder.path), *images, "-o", str(out)]) == 0
@@ -125,7 +131,7 @@ def test_a_state_that_gives_its_place_to_newer_visitors_leaves_no_downloads(tmp_
 def test_new_thresholds_fit_into_the_model_folder(board: Board, service: PredictionService, tmp_path: Path):
     first = service.folder.labels.genres[0]
     board.set_threshold(0, 0.125, service.folder)
-    path = downloads.labels_file(board, service)
+    path = written(downloads.labels_file(board, service))
     copy = tmp_path / "copy"
     shutil.copytree(service.folder.path, copy)
     shutil.copy(path, copy / LABELS)
@@ -142,7 +148,7 @@ def test_corrections_change_the_shards(board: Board, service: PredictionService,
     board.chosen = board.posters[1]
     board.correct([genres[1]], service.folder)
     board.correct([genres[2]], service.folder)  # the last one counts
-    path = downloads.corrections_file(board)
+    path = written(downloads.corrections_file(board))
     rows = list(csv.reader(path.open(newline="")))
     assert rows == [["id", "genres"], ["p00001", f"{genres[0]}|{genres[2]}"], ["p00002", genres[2]]]
     command = [

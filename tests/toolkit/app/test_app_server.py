@@ -141,7 +141,7 @@ def test_what_visitors_send_does_not_steer_the_terminal(server: Server):
         ("pick", [None], {"index": 3, "value": "<b>"}, "the table has no row with the number 3"),
         ("pick", [None], [1], "the table has no row with the number None"),
         ("pick", [None], {"index": "<b>"}, "the table has no row with the number &lt;b&gt;"),
-        ("correct", [None, ["no label"]], None, "Value: 'no label'"),
+        ("correct", [None, ["no label"]], None, "Value: &#39;no label&#39;"),
         ("correct", [None, 5], None, "does not fit this page"),
         ("look", [None], None, "does not fit this page"),  # a value too few
         ("predict", ["x"], None, "must be a list of files"),
