@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -14,9 +15,23 @@ import pytest
 # take three times the CPU seconds. Set before torch is loaded, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests start hundreds of processes. Without bytecode files, each of them compiles our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Whoever starts a shell job in the background has its Ctrl-C ignored, and every process below inherits that: the tests
 # that press Ctrl-C in a child would then wait for ever. A handler of our own is reset to the default in children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all modules and tests from garbage collection, which takes a second or more with so many objects."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let Python free everything at its end, as some libraries expect."""
+    gc.unfreeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

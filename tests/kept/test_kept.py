@@ -19,8 +19,8 @@ from toolkit.decisions.decisions import Decisions
 
 #: How far numbers may be from one another: another processor rounds in another way.
 CLOSE = {"rel_tol": 2e-3, "abs_tol": 2e-4}
-#: Columns of how fast it went.
-SPEED = ("images_per_s", "data_wait", "decode_cores", "copy", "seconds")
+#: Columns of how fast it went, and keys of when.
+SPEED = ("images_per_s", "data_wait", "decode_cores", "copy", "seconds", "made")
 #: Fingerprints of decisions that are fitted when the command runs. They hold for the rounding of one processor; the
 #: numbers themselves are compared as all numbers are.
 FITTED = ("/files/killed.json/decisions", "/files/ensemble/model/labels.json/decisions")

@@ -45,16 +45,18 @@ class Actions:
         board.empty()
         return [self._refusals([]), *self._table(board), *self._details(board)]
 
-    def pick(self, board: Board, event: gr.SelectData) -> list[Any]:
+    def pick(self, board: Board, event: gr.EventData) -> list[Any]:
         """Display an upload that the visitor chose in the table."""
-        if isinstance(event.index, int) and 0 <= event.index < len(board.posters):
-            board.chosen = board.posters[event.index]
+        row, _ = _sent(event)
+        if type(row) is not int or not 0 <= row < len(board.posters):
+            raise UserError("option-value", f"the table has no row with the number {str(row)[:20]}")
+        board.chosen = board.posters[row]
         return self._details(board)
 
     def look(self, board: Board, genre: str) -> str:
         """Return the heat map of a genre."""
         poster = board.chosen
-        if poster is None or genre not in self.service.folder.labels.index:
+        if poster is None or genre not in self.service.folder.labels.genres:
             return ""
         return html.heat_card(poster, genre, self.service.heat(poster, genre), self.service)
 
@@ -73,13 +75,13 @@ class Actions:
 
     # --- thresholds, corrections and downloads --------------------------------------------------------------------
 
-    def set_threshold(self, board: Board, event: gr.SelectData, *filters: Any) -> list[Any]:
+    def set_threshold(self, board: Board, event: gr.EventData, *filters: Any) -> list[Any]:
         """Change thresholds, and update everything that depends on them without a new inference.
 
         The browser has already updated the table of labels, unless it does not show all of them.
         """
         folder, poster = self.service.folder, board.chosen
-        board.set_threshold(event.index, event.value, folder)
+        board.set_threshold(*_sent(event), folder)
         hidden = len(folder.labels) > html.MAX_GENRES and poster is not None
         return [
             html.genres_card(poster, board, self.service) if hidden and poster else gr.skip(),
@@ -96,12 +98,15 @@ class Actions:
         except UserError as refusal:
             error = str(refusal)
         kept = render("toolkit.app/counts.html", corrections=board.corrections, error=error)
-        return [kept, html.uploads_table(board, self.service), self._button(corrections_file(board))]
+        return [kept, html.uploads_table(board, self.service), self._button(corrections_file(board)), board]
 
     def downloads(self, board: Board) -> list[Any]:
-        """Write the files with the predictions and the thresholds."""
+        """Write the files with the predictions and the thresholds.
+
+        ``downloads`` and ``correct`` also return the state: gradio deletes only states that an action returned.
+        """
         paths = [*prediction_files(board, self.service), labels_file(board, self.service)]
-        return [self._button(path) for path in paths]
+        return [*(self._button(path) for path in paths), board]
 
     def predict(self, files: list[tuple[Path, str]] | None) -> list[dict[str, Any]]:
         """Return the predictions of files for another program: one object per file, in order."""
@@ -129,13 +134,16 @@ class Actions:
         board.page = 0
         return self.show_page(board, *filters)
 
-    def browse(self, board: Board, event: gr.SelectData, *filters: Any) -> list[Any]:
+    def browse(self, board: Board, event: gr.EventData, *filters: Any) -> list[Any]:
         """Show another page of the gallery, or display a poster of the shard set."""
         assert self.split is not None
-        if event.value == "page":
-            board.page = max(0, int(event.index))
+        number, what = _sent(event)
+        if what == "page":
+            if type(number) is not int or number < 0:
+                raise UserError("option-value", f"the gallery has no page with the number {str(number)[:20]}")
+            board.page = number
             return [self.show_page(board, *filters), gr.skip(), *[gr.skip()] * DETAILS]
-        found = self.split.open(self.split.require_row(event.index), self.service)
+        found = self.split.open(self.split.require_row(number), self.service)
         board.chosen = found if isinstance(found, Poster) else None
         return [gr.skip(), self._refusals([] if board.chosen else [found]), *self._details(board)]
 
@@ -183,6 +191,12 @@ class Actions:
 DETAILS = 7
 
 
+def _sent(event: gr.EventData) -> tuple[Any, Any]:
+    """Return the index and the value that a browser sent with an event. Both can be anything, or None."""
+    data = event._data
+    return (data.get("index"), data.get("value")) if isinstance(data, dict) else (None, None)
+
+
 def upload_field(**parameters: Any) -> Any:
     """Return a field for files whose value is a list of (path, name). Names in paths of gradio lack some characters.
 
@@ -195,7 +209,7 @@ def upload_field(**parameters: Any) -> Any:
         paths: Any = checked(payload)
         if paths is None:
             return None
-        files = getattr(payload, "root", None) or [payload]
+        files = getattr(payload, "root", [payload])
         names = [Path(file.orig_name or path).name for file, path in zip(files, paths, strict=True)]
         return [(Path(path), printable_line(name)[:MAX_NAME]) for path, name in zip(paths, names, strict=True)]
 

@@ -3,7 +3,8 @@
 uploads → `add` → posters → thresholds of the visitor → named genres     (no new inference)
 ticked genres → `correct` → corrections by id → corrections.csv          (downloads.py)
 
-The state is in memory. It is deleted when the visitor has closed the page.
+The state is in memory. It is deleted an hour after the last step of a visitor who has closed the page, and when newer
+visitors need its place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ class Board:
         self.page = 0
         """Page of the gallery, from 0."""
         self._folder: Path | None = None
+        self.close: Callable[[], object] = lambda: None
+        """Deletes the downloads. Python also calls it when it deletes the state."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Board:
         return Board()  # gradio copies the initial state for every visitor
@@ -77,7 +81,7 @@ class Board:
         The values come from a browser. Raises UserError if they are not valid.
         """
         genres = len(folder.labels)
-        if not isinstance(column, int) or not isinstance(value, (int, float)) or not -2 <= column < genres:
+        if type(column) is not int or not -2 <= column < genres or not isinstance(value, (int, float)):
             raise UserError("option-value", "a threshold needs the number of a label, and a number from 0 to 1")
         if not 0.0 <= value <= 1.0:  # also NaN
             raise UserError("option-value", f"a threshold must be from 0 to 1, not {value}")
@@ -113,12 +117,8 @@ class Board:
         """A folder for the downloads of this visitor, in the folder of uploads."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="downloads-", dir=upload_folder()))
+            self.close = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
-
-    def close(self) -> None:
-        """Delete the downloads."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def upload_folder() -> Path:

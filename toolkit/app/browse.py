@@ -18,6 +18,7 @@ from shards.dataset.labels import require_same
 from shards.dataset.store import open_store
 from shards.errors import UserError
 from shards.inputs.images import ANY, BadImage, decode, jpeg
+from shards.storage.files import atomic_write
 from toolkit.app.board import upload_folder
 from toolkit.app.decoder import Refused
 from toolkit.app.options import AppOptions
@@ -92,8 +93,9 @@ class Split:
     def rows(self, wanted: Wanted, thresholds: FloatArray) -> IntArray:
         """Return the numbers of the posters that the filter keeps, in the order of the page.
 
-        thresholds: (G,) thresholds of the visitor.
+        thresholds: (G,) thresholds of the visitor. Raises UserError if a value of the filter is not valid.
         """
+        self._check(wanted)
         named = self.probabilities >= thresholds
         columns = [self.genres.index(genre) for genre in dict.fromkeys((wanted.true, wanted.named)) if genre]
         kept = np.ones(len(self.ids), np.bool_)
@@ -112,6 +114,19 @@ class Split:
             sign = -1.0 if wanted.order == ORDERS[1] else 1.0
             found = found[np.argsort(sign * values[found], kind="stable")]
         return found
+
+    def _check(self, wanted: Wanted) -> None:
+        """Raise UserError for a value that the page does not offer. The values come from a browser."""
+        genres = ("", *self.genres)
+        known = {"true": genres, "named": genres, "errors": ERRORS, "order": ORDERS}
+        for name, values in known.items():
+            if getattr(wanted, name) not in values:
+                raise UserError(
+                    "option-value", f"the filter “{name}” has no choice {str(getattr(wanted, name))[:40]!r}"
+                )
+        for limit in (wanted.low, wanted.high):
+            if type(limit) not in (int, float) or not 0.0 <= limit <= 1.0:  # also NaN
+                raise UserError("option-value", f"a probability must be from 0 to 1, not {str(limit)[:40]}")
 
     def _values(self, wanted: Wanted) -> FloatArray:
         """Return the (N,) probabilities for the limits and the order."""
@@ -132,7 +147,8 @@ class Split:
     def open(self, row: int, service: PredictionService) -> Poster | Refused:
         """Return a poster like an upload, with its true labels. The image is decoded in another process."""
         path = upload_folder() / f"set-{row}"
-        path.write_bytes(self.reader.image_bytes(row))
+        with atomic_write(path) as stream:  # another visitor may read the file now
+            stream.write(self.reader.image_bytes(row))
         (found,) = service.read([path], [self.ids[row]])
         if isinstance(found, Refused):
             return found
@@ -140,7 +156,7 @@ class Split:
 
     def require_row(self, row: object) -> int:
         """Return the number of a poster that a browser sent. Raises UserError if there is no such poster."""
-        if not isinstance(row, int) or not 0 <= row < len(self.ids):
+        if type(row) is not int or not 0 <= row < len(self.ids):
             raise UserError("option-value", f"the split has no poster with the number {str(row)[:20]}")
         return row
 

@@ -138,7 +138,9 @@ def _open(path: Path, preprocessing: Preprocessing) -> Opened | Refused:
         image = decode(data, ANY)
     except BadImage as bad:  # Pillow rejects some files that the fast decoder accepts
         return Refused(path.name, f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
-    except (OSError, ValueError) as error:
+    except OSError as error:  # its text has a path of this machine
+        return Refused(path.name, f"the file cannot be read ({error.strerror}); upload it again")
+    except ValueError as error:
         return Refused(path.name, one_line(error))
     except MemoryError:
         return Refused(path.name, "the picture needs more memory than is available")
@@ -149,7 +151,8 @@ def _pixels(path: Path, most: int) -> np.ndarray | Refused:
     try:
         image = decode(_read(path), ANY)
     except (OSError, ValueError, BadImage, MemoryError) as error:
-        return Refused(path.name, f"{path.name} cannot be read any more ({one_line(error)}); upload it again")
+        why = error.strerror if isinstance(error, OSError) else one_line(error)
+        return Refused(path.name, f"{path.name} cannot be read any more ({why}); upload it again")
     scale = (most / (image.width * image.height)) ** 0.5
     if scale < 1.0:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from functools import partial
 from importlib.resources import files as package_files
@@ -9,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from shards.errors import UserError, one_line
 from shards.visuals.templates import render
 from toolkit.app import start
 from toolkit.app.actions import Actions, upload_field
@@ -19,10 +21,14 @@ from toolkit.app.downloads import TABLES
 from toolkit.app.guard import PER_CLIENT
 from toolkit.app.service import MAX_FILES, PredictionService
 
+log = logging.getLogger(__name__)
+
 #: Seconds between two deletions of old uploads, and minimum age of a deleted file. So files are kept at most an hour.
 DELETION_INTERVAL, MIN_AGE = 600, 3000
 #: Maximum numbers of running events and of waiting events of all visitors. Further events are refused.
 MAX_RUNNING, MAX_WAITING = 8, 64
+#: Name of the only event for other programs.
+API_NAME = "predict"
 #: With more labels, corrections are chosen in a list with a search instead of check boxes.
 MAX_BOXES = 100
 #: Parameters of HTML parts, and of events: only /predict can be called by other programs.
@@ -32,12 +38,44 @@ QUIET: dict[str, Any] = {**PRIVATE, "show_progress": "hidden"}
 #: Scrolls to the displayed poster, which can be far below a long table.
 TO_DETAILS = "() => document.querySelector('#shown')?.scrollIntoView({block: 'start'})"
 
+#: Messages for values that a component of the page, or /predict, cannot use.
+UNFIT = "A value is missing, or does not fit this page. Choose another value, or load the page again."
+UNFIT_FILES = "The data must be a list of files that this server has received."
+#: Maximum length of a message of gradio about a value. Some of these messages contain a list of all labels.
+MAX_MESSAGE = 200
+
+
+class _Page(gr.Blocks):
+    """A page whose visitors read why an action failed. gradio shows only the word "Error" by default."""
+
+    async def preprocess_data(self, block_fn: Any, *given: Any, **more: Any) -> Any:
+        """Check the values from a browser or program. Refuse values that do not fit the components of the page."""
+        try:
+            return await super().preprocess_data(block_fn, *given, **more)
+        except Exception as error:  # a component can raise any exception for a wrong value, also TypeError
+            log.warning("values of a visitor were refused: %s: %s", type(error).__name__, one_line(error)[:300])
+            unfit = UNFIT_FILES if block_fn.api_name == API_NAME else UNFIT
+            message = error.message[:MAX_MESSAGE] if isinstance(error, gr.Error) else unfit
+            raise _shown(message) from None
+
+    async def call_function(self, *given: Any, **more: Any) -> Any:
+        """Run an action."""
+        try:
+            return await super().call_function(*given, **more)
+        except UserError as error:
+            raise _shown(str(error)) from None
+
+
+def _shown(message: str) -> gr.Error:
+    """Return the exception that makes gradio show a message, without a traceback on the terminal."""
+    return gr.Error(render("toolkit.app/message.html", said=message), print_exception=False)
+
 
 def build_page(service: PredictionService, address: str = "", split: Split | None = None) -> Any:
     """Build the gradio page, ready for ``launch``. With ``split``, the page also has a gallery of its posters."""
     actions, words = Actions(service, split), service.words
-    with gr.Blocks(title=words.title, analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)) as page:
-        board = gr.State(Board(), delete_callback=Board.close)
+    with _Page(title=words.title, analytics_enabled=False, delete_cache=(DELETION_INTERVAL, MIN_AGE)) as page:
+        board = gr.State(Board(), delete_callback=lambda board: board.close())
         gr.HTML(start.header(service), **PLAIN)
         with gr.Row(elem_id="samples"):
             samples = [gr.Button(f"Sample {k + 1}", elem_id=f"sample-{k + 1}") for k in range(start.SAMPLES)]
@@ -69,9 +107,9 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
             outputs = [shelf, refused, *details]
             picked.append(shelf.select(actions.browse, [board, *filters], outputs, **PRIVATE))
         moved = genres.select(actions.set_threshold, [board, *filters], [genres, table, text, *views], **QUIET)
-        keep.click(actions.correct, [board, ticked], [kept, table, corrections], **PRIVATE)
+        keep.click(actions.correct, [board, ticked], [kept, table, corrections, board], **PRIVATE)
         for event in (*events, emptied, moved):
-            event.then(actions.downloads, board, [*saved, thresholds], **QUIET)
+            event.then(actions.downloads, board, [*saved, thresholds, board], **QUIET)
         for event in picked:
             event.then(None, js=TO_DETAILS, **QUIET)
         for event in (*events, *picked):
@@ -127,7 +165,7 @@ def _api(actions: Actions, address: str) -> None:
     facts = {"max_files": MAX_FILES, "max_mb": MAX_MB, "per_client": PER_CLIENT >> 20, "max_waiting": MAX_WAITING}
     gr.HTML(render("toolkit.app/api.html", address=address, words=actions.service.words, **facts), **PLAIN)
     files, answer = upload_field(visible=False), gr.JSON(visible=False)
-    gr.Button(visible=False).click(actions.predict, files, answer, api_name="predict")
+    gr.Button(visible=False).click(actions.predict, files, answer, api_name=API_NAME)
 
 
 def _download(what: str, name: str) -> Any:

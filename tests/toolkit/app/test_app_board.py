@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,12 @@ def board(service: PredictionService, posters: Path, tmp_path: Path, monkeypatch
     return board
 
 
+def written(path: Path | None) -> Path:
+    """The path of a file that must have been written."""
+    assert path is not None
+    return path
+
+
 def test_uploads_are_added_up_to_a_limit(board: Board, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(app_board, "MAX_POSTERS", 3)
     first, second = board.posters
@@ -76,7 +83,8 @@ def test_thresholds_of_a_visitor_name_again_without_inference(board: Board, serv
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [(99, 0.5), (-3, 0.5), ("0", 0.5), (0, "0.5"), (0, 1.5), (0, float("nan")), (None, None)]
+    ("column", "value"),
+    [(99, 0.5), (-3, 0.5), ("0", 0.5), (0, "0.5"), (0, 1.5), (0, float("nan")), (None, None), (True, 0.5)],
 )
 def test_a_browser_cannot_send_any_threshold(service: PredictionService, column: object, value: object):
     board = Board()
@@ -87,8 +95,8 @@ def test_a_browser_cannot_send_any_threshold(service: PredictionService, column:
 
 def test_downloads_have_the_rows_of_predict(board: Board, service: PredictionService, posters: Path, tmp_path: Path):
     assert downloads.labels_file(board, service) is None and downloads.prediction_files(Board(), service) == [None] * 3
-    paths = dict(zip(downloads.TABLES, downloads.prediction_files(board, service), strict=True))
-    assert all(path is not None and path.parent.parent == tmp_path for path in paths.values())
+    paths = dict(zip(downloads.TABLES, map(written, downloads.prediction_files(board, service)), strict=True))
+    assert all(path.parent.parent == tmp_path for path in paths.values())
     images = [str(posters / "images" / name) for name in ("p00001.jpg", "p00002.jpg")]
     out = tmp_path / "predicted.parquet"
     assert main(["predict", "-m", str(service.folder.path), *images, "-o", str(out)]) == 0
@@ -112,10 +120,18 @@ def test_downloads_have_the_rows_of_predict(board: Board, service: PredictionSer
     assert not paths["csv"].exists()
 
 
+def test_a_state_that_gives_its_place_to_newer_visitors_leaves_no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    board = Board()
+    assert board.folder.is_dir()
+    del board
+    assert not list(tmp_path.iterdir())
+
+
 def test_new_thresholds_fit_into_the_model_folder(board: Board, service: PredictionService, tmp_path: Path):
     first = service.folder.labels.genres[0]
     board.set_threshold(0, 0.125, service.folder)
-    path = downloads.labels_file(board, service)
+    path = written(downloads.labels_file(board, service))
     copy = tmp_path / "copy"
     shutil.copytree(service.folder.path, copy)
     shutil.copy(path, copy / LABELS)
@@ -132,7 +148,7 @@ def test_corrections_change_the_shards(board: Board, service: PredictionService,
     board.chosen = board.posters[1]
     board.correct([genres[1]], service.folder)
     board.correct([genres[2]], service.folder)  # the last one counts
-    path = downloads.corrections_file(board)
+    path = written(downloads.corrections_file(board))
     rows = list(csv.reader(path.open(newline="")))
     assert rows == [["id", "genres"], ["p00001", f"{genres[0]}|{genres[2]}"], ["p00002", genres[2]]]
     command = [
@@ -185,7 +201,7 @@ def test_the_gallery_has_the_posters_of_the_split(split: Split, service: Predict
     poster = split.open(split.require_row(1), service)
     assert isinstance(poster, Poster) and poster.id == split.ids[1] and poster.true == split.genres_of(1)
     np.testing.assert_allclose(poster.probabilities, split.probabilities[1], atol=1e-4)
-    for number in (-1, len(split.ids), "1", None):
+    for number in (-1, len(split.ids), "1", None, True):
         with fails("option-value", "no poster"):
             split.require_row(number)
 
@@ -219,6 +235,20 @@ def test_outputs_of_evaluate_are_read_only_if_they_fit(
     np.savez(path, **{**arrays, "weights": "f" * 64})
     with pytest.raises(TypeError, match="NoneType"):  # predicted again
         Split.of(options, folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("true", "no label", "has no choice 'no label'"), ("named", None, "has no choice 'None'"),
+        ("true", ["Drama"], "has no choice"), ("errors", None, "has no choice"), ("order", "x", "has no choice 'x'"),
+        ("low", float("nan"), "from 0 to 1, not nan"), ("high", "0.5", "from 0 to 1, not 0.5"),
+        ("low", True, "from 0 to 1, not True"), ("high", -1e99, "from 0 to 1, not -1e+99"),
+    ],
+)  # fmt: skip
+def test_a_browser_cannot_send_any_filter(split: Split, service: PredictionService, field: str, value: Any, said: str):
+    with fails("option-value", said):
+        split.rows(replace(Wanted(), **{field: value}), service.folder.thresholds)
 
 
 #: Samples of three labels: (true labels, probabilities).

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from failing import fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from number_source import Numbers, decoders, pixels, start
 
 from shards.dataset.index import read_index
 from shards.dataset.store import open_store
@@ -32,7 +30,6 @@ from toolkit.data.sample_fields import SampleFields
 from toolkit.data.sampling.plan import EvalPlan, TrainPlan
 from toolkit.data.sampling.shuffle import GlobalOrder
 from toolkit.data.shard_loader import ShardLoader
-from toolkit.data.sources.errors import Undecodable
 from toolkit.data.sources.image_files import FileSource
 from toolkit.data.sources.shard_reader import ShardReader
 from toolkit.data.transforms.batch_transform import RawTransform, eval_transforms, file_transforms, train_transforms
@@ -139,48 +136,6 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def decoders() -> list[int]:
-    """Decoding processes of this process."""
-    return [child.pid for child in multiprocessing.active_children() if child.name == "decode" and child.pid]
-
-
-class Numbers:
-    """A source whose sample k is the number k, and whose damage is a bug, a dead process or a log line."""
-
-    def __init__(self, bug: int = -1, death: int = -1, count: int = 60) -> None:
-        self.bug, self.death, self.count = bug, death, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def read(self, index: int) -> memoryview:
-        if index == self.bug:
-            raise Unpicklable(lambda: 0)
-        if index == self.death:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if index % 20 == 0:
-            logging.getLogger("numbers").warning("%s is round", index)
-        if index % 7 == 3:
-            raise Undecodable("damaged on purpose")
-        return memoryview(bytearray(index.to_bytes(4, "big")))
-
-    def where(self, index: int) -> str:
-        return f"number {index}"
-
-
-class Unpicklable(Exception):
-    """An error that cannot be sent to another process."""
-
-
-def pixels(data: bytes) -> np.ndarray:
-    return np.frombuffer(bytearray(data * 3), dtype=np.uint8).reshape(2, 2, 3)
-
-
-def start(source: Any, *, processes: int = 1, transform: Any = pixels) -> tuple[Loader, Iterator[Batch]]:
-    loader = Loader(source, 2, 2, policy=KEEP_ERRORS, processes=processes)
-    return loader, loader.batches(EvalPlan(len(source), 12).micro_batches(0, 1), file_transforms(2, transform))
-
-
 def test_a_loader_leaves_nothing_behind_at_its_end_after_a_break_or_an_error_or_when_forgotten(caplog):
     def whole() -> None:
         loader, batches = start(Numbers())
@@ -202,8 +157,7 @@ def test_a_loader_leaves_nothing_behind_at_its_end_after_a_break_or_an_error_or_
         _, batches = start(Numbers())
         next(batches)
 
-    whole()  # once, because the first process of a program starts Python's resource tracker
-    caplog.clear()
+    resource_tracker.ensure_running()  # else the first process starts it, and its descriptor stays open
     before = descriptors()
     for way in (whole, left, bug, forgotten):
         way()
@@ -229,9 +183,7 @@ def test_a_process_that_is_killed_ends_the_pass_with_one_line_and_all_others():
 
 
 PROGRAM = """
-import sys, time
-sys.path[:0] = [{tests!r}]
-from test_processes import Numbers, decoders, start
+from number_source import Numbers, decoders, start
 loader, batches = start(Numbers(count=10**7))
 with loader:
     for number, batch in enumerate(batches):
@@ -243,8 +195,8 @@ with loader:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_processes_end_with_a_program_that_is_killed_or_interrupted(tmp_path: Path, number: signal.Signals):
     script = tmp_path / "program.py"
-    script.write_text(PROGRAM.format(tests=str(Path(__file__).parent)))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    script.write_text(PROGRAM)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "toolkit"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
     program = subprocess.Popen(
         [sys.executable, script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

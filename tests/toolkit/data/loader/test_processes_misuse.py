@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from failing import fails
-from test_processes import Numbers, decoders, pixels, start
+from number_source import Numbers, decoders, pixels, start
 
 from shards.errors import UserError
 from toolkit.data.loader.processes import PER_CORE, ProcessCrew
@@ -115,9 +115,7 @@ def test_the_level_of_a_logger_counts_as_with_threads(caplog: pytest.LogCaptureF
 
 
 PROGRAM = """
-import sys
-sys.path[:0] = [{tests!r}]
-from test_processes import Numbers, start
+from number_source import Numbers, start
 loader, batches = start(Numbers(count=10**7), processes=2)
 print("started", flush=True)
 for batch in batches:
@@ -127,8 +125,8 @@ for batch in batches:
 
 def test_ctrl_c_while_the_processes_start_shows_one_traceback(tmp_path: Path):
     script = tmp_path / "program.py"
-    script.write_text(PROGRAM.format(tests=str(Path(__file__).parent)))
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    script.write_text(PROGRAM)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "toolkit"), os.environ.get("PYTHONPATH", "")])
     program = subprocess.Popen(
         [sys.executable, script], env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
