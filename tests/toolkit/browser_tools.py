@@ -21,12 +21,18 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 BROWSER, DRIVER = next(filter(None, map(shutil.which, NAMES)), ""), shutil.which("chromedriver") or ""
 #: Why tests of pages are skipped here; empty if they can run.
 LACKING = f"none of {', '.join(NAMES)}" if not BROWSER else "" if DRIVER else "no chromedriver (chromium-driver)"
-OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+OPTIONS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
 
 AXE = """
 const [done] = arguments;
 const why = (node) => [...node.any, ...node.all, ...node.none][0].message;
-axe.run(document, { resultTypes: ["violations"], preload: false }).then(({ violations }) => {
+const fading = document.getAnimations().filter((one) => one.effect.getComputedTiming().endTime < Infinity);
+Promise.allSettled(fading.map((one) => one.finished)).then(
+  () => axe.run(document, { resultTypes: ["violations"], preload: false })
+).then(({ violations }) => {
   const grave = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
   done(grave.flatMap(({ impact, id, nodes }) => nodes.map(
     (node) => `${impact} ${id}: ${node.target.join(" ")}: ${why(node)}`)));
@@ -35,15 +41,14 @@ axe.run(document, { resultTypes: ["violations"], preload: false }).then(({ viola
 
 
 @contextmanager
-def started(profile: Path, *, allowed: str = "") -> Iterator[Any]:
-    """A WebDriver of a browser that resolves no names but the host ``allowed``, and logs what it asks for."""
+def started(profile: Path) -> Iterator[Any]:
+    """A WebDriver of a browser that reaches this machine only, and logs what it asks for."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    hosts = "MAP * ~NOTFOUND" + (f", EXCLUDE {allowed}" if allowed else "")
-    for option in ("--headless=new", *OPTIONS, f"--host-resolver-rules={hosts}", f"--user-data-dir={profile}"):
+    for option in (*OPTIONS, f"--user-data-dir={profile}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))

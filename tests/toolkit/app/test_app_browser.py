@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
-from browser_tools import axe
+from browser_tools import LACKING, axe, started
 from PIL import Image
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_decisions
 
@@ -37,13 +37,8 @@ from toolkit.prediction.files import predict_files
 pytest.importorskip("selenium")
 from selenium.webdriver.common.keys import Keys
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER, DRIVER = next(filter(None, map(shutil.which, NAMES)), ""), shutil.which("chromedriver") or ""
+pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 
-pytestmark = [
-    pytest.mark.skipif(not BROWSER, reason=f"none of {', '.join(NAMES)}"),
-    pytest.mark.skipif(not DRIVER, reason="no chromedriver (Debian's package chromium-driver)"),
-]
 #: Notes every address that the server's Python asks for, or connects to.
 WITNESS = """
 import sys
@@ -94,23 +89,8 @@ def server(model: Path, shard_set: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for option in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
+    with started(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
-    finally:
-        driver.quit()
 
 
 class Page:
@@ -378,9 +358,11 @@ def test_axe_finds_no_barriers(server: Server, browser: Any, posters: Path, widt
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     page = Page(browser, server.address, width)
     page.wait("#sample-2")
+    until(lambda: not page.all(".pending"), "answers of the server")  # what waits for one is pale
     assert axe(browser) == []
     page.drop(posters / "images" / "p00003.jpg")
     page.wait("#text table", 60)
+    until(lambda: not page.all(".pending"), "answers of the server")
     assert axe(browser) == []
 
 
