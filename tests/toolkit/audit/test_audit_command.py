@@ -101,8 +101,8 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
     lines = [f"p{number:02d},{'|'.join(lists[number % 3])}" for number in range(32)]
     csv.write_text("\n".join(["id,genre", *lines, "p40,Musical", "nowhere,Drama"]))
     out = anywhere[0].parent / "audit"
-    sheet = anywhere[0].parent / "cleaned-sheet" / "contact_sheet.html"
-    write_page(sheet, f'<meta name="page-of" content="Cleaning {subject_of(anywhere[1])}"><!--links--><!--/links-->')
+    cleaned = anywhere[0].parent / "cleaned-sheet" / "contact_sheet.html"
+    write_page(cleaned, f'<meta name="page-of" content="Cleaning {subject_of(anywhere[1])}"><!--links--><!--/links-->')
     args = arguments(
         "--model", model, "--images", anywhere[0], "--cleaned", anywhere[1], "--out", out, "--controls", 2,
         "--metadata", csv, "--id-column", "id", "--genre-column", "genre", "--workers", 1,
@@ -131,7 +131,7 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
 
     html = (out / "audit.html").read_text()
     assert 'href="../cleaned-sheet/contact_sheet.html">Cleaning' in html
-    assert 'href="../audit/audit.html">Audit' in sheet.read_text()
+    assert 'href="../audit/audit.html">Audit' in cleaned.read_text()
     assert report["sentence"].split(":")[0] in html and html.count("<script") == 1
     with Image.open(out / "audit.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 1000
