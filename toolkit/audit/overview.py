@@ -11,6 +11,7 @@ from shards.visuals.templates import hundred
 from toolkit.audit.effects import (
     COVERAGE,
     FEW_POSTERS,
+    LARGEST,
     ROUNDS,
     STRONGER,
     WEAKER,
@@ -110,9 +111,10 @@ def advice(ratio: Ratio, noise: float) -> tuple[str, str]:
     if is_noise(ratio.text or 0.0, noise):
         return f"Titles hardly change more than saving the poster again as JPEG: {no_need}", ""
     if ratio.word == STRONGER:
-        least = "" if ratio.low is None else f" (at least {times(ratio.low)} times as much as other areas)"
+        least = times(min(ratio.low or 0.0, float(LARGEST)))
         return (
-            f"The model uses titles{least}: if it must judge the picture alone, train it on posters without text",
+            f"The model uses titles (at least {least} times as much as other areas): if it must judge the picture "
+            "alone, train it on posters without text",
             "posters shards build --text-removal",
         )
     if ratio.high is not None and ratio.high >= CAN_MATTER:

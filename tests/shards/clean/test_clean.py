@@ -37,6 +37,7 @@ from shards.inputs.jpeg_header import ORIENTATION
 from shards.text.masks import mask_of
 from shards.text.pipeline import TextRemoval
 from shards.text.report import SCHEMA, read_report, summarize
+from shards.visuals.links import subject_of
 from shards.visuals.templates import SCRIPT
 
 pytest_plugins = ("shard_fixtures",)
@@ -245,6 +246,7 @@ def test_the_sheet_is_one_file_that_needs_no_other(cleaned: Path, report: pd.Dat
     folder = cleaned.with_name("out-sheet")
     text = (folder / PAGE).read_text(encoding="utf-8")
     page = Page(text)
+    assert f'<meta name="page-of" content="Cleaning {subject_of(cleaned)}">' in text
     assert not re.search(r"https?:|url\(|@import", text) and page.tags.isdisjoint({"link", "iframe"})
     assert text.count("<script") == text.count(f"<script>{SCRIPT}</script>") == 1
     assert len(page.names) == 9 and len(page.pictures) == 27

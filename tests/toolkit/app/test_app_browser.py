@@ -324,9 +324,15 @@ def test_nobody_scrolls_sideways(server: Server, browser: Any, posters: Path, wi
     page = Page(browser, server.address, width)
     page.drop(*sorted((posters / "images").glob("p0000*.jpg")))
     page.wait("#text table", 60)
+    page.wait("#wrong button").click()
+    page.wait("#ticked label")
     sizes = "const page = document.documentElement; return [innerWidth, page.clientWidth, page.scrollWidth]"
-    inner, shown, whole = browser.execute_script(sizes)
-    assert inner == width and whole == shown > width - 20  # a scroll bar's width at most
+    long = (
+        "for (const name of document.querySelectorAll('#genres th, #text th, #uploads td, #wrong label span, #named'))"
+    )
+    for script in ("", f"{long} name.textContent = 'x'.repeat(120); "):  # also with a label without spaces
+        inner, shown, whole = browser.execute_script(script + sizes)
+        assert inner == width and whole == shown > width - 20  # a scroll bar's width at most
 
 
 def asked(browser: Any) -> set[str]:

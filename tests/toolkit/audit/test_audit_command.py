@@ -28,6 +28,7 @@ from shards.dataset.labels import LabelSet
 from shards.errors import UserError
 from shards.tables.metadata import GenreOptions
 from shards.text.registry import make_fill
+from shards.visuals.links import subject_of, write_page
 from toolkit.audit.options import AuditOptions
 from toolkit.audit.results import page
 from toolkit.audit.run import fill_maker
@@ -99,7 +100,9 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
     csv = tmp_path / "meta.csv"
     lines = [f"p{number:02d},{'|'.join(lists[number % 3])}" for number in range(32)]
     csv.write_text("\n".join(["id,genre", *lines, "p40,Musical", "nowhere,Drama"]))
-    out = tmp_path / "out"
+    out = anywhere[0].parent / "audit"
+    cleaned = anywhere[0].parent / "cleaned-sheet" / "contact_sheet.html"
+    write_page(cleaned, f'<meta name="page-of" content="Cleaning {subject_of(anywhere[1])}"><!--links--><!--/links-->')
     args = arguments(
         "--model", model, "--images", anywhere[0], "--cleaned", anywhere[1], "--out", out, "--controls", 2,
         "--metadata", csv, "--id-column", "id", "--genre-column", "genre", "--workers", 1,
@@ -127,6 +130,8 @@ def test_the_command_with_labels(anywhere: Folders, tmp_path: Path, capsys, capl
     assert report["metrics"]["raw"]["mAP"] == pytest.approx(average_precision_score(targets, scores), abs=1e-6)
 
     html = (out / "audit.html").read_text()
+    assert 'href="../cleaned-sheet/contact_sheet.html">Cleaning' in html
+    assert 'href="../audit/audit.html">Audit' in cleaned.read_text()
     assert report["sentence"].split(":")[0] in html and html.count("<script") == 1
     with Image.open(out / "audit.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 1000

@@ -21,6 +21,7 @@ from toolkit.audit.effects import (
     sentence,
     times,
 )
+from toolkit.audit.overview import advice, mean_interval
 from toolkit.metrics.helpers import sigmoid
 
 HALF = np.full(3, 0.5)
@@ -97,6 +98,38 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 )  # fmt: skip
 def test_the_sentence_is_right_in_every_case(ratio: Ratio, words: str):
     assert sentence(ratio) == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (Ratio(None, None, None, None, None, 0), "none could be compared"),
+        (Ratio(None, None, None, 0.0, 0.0, 40), "change nothing that this model says: no need"),
+        (Ratio(3.0, 1.5, 6.0, 0.3, 0.1, 29), "Audit at least 30 posters with text: 29 are too few"),
+        (Ratio(3.0, 1.5, 6.0, 0.001, 0.0003, 40), "hardly change more than saving the poster again as JPEG: no need"),
+        (Ratio(3.0, 1.5, 6.0, 0.3, 0.1, 40), "uses titles (at least 1.50 times as much as other areas)"),
+        (Ratio(math.inf, math.inf, math.inf, 0.3, 0.0, 40), "uses titles (at least 100 times as much as other areas)"),
+        (Ratio(1.1, 0.5, 2.5, 0.1, 0.09, 40), "Audit more posters: titles can still matter 2.5 times"),
+        (
+            Ratio(0.9, 0.8, 1.1, 0.1, 0.11, 40),
+            "at most 1.10 times as much as other areas (upper end of the interval): no",
+        ),
+        (
+            Ratio(0.5, 0.4, 0.6, 0.1, 0.2, 40),
+            "at most 0.60 times as much as other areas (upper end of the interval): no",
+        ),
+    ],
+)
+def test_the_advice_follows_from_the_interval(ratio: Ratio, words: str):
+    said, command = advice(ratio, noise=0.001)
+    assert words in said and bool(command) == ("uses titles" in said)
+
+
+def test_an_interval_of_a_mean_holds_it_and_equal_values_have_none():
+    flips = np.array([1.0] * 10 + [0.0] * 30)
+    low, high = mean_interval(flips, 0)
+    assert low is not None and high is not None and 0.1 <= low < 0.25 < high <= 0.4
+    assert mean_interval(flips[:10], 0) == (None, None)
 
 
 def test_nothing_over_nothing_and_something_over_nothing():

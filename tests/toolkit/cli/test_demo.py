@@ -53,6 +53,8 @@ def test_the_page_has_six_pictures_and_links_to_all_results(run: subprocess.Comp
     reader = HtmlReader(page)
     links = [link["href"] or "" for link in reader.all("a")]
     assert set(RESULTS) <= set(links) and all((out / link).exists() for link in links)
+    report = HtmlReader((out / "report" / "index.html").read_text())
+    assert "../index.html" in [link["href"] for link in report.all("a")]  # and back
     words = "".join(reader.text)
     for step in ("1. Posters", "2. Shards", "3. Training", "4. Results", "5. Predictions", "6. Where the model looks"):
         assert step in words

@@ -109,6 +109,8 @@ def test_disagreement_counts_pairs_and_shows_near_duplicates_once():
 
 def test_the_page_escapes_names_and_shows_what_each_said(comparison: Comparison):
     page = render_page(comparison)
+    weights = " ".join(["ab" * 32] * 3)
+    assert f'<meta name="page-of" content="Comparison {weights}">' in page
     assert page.count("<script") == 1 and "<b>device" not in page and NASTY not in page and "映画" in page
     assert comparison.disputed and page.count('<div class="poster card">') == len(comparison.disputed)
     for poster, shown in zip(comparison.disputed, comparison.numbers["posters"], strict=True):

@@ -26,6 +26,7 @@ def test_the_folder_and_its_files(report: Report, tmp_path: Path):
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     plots = {f"plots/{plot.name}.{kind}" for plot in all_plots(report) for kind in ("png", "svg")}
     assert names == {"index.html", "metrics.json", "per-genre.csv", *plots}
+    assert f'<meta name="page-of" content="Report {"ab" * 32}">' in (folder / "index.html").read_text()
     numbers = json.loads((folder / "metrics.json").read_text())
     assert numbers["headline"] == report.numbers["headline"] and numbers["num_samples"] == SAMPLES
     table = pd.read_csv(folder / "per-genre.csv")
