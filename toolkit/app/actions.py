@@ -142,10 +142,9 @@ class Actions:
             if type(number) is not int or number < 0:
                 raise UserError("option-value", f"the gallery has no page with the number {str(number)[:20]}")
             board.page = number
-            return [self.show_page(board, *filters), gr.skip(), *[gr.skip()] * DETAILS]
-        found = self.split.open(self.split.require_row(number), self.service)
-        board.chosen = found if isinstance(found, Poster) else None
-        return [gr.skip(), self._refusals([] if board.chosen else [found]), *self._details(board)]
+            return [self.show_page(board, *filters), *[gr.skip()] * DETAILS]
+        board.chosen = self.split.open(self.split.require_row(number), self.service)
+        return [gr.skip(), *self._details(board)]
 
     # --- parts of the page ----------------------------------------------------------------------------------------
 
