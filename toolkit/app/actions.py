@@ -33,7 +33,7 @@ class Actions:
         files = files or []
         found = self.service.read([path for path, _ in files], [name for _, name in files])
         refused = board.add(found)
-        return [gr.File(value=None), self._refusals(refused), *self._table(board), *self._details(board)]
+        return [None, self._refusals(refused), *self._table(board), *self._details(board)]
 
     def sample(self, number: int, board: Board) -> list[Any]:
         """Draw the sample poster of a button, and display it like an upload."""
@@ -199,7 +199,8 @@ def _sent(event: gr.EventData) -> tuple[Any, Any]:
 def upload_field(**parameters: Any) -> Any:
     """Return a field for files whose value is a list of (path, name). Names in paths of gradio lack some characters.
 
-    A subclass of gr.File would be simpler, but gradio writes a file beside the module of a subclass.
+    A subclass of gr.File would be simpler, but gradio writes a file beside the module of a subclass. An action must not
+    return gr.File(...) for the field: gradio would replace the field by another one.
     """
     field = gr.File(file_count="multiple", **parameters)
     checked = field.preprocess

@@ -240,8 +240,10 @@ def test_what_is_no_poster_says_so_and_the_others_go_on(server: Server, browser:
     assert not page.all("#injected")
 
     assert page.wait("#genres h2").text == "p00001.jpg"  # of two that can be chosen
+    page.drop(images / "p00003.jpg")  # a second time
+    until(lambda: page.wait("#genres h2").text == "p00003.jpg", "third poster")
     names = page.all("#uploads tr[data-row] button")
-    assert [name.text for name in names] == ["p00001.jpg", "p00002.jpg"]
+    assert [name.text for name in names] == ["p00001.jpg", "p00002.jpg", "p00003.jpg"]
     names[1].send_keys(Keys.ENTER)  # with the keyboard
     until(lambda: page.wait("#genres h2").text == "p00002.jpg", "second poster")
     assert page.wait("#uploads tr[aria-current]").get_attribute("data-row") == "1"
