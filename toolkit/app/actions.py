@@ -33,7 +33,7 @@ class Actions:
         files = files or []
         found = self.service.read([path for path, _ in files], [name for _, name in files])
         refused = board.add(found)
-        return [gr.File(value=None), self._refusals(refused), *self._table(board), *self._details(board)]
+        return [None, self._refusals(refused), *self._table(board), *self._details(board)]
 
     def sample(self, number: int, board: Board) -> list[Any]:
         """Draw the sample poster of a button, and display it like an upload."""
@@ -142,10 +142,9 @@ class Actions:
             if type(number) is not int or number < 0:
                 raise UserError("option-value", f"the gallery has no page with the number {str(number)[:20]}")
             board.page = number
-            return [self.show_page(board, *filters), gr.skip(), *[gr.skip()] * DETAILS]
-        found = self.split.open(self.split.require_row(number), self.service)
-        board.chosen = found if isinstance(found, Poster) else None
-        return [gr.skip(), self._refusals([] if board.chosen else [found]), *self._details(board)]
+            return [self.show_page(board, *filters), *[gr.skip()] * DETAILS]
+        board.chosen = self.split.open(self.split.require_row(number), self.service)
+        return [gr.skip(), *self._details(board)]
 
     # --- parts of the page ----------------------------------------------------------------------------------------
 
@@ -200,7 +199,8 @@ def _sent(event: gr.EventData) -> tuple[Any, Any]:
 def upload_field(**parameters: Any) -> Any:
     """Return a field for files whose value is a list of (path, name). Names in paths of gradio lack some characters.
 
-    A subclass of gr.File would be simpler, but gradio writes a file beside the module of a subclass.
+    A subclass of gr.File would be simpler, but gradio writes a file beside the module of a subclass. An action must not
+    return gr.File(...) for the field: gradio would replace the field by another one.
     """
     field = gr.File(file_count="multiple", **parameters)
     checked = field.preprocess

@@ -144,14 +144,17 @@ class Split:
         """Return a small JPEG of a poster, or None if its image cannot be decoded."""
         return _thumbnail(self.reader, row)
 
-    def open(self, row: int, service: PredictionService) -> Poster | Refused:
-        """Return a poster like an upload, with its true labels. The image is decoded in another process."""
+    def open(self, row: int, service: PredictionService) -> Poster:
+        """Return a poster like an upload, with its true labels. The image is decoded in another process.
+
+        Raises UserError if the image cannot be decoded.
+        """
         path = upload_folder() / f"set-{row}"
         with atomic_write(path) as stream:  # another visitor may read the file now
             stream.write(self.reader.image_bytes(row))
         (found,) = service.read([path], [self.ids[row]])
         if isinstance(found, Refused):
-            return found
+            raise UserError("image-unreadable", f"{found.name}: {found.message}")
         return replace(found, true=self.genres_of(row))
 
     def require_row(self, row: object) -> int:

@@ -104,8 +104,7 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
         picked = [table.select(actions.pick, board, details, **PRIVATE)]
         views = [shelf] if shelf else []
         if shelf:
-            outputs = [shelf, refused, *details]
-            picked.append(shelf.select(actions.browse, [board, *filters], outputs, **PRIVATE))
+            picked.append(shelf.select(actions.browse, [board, *filters], [shelf, *details], **PRIVATE))
         moved = genres.select(actions.set_threshold, [board, *filters], [genres, table, text, *views], **QUIET)
         keep.click(actions.correct, [board, ticked], [kept, table, corrections, board], **PRIVATE)
         for event in (*events, emptied, moved):

@@ -77,7 +77,9 @@ def read_outputs(path: Path, folder: ModelFolder, shard_set: str, reader: ShardR
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError("predictions-damaged", f"{path} cannot be read ({one_line(error)}); {remedy}") from None
+        # The text of numpy's ValueError recommends to load the file in an unsafe way.
+        why = "it is not a file of plain numpy arrays" if isinstance(error, ValueError) else one_line(error)
+        raise UserError("predictions-damaged", f"{path} cannot be read ({why}); {remedy}") from None
     shape = (len(reader), len(folder.labels))
     if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
         what = f"its logits are not {shape[0]} x {shape[1]} finite float32 numbers"

@@ -193,7 +193,9 @@ def split(service: PredictionService, shard_set: Path) -> Split:
     return Split.of(AppOptions(model=service.folder.path, shards=shard_set, split="train"), service.folder)
 
 
-def test_the_gallery_has_the_posters_of_the_split(split: Split, service: PredictionService, shard_set: Path):
+def test_the_gallery_has_the_posters_of_the_split(
+    split: Split, service: PredictionService, shard_set: Path, monkeypatch
+):
     samples = pd.concat(
         pd.read_parquet(path) for path in sorted(shard_set.glob("train*.parquet")) if "samples" not in path.name
     )
@@ -201,6 +203,9 @@ def test_the_gallery_has_the_posters_of_the_split(split: Split, service: Predict
     poster = split.open(split.require_row(1), service)
     assert isinstance(poster, Poster) and poster.id == split.ids[1] and poster.true == split.genres_of(1)
     np.testing.assert_allclose(poster.probabilities, split.probabilities[1], atol=1e-4)
+    with monkeypatch.context() as patch, fails("image-unreadable", f"{split.ids[1]}: not an image"):
+        patch.setattr(type(split.reader), "image_bytes", lambda reader, row: b"no image")
+        split.open(1, service)
     for number in (-1, len(split.ids), "1", None, True):
         with fails("option-value", "no poster"):
             split.require_row(number)
@@ -222,6 +227,9 @@ def test_outputs_of_evaluate_are_read_only_if_they_fit(
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with fails("predictions-damaged", "predictions-test.npz", "delete it"):
+        Split.of(options, folder)
+    path.write_text("no archive")
+    with fails("predictions-damaged", "it is not a file of plain numpy arrays", "delete it"):
         Split.of(options, folder)
     path.write_bytes(whole)
     with np.load(path) as file:
