@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launch_tools import accelerate_launch, options_of
+from launch_tools import launch_2, options_of
 from shared_tools import build_small_set
 
 from shards.inputs.synthetic import draw_poster_set
@@ -26,6 +26,6 @@ def launch_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(launch_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of two processes on one node that nothing interrupts. Read-only."""
     out = tmp_path_factory.mktemp("pair") / "run"
-    run = accelerate_launch("launch/train.py", *options_of(launch_set, out))
+    run = launch_2("launch/train.py", *options_of(launch_set, out))
     assert run.returncode == 0, run.stderr
     return out

@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "toolkit"))  # no package, like all tests
 
-from toolkit_helpers import ROOT, TINY, accelerate_launch, clean_env, free_port, run_python, weights_option
+from toolkit_helpers import ROOT, TINY, accelerate_launch, clean_env, free_port, launch_2, run_python, weights_option
 
-__all__ = ["ROOT", "accelerate_launch", "clean_env", "free_port", "run_python"]
+__all__ = ["ROOT", "accelerate_launch", "clean_env", "free_port", "launch_2", "run_python"]
 
 PROBE = ROOT / "tests" / "launch" / "probe_launch.py"
 

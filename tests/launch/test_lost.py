@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from launch_tools import PROBE, ROOT, clean_env, free_port, options_of, wait_until
+from launch_tools import ROOT, clean_env, free_port, options_of
 
 from shards.errors import UserError
 from toolkit.distributed.launch import lost_peer, processes_of, restarts_share_a_store, wait_seconds
@@ -86,18 +85,6 @@ def test_every_process_is_told_what_the_main_one_met(launch_set: Path, tmp_path:
         _, said = job.communicate(timeout=60)
         assert job.returncode == 2 and "already contains a run: pass --resume" in said and "Traceback" not in said
         assert said.endswith("the group is left\n")
-
-
-def test_a_killed_process_ends_the_other_with_a_line_and_a_status_of_its_own(launch_set: Path, tmp_path: Path):
-    both = [
-        start(env, PROBE, tmp_path, "pause update 3 1", *options_of(launch_set, tmp_path / "run"))
-        for env in ranks(free_port(), 2, 0, 1)
-    ]
-    wait_until((tmp_path / "happened").exists, "the third update")
-    both[1].send_signal(signal.SIGKILL)
-    (_, said), _ = (job.communicate(timeout=60) for job in both)
-    assert [job.returncode for job in both] == [69, -signal.SIGKILL]
-    assert "error: lost another process of this run" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "soon", "1.5", ""])

@@ -11,7 +11,7 @@ from launch_tools import accelerate_launch, free_port, options_of, run_python
 pytest_plugins = ("launch_fixtures",)
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+@pytest.mark.parametrize("launcher", ["accelerate", pytest.param("torchrun", marks=pytest.mark.long)])
 def test_a_launcher_starts_the_module(launcher: str, launch_set: Path, tmp_path: Path):
     words = ["-m", "toolkit", "train", *options_of(launch_set, tmp_path / "run", "--train.epochs=1")]
     if launcher == "accelerate":
