@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import fields
 from functools import partial
-from html import escape
 from importlib.resources import files as package_files
 from typing import Any
 
@@ -69,7 +68,7 @@ class _Page(gr.Blocks):
 
 def _shown(message: str) -> gr.Error:
     """Return the exception that makes gradio show a message, without a traceback on the terminal."""
-    return gr.Error(escape(message, quote=False), print_exception=False)
+    return gr.Error(render("toolkit.app/message.html", message=message).strip(), print_exception=False)
 
 
 def build_page(service: PredictionService, address: str = "", split: Split | None = None) -> Any:
