@@ -75,7 +75,7 @@ class Board:
         values[list(self.changed)] = list(self.changed.values())
         return values
 
-    def set_threshold(self, column: object, value: object, folder: ModelFolder) -> None:
+    def set_threshold(self, column: Any, value: Any, folder: ModelFolder) -> None:
         """Set the threshold of a genre. Column -1 sets all genres, and column -2 restores the model's thresholds.
 
         The values come from a browser. Raises UserError if they are not valid.
