@@ -84,8 +84,8 @@ class Actions:
         board.set_threshold(*_sent(event), folder)
         hidden = len(folder.labels) > html.MAX_GENRES and poster is not None
         return [
+            *self._table(board),
             html.genres_card(poster, board, self.service) if hidden and poster else gr.skip(),
-            html.uploads_table(board, self.service),
             self._text(poster, board) if poster is not None and poster.painted else gr.skip(),
             *([self.show_page(board, *filters)] if self.split else []),
         ]
@@ -99,14 +99,6 @@ class Actions:
             error = str(refusal)
         kept = render("toolkit.app/counts.html", corrections=board.corrections, error=error)
         return [kept, html.uploads_table(board, self.service), self._button(corrections_file(board)), board]
-
-    def downloads(self, board: Board) -> list[Any]:
-        """Write the files with the predictions and the thresholds.
-
-        ``downloads`` and ``correct`` also return the state: gradio deletes only states that an action returned.
-        """
-        paths = [*prediction_files(board, self.service), labels_file(board, self.service)]
-        return [*(self._button(path) for path in paths), board]
 
     def predict(self, files: list[tuple[Path, str]] | None) -> list[dict[str, Any]]:
         """Return the predictions of files for another program: one object per file, in order."""
@@ -176,8 +168,13 @@ class Actions:
         return html.text_card(poster, poster.painted, before, after, self.service.words)
 
     def _table(self, board: Board) -> list[Any]:
-        """Return the table of uploads, and whether its buttons are visible."""
-        return [html.uploads_table(board, self.service), gr.Row(visible=bool(board.posters or board.refused))]
+        """Return the table of uploads, and the files with its predictions and thresholds, in the same event.
+
+        The state is also returned: gradio deletes only states that an action returned.
+        """
+        files = [*prediction_files(board, self.service), labels_file(board, self.service)]
+        buttons = gr.Row(visible=bool(board.posters or board.refused or board.changed))
+        return [html.uploads_table(board, self.service), buttons, *map(self._button, files), board]
 
     def _refusals(self, refused: Any) -> str:
         return render("toolkit.app/refusals.html", refused=refused)

@@ -75,20 +75,21 @@ class Split:
     def of(cls, options: AppOptions, folder: ModelFolder) -> Split:
         """Open the split and get the logits of the model. Raises UserError if the set does not fit the model."""
         assert options.shards is not None
+        split = options.split or "test"
         store = open_store(options.shards, options.cache)
         manifest = store.manifest()
         require_same("the model", folder.labels, "the shard set", manifest.labels)
-        reader = ShardReader.of_split(store, options.split, manifest)
-        path = folder.path / f"predictions-{options.split}.npz"
-        logits = read_outputs(path, folder, manifest.fingerprint, reader, options.split)
+        reader = ShardReader.of_split(store, split, manifest)
+        path = folder.path / f"predictions-{split}.npz"
+        logits = read_outputs(path, folder, manifest.fingerprint, reader, split)
         if logits is None:
-            command = f"posters evaluate --model {folder.path} --shards {store} --split {options.split}"
+            command = f"posters evaluate --model {folder.path} --shards {store} --split {split}"
             log.info("predicting %d posters; after `%s` this page starts without this step", len(reader), command)
             accelerator = make_accelerator(None)
-            logits = infer_split(accelerator, folder, store, manifest, options.split).logits
+            logits = infer_split(accelerator, folder, store, manifest, split).logits
         probabilities = folder.decisions.probabilities(logits)
         targets = reader.targets.astype(np.bool_)
-        return cls(options.split, reader.sample_ids(), targets, probabilities, reader, folder.labels.genres)
+        return cls(split, reader.sample_ids(), targets, probabilities, reader, folder.labels.genres)
 
     def rows(self, wanted: Wanted, thresholds: FloatArray) -> IntArray:
         """Return the numbers of the posters that the filter keeps, in the order of the page.

@@ -96,19 +96,18 @@ def build_page(service: PredictionService, address: str = "", split: Split | Non
             corrections = _download("corrections.csv", "corrections")
         _api(actions, address)
 
-        shown = [table, buttons, *details]
+        below = [table, buttons, *saved, thresholds, board]
+        shown = [*below, *details]
         events = [button.click(partial(actions.sample, number), board, [files, refused, *shown], **PRIVATE)
                   for number, button in enumerate(samples)]  # fmt: skip
         events.append(files.upload(actions.take, [files, board], [files, refused, *shown], **PRIVATE))
-        emptied = empty.click(actions.empty, board, [refused, *shown], **PRIVATE)
+        empty.click(actions.empty, board, [refused, *shown], **PRIVATE)
         picked = [table.select(actions.pick, board, details, **PRIVATE)]
         views = [shelf] if shelf else []
         if shelf:
             picked.append(shelf.select(actions.browse, [board, *filters], [shelf, *details], **PRIVATE))
-        moved = genres.select(actions.set_threshold, [board, *filters], [genres, table, text, *views], **QUIET)
+        genres.select(actions.set_threshold, [board, *filters], [*below, genres, text, *views], **QUIET)
         keep.click(actions.correct, [board, ticked], [kept, table, corrections, board], **PRIVATE)
-        for event in (*events, emptied, moved):
-            event.then(actions.downloads, board, [*saved, thresholds, board], **QUIET)
         for event in picked:
             event.then(None, js=TO_DETAILS, **QUIET)
         for event in (*events, *picked):

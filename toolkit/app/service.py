@@ -132,7 +132,7 @@ class PredictionService:
             for path, name, item in zip(taken, names, found, strict=False)
         ]
         if len(paths) > MAX_FILES:
-            more = f"and {len(paths) - MAX_FILES} more files"
+            more = f"and {'1 more file' if len(paths) == MAX_FILES + 1 else f'{len(paths) - MAX_FILES} more files'}"
             results.append(Refused(more, f"not decoded: the limit is {MAX_FILES} files at a time"))
         return results
 

@@ -298,6 +298,11 @@ def test_markup_of_the_difference(answers: PredictionService, posters: Path):
     assert "+25.0" in rows[1] and "up" in rows[1] and rows[1].count("✓") == 1
 
 
+def test_a_split_without_shards_is_one_line(tmp_path: Path):
+    with fails("option-missing", "--split", "--shards"):
+        main(["app", "--model", str(tmp_path / "none"), "--split", "val"])
+
+
 @pytest.mark.parametrize(
     ("options", "facts"),
     [(["--port", "0"], ["--port", "1 to 65535", "not 0"]), (["--host", "192.0.2.1"], ["192.0.2.1", "7860", "--host"])],
