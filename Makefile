@@ -4,20 +4,29 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The exact versions that were tested; override with CONSTRAINTS= to take the newest that setup.cfg allows.
 CONSTRAINTS ?= -c constraints.txt
-# Test processes: a test file stays in one of them, so that its fixtures are made once.
+# Processes of tests and of mypy. A test file stays in one of them, so that its fixtures are made once.
 JOBS ?= 2
 
 .PHONY: demo test test-long test-matrix lint docs bench study gpu-check clean
 
-$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+# Compiles all installed modules in one process for each core, which takes pip over a minute in a single process. Some
+# packages have files that are no Python: compileall leaves them out, as pip does, but then ends with status 1.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
+$(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) -e .
+	$(COMPILE)
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
-	touch $@
+# In one step with the packages of $(VENV)/installed.
+$(VENV)/installed-dev: setup.cfg pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS) -e '.[dev]'
+	$(COMPILE)
+	touch $(VENV)/installed $@
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[docs]'
@@ -42,7 +51,7 @@ test-matrix:
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n $(JOBS)
 	$(BIN)/lint-imports --no-cache
 
 # The site, in build/docs/index.html. A broken link or a warning is an error. Needs Python 3.11 or newer.
