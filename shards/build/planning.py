@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from shards.build.pack import PackTask, Sample
 from shards.build.resume import is_same_build
@@ -77,6 +75,9 @@ def with_table_groups(rows: Sequence[Row], groups: np.ndarray) -> np.ndarray:
     number = {value: first + at for at, value in enumerate(values)}
     pairs = [(int(of), number[row.group]) for row, of in zip(rows, groups, strict=True) if row.group]
     size, (a, b) = first + len(values), np.array(pairs).T
+    from scipy.sparse import coo_array  # here, because each worker process would take 0.2 s to import it
+    from scipy.sparse.csgraph import connected_components
+
     joined = connected_components(coo_array((np.ones(len(pairs), dtype=bool), (a, b)), shape=(size, size)))[1]
     return np.asarray(joined[groups], dtype=np.int64)
 

@@ -17,8 +17,6 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 10
 SIGNATURE_SIDE = 8
@@ -165,6 +163,9 @@ class _Groups:
         if len(a) == 0:
             return
         size = int(self.labels.max()) + 1
+        from scipy.sparse import coo_array  # here, because each worker process would take 0.2 s to import it
+        from scipy.sparse.csgraph import connected_components
+
         edges = coo_array((np.ones(len(a), dtype=bool), (self.labels[a], self.labels[b])), shape=(size, size))
         _, merged = connected_components(edges, directed=False)
         self.labels = merged[self.labels].astype(np.int64)
