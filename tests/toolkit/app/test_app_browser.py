@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pandas as pd
 import pytest
-from browser_tools import LACKING, axe, started
+from browser_tools import LACKING, axe, printed_words, started
 from PIL import Image
 from toolkit_helpers import ROOT, clean_env, free_port, make_model_folder, some_decisions
 
@@ -345,6 +345,16 @@ def asked(browser: Any) -> set[str]:
         elif message["method"] == "Network.webSocketCreated":
             urls.append(message["params"]["url"])
     return {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:"))}
+
+
+def test_answers_are_printed_without_the_controls(server: Server, browser: Any, posters: Path):
+    page = Page(browser, server.address)
+    page.drop(posters / "images" / "p00001.jpg", posters / "images" / "p00002.jpg")
+    named = page.wait("#named").text
+    words = printed_words(base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]))
+    for text in ("Which genres does a poster show?", "p00001.jpg", "p00002.jpg", named, "no effect"):
+        assert text in words
+    assert "Empty the table" not in words and "Click to upload" not in words
 
 
 def test_nobody_else_is_asked(server: Server, browser: Any, posters: Path):
