@@ -86,6 +86,7 @@ def test_optuna_chooses_from_three_trials(ran: list[dict[str, Any]], folder: Pat
     assert (folder / "STUDY" / "features").is_dir()
 
 
+@pytest.mark.long
 def test_the_notebook_runs_without_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -138,6 +138,7 @@ def test_the_text_detection_benchmark_runs(posters: Path, tmp_path: Path):
     assert any(name.startswith("ours") and name.endswith("no line") for name in ways)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(LACKING), reason=LACKING)
 def test_the_page_of_a_report_is_measured_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["--posters", "60", "--genres", "2", "--rounds", "1"]

@@ -41,6 +41,7 @@ def checked(out: Path, item: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 def test_the_check_runs_on_posters_from_shards(shard_set: Path, tmp_path: Path):
     run = check("--tiny", "--data", shard_set, "--out", tmp_path / "out", "--items", "tests,train")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -110,6 +110,7 @@ def test_a_small_run_of_all_else_that_it_says(path: Path, shard_set: Path, tmp_p
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == expected
 
 
+@pytest.mark.long  # test_wrapping.py has two compiled processes
 @pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler here"
 )

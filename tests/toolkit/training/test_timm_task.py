@@ -64,6 +64,7 @@ def evaluate(task: MultiLabelClassificationTask, batches: Iterable[Any]) -> tupl
     return evaluator.compute(), evaluator
 
 
+@pytest.mark.long
 def test_timm_trains_on_our_tars(shard_set: Path) -> None:
     genres = Manifest.read(shard_set).genres
     torch.manual_seed(0)
