@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The exact versions that were tested; override with CONSTRAINTS= to take the newest that setup.cfg allows.
 CONSTRAINTS ?= -c constraints.txt
-# Processes of tests and of mypy. A test file stays in one of them, so that its fixtures are made once.
-JOBS ?= 2
+# Processes of tests and of mypy: one more than the cores of a small machine, since many tests wait. A test file stays
+# in one of them, so that its fixtures are made once.
+JOBS ?= 3
 
 .PHONY: demo test test-long test-matrix lint docs bench study gpu-check clean
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
 from html_tools import HtmlReader
 
 from shards.visuals.links import page_of, write_page
@@ -31,6 +32,14 @@ def links(page: Path) -> dict[str, Path]:
     files = [Path(os.path.normpath(page.parent / unquote(address))) for address in addresses]
     assert all(file.is_file() for file in files)
     return {name.rpartition(">")[2]: file for name, file in zip(names, files, strict=True)}
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder whose parent has no pages of other tests."""
+    inner = tmp_path / "of" / "ours"
+    inner.mkdir(parents=True)
+    return inner
 
 
 def test_both_directions_and_only_what_is_of_the_same_model(tmp_path: Path):
