@@ -114,7 +114,7 @@ def _folders(roots: Sequence[Path]) -> Iterator[Path]:
 
 
 def _mark(page: Path) -> Mark | None:
-    """Return the mark of a page, or None if the path is no page of this toolkit or cannot be read."""
+    """Return the mark of a page. None if the file is missing, unreadable or without a mark."""
     try:
         if not page.is_file():
             return None

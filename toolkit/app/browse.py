@@ -159,7 +159,7 @@ class Split:
         return replace(found, true=self.genres_of(row))
 
     def require_row(self, row: object) -> int:
-        """Return the number of a poster that a browser sent. Raises UserError if there is no such poster."""
+        """Return the number of a poster that a browser sent. Raises UserError if the number is not valid."""
         if type(row) is not int or not 0 <= row < len(self.ids):
             raise UserError("option-value", f"the split has no poster with the number {str(row)[:20]}")
         return row

@@ -62,7 +62,7 @@ class SplitLogits:
 
 
 def read_outputs(path: Path, folder: ModelFolder, shard_set: str, reader: ShardReader, split: str) -> FloatArray | None:
-    """Return the (N, G) logits of a file that `SplitLogits.save` wrote. None if there is no such file.
+    """Return the (N, G) logits of a file that `SplitLogits.save` wrote. None if the file is missing.
 
     Also return None if the file has the outputs of other weights, of another shard set or of another split. Raises
     UserError if the file is damaged.

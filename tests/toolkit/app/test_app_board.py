@@ -42,7 +42,7 @@ def service(labels: LabelSet, tmp_path_factory: pytest.TempPathFactory) -> Predi
 
 @pytest.fixture
 def board(service: PredictionService, posters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
-    """A board with two posters and a file that is no picture."""
+    """A board with two posters and a file that is not a picture."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     images = posters / "images"
     board = Board()
